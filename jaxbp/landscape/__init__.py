@@ -1,0 +1,21 @@
+"""Study 1: where a loss landscape has its minima, and how certain that is.
+
+`hessian` multiplies with the curvature of any loss; `extreme_eigenvalues`, `spectral_density` and `hutchinson_trace` question it;
+`fit_affine` finds shallow minimisers, `embed_affine` and `embed_mlp` build deep networks of them; `analyse` and `stable_radius` say how far
+the nearest ReLU kink is; `certify` puts all of it together; `classify` names what a point is.
+"""
+
+from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius
+from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
+from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify, per_example_loss
+from jaxbp.landscape.embedding import NotRepresentable, embed_affine, embed_mlp
+from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
+from jaxbp.landscape.lanczos import (
+    Eigenvalue,
+    Extremes,
+    SpectralDensity,
+    extreme_eigenvalues,
+    hutchinson_trace,
+    spectral_density,
+)
+from jaxbp.landscape.probes import ProbeReport, losses_at, probe

@@ -1,0 +1,245 @@
+"""Build a deep ReLU network that computes a shallow minimiser exactly, with every added ReLU strictly active.
+
+Lemma 1 of the paper: an affine map of rank s passes unharmed through hidden layers of width s or more, if the singular value
+decomposition of its kernel is dealt out over the layers and every bias is so large that no pre-activation is below
+``margin`` on any training input. By Theorem 1 a minimum of the affine map then is a local minimum of the deep network. Convolutions before
+the dense layers carry the image: each output channel copies one input channel at one offset, so that a strided convolution
+with enough channels loses nothing. What cannot be carried (pooling, too few channels) shows up as logits that do not match and
+is refused. Surplus units get no weight and a bias of ``margin``; with a ``key`` all units of a layer share the load by a random rotation.
+
+>>> import flax.linen as nn
+>>> import jax, jax.numpy as jnp, numpy as np
+>>> from jaxbp import landscape
+>>> rng = np.random.default_rng(0)
+>>> x, y = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
+>>> fit = landscape.fit_affine(x, y, 3, loss="cross_entropy")
+>>> net = nn.Sequential([nn.Dense(16, param_dtype=float), nn.relu, nn.Dense(3, param_dtype=float)])
+>>> with jax.enable_x64(True):
+...     params = landscape.embed_affine(net, fit, jnp.asarray(x))
+...     error = jnp.abs(net.apply({"params": params}, x) - (x @ fit.kernel + fit.bias)).max()
+>>> bool(error < 1e-12)
+True
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp.landscape.affine import AffineFit
+
+Layer = tuple[np.ndarray, np.ndarray]  # kernel (fan_in, fan_out), bias (fan_out,)
+
+
+class NotRepresentable(ValueError):
+    """The network cannot compute the shallow map with all its ReLUs active."""
+
+
+def embed_affine(
+    module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: jax.Array | None = None, margin: float = 1.0
+) -> Any:
+    """Parameters with which ``module`` computes ``inputs (N, ...) -> flat inputs @ fit.kernel + fit.bias``.
+
+    Args:
+      module: a linen network without normalisation: convolutions (`nn.Conv`), ReLUs, residual sums, then a chain of one or
+        more `nn.Dense`, of which the last gives the logits. Must be called with 64-bit types enabled and float64 parameters.
+      fit: the affine map; its rank bounds the narrowest dense layer from below.
+      inputs: all training inputs, on which every ReLU will be active.
+      key: rotates the hidden layers at random; None gives the plain factoring with idle surplus units.
+      margin: smallest pre-activation of every hidden unit over ``inputs``.
+
+    Raises:
+      NotRepresentable: a dense layer narrower than the rank, or an image that does not reach the dense layers whole.
+    """
+    builder = _Builder(module, fit, inputs, key, margin)
+    variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
+    if extra := sorted(set(variables) - {"params"}):
+        raise NotRepresentable(
+            f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation"
+        )
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variables["params"])
+    with nn.intercept_methods(builder.intercept):
+        module.apply({"params": params}, inputs)
+    params = builder.merged(params)
+    logits = module.apply({"params": params}, inputs)
+    error = float(jnp.abs(logits - builder.logits).max() / (1 + jnp.abs(builder.logits).max()))
+    if not error < 1e-8:
+        raise NotRepresentable(
+            f"the network's logits differ from the affine map's by {error:.1g} (relative): the image does not reach the dense layers "
+            "whole. Convolutions need at least (product of strides) x input channels, padding SAME, and no pooling between"
+        )
+    return params
+
+
+def embed_mlp(
+    layers: Sequence[Layer],
+    widths: Sequence[int],
+    inputs: np.ndarray,
+    *,
+    key: jax.Array | None = None,
+    margin: float = 1.0,
+) -> list[Layer]:
+    """A deeper or wider ReLU MLP that computes what the MLP of ``layers`` computes on ``inputs`` (N, d).
+
+    The first hidden layers keep the shallow net's units, those added carry its last, affine layer, strictly active
+    (Theorem 1 applied from the last hidden layer on). Returns len(widths) + 1 layers.
+
+    Raises:
+      NotRepresentable: fewer hidden layers than the shallow net has, or narrower ones.
+    """
+    old_widths = [kernel.shape[1] for kernel, _ in layers[:-1]]
+    if len(widths) < len(old_widths) or any(new < old for new, old in zip(widths, old_widths, strict=False)):
+        raise NotRepresentable(f"hidden widths {list(widths)} cannot hold an MLP of hidden widths {old_widths}")
+    features, built = np.asarray(inputs, np.float64), []
+    for (kernel, bias), width in zip(layers[:-1], widths, strict=False):
+        wide = np.zeros((features.shape[1], width))
+        wide[: kernel.shape[0], : kernel.shape[1]] = kernel
+        bias = np.concatenate([bias, np.full(width - len(bias), margin)])
+        built.append((wide, bias))
+        features = np.maximum(features @ wide + bias, 0)
+    kernel, bias = layers[-1]
+    head = np.zeros((features.shape[1], kernel.shape[1]))
+    head[: kernel.shape[0]] = kernel
+    return built + _dense_chain(head, np.asarray(bias), list(widths[len(old_widths) :]), features, key, margin)
+
+
+def _dense_chain(
+    kernel: np.ndarray, bias: np.ndarray, widths: list[int], inputs: np.ndarray, key: jax.Array | None, margin: float
+) -> list[Layer]:
+    """Lemma 1: the affine map (kernel, bias) as len(widths) + 1 dense layers, active on ``inputs`` (N, d)."""
+    left, singular, right = np.linalg.svd(kernel, full_matrices=False)
+    rank = int((singular > 1e-12 * max(singular.max(), 1e-300)).sum())
+    if widths and min(widths) < rank:
+        raise NotRepresentable(
+            f"a hidden layer of width {min(widths)} cannot carry a map of rank {rank}: widen it to {rank} or more"
+        )
+    left, right = left[:, :rank], right[:rank]
+    share = np.diag(singular[:rank] ** (1 / (len(widths) + 1)))
+    keys = [None] * len(widths) if key is None else jax.random.split(key, max(len(widths), 1))
+    layers, features, carried = [], inputs, left
+    offset = np.zeros(rank)  # of the carried coordinates, caused by the biases so far
+    for width, layer_key in zip(widths, keys, strict=False):
+        rotation = _orthonormal(width, rank, layer_key)
+        weights = carried @ share @ rotation.T
+        pre = features @ weights
+        shift = margin - pre.min(0)
+        layers.append((weights, shift))
+        features, carried = pre + shift, rotation
+        offset = offset @ share + shift @ rotation
+    layers.append((carried @ share @ right, bias - offset @ share @ right))
+    return layers
+
+
+def _orthonormal(rows: int, columns: int, key: jax.Array | None) -> np.ndarray:
+    if key is None:
+        return np.eye(rows, columns)
+    return np.asarray(jax.random.orthogonal(key, rows))[:, :columns]
+
+
+class _Builder:
+    """Chooses each layer's parameters when the forward pass reaches it, from the features that arrive there."""
+
+    def __init__(self, module: nn.Module, fit: AffineFit, inputs: jax.Array, key: jax.Array | None, margin: float):
+        self.fit, self.key, self.margin = fit, key, margin
+        self.inputs = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
+        self.logits = self.inputs @ fit.kernel + fit.bias
+        self.chosen: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+        self.dense_widths = _dense_widths(module, inputs[:1])
+        self.dense_layers: list[Layer] | None = None
+        self.applying = False  # a layer's own call is intercepted again: let it pass
+
+    def intercept(self, next_fn: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if self.applying or context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.Conv):
+            return next_fn(*args, **kwargs)
+        if not layer.use_bias:
+            raise NotRepresentable(f"layer {'/'.join(layer.path)} has no bias, so its ReLUs cannot be kept active")
+        features = args[0]
+        if isinstance(layer, nn.Conv):
+            params = self._carry(layer, features)
+        else:
+            params = self._next_dense(np.asarray(features))
+        self.chosen[layer.path] = params
+        return self._apply(layer, params, features)
+
+    def _apply(self, layer: nn.Module, params: dict[str, jax.Array], features: jax.Array) -> jax.Array:
+        self.applying = True
+        try:
+            return layer.clone(parent=None, name=None).apply({"params": params}, features)
+        finally:
+            self.applying = False
+
+    def _next_dense(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        if self.dense_layers is None:
+            kernel, bias = self._head(features)
+            self.dense_layers = _dense_chain(kernel, bias, self.dense_widths[:-1], features, self.key, self.margin)
+        kernel, bias = self.dense_layers.pop(0)
+        return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+
+    def _head(self, features: np.ndarray) -> Layer:
+        """The affine map from the features that reach the first dense layer to the logits."""
+        if features.shape == self.inputs.shape and np.array_equal(features, self.inputs):
+            return self.fit.kernel, self.fit.bias
+        mean = features.mean(0)
+        kernel = np.linalg.lstsq(features - mean, self.logits - self.logits.mean(0), rcond=1e-12)[0]
+        return kernel, self.logits.mean(0) - mean @ kernel
+
+    def _carry(self, layer: nn.Conv, features: jax.Array) -> dict[str, jax.Array]:
+        """A kernel whose output channels copy (offset, input channel) pairs, as many as there are channels for."""
+        if layer.feature_group_count != 1:
+            raise NotRepresentable(
+                f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image"
+            )
+        strides = _per_axis(layer.strides, len(layer.kernel_size))
+        varying = np.ptp(np.asarray(features), axis=tuple(range(features.ndim - 1))) > 0
+        kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
+        padding = _leading_padding(layer, features.shape[1:-1], strides)
+        for out, (*offset, channel) in enumerate(np.ndindex(*strides, int(varying.sum()))):
+            tap = tuple(p + o for p, o in zip(padding, offset, strict=True))
+            if out < layer.features and all(t < k for t, k in zip(tap, layer.kernel_size, strict=True)):
+                kernel[(*tap, np.flatnonzero(varying)[channel], out)] = 1.0
+        params = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(layer.features)}
+        carried = self._apply(layer, params, features)
+        lowest = carried.min(tuple(range(carried.ndim - 1)))
+        return {**params, "bias": self.margin - lowest}
+
+    def merged(self, params: Any) -> Any:
+        """The module's parameter tree with the chosen layers in place."""
+        for path, chosen in self.chosen.items():
+            node = params
+            for name in path[:-1]:
+                node = node[name]
+            node[path[-1]] = chosen
+        return params
+
+
+def _dense_widths(module: nn.Module, example: jax.Array) -> list[int]:
+    widths: list[int] = []
+
+    def record(next_fn: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
+            widths.append(context.module.features)
+        return next_fn(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(module.init, jax.random.key(0), example)
+    if not widths:
+        raise NotRepresentable("the network has no nn.Dense layer to give the logits")
+    return widths
+
+
+def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    return (value or 1,) * rank if value is None or isinstance(value, int) else tuple(value)
+
+
+def _leading_padding(layer: nn.Conv, sizes: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """Zeros that the layer puts before the first pixel of each axis."""
+    if isinstance(layer.padding, str):
+        pads = jax.lax.padtype_to_pads(sizes, layer.kernel_size, strides, layer.padding)
+        return [int(low) for low, _ in pads]
+    if isinstance(layer.padding, int):
+        return [layer.padding] * len(sizes)
+    return [low if isinstance(low, int) else low[0] for low in layer.padding]

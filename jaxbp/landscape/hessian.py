@@ -1,0 +1,164 @@
+"""Curvature of any loss at a point: the Hessian as a function that multiplies, never as a matrix.
+
+A Hessian-vector product is the derivative of the gradient along a vector. Everything that does not depend on the vector
+(activations, back-propagated errors, ReLU masks) is the same for every product at one point, so it is computed once, when
+the operator is built, and kept; each product then costs about two thirds of a product made from nothing. What is kept grows
+with the number of examples; ``chunk_size`` bounds it: chunks are recomputed one after another and nothing is kept.
+
+>>> import jax.numpy as jnp
+>>> from jaxbp import landscape
+>>> def loss_fn(params, x):  # per example
+...     return 0.5 * (x @ params["w"]) ** 2
+>>> operator = landscape.hessian(loss_fn, {"w": jnp.ones(2)}, (jnp.array([[1.0, 0.0], [0.0, 2.0]]),))
+>>> operator.matvec(jnp.array([1.0, 1.0])).tolist()
+[0.5, 2.0]
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one an example
+
+
+class Hessian(NamedTuple):
+    """The mean loss around one point, with P parameters flattened into one vector.
+
+    ``loss`` is a scalar, ``gradient`` and ``position`` are (P,); ``matvec`` maps (P,) to (P,); ``unravel`` maps (P,) back
+    to the parameters' pytree.
+    """
+
+    loss: jax.Array
+    gradient: jax.Array
+    position: jax.Array
+    matvec: Callable[[jax.Array], jax.Array]
+    unravel: Callable[[jax.Array], Any]
+
+    @property
+    def dimension(self) -> int:
+        """Number of parameters P."""
+        return self.position.size
+
+
+def hessian(
+    loss_fn: LossFn,
+    params: Any,
+    data: tuple[jax.Array, ...],
+    *,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Hessian:
+    """The Hessian of the mean of ``loss_fn(params, *data)`` over all N examples.
+
+    Args:
+      loss_fn: per-example losses (N,). Compiled once per function object: pass the same object again to reuse it. Examples
+        must not influence one another (no batch statistics); the mean of chunks would not be the mean of the whole.
+      params: pytree of floating-point arrays; their dtype is the dtype of every product.
+      data: arrays with the N examples on their leading axis.
+      chunk_size: examples whose activations are held at a time; None holds all and reuses them for every product.
+      mesh: devices to shard the examples over (first mesh axis); needs N divisible by their number and no ``chunk_size``.
+
+    Raises:
+      ValueError: for data of unequal length, a chunk size below 1, or a mesh that does not divide N.
+    """
+    num_examples = _num_examples(data)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if mesh is not None:
+        params, data = _shard(params, data, num_examples, chunk_size, mesh)
+    position, unravel = ravel_pytree(params)
+    if chunk_size is None or chunk_size >= num_examples:
+        loss, gradient, pushforward = _linearise(loss_fn, params, data)
+        return Hessian(loss, gradient, position, partial(_apply, pushforward), unravel)
+    loss, gradient = _chunked_gradient(loss_fn, chunk_size, params, data)
+    return Hessian(loss, gradient, position, partial(_chunked_product, loss_fn, chunk_size, params, data), unravel)
+
+
+def loss_and_gradient(
+    loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...], *, chunk_size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The mean loss over all examples and its gradient as a flat (P,) vector; arguments as in `hessian`."""
+    return _chunked_gradient(loss_fn, chunk_size or _num_examples(data), params, data)
+
+
+def _num_examples(data: tuple[jax.Array, ...]) -> int:
+    lengths = {array.shape[0] for array in data}
+    if len(lengths) != 1:
+        raise ValueError(f"data must share their leading axis, got lengths {sorted(lengths)}")
+    if (length := lengths.pop()) == 0:
+        raise ValueError("data hold no example: a mean loss needs at least one")
+    return length
+
+
+def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
+    if chunk_size is not None:
+        raise ValueError("give chunk_size or mesh, not both: sharding already bounds the memory of each device")
+    axis = mesh.axis_names[0]
+    if num_examples % mesh.shape[axis]:
+        raise ValueError(f"{num_examples} examples do not divide over {mesh.shape[axis]} devices: drop or add some")
+    replicate, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
+    return jax.device_put(params, replicate), jax.device_put(data, split)
+
+
+def _mean_loss(loss_fn: LossFn, unravel: Callable, data: tuple[jax.Array, ...]) -> Callable[[jax.Array], jax.Array]:
+    return lambda position: jnp.mean(loss_fn(unravel(position), *data))
+
+
+@partial(jax.jit, static_argnums=0)
+def _linearise(loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+    position, unravel = ravel_pytree(params)
+    value_and_grad = jax.value_and_grad(_mean_loss(loss_fn, unravel, data))
+
+    def gradient_fn(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss, gradient = value_and_grad(point)
+        return gradient, loss
+
+    gradient, pushforward, loss = jax.linearize(gradient_fn, position, has_aux=True)
+    return loss, gradient, pushforward
+
+
+@jax.jit
+def _apply(linear_fn: Callable, vector: jax.Array) -> jax.Array:
+    return linear_fn(vector)
+
+
+def _sum_over_chunks(fn: Callable, chunk_size: int, data: tuple[jax.Array, ...]) -> Any:
+    """Sum of ``fn(chunk)`` over chunks of ``data``; the last, shorter chunk is evaluated apart."""
+    num_examples = data[0].shape[0]
+    num_full = num_examples // chunk_size
+    full = tuple(a[: num_full * chunk_size].reshape(num_full, chunk_size, *a.shape[1:]) for a in data)
+    rest = tuple(a[num_full * chunk_size :] for a in data)
+    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, tuple(a[:1] for a in data)))
+    if num_full:
+        total, _ = jax.lax.scan(lambda acc, chunk: (jax.tree.map(jnp.add, acc, fn(chunk)), None), total, full)
+    if num_examples % chunk_size:
+        total = jax.tree.map(jnp.add, total, fn(rest))
+    return total
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+    position, unravel = ravel_pytree(params)
+
+    def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        return jax.value_and_grad(lambda p: jnp.sum(loss_fn(unravel(p), *chunk)))(position)
+
+    return jax.tree.map(lambda total: total / data[0].shape[0], _sum_over_chunks(chunk_sum, chunk_size, data))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _chunked_product(
+    loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...], vector: jax.Array
+) -> jax.Array:
+    position, unravel = ravel_pytree(params)
+
+    def chunk_product(chunk: tuple[jax.Array, ...]) -> jax.Array:
+        gradient_fn = jax.grad(lambda p: jnp.sum(loss_fn(unravel(p), *chunk)))
+        return jax.jvp(gradient_fn, (position,), (vector,))[1]
+
+    return _sum_over_chunks(chunk_product, chunk_size, data) / data[0].shape[0]
