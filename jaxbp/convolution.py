@@ -316,11 +316,14 @@ def _patches(spec, x):
 
 
 def _patch_output(spec, x, k):
-    return jnp.tensordot(_patches(spec, x), k.reshape(-1, k.shape[-1]), 1, precision=spec.precision)
+    return jnp.tensordot(
+        _patches(spec, x), k.reshape(math.prod(k.shape[:-1]), k.shape[-1]), 1, precision=spec.precision
+    )
 
 
 def _patch_input(spec, y, k):
-    x = jax.ShapeDtypeStruct((y.shape[0], *spec.spatial, k.shape[-2]), y.dtype)
+    # In a shard_map x varies as y does: an x alike on all devices would have its gradient summed over them.
+    x = jax.typeof(y).update(shape=(y.shape[0], *spec.spatial, k.shape[-2]))
     return jax.linear_transpose(lambda x: _patch_output(spec, x, k), x)(y)[0]
 
 
@@ -357,7 +360,7 @@ def _evaluate(lhs, rhs, *, spec):
 # The primitive: its type, its derivatives (products of the same convolution) and its batching.
 
 _conv_p = Primitive("jaxbp_conv")
-_conv_p.def_impl(jax.jit(lambda lhs, rhs, *, spec: _conv_p.bind(lhs, rhs, spec=spec), static_argnames="spec"))
+_conv_p.def_impl(jax.jit(_evaluate, static_argnames="spec"))
 mlir.register_lowering(_conv_p, mlir.lower_fun(_evaluate, multiple_results=False))
 
 
@@ -397,10 +400,11 @@ def _batch(operands, dims, *, spec):
     x = operands[side]
     axis = x.ndim - 1 + spec.axis(array, letter)
     x = jnp.moveaxis(x, dims[side], axis)
-    x = x.reshape(*x.shape[:axis], size * x.shape[axis + 1], *x.shape[axis + 2 :])
+    extent = x.shape[axis + 1]
+    x = x.reshape(*x.shape[:axis], size * extent, *x.shape[axis + 2 :])
     out = _conv_p.bind(*((x, operands[1]) if side == 0 else (operands[0], x)), spec=spec)
     axis = out.ndim + spec.axis(spec.product, letter)
-    return out.reshape(*out.shape[:axis], size, out.shape[axis] // size, *out.shape[axis + 1 :]), axis
+    return out.reshape(*out.shape[:axis], size, extent, *out.shape[axis + 1 :]), axis
 
 
 batching.primitive_batchers[_conv_p] = _batch

@@ -33,6 +33,11 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squa
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the largest of ``logits`` (N, C) is the label, else 0; shape (N,), in the dtype of the logits."""
+    """1 where the largest of ``logits`` (N, C) is the label, else 0; shape (N,), in the dtype of the logits.
+
+    The first of equal logits is taken. Logits with a NaN among them have no largest and count as wrong: a run that
+    diverged has accuracy 0, not the share of some class.
+    """
     chex.assert_rank([logits, labels], [2, 1])
-    return (jnp.argmax(logits, -1) == labels).astype(logits.dtype)
+    correct = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
+    return correct.astype(logits.dtype)

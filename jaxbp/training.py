@@ -98,6 +98,8 @@ def train(
       measure_epochs: when to evaluate and measure; default all, from 0 (before training) to ``num_epochs``.
       measure_fn: any further measurement of the parameters.
     """
+    data = _checked_split("data", data)
+    test_data = None if test_data is None else _checked_split("test_data", test_data)
     num_examples = data[0].shape[0]
     steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
@@ -106,6 +108,7 @@ def train(
         inputs, labels = data[0][batch], data[1][batch]
         gradient = jax.grad(lambda p: loss_fn(apply_fn(p, inputs), labels).mean())(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        opt_state = jax.tree.map(_in_dtype_of, state.opt_state, opt_state)  # traced settings may have widened it
         return TrainState(optax.apply_updates(state.params, updates), opt_state), None
 
     def epoch(state: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
@@ -117,17 +120,28 @@ def train(
         history = _evaluate(apply_fn, current, loss_fn, train=data, test=test_data)
         return history, measure_fn(current) if measure_fn else None
 
-    keys = jax.random.split(key, max(num_epochs, 1))
+    keys = jax.random.split(key, num_epochs)
     state = TrainState(params, optimizer.init(params))
     state, (history, measured) = _scan_with_pauses(epoch, measure, state, keys, epochs)
     return TrainResult(state.params, history, measured)
+
+
+def _checked_split(name: str, split: Arrays) -> Arrays:
+    inputs, labels = map(jnp.asarray, split)
+    if inputs.shape[:1] != labels.shape[:1]:  # batches are gathered, and gathers past the end are silently clipped
+        raise ValueError(f"{name} must have one label per input, got shapes {inputs.shape} and {labels.shape}")
+    return inputs, labels
+
+
+def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+    return new if new.dtype == old.dtype else new.astype(old.dtype)
 
 
 def _checked_epochs(measure_epochs: Sequence[int] | None, num_epochs: int) -> np.ndarray:
     if num_epochs < 0:
         raise ValueError(f"num_epochs must be at least 0, got {num_epochs}")
     epochs = np.unique(range(num_epochs + 1) if measure_epochs is None else list(measure_epochs))
-    if not epochs.size or epochs[0] < 0 or epochs[-1] > num_epochs:
+    if not np.issubdtype(epochs.dtype, np.integer) or epochs[0] < 0 or epochs[-1] > num_epochs:  # [] is of floats
         raise ValueError(f"measure_epochs must be some of 0 to {num_epochs}, got {measure_epochs}")
     return epochs
 
@@ -135,11 +149,12 @@ def _checked_epochs(measure_epochs: Sequence[int] | None, num_epochs: int) -> np
 def _scan_with_pauses(
     epoch: Callable, measure: Callable, state: TrainState, keys: jax.Array, pauses: np.ndarray
 ) -> tuple[TrainState, Any]:
-    """Scan ``epoch``, measuring the parameters after each number of epochs in ``pauses``.
+    """Scan ``epoch`` over all keys, measuring the parameters after each number of epochs in ``pauses``.
 
     Measurements go into rows of a buffer in the carry, so that epochs without one cost nothing, in time or in memory.
     """
-    rows = np.cumsum(np.isin(np.arange(pauses[-1] + 1), pauses)) - 1
+    wanted = np.isin(np.arange(len(keys) + 1), pauses)
+    rows = np.cumsum(wanted) - 1
 
     def record(state: TrainState, buffer: Any, row: jax.Array) -> Any:
         return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(state.params))
@@ -152,13 +167,10 @@ def _scan_with_pauses(
 
     shapes = jax.eval_shape(lambda s: measure(s.params), state)
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)
-    if pauses[0] == 0:
+    if wanted[0]:
         buffer = record(state, buffer, 0)
-    num_epochs = int(pauses[-1])
-    if num_epochs == 0:
-        return state, buffer
-    wanted = np.isin(np.arange(1, num_epochs + 1), pauses)
-    (state, buffer), _ = jax.lax.scan(body, (state, buffer), (keys[:num_epochs], wanted, rows[1:]))
+    if len(keys):
+        (state, buffer), _ = jax.lax.scan(body, (state, buffer), (keys, wanted[1:], rows[1:]))
     return state, buffer
 
 

@@ -18,4 +18,5 @@ from jaxbp.landscape.lanczos import (
     hutchinson_trace,
     spectral_density,
 )
+from jaxbp.landscape.inits import INITS, initialise
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe

@@ -36,9 +36,11 @@ class SeparableError(ValueError):
 class AffineFit(NamedTuple):
     """The map x -> x @ kernel + bias that minimises a mean loss, in float64.
 
-    ``kernel`` (d, C), ``bias`` (C,), ``rank`` of the kernel; ``loss`` and ``gradient_norm`` there (all parameters); ``lower_bound``: no
-    affine map of rank at most ``max_rank`` (any rank if None) has a smaller loss, proven up to rounding, or -inf where only a
-    local minimum is known; ``accuracy`` on the training inputs.
+    ``kernel`` (d, C), ``bias`` (C,), ``rank`` of the kernel; ``loss`` and ``gradient_norm`` there (all parameters); ``lower_bound``:
+    no affine map has a smaller loss, proven up to rounding; ``max_rank`` as asked for, None where it is no constraint;
+    ``accuracy`` on the training inputs; ``rank_lower_bound``: no affine map of rank at most ``max_rank`` has a smaller loss (above
+    ``lower_bound`` under a rank constraint with squared error, equal to it otherwise). Both bounds are -inf where the inputs vary
+    in some direction by more than rounding, but too little to be used.
     """
 
     kernel: np.ndarray
@@ -49,6 +51,7 @@ class AffineFit(NamedTuple):
     lower_bound: float
     max_rank: int | None
     accuracy: float
+    rank_lower_bound: float
 
 
 def fit_affine(
@@ -57,72 +60,97 @@ def fit_affine(
     """Minimise the mean of `objectives.LOSSES` named ``loss`` over affine maps of ``inputs`` (N, d) to logits.
 
     The minimiser of least norm is returned where it is not unique: constant features, and for cross-entropy a shift common
-    to all classes, get no weight.
+    to all classes, get no weight. Cross-entropy under a rank constraint is minimised locally only, from the truncated minimiser.
 
     Raises:
-      SeparableError: cross-entropy on data without a minimiser.
+      SeparableError: cross-entropy on data without a minimiser, whether or not there is one under the rank constraint.
       ValueError: for inputs that are not a finite (N, d), labels out of range, an unknown loss or a rank below 1.
     """
     inputs, labels = _checked(inputs, labels, num_classes, loss, max_rank)
-    basis, scale, features = _whiten(inputs)
-    limit = min(features.shape[1] - 1, num_classes - (loss == "cross_entropy"))
-    if max_rank is not None and max_rank >= limit:
-        max_rank = None
+    basis, scale, features, is_whole = _whiten(inputs)
+    if max_rank is not None and max_rank >= min(features.shape[1] - 1, num_classes - 1):
+        max_rank = None  # minimisers have a kernel whose classes sum to 0
     if loss == "squared_error":
-        weights = _least_squares(features, labels, num_classes, max_rank)
-        gap = _squared_gap(features, labels, weights) if max_rank is None else 0.0
-    elif max_rank is None:
-        weights, gap = _newton(features, labels, num_classes)
+        weights, lower_bound, rank_lower_bound = _least_squares(features, labels, num_classes, max_rank)
     else:
-        weights, gap = _factored_cross_entropy(features, labels, num_classes, max_rank), math.inf
+        weights, lower_bound = _newton(features, labels, num_classes)
+        rank_lower_bound = lower_bound
+        if max_rank is not None:
+            weights = _factored_cross_entropy(features, labels, weights, max_rank)
+    weights[:-1] -= weights[:-1].mean(1, keepdims=True)  # 0 but for rounding, which would count as one more rank
+    if not is_whole:
+        lower_bound = rank_lower_bound = -math.inf
     kernel = basis @ (weights[:-1] / scale[:, None])
     bias = weights[-1] - inputs.mean(0) @ kernel
     value, gradient_norm, accuracy = _evaluate(inputs, labels, kernel, bias, loss)
-    rank = int(np.linalg.matrix_rank(kernel, tol=1e-10 * max(np.linalg.norm(kernel, 2), 1e-300)))
-    return AffineFit(kernel, bias, rank, value, gradient_norm, value - gap, max_rank, accuracy)
+    rank = int(np.linalg.matrix_rank(kernel, tol=1e-12 * max(np.linalg.norm(kernel, 2), 1e-300)))
+    return AffineFit(kernel, bias, rank, value, gradient_norm, lower_bound, max_rank, accuracy, rank_lower_bound)
 
 
 def _checked(inputs, labels, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
     inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")
-    if labels.shape != inputs.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be {inputs.shape[0]} integers in [0, {num_classes}), got shape {labels.shape}")
+    if not len(inputs):
+        raise ValueError("inputs hold no example: a mean loss needs at least one")
+    is_integer = np.issubdtype(labels.dtype, np.integer)
+    if not is_integer or labels.shape != inputs.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be {inputs.shape[0]} integers in [0, {num_classes}), got shape {labels.shape} of {labels.dtype}"
+        )
     if loss not in ("cross_entropy", "squared_error"):
         raise ValueError(f"loss must be 'cross_entropy' or 'squared_error', got {loss!r}")
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    absent = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if loss == "cross_entropy" and absent.size:
+        raise SeparableError(
+            f"classes {absent.tolist()} have no example: cross-entropy has no minimiser, it pushes their logits down for ever. "
+            "Leave them out, or use loss='squared_error'"
+        )
     return inputs, labels.astype(np.int64)
 
 
-def _whiten(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs as orthogonal features of unit variance plus a constant one: (basis, scale, features (N, r + 1))."""
-    centred = inputs - inputs.mean(0)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
-    keep = singular > _RELATIVE_RANK * max(singular.max(initial=0.0), 1e-300)
+def _whiten(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Inputs as orthogonal features of unit variance plus a constant one: (basis, scale, features (N, r + 1), is_whole).
+
+    ``is_whole``: all that was left out is rounding, so affine maps of the features are those of the inputs.
+    """
+    mean = inputs.mean(0)
+    left, singular, right = np.linalg.svd(inputs - mean, full_matrices=False)
+    largest = max(singular.max(initial=0.0), 1e-300)
+    rounding = np.finfo(float).eps * (
+        max(inputs.shape) * largest + math.sqrt(inputs.size) * np.abs(mean).max(initial=0.0)
+    )
+    keep = singular > max(_RELATIVE_RANK * largest, rounding)
     root = math.sqrt(len(inputs))
     features = np.column_stack([root * left[:, keep], np.ones(len(inputs))])
-    return right[keep].T, singular[keep] / root, features
+    return right[keep].T, singular[keep] / root, features, bool((singular[~keep] <= rounding).all())
 
 
 def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.eye(num_classes)[labels]
 
 
-def _least_squares(features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int | None) -> np.ndarray:
-    """Features are orthogonal, so regression is projection; truncating the fitted values' SVD solves the rank constraint
-    globally (Izenman, J. Multivariate Anal. 5, 1975)."""
-    weights = features.T @ _one_hot(labels, num_classes) / len(features)
-    if max_rank is not None:
-        left, singular, right = np.linalg.svd(weights[:-1], full_matrices=False)
-        weights[:-1] = (left[:, :max_rank] * singular[:max_rank]) @ right[:max_rank]
-    return weights
+def _least_squares(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int | None
+) -> tuple[np.ndarray, float, float]:
+    """Weights (r + 1, C) and lower bounds of the loss over all weights and over those of rank ``max_rank``.
 
-
-def _squared_gap(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Loss above its minimum: half the squared gradient, as the Hessian is the identity in whitened features."""
-    gradient = features.T @ (features @ weights - _one_hot(labels, weights.shape[1])) / len(features)
-    return 0.5 * float((gradient**2).sum())
+    Features are orthogonal, so regression is projection; truncating the fitted values' SVD solves the rank constraint
+    globally (Izenman, J. Multivariate Anal. 5, 1975). The Hessian being the identity, the loss is half the squared gradient
+    above its minimum.
+    """
+    targets = _one_hot(labels, num_classes)
+    weights = features.T @ targets / len(features)
+    error = features @ weights - targets
+    gradient = features.T @ error / len(features)
+    lower_bound = 0.5 * float((error**2).sum(1).mean() - (gradient**2).sum())
+    if max_rank is None:
+        return weights, lower_bound, lower_bound
+    left, singular, right = np.linalg.svd(weights[:-1], full_matrices=False)
+    weights[:-1] = (left[:, :max_rank] * singular[:max_rank]) @ right[:max_rank]
+    return weights, lower_bound, lower_bound + 0.5 * float((singular[max_rank:] ** 2).sum())
 
 
 def _evaluate(inputs: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: np.ndarray, loss: str) -> tuple:
@@ -137,7 +165,7 @@ def _evaluate(inputs: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: 
 
 
 def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, float]:
-    """Damped Newton on weights (r + 1, C) whose classes sum to 0; returns them and the proven gap to the minimum."""
+    """Damped Newton on weights (r + 1, C) whose classes sum to 0; returns them and a proven lower bound of the minimum."""
     weights = np.zeros((features.shape[1], num_classes))
     if weights.size > _MAX_DENSE:
         raise ValueError(
@@ -145,30 +173,42 @@ def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple
             "(for instance mnist5k@7), or use loss='squared_error'"
         )
     largest_norm = np.linalg.norm(features, axis=1).max()
-    value, gradient, curvature = _cross_entropy(features, labels, weights)
+    previous = math.inf
     for _ in range(_MAX_NEWTON):
+        value, gradient, curvature = _cross_entropy(features, labels, weights)
         smallest = scipy.linalg.eigh(curvature, eigvals_only=True, subset_by_index=[0, 0])[0]
         _refuse_separable(features, labels, weights, smallest)
         direction = -scipy.linalg.solve(curvature, gradient.ravel(), assume_a="pos").reshape(weights.shape)
         decrement = math.sqrt(max(-float((gradient * direction).sum()), 0.0))
-        certain = 0.367 * math.sqrt(smallest) / (math.sqrt(2) * largest_norm)
-        if decrement < certain and decrement**2 < 1e-26 * max(value, 1.0):
-            return weights, 0.68 * decrement**2
-        step = 1.0
-        while (
-            _cross_entropy_value(features, labels, weights + step * direction)
-            > value - 0.1 * step * decrement**2 + 1e-15
-        ):
-            step /= 2
+        certain = decrement < 0.367 * math.sqrt(smallest) / (math.sqrt(2) * largest_norm)
+        # So close, full steps at least halve the decrement in exact arithmetic: one that does not has met rounding.
+        if certain and (decrement**2 < 1e-26 * max(value, 1.0) or decrement > 0.5 * previous):
+            return weights, value - 0.68 * decrement**2
+        previous = decrement if certain else math.inf
+        step = 1.0 if certain else _step_size(features, labels, weights, direction, value, decrement)
         weights = weights + step * direction
-        value, gradient, curvature = _cross_entropy(features, labels, weights)
     raise SeparableError(
         f"Newton's method found no minimiser of cross-entropy in {_MAX_NEWTON} steps (loss {value:.3g}, weights' norm "
-        f"{np.linalg.norm(weights):.3g} and growing): some classes are separable. {_ADVICE}"
+        f"{np.linalg.norm(weights):.3g}): some classes are separable, or very nearly. {_ADVICE}"
     )
 
 
 _ADVICE = "Use loss='squared_error', pool the images (mnist5k@7), or take more examples"
+
+
+def _step_size(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray, value: float, decrement: float
+) -> float:
+    """Halve the step until the loss falls enough, or is too short to tell that from rounding."""
+    step, rounding = 1.0, 1e-14 * max(value, 1.0)
+    while step > 1e-9:
+        if (
+            _cross_entropy_value(features, labels, weights + step * direction)
+            <= value - 0.1 * step * decrement**2 + rounding
+        ):
+            break
+        step /= 2
+    return step
 
 
 def _refuse_separable(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, smallest: float) -> None:
@@ -181,8 +221,8 @@ def _refuse_separable(features: np.ndarray, labels: np.ndarray, weights: np.ndar
         )
     if smallest < 1e-13:
         raise SeparableError(
-            f"cross-entropy is flat along some direction (smallest curvature {smallest:.1g}): some classes are separable and it has "
-            f"no minimiser. {_ADVICE}"
+            f"cross-entropy is flat along some direction (smallest curvature {smallest:.1g}): some classes are separable, or so nearly "
+            f"that float64 cannot tell, and it has no minimiser. {_ADVICE}"
         )
 
 
@@ -209,9 +249,9 @@ def _cross_entropy(
     return float(value), gradient, hessian.reshape(dim * num_classes, -1)
 
 
-def _factored_cross_entropy(features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int) -> np.ndarray:
-    """A local minimum over kernels U V of rank ``max_rank``, started from the truncated unconstrained minimiser."""
-    weights, _ = _newton(features, labels, num_classes)
+def _factored_cross_entropy(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, max_rank: int) -> np.ndarray:
+    """A local minimum over kernels U V of rank ``max_rank``, started from the unconstrained minimiser ``weights``, truncated."""
+    targets = _one_hot(labels, weights.shape[1])
     left, singular, right = np.linalg.svd(weights[:-1], full_matrices=False)
     root = np.sqrt(singular[:max_rank])
     factors = [left[:, :max_rank] * root, root[:, None] * right[:max_rank], weights[-1]]
@@ -223,7 +263,7 @@ def _factored_cross_entropy(features: np.ndarray, labels: np.ndarray, num_classe
     def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         u, v, b = unpack(flat)
         logits = features[:, :-1] @ (u @ v) + b
-        error = (np.exp(log_softmax(logits, 1)) - _one_hot(labels, num_classes)) / len(features)
+        error = (np.exp(log_softmax(logits, 1)) - targets) / len(features)
         outer = features[:, :-1].T @ error
         value = _cross_entropy_value(features, labels, np.vstack([u @ v, b]))
         return value, np.concatenate([(outer @ v.T).ravel(), (u.T @ outer).ravel(), error.sum(0)])

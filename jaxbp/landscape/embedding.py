@@ -13,14 +13,15 @@ is refused. Surplus units get no weight and a bias of ``margin``; with a ``key``
 >>> rng = np.random.default_rng(0)
 >>> x, y = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
 >>> fit = landscape.fit_affine(x, y, 3, loss="cross_entropy")
->>> net = nn.Sequential([nn.Dense(16, param_dtype=float), nn.relu, nn.Dense(3, param_dtype=float)])
+>>> net = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
+>>> params = landscape.embed_affine(net, fit, x)  # in float64: use them with 64-bit types enabled
 >>> with jax.enable_x64(True):
-...     params = landscape.embed_affine(net, fit, jnp.asarray(x))
-...     error = jnp.abs(net.apply({"params": params}, x) - (x @ fit.kernel + fit.bias)).max()
->>> bool(error < 1e-12)
+...     logits = np.asarray(net.apply({"params": params}, x))
+>>> bool(np.abs(logits - (x @ fit.kernel + fit.bias)).max() < 1e-12)
 True
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.landscape.activation import UnsupportedOperation, analyse
 from jaxbp.landscape.affine import AffineFit
 
 Layer = tuple[np.ndarray, np.ndarray]  # kernel (fan_in, fan_out), bias (fan_out,)
@@ -43,35 +45,59 @@ def embed_affine(
 ) -> Any:
     """Parameters with which ``module`` computes ``inputs (N, ...) -> flat inputs @ fit.kernel + fit.bias``.
 
+    They are float64, whatever the module's ``param_dtype`` and the caller's mode; apply them with 64-bit types enabled.
+
     Args:
       module: a linen network without normalisation: convolutions (`nn.Conv`), ReLUs, residual sums, then a chain of one or
-        more `nn.Dense`, of which the last gives the logits. Must be called with 64-bit types enabled and float64 parameters.
+        more `nn.Dense`, of which the last gives the logits. Layers may rescale their kernels (the NTK parametrisation).
       fit: the affine map; its rank bounds the narrowest dense layer from below.
       inputs: all training inputs, on which every ReLU will be active.
       key: rotates the hidden layers at random; None gives the plain factoring with idle surplus units.
-      margin: smallest pre-activation of every hidden unit over ``inputs``.
+      margin: smallest pre-activation of every hidden layer over ``inputs``.
 
     Raises:
-      NotRepresentable: a dense layer narrower than the rank, or an image that does not reach the dense layers whole.
+      NotRepresentable: a dense layer narrower than the rank, an image that does not reach the dense layers whole, a ReLU that no
+        bias can keep active, an operation other than those above.
+      ValueError: for a margin that is not positive.
     """
-    builder = _Builder(module, fit, inputs, key, margin)
-    variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
-    if extra := sorted(set(variables) - {"params"}):
-        raise NotRepresentable(
-            f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation"
-        )
-    params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variables["params"])
-    with nn.intercept_methods(builder.intercept):
-        module.apply({"params": params}, inputs)
-    params = builder.merged(params)
-    logits = module.apply({"params": params}, inputs)
-    error = float(jnp.abs(logits - builder.logits).max() / (1 + jnp.abs(builder.logits).max()))
-    if not error < 1e-8:
-        raise NotRepresentable(
-            f"the network's logits differ from the affine map's by {error:.1g} (relative): the image does not reach the dense layers "
-            "whole. Convolutions need at least (product of strides) x input channels, padding SAME, and no pooling between"
-        )
+    with jax.enable_x64(True):
+        inputs = jnp.asarray(np.asarray(inputs), jnp.float64)
+        variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
+        if extra := sorted(set(variables) - {"params"}):
+            raise NotRepresentable(
+                f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation"
+            )
+        params = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float64), variables["params"])
+        builder = _Builder(module, fit, inputs, key, margin)
+        with nn.intercept_methods(builder.intercept):
+            module.apply({"params": params}, inputs)
+        params = builder.merged(params)
+        _verify(module, params, inputs, builder.logits)
     return params
+
+
+def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndarray) -> None:
+    """Refuse what the construction could not know beforehand."""
+
+    def apply_fn(params: Any, inputs: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, inputs)
+
+    try:
+        report = analyse(apply_fn, params, inputs)
+    except UnsupportedOperation as error:
+        raise NotRepresentable(f"the network is not affine between its ReLUs: {error}") from error
+    if not report.all_active:
+        raise NotRepresentable(
+            f"only {report.active_share:.1%} of the ReLUs are active: some act on the image itself, or on a sum with it, before any bias"
+        )
+    logits = apply_fn(params, inputs)
+    error = float(jnp.abs(logits - expected).max() / (1 + jnp.abs(expected).max()))
+    if logits.dtype != jnp.float64 or not error < 1e-10:
+        raise NotRepresentable(
+            f"the network's logits ({logits.dtype}) differ from the affine map's by {error:.1g} (relative): the image does not reach "
+            "the dense layers whole. Convolutions need at least (product of strides) x input channels, kernels as wide as their "
+            "strides, padding SAME, no pooling between, and no dtype of their own"
+        )
 
 
 def embed_mlp(
@@ -85,15 +111,18 @@ def embed_mlp(
     """A deeper or wider ReLU MLP that computes what the MLP of ``layers`` computes on ``inputs`` (N, d).
 
     The first hidden layers keep the shallow net's units, those added carry its last, affine layer, strictly active
-    (Theorem 1 applied from the last hidden layer on). Returns len(widths) + 1 layers.
+    (Theorem 1 applied from the last hidden layer on). Returns len(widths) + 1 layers, float64.
 
     Raises:
-      NotRepresentable: fewer hidden layers than the shallow net has, or narrower ones.
+      NotRepresentable: fewer hidden layers than the shallow net has, or narrower ones, or added ones narrower than its last layer's rank.
+      ValueError: for a margin that is not positive.
     """
+    _check_margin(margin)
     old_widths = [kernel.shape[1] for kernel, _ in layers[:-1]]
     if len(widths) < len(old_widths) or any(new < old for new, old in zip(widths, old_widths, strict=False)):
         raise NotRepresentable(f"hidden widths {list(widths)} cannot hold an MLP of hidden widths {old_widths}")
     features, built = np.asarray(inputs, np.float64), []
+    layers = [(np.asarray(kernel, np.float64), np.asarray(bias, np.float64)) for kernel, bias in layers]
     for (kernel, bias), width in zip(layers[:-1], widths, strict=False):
         wide = np.zeros((features.shape[1], width))
         wide[: kernel.shape[0], : kernel.shape[1]] = kernel
@@ -103,7 +132,12 @@ def embed_mlp(
     kernel, bias = layers[-1]
     head = np.zeros((features.shape[1], kernel.shape[1]))
     head[: kernel.shape[0]] = kernel
-    return built + _dense_chain(head, np.asarray(bias), list(widths[len(old_widths) :]), features, key, margin)
+    return built + _dense_chain(head, bias, list(widths[len(old_widths) :]), features, key, margin)
+
+
+def _check_margin(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, or units would sit at their kink, got {margin}")
 
 
 def _dense_chain(
@@ -136,13 +170,15 @@ def _dense_chain(
 def _orthonormal(rows: int, columns: int, key: jax.Array | None) -> np.ndarray:
     if key is None:
         return np.eye(rows, columns)
-    return np.asarray(jax.random.orthogonal(key, rows))[:, :columns]
+    normal = jax.random.normal(key, (rows, columns), jnp.float32)  # orthonormal in float64, whatever the mode
+    return np.linalg.qr(np.asarray(normal, np.float64))[0]
 
 
 class _Builder:
     """Chooses each layer's parameters when the forward pass reaches it, from the features that arrive there."""
 
     def __init__(self, module: nn.Module, fit: AffineFit, inputs: jax.Array, key: jax.Array | None, margin: float):
+        _check_margin(margin)
         self.fit, self.key, self.margin = fit, key, margin
         self.inputs = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
         self.logits = self.inputs @ fit.kernel + fit.bias
@@ -161,7 +197,7 @@ class _Builder:
         if isinstance(layer, nn.Conv):
             params = self._carry(layer, features)
         else:
-            params = self._next_dense(np.asarray(features))
+            params = self._next_dense(layer, np.asarray(features))
         self.chosen[layer.path] = params
         return self._apply(layer, params, features)
 
@@ -172,12 +208,22 @@ class _Builder:
         finally:
             self.applying = False
 
-    def _next_dense(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    def _gain(self, layer: nn.Module, kernel_shape: tuple[int, ...], example_shape: tuple[int, ...]) -> float:
+        """What the layer multiplies its kernel with, 1 in the standard parametrisation."""
+        ones = {"kernel": jnp.ones(kernel_shape), "bias": jnp.zeros(kernel_shape[-1])}
+        return float(self._apply(layer, ones, jnp.ones((1, *example_shape))).max()) / math.prod(kernel_shape[:-1])
+
+    def _next_dense(self, layer: nn.Dense, features: np.ndarray) -> dict[str, jax.Array]:
+        if features.ndim != 2:
+            raise NotRepresentable(
+                f"layer {'/'.join(layer.path)} acts on features of shape {features.shape}: only flat ones are handled"
+            )
         if self.dense_layers is None:
             kernel, bias = self._head(features)
             self.dense_layers = _dense_chain(kernel, bias, self.dense_widths[:-1], features, self.key, self.margin)
         kernel, bias = self.dense_layers.pop(0)
-        return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+        gain = self._gain(layer, kernel.shape, features.shape[1:])
+        return {"kernel": jnp.asarray(kernel / gain), "bias": jnp.asarray(bias)}
 
     def _head(self, features: np.ndarray) -> Layer:
         """The affine map from the features that reach the first dense layer to the logits."""
@@ -196,12 +242,18 @@ class _Builder:
         strides = _per_axis(layer.strides, len(layer.kernel_size))
         varying = np.ptp(np.asarray(features), axis=tuple(range(features.ndim - 1))) > 0
         kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
-        padding = _leading_padding(layer, features.shape[1:-1], strides)
+        dilation = _per_axis(layer.kernel_dilation, len(layer.kernel_size))
+        reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, dilation, strict=True)]
+        padding = _leading_padding(layer, features.shape[1:-1], reach, strides)
         for out, (*offset, channel) in enumerate(np.ndindex(*strides, int(varying.sum()))):
-            tap = tuple(p + o for p, o in zip(padding, offset, strict=True))
-            if out < layer.features and all(t < k for t, k in zip(tap, layer.kernel_size, strict=True)):
+            place = [p + o for p, o in zip(padding, offset, strict=True)]  # in the window, of the pixel to copy
+            fits = all(p < r and p % d == 0 for p, r, d in zip(place, reach, dilation, strict=True))
+            if out < layer.features and fits:
+                tap = tuple(p // d for p, d in zip(place, dilation, strict=True))
                 kernel[(*tap, np.flatnonzero(varying)[channel], out)] = 1.0
-        params = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(layer.features)}
+        whole_window = [3 * r + s for r, s in zip(reach, strides, strict=True)]
+        gain = self._gain(layer, kernel.shape, (*whole_window, features.shape[-1]))
+        params = {"kernel": jnp.asarray(kernel / gain), "bias": jnp.zeros(layer.features)}
         carried = self._apply(layer, params, features)
         lowest = carried.min(tuple(range(carried.ndim - 1)))
         return {**params, "bias": self.margin - lowest}
@@ -224,8 +276,8 @@ def _dense_widths(module: nn.Module, example: jax.Array) -> list[int]:
             widths.append(context.module.features)
         return next_fn(*args, **kwargs)
 
-    with nn.intercept_methods(record):
-        jax.eval_shape(module.init, jax.random.key(0), example)
+    with nn.intercept_methods(record):  # through a fresh function: a trace from JAX's cache would pass no interceptor
+        jax.eval_shape(lambda *arguments: module.init(*arguments), jax.random.key(0), example)
     if not widths:
         raise NotRepresentable("the network has no nn.Dense layer to give the logits")
     return widths
@@ -235,11 +287,12 @@ def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
     return (value or 1,) * rank if value is None or isinstance(value, int) else tuple(value)
 
 
-def _leading_padding(layer: nn.Conv, sizes: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+def _leading_padding(layer: nn.Conv, sizes: tuple[int, ...], reach: list[int], strides: tuple[int, ...]) -> list[int]:
     """Zeros that the layer puts before the first pixel of each axis."""
     if isinstance(layer.padding, str):
-        pads = jax.lax.padtype_to_pads(sizes, layer.kernel_size, strides, layer.padding)
-        return [int(low) for low, _ in pads]
+        if layer.padding not in ("SAME", "SAME_LOWER", "VALID"):
+            raise NotRepresentable(f"layer {'/'.join(layer.path)} has padding {layer.padding!r}: use SAME")
+        return [int(low) for low, _ in jax.lax.padtype_to_pads(sizes, reach, strides, layer.padding)]
     if isinstance(layer.padding, int):
         return [layer.padding] * len(sizes)
     return [low if isinstance(low, int) else low[0] for low in layer.padding]

@@ -96,28 +96,35 @@ def extreme_eigenvalues(
       max_products: most products in the iteration (two more measure the residuals).
       confidence: of ``bound``, by Theorem 4.2 of Kuczynski and Wozniakowski (SIAM J. Matrix Anal. 13, 1992): after k
         products the relative distance to the extreme exceeds e with probability at most 1.648 sqrt(P) exp(-sqrt(e)(2k - 1)).
+        What may go wrong is dealt out over both ends and over all k where the iteration may stop.
 
     Raises:
-      ValueError: for a start vector that is zero, not finite or not a vector.
+      ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
     """
+    start = jnp.asarray(start)
     dimension = _check_start(start)
-    atol = 32 * float(jnp.finfo(start.dtype).eps) if atol is None else atol
+    if max_products < 1:
+        raise ValueError(f"max_products must be at least 1, got {max_products}")
+    epsilon = float(jnp.finfo(start.dtype).eps)
+    atol = 32 * epsilon if atol is None else atol
     limit = min(max_products, dimension)
+    risk = (1 - confidence) / (2 * math.ceil(limit / _CHECK_EVERY))
     for step, (basis, alphas, betas) in enumerate(_steps(matvec, start), 1):
         if step % _CHECK_EVERY and step != limit:
             continue
         diagonal, off = np.array(jax.device_get(alphas), float), np.array(jax.device_get(betas), float)
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
             return _not_finite(start, step, confidence)
-        diagonal, off = _until_breakdown(diagonal, off)
+        diagonal, off, is_invariant = _until_breakdown(diagonal, off, epsilon)
         ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
         estimates = np.abs(off[-1] * vectors[-1, [0, -1]])
         scale = np.abs(ritz).max()
         done = estimates <= rtol * np.abs(ritz[[0, -1]]) + atol * scale
-        if done.all() or step >= limit or len(diagonal) < step:
+        exhausted = is_invariant or step == dimension  # the Krylov space holds every eigenvalue
+        if done.all() or step >= limit or exhausted:
             break
-    exhausted = len(diagonal) < step or len(diagonal) == dimension  # the Krylov space holds every eigenvalue
-    spread = 0.0 if exhausted else _missed_share(len(diagonal), dimension, confidence) * (ritz[-1] - ritz[0])
+    width = max(ritz[-1] - ritz[0], scale * epsilon)
+    spread = 0.0 if exhausted else _missed_share(step, dimension, risk) * width
     ends = [
         _eigenvalue(matvec, basis, vectors[:, i], ritz[i], ritz[i] + sign * spread, rtol, atol * scale, confidence)
         for i, sign in ((0, -1), (-1, 1))
@@ -131,15 +138,21 @@ def spectral_density(
     """Spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad, SIAM J. Matrix Anal. 38, 2017).
 
     ``num_probes`` Gaussian start vectors, ``num_steps`` products each (fewer where the Krylov space is exhausted; the
-    missing nodes then have weight 0).
+    missing nodes then have weight 0). NaN for a probe whose products are not finite.
     """
+    if min(num_probes, num_steps) < 1:
+        raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
     num_steps = min(num_steps, dimension)
     nodes, weights = np.zeros((2, num_probes, num_steps))
     for i, probe_key in enumerate(jax.random.split(key, num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
         for _, (_, alphas, betas) in zip(range(num_steps), _steps(matvec, start), strict=False):
             pass
-        diagonal, off = _until_breakdown(np.array(alphas, float), np.array(betas, float))
+        diagonal, off = np.array(jax.device_get(alphas), float), np.array(jax.device_get(betas), float)
+        if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
+            nodes[i], weights[i] = math.nan, math.nan
+            continue
+        diagonal, off, _ = _until_breakdown(diagonal, off, float(jnp.finfo(dtype).eps))
         ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
         nodes[i, : len(ritz)], weights[i, : len(ritz)] = ritz, vectors[0] ** 2
     return SpectralDensity(nodes, weights)
@@ -153,8 +166,9 @@ def hutchinson_trace(
         raise ValueError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     keys = jax.random.split(key, num_probes)
     probes = (jax.random.rademacher(k, (dimension,), dtype) for k in keys)
-    values = np.array([jnp.vdot(v, matvec(v)) for v in probes], float)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(num_probes))
+    values = np.array([_dot(v, matvec(v)) for v in probes], float)
+    with np.errstate(invalid="ignore"):  # an infinite value has no standard error
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(num_probes))
 
 
 def _check_start(start: jax.Array) -> int:
@@ -184,25 +198,28 @@ def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[j
 
 @partial(jax.jit, donate_argnums=0)
 def _extend(basis: jax.Array, step: int, vector: jax.Array, product: jax.Array) -> tuple:
-    alpha = vector @ product
+    alpha = _dot(vector, product)
     for _ in range(2):  # "twice is enough": Parlett, The Symmetric Eigenvalue Problem, section 6.9
-        product = product - (basis @ product) @ basis
+        product = product - _dot(_dot(basis, product), basis)
     beta = jnp.linalg.norm(product)
     following = product / jnp.where(beta > 0, beta, 1)
     return basis.at[step].set(following), following, alpha, beta
 
 
-def _until_breakdown(diagonal: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut where the Krylov space became invariant: what follows a vanishing beta is rounding noise."""
+_dot = partial(jnp.dot, precision="highest")  # what accelerators prefer for float32 would leave no orthogonality
+
+
+def _until_breakdown(diagonal: np.ndarray, off: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Cut where the Krylov space became invariant, if it did: what follows a vanishing beta is rounding noise."""
     scale = max(np.abs(diagonal).max(), off.max(), np.finfo(float).tiny)
-    small = np.flatnonzero(off <= 1e-14 * scale)
+    small = np.flatnonzero(off <= 64 * epsilon * scale)
     end = small[0] + 1 if small.size else len(off)
-    return diagonal[:end], off[:end]
+    return diagonal[:end], off[:end], bool(small.size)
 
 
-def _missed_share(num_products: int, dimension: int, confidence: float) -> float:
-    """Share of the Ritz spread by which both ends may miss theirs, with probability at most 1 - confidence in all."""
-    root = math.log(1.648 * math.sqrt(dimension) / (0.5 * (1 - confidence))) / (2 * num_products - 1)
+def _missed_share(num_products: int, dimension: int, risk: float) -> float:
+    """Share of the Ritz spread that is exceeded by the distance of one Ritz end to its eigenvalue with probability ``risk``."""
+    root = math.log(1.648 * math.sqrt(dimension) / risk) / (2 * num_products - 1)
     epsilon = root**2  # relative to the true spread, of which the Ritz values show at least 1 - 2 epsilon
     return epsilon / (1 - 2 * epsilon) if epsilon < 0.5 else math.inf
 
@@ -211,10 +228,10 @@ def _eigenvalue(
     matvec: Matvec, basis: jax.Array, coefficients: np.ndarray, value: float, bound: float,
     rtol: float, atol: float, confidence: float,
 ) -> Eigenvalue:  # fmt: skip
-    vector = jnp.asarray(coefficients, basis.dtype) @ basis[: len(coefficients)]
+    vector = _dot(jnp.asarray(coefficients, basis.dtype), basis[: len(coefficients)])
     vector = vector / jnp.linalg.norm(vector)
     product = matvec(vector)
-    value = float(jnp.vdot(vector, product))
+    value = float(_dot(vector, product))
     residual = float(jnp.linalg.norm(product - value * vector))
     return Eigenvalue(value, residual, bool(residual <= rtol * abs(value) + atol), float(bound), confidence, vector)
 

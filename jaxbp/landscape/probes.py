@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxbp.landscape.hessian import LossFn
+from jaxbp.landscape.hessian import LossFn, loss_and_gradient
 
 
 class ProbeReport(NamedTuple):
@@ -29,21 +30,21 @@ class ProbeReport(NamedTuple):
     change and distance from the point after gradient descent from there. NaN or inf where the loss is.
     """
 
-    radii: jax.Array
-    line_changes: jax.Array
-    descent_changes: jax.Array
-    descent_distances: jax.Array
+    radii: np.ndarray
+    line_changes: np.ndarray
+    descent_changes: np.ndarray
+    descent_distances: np.ndarray
 
     @property
     def lowest_change(self) -> float:
         """The most negative loss change found anywhere; positive if all were upwards."""
-        return float(jnp.nanmin(jnp.concatenate([self.line_changes, self.descent_changes])))
+        return self.lowest_change_within(np.inf)
 
     def lowest_change_within(self, radius: float) -> float:
-        """The most negative loss change among the points at most ``radius`` away; inf if there is none."""
-        lines = jnp.where(self.radii <= radius, self.line_changes, jnp.inf)
-        descents = jnp.where(self.descent_distances <= radius, self.descent_changes, jnp.inf)
-        return float(jnp.nanmin(jnp.concatenate([lines, descents])))
+        """The most negative loss change among the points at most ``radius`` away; inf if there is none with a finite loss."""
+        distances = np.concatenate([np.broadcast_to(self.radii, self.line_changes.shape), self.descent_distances])
+        changes = np.concatenate([self.line_changes, self.descent_changes])
+        return float(changes[(distances <= radius) & np.isfinite(changes)].min(initial=np.inf))
 
 
 def probe(
@@ -57,11 +58,16 @@ def probe(
     num_directions: int = 4,
     num_steps: int = 20,
     direction: jax.Array | None = None,
+    chunk_size: int | None = None,
 ) -> ProbeReport:
     """Probe the mean loss around ``params`` along ``num_directions`` random directions, at ``radii`` (Euclidean, > 0).
 
     ``direction`` (P,), for instance of most negative curvature, is added with both signs. Descent takes ``num_steps`` full-batch gradient
-    steps of ``step_size`` from every probed point. Costs D x R x (1 + 2 num_steps) evaluations of the loss, D = num_directions (+ 2).
+    steps of ``step_size`` from every probed point. Costs D x R x (num_steps + 2) gradients, D = num_directions (+ 2), over
+    ``chunk_size`` examples at a time. One offset of P numbers is held for each of the D directions.
+
+    Raises:
+      ValueError: for radii that are not positive.
     """
     if not radii or min(radii) <= 0:
         raise ValueError(f"radii must be positive numbers, got {radii}")
@@ -70,37 +76,48 @@ def probe(
     if direction is not None:
         directions = jnp.concatenate([directions, direction[None], -direction[None]])
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    offsets = directions[:, None] * jnp.asarray(radii, directions.dtype)[None, :, None]
-    lines, descents, distances = _probe(loss_fn, num_steps, params, data, offsets.reshape(-1, size), step_size)
-    shape = offsets.shape[:2]
-    return ProbeReport(jnp.asarray(radii), lines.reshape(shape), descents.reshape(shape), distances.reshape(shape))
+    found = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
+    return ProbeReport(
+        np.asarray(radii), *(np.asarray(a) for a in found)
+    )  # readable in 32-bit mode, whatever the dtype
 
 
-def losses_at(loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...], offsets: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=0, static_argnames="chunk_size")
+def losses_at(
+    loss_fn: LossFn,
+    params: Any,
+    data: tuple[jax.Array, ...],
+    offsets: jax.Array,
+    *,
+    chunk_size: int | None = None,
+) -> jax.Array:
     """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P): slices of the landscape along any directions."""
-    return _losses_at(loss_fn, params, data, offsets)
-
-
-@partial(jax.jit, static_argnums=0)
-def _losses_at(loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...], offsets: jax.Array) -> jax.Array:
     position, unravel = ravel_pytree(params)
-    return jax.lax.map(lambda offset: jnp.mean(loss_fn(unravel(position + offset), *data)), offsets)
+
+    def loss(offset: jax.Array) -> jax.Array:
+        return loss_and_gradient(loss_fn, unravel(position + offset), data, chunk_size=chunk_size)[0]
+
+    return jax.lax.map(loss, offsets)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _probe(
-    loss_fn: LossFn, num_steps: int, params: Any, data: tuple, offsets: jax.Array, step_size: jax.Array
-) -> tuple:
+    loss_fn: LossFn, num_steps: int, chunk_size: int | None, params: Any, data: tuple,
+    directions: jax.Array, radii: jax.Array, step_size: jax.Array,
+) -> tuple:  # fmt: skip
+    """Loss changes on the lines and after descent, and the distances after descent, each (D, R)."""
     position, unravel = ravel_pytree(params)
 
-    def loss(point: jax.Array) -> jax.Array:
-        return jnp.mean(loss_fn(unravel(point), *data))
+    def evaluate(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return loss_and_gradient(loss_fn, unravel(point), data, chunk_size=chunk_size)
 
-    def descend(offset: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        start = position + offset
-        end, _ = jax.lax.scan(lambda p, _: (p - step_size * jax.grad(loss)(p), None), start, length=num_steps)
-        return loss(start), loss(end), jnp.linalg.norm(end - position)
+    def descend(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        end, _ = jax.lax.scan(lambda p, _: (p - step_size * evaluate(p)[1], None), start, length=num_steps)
+        return evaluate(start)[0], evaluate(end)[0], jnp.linalg.norm(end - position)
 
-    lines, descents, distances = jax.lax.map(descend, offsets)
-    reference = loss(position)
+    def along(direction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return jax.lax.map(lambda radius: descend(position + radius * direction), radii)
+
+    lines, descents, distances = jax.lax.map(along, directions)
+    reference, _ = evaluate(position)
     return lines - reference, descents - reference, distances

@@ -9,7 +9,7 @@
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,30 +18,48 @@ import jax
 from jaxbp.models.convnet import ConvNet
 from jaxbp.models.mlp import MLP
 
-REGISTRY: dict[str, Callable[..., nn.Module]] = {
-    "mlp": lambda num_classes, width, depth=2, **options: MLP(num_classes, (width,) * depth, **options),
-    "convnet": lambda num_classes, width, depth=5, **options: ConvNet(num_classes, width, depth, **options),
-}
+Width = int | Sequence[int]
 
 
-def create(name: str, *, num_classes: int, width: int, **options: Any) -> nn.Module:
+def _mlp(num_classes: int, width: Width, depth: int | None = None, **options: Any) -> MLP:
+    if not isinstance(width, tuple):
+        width = (width,) * (2 if depth is None else depth)
+    elif depth not in (None, len(width)):
+        raise ValueError(f"depth must be left out or be the number of widths {len(width)}, got {depth}")
+    return MLP(num_classes, width, **options)
+
+
+def _convnet(num_classes: int, width: Width, depth: int | None = None, **options: Any) -> ConvNet:
+    if isinstance(width, tuple):
+        raise ValueError(f"the convnet takes one width, of its first convolution, got {width}")
+    return ConvNet(num_classes, width, **({} if depth is None else {"depth": depth}), **options)
+
+
+REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "convnet": _convnet}
+
+
+def create(name: str, *, num_classes: int, width: Width, depth: int | None = None, **options: Any) -> nn.Module:
     """The network ``name`` of `REGISTRY`.
 
     Args:
       name: a family.
       num_classes: logits.
-      width: hidden units ("mlp"), channels of the first convolution ("convnet").
-      options: ``depth`` (hidden layers; convolutions), ``parametrisation``, and the family's own fields.
+      width: hidden units, of every layer or of each ("mlp": ``(2048, 2048, 1024)`` is the paper's in Study 1); channels of
+        the first convolution ("convnet").
+      depth: hidden layers ("mlp", default 2, or as many as there are widths); convolutions ("convnet", default 5).
+      options: ``parametrisation`` and the family's own fields.
 
     Raises:
-      ValueError: an unknown family, or a width or depth below 1.
+      ValueError: an unknown family, a width or depth below 1, or widths that do not suit the family or the depth.
     """
     if name not in REGISTRY:
         raise ValueError(f"there is no model {name!r}: choose one of {', '.join(REGISTRY)}")
-    for label, value in (("width", width), ("depth", options.get("depth", 1))):
-        if value < 1:
+    width = tuple(width) if isinstance(width, Sequence) else width
+    smallest = min(width, default=0) if isinstance(width, tuple) else width
+    for label, value, least in (("width", width, smallest), ("depth", depth, 1 if depth is None else depth)):
+        if least < 1:
             raise ValueError(f"{label} must be at least 1, got {value}")
-    return REGISTRY[name](num_classes, width, **options)
+    return REGISTRY[name](num_classes, width, depth, **options)
 
 
 @functools.cache

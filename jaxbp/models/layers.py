@@ -2,10 +2,13 @@
 
 *standard*: kernels are drawn with variance 2 / fan_in (He et al., ICCV 2015; uniform, as in the paper's code) and used as they are.
 *ntk*: kernels are drawn with variance 1 and multiplied by sqrt(2 / fan_in) when used (Jacot et al., NeurIPS 2018, with He's gain).
-Both give the same function at initialisation and differ in how far one gradient step moves a wide layer. Biases start at 0.
+Both give functions of the same mean and variance at initialisation, and of one law as the width grows; they differ in
+how far one gradient step moves a wide layer. Biases start at 0.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -58,17 +61,11 @@ def _ntk_dot_general(inputs: jax.Array, kernel: jax.Array, *args, **kwargs) -> j
     return jax.lax.dot_general(inputs, kernel * math.sqrt(2 / kernel.shape[0]), *args, **kwargs)
 
 
+@dataclasses.dataclass(frozen=True)
 class _NtkConvolution:
     """A convolution that rescales its kernel; equal ones compare equal, so that models stay hashable and are not retraced."""
 
-    def __init__(self, convolve):
-        self.convolve = convolve
+    convolve: Callable[..., jax.Array]
 
     def __call__(self, inputs: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
         return self.convolve(inputs, kernel * math.sqrt(2 * kernel.shape[-1] / kernel.size), *args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _NtkConvolution) and self.convolve == other.convolve
-
-    def __hash__(self) -> int:
-        return hash((_NtkConvolution, self.convolve))

@@ -1,0 +1,195 @@
+"""Hessian products and extreme eigenvalues against PyTorch, SciPy and the paper's shifted power iteration.
+
+``python -m experiments.benchmarks.curvature [--quick] [--out FILE.json]``. Cases: one Hessian-vector product of the MLP
+784-256-256-10 and of a ConvNet on 2,000 images, float32, against PyTorch's double backward and `torch.func` (forward over
+reverse); the number of products for both ends of the spectrum to 1e-3 against SciPy's `eigsh`; the smallest eigenvalue against
+1,000 power steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments import frame
+from experiments.benchmarks import harness
+
+_EXAMPLES = 2000
+_POWER_STEPS = 1000  # 500 to shift and 500 on the shifted operator, as the authors' code does
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Curvature: time of one Hessian product, and products for the extreme eigenvalues."""
+
+    quick: bool = False
+    """Fewer runs and examples, to see that it works."""
+    out: Path | None = None
+    """Write the rows here as JSON."""
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.curvature")
+    frame.start_jax()
+    examples, runs = (200, 3) if arguments.quick else (_EXAMPLES, 9)
+    rows = products("MLP 784-256-256-10", "mlp", {"width": 256, "depth": 2}, examples, runs)
+    rows += products("ConvNet, width 8, 28x28", "convnet", {"width": 8, "pool": "stride"}, examples, runs)
+    rows += eigenvalues(quick=arguments.quick)
+    harness.finish(rows, arguments.out)
+
+
+def images(num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real images (N, 28, 28, 1) and labels (N,)."""
+    from jaxbp import data
+
+    train = data.load("mnist5k", num_train=num_examples).train
+    return train.inputs, train.labels
+
+
+def products(case: str, model: str, options: dict[str, Any], num_examples: int, runs: int) -> list[dict[str, Any]]:
+    """One product with the Hessian of the mean cross-entropy, on the same weights and images."""
+    import jax
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+
+    from jaxbp import landscape, models
+
+    inputs, labels = images(num_examples)
+    net = models.create(model, num_classes=10, **options)
+    params = net.init(jax.random.key(0), jnp.asarray(inputs[:1]))["params"]
+    vector = jax.random.normal(jax.random.key(1), ravel_pytree(params)[0].shape)
+    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    batch = (jnp.asarray(inputs), jnp.asarray(labels))
+    operator = landscape.hessian(loss_fn, params, batch)
+
+    def ours() -> Any:
+        return jax.block_until_ready(operator.matvec(vector))
+
+    def with_set_up() -> Any:
+        return jax.block_until_ready(landscape.hessian(loss_fn, params, batch).matvec(vector))
+
+    @jax.jit
+    def plain(params: Any, batch: tuple, tangent: Any) -> Any:
+        return jax.jvp(jax.grad(lambda p: loss_fn(p, *batch).mean()), (params,), (tangent,))[1]
+
+    tangent = operator.unravel(vector)
+    peers: dict[str, Callable[[], Any]] = {
+        "JAX, jvp of grad": lambda: jax.block_until_ready(plain(params, batch, tangent)),
+        "ours, set-up included": with_set_up,
+    }
+    if note := harness.missing_peer("torch"):
+        print(note)
+    else:
+        from experiments.benchmarks import torch_peers
+
+        twin = torch_peers.Twin(params, net, inputs, labels)
+        expected = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(operator.unravel(ours()))])
+        twin.check(tangent, expected)
+        peers["PyTorch, double backward"] = lambda: twin.double_backward(tangent)
+        peers["PyTorch, torch.func"] = lambda: twin.forward_over_reverse(tangent)
+    return harness.compare(f"Hessian product, {case}, {num_examples} images", ours, peers, num_runs=runs)
+
+
+def eigenvalues(*, quick: bool) -> list[dict[str, Any]]:
+    """Products until both ends are right to 1e-3 of themselves, in float64, at a trained MLP and on the paper's kind of spectrum."""
+    import jax
+    import jax.numpy as jnp
+
+    rows = []
+    with jax.enable_x64(True):
+        for case, matvec, dimension, truth in _operators(quick):
+            start = jax.random.normal(jax.random.key(3), (dimension,), jnp.float64)
+            rows += _one_spectrum(case, matvec, dimension, truth, start)
+    return rows
+
+
+def _one_spectrum(
+    case: str, matvec: Callable, dimension: int, truth: tuple[float, float], start: Any
+) -> list[dict[str, Any]]:
+    import jax.numpy as jnp
+    import scipy.sparse.linalg
+
+    from jaxbp import landscape
+
+    found = landscape.extreme_eigenvalues(matvec, start, rtol=1e-3, max_products=min(dimension, 600))
+    count = 0
+
+    def counted(vector: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return np.asarray(matvec(jnp.asarray(vector.ravel())))
+
+    linear = scipy.sparse.linalg.LinearOperator((dimension, dimension), matvec=counted, dtype=np.float64)
+    theirs = scipy.sparse.linalg.eigsh(
+        linear, k=2, which="BE", tol=1e-3, v0=np.asarray(start), return_eigenvectors=False
+    )
+    power = _power_iteration(matvec, start)
+    ends = (found.smallest.value, found.largest.value)
+    print(f"{case}: true {truth[0]:.6g}, {truth[1]:.6g}; ours {ends[0]:.6g}, {ends[1]:.6g}; ", end="")
+    print(f"eigsh {theirs[0]:.6g}, {theirs[1]:.6g}; {_POWER_STEPS} power steps {power:.6g}")
+    scale = max(abs(truth[0]), 1e-12)
+    error = abs(ends[0] - truth[0]) / scale
+    return [
+        harness.row(case, "both ends to 1e-3", "products", found.num_products, count, "SciPy eigsh", runs=1),
+        harness.row(
+            case, "smallest: relative error", "", error, abs(theirs[0] - truth[0]) / scale, "SciPy eigsh", runs=1
+        ),
+        harness.row(
+            case,
+            "smallest: relative error",
+            "",
+            error,
+            abs(power - truth[0]) / scale,
+            f"{_POWER_STEPS} power steps",
+            runs=1,
+        ),
+    ]
+
+
+def _power_iteration(matvec: Callable, start: Any) -> float:
+    """The paper's route: the largest absolute eigenvalue, then power iteration on the operator shifted by it; Rayleigh quotient."""
+    import jax.numpy as jnp
+
+    vector = start / jnp.linalg.norm(start)
+    for _ in range(_POWER_STEPS // 2):
+        product = matvec(vector)
+        vector = product / jnp.linalg.norm(product)
+    shift = vector @ matvec(vector)
+    vector = start / jnp.linalg.norm(start)
+    for _ in range(_POWER_STEPS // 2):
+        product = matvec(vector) - shift * vector
+        vector = product / jnp.linalg.norm(product)
+    return float(vector @ matvec(vector))
+
+
+def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float]]]:
+    """(name, product, dimension, true ends): a diagonal spectrum as in the paper's failure, and the Hessian of a trained MLP."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxbp import data, landscape, models, objectives, training
+
+    spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 998)])
+    diagonal = ("spectrum from -0.05 to 50, P = 1000", jax.jit(lambda v: spectrum * v), 1000, (-0.05, 50.0))
+    split = data.load("digits", num_train=500).train
+    inputs, labels = jnp.asarray(split.inputs, jnp.float64), jnp.asarray(split.labels)
+    net = models.create("mlp", num_classes=10, width=24, depth=2)
+    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.init(jax.random.key(0), inputs[:1])["params"])
+    params = training.train(
+        models.apply_fn(net), start, training.sgd(0.05, momentum=0.9), (inputs, labels), jax.random.key(1),
+        loss_fn=objectives.cross_entropy, num_epochs=2 if quick else 10, batch_size=50,
+    ).params  # fmt: skip
+    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    operator = landscape.hessian(loss_fn, params, (inputs, labels))
+    dense = np.asarray(jax.lax.map(operator.matvec, jnp.eye(operator.dimension)))
+    ends = np.linalg.eigvalsh(0.5 * (dense + dense.T))[[0, -1]]
+    name = f"trained MLP 64-24-24-10, P = {operator.dimension}"
+    return [diagonal, (name, operator.matvec, operator.dimension, (float(ends[0]), float(ends[1])))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The same networks in PyTorch, from the same weights, as the peers of the benchmarks. Imported only where PyTorch is installed."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jaxbp import models
+
+Tensors = dict[str, torch.Tensor]
+
+
+def from_flax(params: Any) -> Tensors:
+    """Flax parameters as PyTorch tensors: dense kernels (out, in), convolution kernels (out, in, h, w)."""
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layer, kind = path[0].key, path[1].key
+        value = np.array(leaf)
+        if kind == "kernel":
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        tensors[f"{layer}/{kind}"] = torch.tensor(np.ascontiguousarray(value))
+    return tensors
+
+
+def to_flat(tensors: Tensors) -> np.ndarray:
+    """PyTorch tensors in the order and layout of Flax's flat parameters."""
+    parts = []
+    for name in sorted(tensors, key=_flax_order):
+        value = tensors[name].detach()
+        if name.endswith("kernel"):
+            value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T
+        parts.append(value.reshape(-1).numpy())
+    return np.concatenate(parts)
+
+
+def _flax_order(name: str) -> tuple[str, str]:
+    layer, kind = name.split("/")
+    return layer, kind
+
+
+class Twin:
+    """A `jaxbp.models` MLP or ConvNet (pool "stride") with its data, in PyTorch."""
+
+    def __init__(self, params: Any, net: Any, inputs: np.ndarray, labels: np.ndarray, *, channels_last: bool = False):
+        self.net = net
+        self.params = from_flax(params)
+        self.inputs = torch.tensor(inputs).permute(0, 3, 1, 2).contiguous()
+        if channels_last:
+            self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)
+            self.params = {
+                k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in self.params.items()
+            }
+        self.labels = torch.tensor(np.asarray(labels), dtype=torch.long)
+
+    def logits(self, params: Tensors, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of inputs (N, C, H, W)."""
+        features = inputs
+        convs = sorted(
+            (int(re.search(r"\d+", k)[0]) for k in params if k.startswith("Conv") and k.endswith("kernel")), key=int
+        )
+        if isinstance(self.net, models.ConvNet):
+            for i in convs:
+                stride = 2 if i >= len(convs) - 2 else 1
+                features = F.relu(_same_conv(features, params[f"Conv_{i}/kernel"], params[f"Conv_{i}/bias"], stride))
+        features = features.permute(0, 2, 3, 1).flatten(1)  # Flax flattens channels last
+        last = len([k for k in params if k.startswith("Dense")]) // 2 - 1
+        for i in range(last + 1):
+            features = F.linear(features, params[f"Dense_{i}/kernel"], params[f"Dense_{i}/bias"])
+            features = F.relu(features) if i < last else features
+        return features
+
+    def loss(self, params: Tensors) -> torch.Tensor:
+        """Mean cross-entropy over all data."""
+        return F.cross_entropy(self.logits(params, self.inputs), self.labels)
+
+    def double_backward(self, tangent: Any) -> Tensors:
+        """A Hessian product as PyTorch users write it: the gradient of (gradient . tangent)."""
+        params = {k: v.clone().requires_grad_() for k, v in self.params.items()}
+        direction = from_flax(tangent)
+        gradient = torch.autograd.grad(self.loss(params), list(params.values()), create_graph=True)
+        along = sum((g * direction[k]).sum() for k, g in zip(params, gradient, strict=True))
+        return dict(zip(params, torch.autograd.grad(along, list(params.values())), strict=True))
+
+    def forward_over_reverse(self, tangent: Any) -> Tensors:
+        """A Hessian product by torch.func."""
+        return torch.func.jvp(torch.func.grad(self.loss), (self.params,), (from_flax(tangent),))[1]
+
+    def check(self, tangent: Any, expected: np.ndarray) -> None:
+        """Refuse to time a peer that computes something else."""
+        for found in (self.double_backward(tangent), self.forward_over_reverse(tangent)):
+            error = np.linalg.norm(to_flat(found) - expected) / np.linalg.norm(expected)
+            if not error < 1e-3:
+                raise AssertionError(f"the PyTorch twin's Hessian product differs by {error:.1e}: not the same network")
+
+    def train(self, order: Sequence[np.ndarray], learning_rate: float, momentum: float) -> float:
+        """Plain SGD over the batches of example indices in ``order``; returns the last batch's loss."""
+        params = {k: v.clone().requires_grad_() for k, v in self.params.items()}
+        optimizer = torch.optim.SGD(params.values(), lr=learning_rate, momentum=momentum)
+        loss = torch.zeros(())
+        for batch in order:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self.logits(params, self.inputs[batch]), self.labels[batch])
+            loss.backward()
+            optimizer.step()
+        return float(loss)
+
+
+def _same_conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
+    """Padding SAME as JAX has it: the odd pixel goes behind."""
+    pads: list[int] = []
+    for size, width in zip(reversed(features.shape[2:]), reversed(kernel.shape[2:]), strict=True):
+        step = stride if size > 1 else 1
+        total = max((-(-size // step) - 1) * step + width - size, 0)
+        pads += [total // 2, total - total // 2]
+    if pads[0::2] == pads[1::2]:
+        return F.conv2d(features, kernel, bias, stride=stride, padding=(pads[2], pads[0]))
+    return F.conv2d(F.pad(features, pads), kernel, bias, stride=stride)

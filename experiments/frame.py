@@ -1,0 +1,221 @@
+"""What every study shares: pieces of work with progress, a folder that survives a kill, and an orderly end.
+
+A study is a list of named `Piece` objects. `run_pieces` computes those that the folder does not hold yet, shows how far it is and how
+long it may take, and writes each one before it says so. `guarded` turns what can go wrong for a user into one clear line and an
+exit code: 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM; what is finished stays on disk and the same command goes on from there.
+
+JAX is imported by `start_jax`, after the arguments have been parsed, so that ``--help`` is instant.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+_LINE_EVERY = 2.0  # seconds between progress lines where there is no terminal to redraw
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A named piece of work.
+
+    ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; pieces of which ``parallel``
+    is set may run beside each other in threads.
+    """
+
+    name: str
+    compute: Callable[[], Mapping[str, Any]]
+    weight: float = 1.0
+    parallel: bool = False
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived."""
+
+
+def start_jax() -> list[str]:
+    """Import JAX with its persistent compilation cache on and each CPU core a device; returns the devices' names."""
+    import jax
+
+    from jaxbp import sweep
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if "cpu" in (jax.config.jax_platforms or "cpu"):
+        with contextlib.suppress(RuntimeError):  # a notebook may have started JAX already: its devices will do
+            sweep.use_all_cores()
+    return [str(device.device_kind) for device in jax.devices()]
+
+
+def facts(devices: Sequence[str]) -> dict[str, Any]:
+    """What is worth knowing about where and with what a run was started."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "packages": versions,
+        "devices": list(devices),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError):
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    return None
+
+
+def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
+    """Compute the pieces that ``store`` lacks, in order; neighbours that may run in parallel share ``num_workers`` threads."""
+    missing = [piece for piece in pieces if piece.name not in store]
+    if done := len(pieces) - len(missing):
+        print(f"{done} of {len(pieces)} pieces of work are in {store.folder} already")
+    with _progress(sum(p.weight for p in missing), len(missing)) as advance:
+        position = 0
+        while position < len(missing):
+            end = position + 1
+            while missing[position].parallel and end < len(missing) and missing[end].parallel:
+                end += 1
+            _run_together(store, missing[position:end], advance, num_workers)
+            position = end
+
+
+def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece], None], num_workers: int) -> None:
+    if num_workers == 1 or len(pieces) == 1:
+        for piece in pieces:
+            store.put(piece.name, piece.compute())
+            advance(piece)
+        return
+    pool = ThreadPoolExecutor(num_workers)
+    try:
+        futures = {pool.submit(piece.compute): piece for piece in pieces}
+        while futures:
+            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in finished:
+                piece = futures.pop(future)
+                store.put(piece.name, future.result())
+                advance(piece)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _progress(total: float, count: int) -> Iterator[Callable[[Piece], None]]:
+    """Yields the function to call with each finished piece: a bar in a terminal or notebook, else now and then a line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console()
+    if console.is_terminal or console.is_jupyter:
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+            task = bar.add_task("starting", total=total)
+            yield lambda piece: bar.update(task, advance=piece.weight, description=piece.name)
+        return
+    start = last = time.monotonic()
+    share, number = 0.0, 0
+
+    def advance(piece: Piece) -> None:
+        nonlocal share, number, last
+        share, number = share + piece.weight / total, number + 1
+        now = time.monotonic()
+        if now - last > _LINE_EVERY or number == count:
+            left = (now - start) * max(1 - share, 0.0) / share
+            print(f"[{number}/{count}] {piece.name}, {now - start:.0f} s, about {left:.0f} s left", flush=True)
+            last = now
+
+    yield advance
+
+
+@contextlib.contextmanager
+def guarded(folder: str | os.PathLike) -> Iterator[None]:
+    """Report a user's errors in one line on stderr, and interruptions with the way to go on; then exit with a code.
+
+    An error class of the project's own is made for users. Anything else is a defect and keeps its traceback.
+    """
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    again = f"Finished pieces are in {folder}; the same command goes on from there."
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("jaxbp", "experiments"):
+            raise
+        _leave(2, f"error: {error}")
+    except KeyboardInterrupt:
+        _leave(130, f"stopped. {again}")
+    except Stopped:
+        _leave(143, f"terminated. {again}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave(code: int, message: str) -> None:
+    """End at once: threads that still compute must not keep a stopped program alive."""
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if code == 2:
+        raise SystemExit(code)
+    os._exit(code)
+
+
+def write_results(store: Any, rows: Mapping[str, Sequence[Any]], verdicts: Sequence[Any]) -> None:
+    """Write measurements.parquet (tidy: one row per case, arm, seed, step, measure, value) and verdicts.json."""
+    import io
+
+    import pandas as pd
+
+    from jaxbp import evidence
+
+    buffer = io.BytesIO()
+    frame = pd.DataFrame(rows, columns=["case", "arm", "seed", "step", "measure", "value"])
+    frame.to_parquet(buffer, index=False)
+    evidence.write_atomically(store.folder / "measurements.parquet", buffer.getvalue())
+    evidence.write_verdicts(store.folder / "verdicts.json", verdicts)
+
+
+def print_verdicts(verdicts: Sequence[Any], page: Path) -> None:
+    """The table of verdicts in the terminal, and where the page is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxbp.report import format_interval
+
+    table = Table(title="Verdicts (95 % intervals over seeds)", title_justify="left")
+    for column in ("id", "claim", "interval", "seeds", "verdict"):
+        table.add_column(column, no_wrap=column in ("id", "verdict"))
+    colours = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+    for v in verdicts:
+        word = f"[{colours[v.verdict]}]{v.verdict}[/]"
+        table.add_row(v.claim.id, v.claim.statement, format_interval(v.interval), str(v.num_seeds), word)
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
+    print(f"page: {page}")

@@ -1,0 +1,6 @@
+"""Study 1: suboptimal local minima exist, can be built from shallow minimisers, and can be certified.
+
+Paper: "Truth or Backpropaganda?", section on local minima, Lemma 1, Theorem 1 and Table 1. Run it with
+``python -m experiments.local_minima`` (``--help`` tells the options). The quick preset takes some minutes on two CPU cores and
+asks for claims S1.a to S1.e.
+"""

@@ -1,0 +1,46 @@
+"""Claims S1.a to S1.e, with the rules that turn intervals into verdicts. They were fixed before the first run."""
+
+from jaxbp.evidence import Above, Below, Claim
+
+_SOURCE = "Goldblum et al., ICLR 2020"
+
+S1A = Claim(
+    "S1.a",
+    "The shallow minimiser, embedded in a deep ReLU network, is a local minimum of the deep network's loss.",
+    f"{_SOURCE}, Theorem 1 and Table 1",
+    "share of seeds whose embedded point is proven to be a local minimum",
+    Above(0.5),
+    "1 of 1, by its smallest eigenvalue 0.03",
+)
+S1B = Claim(
+    "S1.b",
+    "That minimum is far worse than what default training reaches.",
+    f"{_SOURCE}, Table 1",
+    "log2 of (loss at the embedded minimum / loss after default training)",
+    Above(1.0),
+    "8.0 (1.570 against 0.0061)",
+)
+S1C = Claim(
+    "S1.c",
+    "Stochastic gradient descent that starts there stays.",
+    f"{_SOURCE}, Table 1",
+    "share of the loss gap between the embedded minimum and default training that SGD from there closes",
+    Below(0.1),
+    "0.0002, at a learning rate of 0.0001",
+)
+S1D = Claim(
+    "S1.d",
+    "Large or widely spread initial biases make training end at suboptimal points.",
+    f"{_SOURCE}, Table 1",
+    "share of seeds that end, without diverging, at more than twice the loss after default training",
+    Above(0.5),
+    "3 of 3 inits",
+)
+S1E = Claim(
+    "S1.e",
+    "Momentum helps to leave them.",
+    f"{_SOURCE}, Table 1",
+    "progress from the best constant's loss (0) to default training's (1), with momentum minus without",
+    Above(0.0),
+    "a single run without momentum ends at 0.22, default at 0.006",
+)

@@ -1,0 +1,210 @@
+"""What Study 1 runs: its cases, its presets, and the command line that chooses among them.
+
+Nothing here was tuned on an outcome. The learning rate is the paper's; momentum is 0.9, since the paper's 0.4 differs little from none;
+the numbers of epochs are such that default training came near zero loss on seeds 1000 to 1003, which no preset uses.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+DEFAULT, EMBEDDED, GENTLE = "default", "embedded", "embedded, gentle"
+PLAIN, BOLD = "no momentum", "no momentum, large steps"  # suffixes of arms
+SHIFTED = ("bias +20", "bias U(-10, 10)", "bias U(-50, 50)")  # the inits that Table 1 of the paper says end badly
+CONTROLS = ("bias -20", "bias U(-2, 2)", "zero", "constant 0.001")
+MOMENTUM_INIT = "bias U(-10, 10)"  # the init that Table 1 shows without momentum
+
+NEAR_GLOBAL = 0.1  # share of the affine minimum's loss up to which an end point counts as near-global
+STATIONARY = 1e-2  # gradient norm up to which a trained net counts as converged; the paper's ended at 0.005 to 0.06
+
+
+class SettingsError(ValueError):
+    """The arguments do not make a runnable study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One data set, network and loss.
+
+    ``num_train``: training examples a seed draws (None: all); ``arms``: the trainings, empty for a case that only certifies;
+    ``certify_ends``: of how many seeds the end points are certified and classified, too (None: all); ``explore``: kicks, densities
+    and a slice; ``chunk_size``: examples that a Hessian product holds.
+    """
+
+    dataset: str
+    model: Literal["mlp", "convnet"]
+    width: int | tuple[int, ...]
+    depth: int
+    loss: Literal["cross_entropy", "squared_error"]
+    num_train: int | None
+    arms: tuple[str, ...] = ()
+    num_epochs: int = 1
+    batch_size: int = 64
+    certify_ends: int | None = None
+    explore: bool = False
+    chunk_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For instance "mnist1d, MLP 4, cross-entropy"."""
+        model = {"mlp": "MLP", "convnet": "ConvNet"}[self.model]
+        return f"{self.dataset}, {model} {self.depth}, {self.loss.replace('_', '-')}"
+
+    def validate(self) -> None:
+        """Raise `SettingsError` for what can be known before anything is loaded."""
+        for field in ("depth", "num_epochs", "batch_size"):
+            if getattr(self, field) < 1:
+                raise SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.num_train is not None and self.num_train < self.batch_size:
+            raise SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
+        if isinstance(self.width, tuple) and len(self.width) != self.depth:
+            raise SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run.
+
+    ``kicks``: norms of random steps off the embedded minimum, relative to its parameters' norm; ``num_densities``: seeds of which the
+    spectral density is measured; ``slice_points``: points a side of the two-dimensional slice of the loss (0: none).
+    """
+
+    preset: str
+    cases: tuple[Case, ...]
+    num_seeds: int
+    learning_rate: float = 0.01
+    gentle_learning_rate: float = 1e-4
+    momentum: float = 0.9
+    margin: float = 1.0
+    kicks: tuple[float, ...] = ()
+    num_densities: int = 0
+    slice_points: int = 0
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the run."""
+        return range(self.num_seeds)
+
+    def certified_seeds(self, case: Case) -> range:
+        """The seeds whose end points are certified."""
+        return self.seeds if case.certify_ends is None else self.seeds[: case.certify_ends]
+
+    def validate(self) -> None:
+        """Raise `SettingsError` where the study cannot run as set."""
+        if self.num_seeds < 2:
+            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 10 or so")
+        names = [case.name for case in self.cases]
+        if len(set(names)) < len(names):
+            raise SettingsError(f"cases must differ in more than their width, got {names}")
+        for case in self.cases:
+            case.validate()
+
+
+_MOMENTUM_ARMS = (f"{MOMENTUM_INIT}, {PLAIN}", f"{MOMENTUM_INIT}, {BOLD}")
+_MAIN_ARMS = (DEFAULT, EMBEDDED, GENTLE, *SHIFTED, *_MOMENTUM_ARMS)
+_ALL_ARMS = (DEFAULT, EMBEDDED, GENTLE, *SHIFTED, *CONTROLS, *_MOMENTUM_ARMS, f"{DEFAULT}, {PLAIN}")
+_FEW_ARMS = (DEFAULT, EMBEDDED, GENTLE)
+
+
+def _depths(dataset: str, loss: str, num_train: int, depths: tuple[int, ...]) -> tuple[Case, ...]:
+    return tuple(Case(dataset, "mlp", 64, depth, loss, num_train) for depth in depths)
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke",
+        cases=(
+            Case("mnist1d", "mlp", 32, 2, "cross_entropy", 500, _MAIN_ARMS, num_epochs=200, batch_size=32, explore=True),
+            Case("digits", "convnet", 8, 3, "squared_error", 300),
+        ),
+        num_seeds=2,
+        kicks=(0.01, 1.0),
+        num_densities=1,
+        slice_points=5,
+    ),
+    "quick": Settings(
+        preset="quick",
+        cases=(
+            Case("mnist1d", "mlp", 64, 4, "cross_entropy", 2000, _ALL_ARMS, num_epochs=100, explore=True),
+            Case("mnist1d", "convnet", 6, 5, "cross_entropy", 1000, _MAIN_ARMS, num_epochs=80, batch_size=32, certify_ends=3),
+            Case("mnist5k@7", "mlp", 64, 4, "cross_entropy", 3500, _MAIN_ARMS, num_epochs=100),
+            Case("mnist5k@7", "convnet", 6, 5, "squared_error", 500, _FEW_ARMS, num_epochs=100, batch_size=32, certify_ends=0),
+            *_depths("mnist1d", "cross_entropy", 2000, (2, 8)),
+            *_depths("mnist5k@7", "cross_entropy", 3500, (2, 8)),
+            Case("mnist5k", "mlp", 64, 4, "squared_error", 1000),
+        ),
+        num_seeds=10,
+        kicks=(1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+        num_densities=3,
+        slice_points=25,
+    ),
+    "paper": Settings(
+        preset="paper",
+        cases=(
+            Case(
+                "tfds:cifar10", "mlp", (2048, 2048, 1024), 3, "cross_entropy", None, _ALL_ARMS,
+                num_epochs=450, batch_size=128, explore=True, chunk_size=2500,
+            ),
+        ),
+        num_seeds=10,
+        kicks=(1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+        num_densities=1,
+        slice_points=25,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Study 1: build suboptimal local minima of deep networks, certify them, and see what training makes of them.
+
+    Claims S1.a to S1.e over many seeds, each with an interval and a verdict, tables, figures and a page. A run that was stopped goes on
+    when the same command is given again.
+    """
+
+    preset: Literal["smoke", "quick", "paper"] = "quick"
+    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, Table 1, an accelerator."""
+    dataset: str | None = None
+    """Run the preset's networks on this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    loss: Literal["cross_entropy", "squared_error"] | None = None
+    """Use this loss in every case. Cross-entropy has no minimiser where classes are linearly separable; squared error always has."""
+    num_train: int | None = None
+    """Training examples that each seed draws."""
+    width: int | None = None
+    """Width of every network."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Epochs of every training."""
+    seeds: int | None = None
+    """Number of seeds."""
+    out: Path | None = None
+    """Folder of the run; default runs/local_minima-PRESET."""
+    data_dir: Path | None = None
+    """Where TFDS data sets are, or are to be prepared."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / f"local_minima-{self.preset}"
+
+    def settings(self) -> Settings:
+        """The preset with the arguments' changes, validated."""
+        changes = {
+            "dataset": self.dataset,
+            "loss": self.loss,
+            "num_train": self.num_train,
+            "width": self.width,
+            "num_epochs": self.epochs,
+        }
+        changes = {field: value for field, value in changes.items() if value is not None}
+        preset = PRESETS[self.preset]
+        cases = [dataclasses.replace(case, **changes) for case in preset.cases]
+        unique = tuple({case.name: case for case in reversed(cases)}.values())[
+            ::-1
+        ]  # a case on another data set may occur twice
+        settings = dataclasses.replace(
+            preset, cases=unique, num_seeds=preset.num_seeds if self.seeds is None else self.seeds
+        )
+        settings.validate()
+        return settings

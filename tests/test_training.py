@@ -1,0 +1,299 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxbp import models, objectives, training
+
+NUM_EXAMPLES, NUM_INPUTS, NUM_HIDDEN, NUM_CLASSES = 11, 3, 4, 3
+BATCH_SIZE = 4  # leaves 3 examples over in each epoch
+
+
+def problem(seed=0):
+    """Inputs, labels and the parameters of a network with one hidden layer, as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (NUM_INPUTS, NUM_HIDDEN), "b": (NUM_HIDDEN,), "v": (NUM_HIDDEN, NUM_CLASSES), "c": (NUM_CLASSES,)}
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    return (rng.normal(size=(NUM_EXAMPLES, NUM_INPUTS)), rng.integers(NUM_CLASSES, size=NUM_EXAMPLES)), params
+
+
+def apply(params, inputs):
+    return jax.nn.relu(inputs @ params["w"] + params["b"]) @ params["v"] + params["c"]
+
+
+def train(optimizer, data=None, key=None, **options):
+    """Train on the problem above, compiled."""
+    default_data, params = problem()
+    arrays = jax.tree.map(jnp.asarray, (params, default_data if data is None else data))
+    options = {"loss_fn": objectives.cross_entropy, "num_epochs": 3, "batch_size": BATCH_SIZE} | options
+
+    @jax.jit
+    def run(params, data, key):
+        return training.train(apply, params, optimizer, data, key, **options)
+
+    return run(*arrays, jax.random.key(5) if key is None else key)
+
+
+def shuffles(key, num_epochs, num_examples=NUM_EXAMPLES):
+    """The order of the examples in each epoch."""
+    return [np.asarray(jax.random.permutation(each, num_examples)) for each in jax.random.split(key, num_epochs)]
+
+
+# An independent run: gradients by hand, SGD as Sutskever et al. (ICML 2013) and PyTorch write it
+
+
+def forward(params, inputs):
+    hidden = np.maximum(inputs @ params["w"] + params["b"], 0)
+    return hidden, hidden @ params["v"] + params["c"]
+
+
+def loss_and_accuracy(params, data):
+    logits = forward(params, data[0])[1]
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), data[1]]
+    return losses.mean(), (logits.argmax(1) == data[1]).mean()
+
+
+def gradient(params, inputs, labels):
+    hidden, logits = forward(params, inputs)
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    to_logits = (softmax - np.eye(NUM_CLASSES)[labels]) / len(labels)
+    to_hidden = to_logits @ params["v"].T * (hidden > 0)
+    return {"w": inputs.T @ to_hidden, "b": to_hidden.sum(0), "v": hidden.T @ to_logits, "c": to_logits.sum(0)}
+
+
+def numpy_sgd(params, data, orders, learning_rates, momentum, weight_decay):
+    """Parameters after each epoch, the start first."""
+    visited, velocity, rates = [params], dict.fromkeys(params, 0.0), iter(learning_rates)
+    for order in orders:
+        for start in range(0, NUM_EXAMPLES - BATCH_SIZE + 1, BATCH_SIZE):
+            batch, rate = order[start : start + BATCH_SIZE], next(rates)
+            grads = gradient(params, data[0][batch], data[1][batch])
+            velocity = {n: momentum * velocity[n] + grads[n] + weight_decay * params[n] for n in params}
+            params = {n: params[n] - rate * velocity[n] for n in params}
+        visited.append(params)
+    return visited
+
+
+@pytest.mark.parametrize(
+    "momentum,weight_decay,decays",
+    [(0.0, 0.0, False), (0.9, 0.01, False), (0.9, 0.01, True)],
+    ids=["plain", "momentum and weight decay", "cosine"],
+)
+def test_sgd_against_numpy(momentum, weight_decay, decays, x64):
+    data, params = problem()
+    test_data, num_epochs = problem(1)[0], 4
+    num_steps = training.num_steps(NUM_EXAMPLES, num_epochs, BATCH_SIZE)
+    assert num_steps == 8
+    optimizer = training.sgd(
+        0.3, momentum=momentum, weight_decay=weight_decay, decay_steps=num_steps if decays else None
+    )
+    found = train(
+        optimizer,
+        num_epochs=num_epochs,
+        test_data=tuple(map(jnp.asarray, test_data)),
+        measure_fn=lambda p: (p["w"], (p["b"] ** 2).sum()),
+    )
+    rates = [0.3 * (1 + math.cos(math.pi * step / num_steps)) / 2 if decays else 0.3 for step in range(num_steps)]
+    orders = shuffles(jax.random.key(5), num_epochs)
+    visited = numpy_sgd(params, data, orders, rates, momentum, weight_decay)
+    # 8 steps of some ten roundings each, grown by at most the curvature: 1e-12 is far above 1e-15 and below any mistake.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13)
+    jax.tree.map(close, found.params, visited[-1])
+    for name, split in (("train", data), ("test", test_data)):
+        losses, accuracies = zip(*(loss_and_accuracy(each, split) for each in visited), strict=True)
+        close(found.history[f"{name}_loss"], losses)
+        close(found.history[f"{name}_accuracy"], accuracies)
+    close(found.measured[0], [each["w"] for each in visited])
+    close(found.measured[1], [(each["b"] ** 2).sum() for each in visited])
+
+
+def test_cosine_schedule_ends():
+    optimizer = training.sgd(2.0, decay_steps=4)
+    params = jnp.array(1.0)
+    state, steps = optimizer.init(params), []
+    for _ in range(6):
+        update, state = optimizer.update(jnp.array(1.0), state, params)
+        steps.append(float(update))
+    half = math.cos(math.pi / 4)
+    expected = [-2.0, -(1 + half), -1.0, -(1 - half), 0.0, 0.0]  # and stays at 0 beyond the end
+    np.testing.assert_allclose(steps, expected, atol=1e-6)
+
+
+def test_adam_and_any_schedule_through_optax(x64):
+    data, params = problem()
+    schedule = optax.piecewise_constant_schedule(0.1, {3: 0.2})
+    found = train(optax.adamw(schedule, weight_decay=0.05), num_epochs=2, measure_epochs=[2])
+    first, second = (dict.fromkeys(params, 0.0) for _ in range(2))
+    step = 0
+    for order in shuffles(jax.random.key(5), 2):
+        for batch in (order[:4], order[4:8]):
+            grads, rate = gradient(params, data[0][batch], data[1][batch]), 0.1 if step < 3 else 0.02
+            step += 1
+            for n, g in grads.items():  # Kingma and Ba (ICLR 2015), Algorithm 1; decay by Loshchilov and Hutter (2019)
+                first[n], second[n] = 0.9 * first[n] + 0.1 * g, 0.999 * second[n] + 0.001 * g**2
+                direction = first[n] / (1 - 0.9**step) / (np.sqrt(second[n] / (1 - 0.999**step)) + 1e-8)
+                params[n] = params[n] - rate * (direction + 0.05 * params[n])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found.params, params)
+
+
+# Epochs, batches and measurements
+
+
+@functools.cache
+def full_run():
+    return train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda p: p)
+
+
+@pytest.mark.parametrize("epochs", [[0, 2], [3, 4, 3], range(1, 3)], ids=str)
+def test_measuring_at_some_epochs_changes_nothing_else(epochs):
+    full = full_run()
+    some = train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda p: p, measure_epochs=epochs)
+    # Two programs may round differently, by 1e-7 in each of 8 steps.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, some.params, full.params)  # trained to the end, whatever is measured
+    rows, found, expected = np.unique(epochs), (some.history, some.measured), (full.history, full.measured)
+    jax.tree.map(lambda a, b: close(a, b[rows]), found, expected)
+    assert full.measured["w"].shape == (5, NUM_INPUTS, NUM_HIDDEN)
+    assert len(np.unique(full.history["train_loss"])) == 5
+
+
+def test_a_shorter_run_is_the_beginning_of_a_longer_one():
+    short = train(training.sgd(0.1, momentum=0.5), num_epochs=2, measure_fn=lambda p: p)
+    for name, visited in short.measured.items():
+        np.testing.assert_allclose(visited, full_run().measured[name][:3], rtol=1e-5, atol=1e-6)
+
+
+def test_no_epochs_measure_the_start(x64):
+    data, params = problem()
+    found = train(training.sgd(0.1), num_epochs=0)
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    loss, accuracy = loss_and_accuracy(params, data)
+    assert set(found.history) == {"train_loss", "train_accuracy"}
+    np.testing.assert_allclose(found.history["train_loss"], [loss], rtol=1e-13)
+    np.testing.assert_allclose(found.history["train_accuracy"], [accuracy])
+    assert found.measured is None
+
+
+def test_each_epoch_visits_whole_batches_of_a_fresh_shuffle():
+    # A loss linear in one parameter an example: each visit moves it by the learning rate / batch size.
+    num_examples, num_epochs, batch_size = 10, 12, 4
+    data = (jnp.eye(num_examples), jnp.zeros(num_examples, int))
+    found = training.train(
+        lambda params, inputs: inputs @ params, jnp.zeros((num_examples, 1)), optax.sgd(float(batch_size)), data,
+        jax.random.key(2), loss_fn=lambda logits, labels: -logits[:, 0], num_epochs=num_epochs, batch_size=batch_size,
+        measure_fn=lambda params: params[:, 0],
+    )  # fmt: skip
+    visits = np.diff(found.measured, axis=0)  # of each example, in each epoch
+    assert set(visits.ravel()) == {0.0, 1.0}
+    assert (visits.sum(1) == 8).all()  # 2 left over
+    assert (visits.sum(0) > 0).all()
+    assert len({tuple(row) for row in visits}) > 1
+    expected = [np.isin(np.arange(num_examples), order[:8]) for order in shuffles(jax.random.key(2), 12, num_examples)]
+    np.testing.assert_array_equal(visits, expected)
+
+
+def test_batches_of_one_and_of_all():
+    for batch_size in (1, NUM_EXAMPLES):
+        found = train(training.sgd(0.1), num_epochs=1, batch_size=batch_size)
+        assert found.history["train_loss"][1] < found.history["train_loss"][0]
+    assert training.num_steps(10, 3, 4) == 6
+    assert training.num_steps(8, 5, 8) == 5
+    assert training.num_steps(8, 0, 3) == 0
+
+
+# One program for many seeds
+
+
+def counted_run(traces, **options):
+    net = models.create("mlp", num_classes=NUM_CLASSES, width=4, depth=1)
+    (inputs, labels), _ = problem()
+
+    def apply_fn(params, inputs):
+        traces.append(inputs.shape)
+        return models.apply_fn(net)(params, inputs)
+
+    def run(seed, learning_rate, momentum, weight_decay):
+        init_key, key = jax.random.split(jax.random.key(seed))
+        params = net.init(init_key, jnp.zeros((1, NUM_INPUTS)))["params"]
+        optimizer = training.sgd(learning_rate, momentum=momentum, weight_decay=weight_decay)
+        data = (jnp.asarray(inputs, "float32"), jnp.asarray(labels))
+        return training.train(
+            apply_fn, params, optimizer, data, key, loss_fn=objectives.cross_entropy, num_epochs=3, batch_size=4,
+            **options,
+        )  # fmt: skip
+
+    return jax.jit(run), run
+
+
+def test_seeds_and_settings_share_one_trace_and_no_step_runs_in_python():
+    traces = []
+    run, _ = counted_run(traces, measure_epochs=[0, 3])
+    first = run(0, 0.1, 0.0, 0.0)
+    num_traces = len(traces)
+    assert num_traces <= 5  # the step, and the evaluation: its shape, before training, and in the loop
+    others = [run(seed, 0.1 * seed, 0.9, 0.01) for seed in range(1, 4)]
+    assert len(traces) == num_traces
+    losses = {float(each.history["train_loss"][-1]) for each in (first, *others)}
+    assert len(losses) == 4
+    jax.tree.map(np.testing.assert_array_equal, run(0, 0.1, 0.0, 0.0), first)
+
+
+def test_vmap_over_seeds_and_settings_is_one_by_one(x64):
+    jitted, run = counted_run([], measure_fn=lambda params: params, measure_epochs=[1, 3])
+    settings = (jnp.arange(3), jnp.array([0.1, 0.2, 0.1]), jnp.array([0.0, 0.5, 0.9]), jnp.array([0.0, 0.01, 0.1]))
+    together = jax.jit(jax.vmap(run))(*settings)
+    for index, setting in enumerate(zip(*settings, strict=True)):
+        alone = jitted(*setting)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            # Weights stay float32 among settings of float64: 6 steps of 1e-7 each, grown a little by the curvature.
+            assert b.dtype == jnp.float32
+            np.testing.assert_allclose(a[index], b, rtol=1e-4, atol=1e-5)
+
+
+# Divergence and errors
+
+
+def test_divergence_is_a_value_and_spares_the_other_seeds():
+    def run(learning_rate):
+        return train(training.sgd(learning_rate, momentum=0.9), num_epochs=6, measure_fn=lambda p: p["w"].sum())
+
+    found = jax.jit(jax.vmap(run))(jnp.array([0.05, 1e30]))
+    assert np.isfinite(found.history["train_loss"][0]).all()
+    bad = np.isfinite(found.history["train_loss"][1])
+    assert (bad[0], bad[1:].any()) == (True, False)
+    assert not np.isfinite(found.measured[1, 1:]).any()
+    np.testing.assert_array_equal(found.history["train_accuracy"][1, 1:], 0.0)
+    alone = jax.jit(run)(0.05)
+    np.testing.assert_allclose(found.history["train_loss"][0], alone.history["train_loss"], rtol=1e-5)
+
+
+def test_arrays_of_numpy_serve_as_data():
+    data, params = problem()
+    found = training.train(
+        apply, params, training.sgd(0.1), data, jax.random.key(5), loss_fn=objectives.squared_error, num_epochs=1,
+        batch_size=4, test_data=data,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.history["train_loss"], found.history["test_loss"])
+
+
+@pytest.mark.parametrize(
+    "message,options",
+    [
+        ("batch_size must be from 1 to the number of training examples 11, got 12", {"batch_size": 12}),
+        ("batch_size must be from 1 to the number of training examples 11, got 0", {"batch_size": 0}),
+        ("num_epochs must be at least 0, got -1", {"num_epochs": -1}),
+        (r"measure_epochs must be some of 0 to 3, got \[0, 4\]", {"measure_epochs": [0, 4]}),
+        (r"measure_epochs must be some of 0 to 3, got \[-1\]", {"measure_epochs": [-1]}),
+        (r"measure_epochs must be some of 0 to 3, got \[\]", {"measure_epochs": []}),
+        (r"measure_epochs must be some of 0 to 3, got \[0.5\]", {"measure_epochs": [0.5]}),
+        (r"^data must have one label per input, got shapes \(11, 3\) and \(10,\)", {"data": (np.ones((11, 3)), np.ones(10, int))}),
+        (r"^test_data must have one label per input, got shapes \(4, 3\) and \(5,\)", {"test_data": (np.ones((4, 3)), np.ones(5, int))}),
+    ],
+)  # fmt: skip
+def test_errors(message, options):
+    with pytest.raises(ValueError, match=message):
+        train(training.sgd(0.1), **options)
