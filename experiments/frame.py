@@ -181,8 +181,6 @@ def _leave(code: int, message: str) -> None:
     """End at once: threads that still compute must not keep a stopped program alive."""
     print(f"\n{message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if code == 2:
-        raise SystemExit(code)
     os._exit(code)
 
 

@@ -98,6 +98,7 @@ def load(
 
     Args:
       name: see the module's table. A pooled size must divide height and width; signals are pooled along their length.
+        A path cannot itself end in ``@`` and digits.
       seed: of the splits. A test split that comes with the set is kept whole and in its order, whatever the seed.
       normalise: subtract the mean and divide by the standard deviation of each channel over the final training part.
       validation: share of the training examples to hold out; 0 for none.

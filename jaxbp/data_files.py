@@ -53,7 +53,7 @@ def read(path: Path) -> RawData:
                 f"{images_name} holds images of another shape than the training images: "
                 f"{images.shape[1:]} against {splits[0].images.shape[1:]}"
             )
-        check_labels(labels_name, split.labels, num_classes)
+        _check_labels(labels_name, split.labels, num_classes)
     return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
 
 
@@ -76,7 +76,7 @@ def checked_split(images: _Named, labels: _Named) -> RawSplit:
     if y.shape != x.shape[:1]:
         raise DataError(f"{labels_name} has shape {labels[1].shape}, but {images_name} holds {len(x)} images")
     _check_pixels(images_name, x)
-    check_labels(labels_name, y)
+    _check_labels(labels_name, y)
     return RawSplit(x, y.astype(np.int32))
 
 
@@ -94,7 +94,7 @@ def _check_pixels(name: str, x: np.ndarray) -> None:
         )
 
 
-def check_labels(name: str, y: np.ndarray, num_classes: int = 2**31) -> None:
+def _check_labels(name: str, y: np.ndarray, num_classes: int = 2**31) -> None:
     """Refuse labels that are not integers from 0 to ``num_classes`` - 1."""
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{name} has dtype {y.dtype}: labels are integers that count classes from 0")

@@ -1,7 +1,8 @@
 """Any image-classification set of TensorFlow Datasets, as arrays.
 
-A set is prepared once, which takes a network and TensorFlow; from then on its records are read without either. TensorFlow is
-kept away from accelerators: its only work is reading and writing records. ``jaxbp.data.load("tfds:...")`` is the way in.
+A set is prepared once, which takes a network and TensorFlow; from then on its records are read without either. Sets that
+`tfds.load` has prepared before serve too, but their records, TFRecord by default, only TensorFlow reads. It is kept away
+from accelerators, which JAX wants for itself. ``jaxbp.data.load("tfds:...")`` is the way in.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp.data_files import DataError, RawData, RawSplit, check_labels, checked_split
+from jaxbp.data_files import DataError, RawData, RawSplit, checked_split
 
 _CHUNK = 500  # records decoded at a time, a third faster than one by one
 
@@ -32,7 +33,7 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     if "train" not in builder.info.splits:
         raise DataError(f"tfds:{name} has no train split, only {sorted(builder.info.splits)}")
     names = [split for split in ("train", "test") if split in builder.info.splits]
-    splits = [_read_split(name, builder, split, shape, num_classes) for split in names]
+    splits = [_read_split(name, builder, split, shape) for split in names]
     return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
 
 
@@ -61,12 +62,7 @@ def _image_shape_and_classes(name: str, builder: Any, tfds: Any) -> tuple[tuple[
 def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> None:
     folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     by_hand = f"or prepare it elsewhere with TFDS and copy its folder to {folder}"
-    try:
-        _import_tensorflow()
-    except ImportError as error:
-        raise DataError(
-            f"tfds:{name} is not prepared in {folder}, and preparing takes TensorFlow: install jaxbp[tfds], {by_hand}"
-        ) from error
+    _import_tensorflow(f"tfds:{name} is not prepared in {folder}, and preparing", by_hand)
     # TFDS has array_record, which reads without TensorFlow, on Linux only
     file_format = "array_record" if sys.platform == "linux" else None
     try:
@@ -78,40 +74,41 @@ def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> Non
         ) from error
 
 
-def _import_tensorflow() -> None:
-    import tensorflow as tf
-
+def _import_tensorflow(what: str, otherwise: str) -> None:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise DataError(
+            f"{what} takes TensorFlow, which cannot be imported: install jaxbp[tfds], {otherwise}"
+        ) from error
     for kind in ("GPU", "TPU"):
         with contextlib.suppress(RuntimeError):  # it runs already, for the caller's own purposes
             tf.config.set_visible_devices([], kind)
 
 
-def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...], num_classes: int) -> RawSplit:
+def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...]) -> RawSplit:
     num_examples = builder.info.splits[split].num_examples
     images, labels = np.empty((num_examples, *shape), np.uint8), np.empty(num_examples, np.int64)
-    row = -1
     try:
-        for row, example in enumerate(_examples(builder, split)):
+        for row, example in zip(range(num_examples), _examples(name, builder, split), strict=True):
             images[row], labels[row] = example["image"], example["label"]
+    except DataError:
+        raise
     except Exception as error:  # whatever the record reader, the decoder or a wrong count of records throw
         raise DataError(
-            f"tfds:{name}: {builder.data_dir} is damaged at {split} {row + 1} ({error}): remove it"
+            f"tfds:{name}: the {split} split in {builder.data_dir} is damaged ({error}): remove the folder, and it is "
+            "prepared anew"
         ) from error
-    if row + 1 != num_examples:
-        raise DataError(
-            f"tfds:{name}: {builder.data_dir} holds {row + 1} of {num_examples} {split} examples: remove it"
-        )
     where = f"tfds:{name}, {split}"
-    check_labels(f"{where} labels", labels, num_classes)
     return checked_split((f"{where} images", images), (f"{where} labels", labels))
 
 
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+def _examples(name: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:
     """Yield in the order of the files, which is the same for every file format."""
     try:
         source = builder.as_data_source(split)
     except NotImplementedError:  # prepared as TFRecord, as `tfds.load` does: only TensorFlow reads that
-        _import_tensorflow()
+        _import_tensorflow(f"Reading tfds:{name} in {builder.data_dir}, in TFRecord format,", "or remove that folder")
         import tensorflow_datasets as tfds
 
         in_order = tfds.ReadConfig(interleave_cycle_length=1)

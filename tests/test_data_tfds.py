@@ -59,7 +59,8 @@ def prepared(tmp_path_factory):
         for file_format in ("array_record", "tfrecord"):
             folders[file_format] = tmp_path_factory.mktemp(file_format)
             builder = TinyShapes(data_dir=folders[file_format])
-            builder.download_and_prepare(file_format=file_format)
+            config = tfds.download.DownloadConfig(num_shards=2)
+            builder.download_and_prepare(file_format=file_format, download_config=config)
     return folders
 
 
@@ -85,23 +86,27 @@ def test_both_file_formats_give_the_same_bits(prepared):
 
 
 def test_prepared_sets_are_read_without_tensorflow_and_without_jax(prepared):
+    folders = {file_format: str(folder) for file_format, folder in prepared.items()}
     code = f"""
 import importlib.machinery, sys
 finder = importlib.machinery.PathFinder
 find_spec = finder.find_spec
 finder.find_spec = lambda name, *rest: None if name.split(".")[0] == "tensorflow" else find_spec(name, *rest)
 from jaxbp import data
-print(len(data.load("tfds:tiny_shapes", data_dir={str(prepared["array_record"])!r}).train.labels), "jax" in sys.modules)
-try:
-    data.load("tfds:cifar10", data_dir={str(prepared["array_record"])!r})
-except data.DataError as error:
-    print(error)
+print(len(data.load("tfds:tiny_shapes", data_dir={folders["array_record"]!r}).train.labels), "jax" in sys.modules)
+for name, folder in (("cifar10", {folders["array_record"]!r}), ("tiny_shapes", {folders["tfrecord"]!r})):
+    try:
+        data.load("tfds:" + name, data_dir=folder)
+    except data.DataError as error:
+        print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = run.stdout.strip().splitlines()
-    assert first == "36 False"
-    assert second.startswith(f"tfds:cifar10 is not prepared in {prepared['array_record']}")
-    assert "install jaxbp[tfds]" in second
+    read, unprepared, other_format = run.stdout.strip().splitlines()
+    assert read == "36 False"
+    assert unprepared.startswith(f"tfds:cifar10 is not prepared in {folders['array_record']}")
+    assert other_format.startswith(f"Reading tfds:tiny_shapes in {folders['tfrecord']}")
+    assert "install jaxbp[tfds]" in unprepared
+    assert "install jaxbp[tfds]" in other_format
 
 
 def test_tensorflow_sees_no_accelerator(prepared):
@@ -115,11 +120,13 @@ def test_tensorflow_sees_no_accelerator(prepared):
     assert {*map(str, hidden)} == {"([], 'GPU')", "([], 'TPU')"}
 
 
-def test_damaged_records_are_refused_by_name(prepared, tmp_path):
-    shutil.copytree(prepared["array_record"], tmp_path, dirs_exist_ok=True)
-    (record,) = tmp_path.glob("tiny_shapes/1.0.0/*-train.array_record*")
-    record.write_bytes(record.read_bytes()[:-100])
-    with tfds_warnings_ignored(), pytest.raises(DataError, match=r"tfds:tiny_shapes: .*1\.0\.0 is damaged at train 0"):
+@pytest.mark.parametrize("size", [-100, 0])
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_damaged_records_are_refused_by_name(prepared, tmp_path, file_format, size):
+    shutil.copytree(prepared[file_format], tmp_path, dirs_exist_ok=True)
+    (second,) = tmp_path.glob("tiny_shapes/1.0.0/*-train*-00001-of-00002")
+    second.write_bytes(second.read_bytes()[:size])
+    with tfds_warnings_ignored(), pytest.raises(DataError, match=rf"tiny_shapes: the train .*{tmp_path}.* is damaged"):
         data.load("tfds:tiny_shapes", data_dir=tmp_path)
 
 
@@ -146,6 +153,7 @@ def test_a_failed_download_tells_what_to_do(tmp_path, monkeypatch):
             "iris",
             r"tfds:iris is no image-classification set: it needs 'image' and 'label', got \['features', 'label'\]",
         ),
+        ("binarized_mnist", r"no image-classification set: .*got \['image'\]"),
         ("food101", r"tfds:food101 has images of shape \(None, None, 3\)"),
     ],
 )

@@ -65,7 +65,8 @@ def test_the_same_command_again_has_nothing_to_compute(smoke):
     folder, _ = smoke
     before = (folder / "verdicts.json").read_bytes()
     said = run(*SMOKE, "--out", folder).stdout
-    assert "43 of 43 pieces of work are in" in said
+    total = len(list((folder / "pieces").iterdir()))
+    assert f"{total} of {total} pieces of work are in" in said
     assert (folder / "verdicts.json").read_bytes() == before
 
 
@@ -100,7 +101,7 @@ def test_interrupted_and_killed_it_goes_on_to_the_same_numbers(smoke, tmp_path):
         assert len(now) >= max(kept, pieces)
         kept = len(now)
     said = run(*SMOKE, "--out", tmp_path).stdout
-    assert f"{kept} of 43 pieces of work are in" in said
+    assert f"{kept} of {len(list((smoke[0] / 'pieces').iterdir()))} pieces of work are in" in said
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pieces").glob("*.npz")}
     assert now.items() <= after.items()  # no finished piece was computed again
     pd.testing.assert_frame_equal(measurements(tmp_path), measurements(smoke[0]), check_exact=True)

@@ -10,6 +10,7 @@ from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
 from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify, per_example_loss
 from jaxbp.landscape.embedding import NotRepresentable, embed_affine, embed_mlp
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
+from jaxbp.landscape.inits import INITS, initialise
 from jaxbp.landscape.lanczos import (
     Eigenvalue,
     Extremes,
@@ -18,5 +19,4 @@ from jaxbp.landscape.lanczos import (
     hutchinson_trace,
     spectral_density,
 )
-from jaxbp.landscape.inits import INITS, initialise
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe

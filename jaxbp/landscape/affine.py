@@ -24,6 +24,8 @@ import scipy.linalg
 import scipy.optimize
 from scipy.special import log_softmax
 
+from jaxbp.landscape.newton_cg import minimise_cross_entropy
+
 _RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest count as 0
 _MAX_NEWTON = 100
 _MAX_DENSE = 4000  # unknowns up to which the Newton matrix is formed
@@ -168,10 +170,7 @@ def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple
     """Damped Newton on weights (r + 1, C) whose classes sum to 0; returns them and a proven lower bound of the minimum."""
     weights = np.zeros((features.shape[1], num_classes))
     if weights.size > _MAX_DENSE:
-        raise ValueError(
-            f"cross-entropy with {weights.size} unknowns exceeds the dense solver's {_MAX_DENSE}: pool the images "
-            "(for instance mnist5k@7), or use loss='squared_error'"
-        )
+        return _newton_cg(features, labels, num_classes)
     largest_norm = np.linalg.norm(features, axis=1).max()
     previous = math.inf
     for _ in range(_MAX_NEWTON):
@@ -191,6 +190,20 @@ def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple
         f"Newton's method found no minimiser of cross-entropy in {_MAX_NEWTON} steps (loss {value:.3g}, weights' norm "
         f"{np.linalg.norm(weights):.3g}): some classes are separable, or very nearly. {_ADVICE}"
     )
+
+
+def _newton_cg(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, float]:
+    """As `_newton`, for more unknowns than a matrix can hold."""
+    found = minimise_cross_entropy(features, labels, num_classes)
+    _refuse_separable(features, labels, found.weights, found.smallest_curvature)
+    # The condition of `_newton`, with the decrement bounded by gradient norm / sqrt(smallest curvature).
+    largest_norm = np.linalg.norm(features, axis=1).max()
+    if not found.gradient_norm < 0.367 * found.smallest_curvature / (math.sqrt(2) * largest_norm):
+        raise SeparableError(
+            f"Newton's method stopped at a gradient norm of {found.gradient_norm:.1g} and a smallest curvature of "
+            f"{found.smallest_curvature:.1g}, which does not show a minimiser: some classes are separable, or very nearly. {_ADVICE}"
+        )
+    return found.weights, found.lower_bound
 
 
 _ADVICE = "Use loss='squared_error', pool the images (mnist5k@7), or take more examples"

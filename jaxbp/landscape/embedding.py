@@ -21,7 +21,6 @@ is refused. Surplus units get no weight and a bias of ``margin``; with a ``key``
 True
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,10 +207,10 @@ class _Builder:
         finally:
             self.applying = False
 
-    def _gain(self, layer: nn.Module, kernel_shape: tuple[int, ...], example_shape: tuple[int, ...]) -> float:
-        """What the layer multiplies its kernel with, 1 in the standard parametrisation."""
-        ones = {"kernel": jnp.ones(kernel_shape), "bias": jnp.zeros(kernel_shape[-1])}
-        return float(self._apply(layer, ones, jnp.ones((1, *example_shape))).max()) / math.prod(kernel_shape[:-1])
+    def _gain(self, layer: nn.Module, kernel: np.ndarray, features: Any) -> float:
+        """What the layer multiplies its kernel with, 1 in the standard parametrisation; ``kernel`` copies inputs to outputs."""
+        params = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(kernel.shape[-1])}
+        return float(np.max(self._apply(layer, params, jnp.ones(features.shape)))) or 1.0  # 1 if nothing is copied
 
     def _next_dense(self, layer: nn.Dense, features: np.ndarray) -> dict[str, jax.Array]:
         if features.ndim != 2:
@@ -222,7 +221,7 @@ class _Builder:
             kernel, bias = self._head(features)
             self.dense_layers = _dense_chain(kernel, bias, self.dense_widths[:-1], features, self.key, self.margin)
         kernel, bias = self.dense_layers.pop(0)
-        gain = self._gain(layer, kernel.shape, features.shape[1:])
+        gain = self._gain(layer, np.eye(*kernel.shape), features)
         return {"kernel": jnp.asarray(kernel / gain), "bias": jnp.asarray(bias)}
 
     def _head(self, features: np.ndarray) -> Layer:
@@ -234,29 +233,11 @@ class _Builder:
         return kernel, self.logits.mean(0) - mean @ kernel
 
     def _carry(self, layer: nn.Conv, features: jax.Array) -> dict[str, jax.Array]:
-        """A kernel whose output channels copy (offset, input channel) pairs, as many as there are channels for."""
-        if layer.feature_group_count != 1:
-            raise NotRepresentable(
-                f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image"
-            )
-        strides = _per_axis(layer.strides, len(layer.kernel_size))
-        varying = np.ptp(np.asarray(features), axis=tuple(range(features.ndim - 1))) > 0
-        kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
-        dilation = _per_axis(layer.kernel_dilation, len(layer.kernel_size))
-        reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, dilation, strict=True)]
-        padding = _leading_padding(layer, features.shape[1:-1], reach, strides)
-        for out, (*offset, channel) in enumerate(np.ndindex(*strides, int(varying.sum()))):
-            place = [p + o for p, o in zip(padding, offset, strict=True)]  # in the window, of the pixel to copy
-            fits = all(p < r and p % d == 0 for p, r, d in zip(place, reach, dilation, strict=True))
-            if out < layer.features and fits:
-                tap = tuple(p // d for p, d in zip(place, dilation, strict=True))
-                kernel[(*tap, np.flatnonzero(varying)[channel], out)] = 1.0
-        whole_window = [3 * r + s for r, s in zip(reach, strides, strict=True)]
-        gain = self._gain(layer, kernel.shape, (*whole_window, features.shape[-1]))
-        params = {"kernel": jnp.asarray(kernel / gain), "bias": jnp.zeros(layer.features)}
-        carried = self._apply(layer, params, features)
-        lowest = carried.min(tuple(range(carried.ndim - 1)))
-        return {**params, "bias": self.margin - lowest}
+        kernel = _copying_kernel(layer, np.asarray(features))
+        kernel /= self._gain(layer, kernel, features)
+        params = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(layer.features)}
+        carried = np.asarray(self._apply(layer, params, features))
+        return {**params, "bias": jnp.asarray(self.margin - carried.min(tuple(range(carried.ndim - 1))))}
 
     def merged(self, params: Any) -> Any:
         """The module's parameter tree with the chosen layers in place."""
@@ -281,6 +262,24 @@ def _dense_widths(module: nn.Module, example: jax.Array) -> list[int]:
     if not widths:
         raise NotRepresentable("the network has no nn.Dense layer to give the logits")
     return widths
+
+
+def _copying_kernel(layer: nn.Conv, features: np.ndarray) -> np.ndarray:
+    """A kernel whose output channels copy (offset, input channel) pairs, as many as there are channels for."""
+    if layer.feature_group_count != 1:
+        raise NotRepresentable(f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image")
+    strides, dilation = (_per_axis(v, len(layer.kernel_size)) for v in (layer.strides, layer.kernel_dilation))
+    reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, dilation, strict=True)]
+    padding = _leading_padding(layer, features.shape[1:-1], reach, strides)
+    varying = np.flatnonzero(np.ptp(features, axis=tuple(range(features.ndim - 1))) > 0)
+    kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
+    for out, (*offset, channel) in enumerate(np.ndindex(*strides, varying.size)):
+        place = [p + o for p, o in zip(padding, offset, strict=True)]  # in the window, of the pixel to copy
+        fits = all(p < r and p % d == 0 for p, r, d in zip(place, reach, dilation, strict=True))
+        if out < layer.features and fits:
+            tap = tuple(p // d for p, d in zip(place, dilation, strict=True))
+            kernel[(*tap, varying[channel], out)] = 1.0
+    return kernel
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
