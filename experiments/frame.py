@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+_ESTIMATE_FROM = 0.05  # share of the work; before it, compilation dominates
 _LINE_EVERY = 2.0  # seconds between progress lines where there is no terminal to redraw
 
 
@@ -104,7 +105,11 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
             store.put(piece.name, piece.compute())
             advance(piece)
         return
+    import threadpoolctl
+
     pool = ThreadPoolExecutor(num_workers)
+    # BLAS threads of several workers would wait for one another, spinning: a fit of 0.4 s took 20 s on a busy machine.
+    limits = threadpoolctl.threadpool_limits(1)
     try:
         futures = {pool.submit(piece.compute): piece for piece in pieces}
         while futures:
@@ -115,6 +120,7 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
                 advance(piece)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        limits.restore_original_limits()
 
 
 @contextlib.contextmanager
@@ -145,7 +151,8 @@ def _progress(total: float, count: int) -> Iterator[Callable[[Piece], None]]:
         now = time.monotonic()
         if now - last > _LINE_EVERY or number == count:
             left = (now - start) * max(1 - share, 0.0) / share
-            print(f"[{number}/{count}] {piece.name}, {now - start:.0f} s, about {left:.0f} s left", flush=True)
+            estimate = f", about {left:.0f} s left" if share > _ESTIMATE_FROM else ""
+            print(f"[{number}/{count}] {piece.name}, {now - start:.0f} s{estimate}", flush=True)
             last = now
 
     yield advance

@@ -208,25 +208,66 @@ def test_no_change_below_the_radius_flips_a_sign(name, seed):
                 offset = towards_a_kink(params, offset, inputs, signs, 0.999 * radius)
 
 
-def test_a_bias_counts_at_every_position_of_a_map(x64):
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda h, bias: h + bias.reshape(1, 1, 1, 1),
+        lambda h, bias: h + jax.nn.relu(h.sum((1, 2), keepdims=True) + bias),
+        lambda h, bias: jax.nn.relu(h.sum((1, 2), keepdims=True) + bias) * np.ones((1, 10, 10, 1)),
+        lambda h, bias: jnp.broadcast_to(jax.nn.relu(h.sum((1, 2), keepdims=True) + bias), h.shape),
+    ],
+    ids=["bias", "sum", "product", "broadcast"],
+)
+def test_what_is_repeated_over_a_map_counts_at_every_position(x64, spread):
     # At inputs 0 a map of 10 x 10 is all bias, 1; the second unit, 10 - 5, sees it through weights of norm 1. A bias moved by
     # r moves the map by 10 r in norm and the unit by 10 r; so do the weights, and both together by 10 r^2 more at most.
     def unit(p, x):
-        h = jax.nn.relu(convolve(x, p["kernel"], 1, "xla") + p["bias"])
-        return h.reshape(len(x), -1) @ p["weights"] - 5
+        return spread(x, p["bias"]).reshape(1, -1) @ p["weights"] - 5
 
-    params = {"kernel": jnp.ones((1, 1, 1, 1)), "bias": jnp.ones(1), "weights": jnp.full((100, 1), 0.1)}
-    inputs = jnp.zeros((1, 10, 10, 1))
+    params, inputs = {"bias": jnp.ones(1), "weights": jnp.full((100, 1), 0.1)}, jnp.zeros((1, 10, 10, 1))
     radius = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), params, inputs)
     assert radius == pytest.approx((math.sqrt(600) - 20) / 20, rel=1e-9)  # 20 r + 10 r^2 = 5
-    distance = math.sqrt(2) - 1  # where 10 (1 - r / sqrt 2)^2 = 5, with both moved by r / sqrt 2
-    moved = {
-        "kernel": jnp.ones((1, 1, 1, 1)),
-        "bias": jnp.ones(1) / math.sqrt(2),
-        "weights": params["weights"] / math.sqrt(2),
-    }
-    assert float(norm(jax.tree.map(jnp.subtract, moved, params))) == pytest.approx(distance)
-    assert float(unit(moved, inputs)[0, 0]) == pytest.approx(0, abs=1e-14)  # so no radius beyond 0.414 is safe
+    # With both moved by r / sqrt 2 it is at its kink where 10 (1 - r / sqrt 2)^2 = 5: no radius above 0.414 would be safe.
+    moved = jax.tree.map(lambda p: p / math.sqrt(2), params)
+    assert float(norm(jax.tree.map(jnp.subtract, moved, params))) == pytest.approx(math.sqrt(2) - 1)
+    assert float(unit(moved, inputs)[0, 0]) == pytest.approx(0, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    "pool,num_left,radius",
+    [
+        (lambda h: nn.avg_pool(h, (2, 2), (1, 1)), 81, 0.45),  # an entry is in 4 windows: 10 r allowed for, 9 r in fact
+        (lambda h: nn.avg_pool(h, (2, 2), (2, 2)), 25, 0.5),
+        (lambda h: h.mean((1, 2)), 1, 0.5),
+    ],
+    ids=["overlapping", "disjoint", "global"],
+)
+def test_pooled_maps_by_hand(x64, pool, num_left, radius):
+    # A map of 10 x 10 that is all bias, 1, pooled, through weights of norm 1 and less half of that: a bias of 1/2 is the kink.
+    size = math.sqrt(num_left)
+
+    def unit(bias, x):
+        return pool(x + bias).reshape(1, -1) @ jnp.full((num_left, 1), 1 / size) - size / 2
+
+    inputs = jnp.zeros((1, 10, 10, 1))
+    found = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), jnp.ones(()), inputs)
+    assert found == pytest.approx(radius, rel=1e-9)
+    assert float(unit(jnp.array(0.5), inputs)[0, 0]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("formulation", ["xla", "auto"])
+def test_a_kernel_counts_at_every_place_of_its_use(x64, formulation):
+    # 100 windows of 9 on a signal of ones; their mean, times 10, less 5. The kernel moved by r along (1, ..., 1) / 3 moves each
+    # window by 3 r and the unit by 30 r; the bound lets every window of the 108 ones have the worst: 3 r sqrt 108.
+    def apply_fn(kernel, x):
+        windows = convolution.conv_general_dilated(
+            x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), formulation=formulation
+        )
+        return jax.nn.relu(jax.nn.relu(windows).reshape(1, -1) @ jnp.full((100, 1), 0.1) - 5)
+
+    radius = landscape.stable_radius(apply_fn, jnp.full((9, 1, 1), 1 / 9), jnp.ones((1, 108, 1)))
+    assert radius == pytest.approx(5 / (3 * math.sqrt(108)), rel=1e-9)
+    assert radius < 5 / 30
 
 
 @pytest.mark.parametrize(
@@ -247,6 +288,10 @@ def test_a_bias_counts_at_every_position_of_a_map(x64):
         (lambda p, x: jax.checkpoint(jax.nn.relu)(x @ p), jnp.array([[2.0], [1.0]]), 10 / 5),
         # z = x (2, 1)' 3 = 30 moves by 3 * 5r + r (10 + 5r)
         (lambda p, x: jax.nn.relu(x @ p[0] @ p[1]), (jnp.array([[2.0], [1.0]]), jnp.array([[3.0]])), (math.sqrt(1225) - 25) / 10),
+        (lambda p, x: jax.nn.relu((x @ p[0]) * p[1]), (jnp.array([[2.0], [1.0]]), jnp.array([3.0])), (math.sqrt(1225) - 25) / 10),
+        # and p[2] = 1 after it, with h = 10 and 30: 25 r + 5 r^2 as above, plus r (30 + 25 r + 5 r^2)
+        (lambda p, x: jax.nn.relu(x @ p[0] @ p[1] @ p[2]), (jnp.array([[2.0], [1.0]]), jnp.array([[3.0]]), jnp.array([[1.0]])),
+         max(np.roots([5, 30, 55, -30]).real)),
     ],
 )  # fmt: skip
 def test_radii_by_hand(x64, apply_fn, params, radius):

@@ -402,6 +402,7 @@ def test_probes_of_a_quadratic_by_hand(seed, num_steps):
             loss_fn, params, (jnp.ones(4),), jax.random.key(seed), radii=radii, step_size=0.25, num_directions=3,
             num_steps=num_steps, direction=jnp.array([0.0, 0.0, 5.0]),
         )  # fmt: skip
+    assert all(type(field) is np.ndarray for field in found)  # to be read in any mode
     radii, fallen = np.array(radii), 0.25 * num_steps
     assert found.line_changes.shape == found.descent_changes.shape == found.descent_distances.shape == (5, 2)
     np.testing.assert_allclose(found.line_changes[3:], [radii, -radii], atol=1e-12)

@@ -1,6 +1,7 @@
 """Embedded minimisers against the shallow map itself, evaluated by NumPy in float64."""
 
 import itertools
+import math
 
 import flax.linen as nn
 import jax
@@ -133,7 +134,7 @@ def test_a_shallow_mlp_in_a_deeper_or_wider_one(old, new, key):
     for depth, (kernel, bias) in enumerate(deep[:-1]):
         pre = features @ kernel + bias
         surplus = pre[:, old[depth + 1] :] if depth < num_kept else pre
-        assert surplus.size == 0 or surplus.min() == pytest.approx(0.25, rel=1e-9)
+        np.testing.assert_allclose(surplus.min(0), 0.25, rtol=1e-9)  # each unit, none with more bias than it needs
         features = np.maximum(pre, 0)
     if num_kept:
         np.testing.assert_array_equal(deep[0][0][:, : old[1]], layers[0][0])  # the shallow net's own units
@@ -196,7 +197,10 @@ def test_strided_convnets_of_sufficient_width(shape, depth, width, parametrisati
     options = {"num_classes": NUM_CLASSES, "depth": depth, "pool": "stride", "parametrisation": parametrisation}
     inputs, _, fit = problem(shape, num_examples=150)  # more than pixels, or lost ones would not be missed
     net = models.create("convnet", width=width, **options)
-    check(net, landscape.embed_affine(net, fit, inputs), inputs, fit)
+    params = landscape.embed_affine(net, fit, inputs)
+    check(net, params, inputs, fit)
+    kernel = np.asarray(params["Conv_0"]["kernel"])  # copies pixels, as it is used
+    assert kernel.max() * (math.sqrt(2 * width / kernel.size) if parametrisation == "ntk" else 1) == pytest.approx(1)
 
 
 def test_a_convnet_too_narrow_loses_pixels():
@@ -236,7 +240,7 @@ def test_channels_that_do_not_vary_need_no_room():
     fit = landscape.fit_affine(
         coloured.reshape(100, -1), np.arange(100) % NUM_CLASSES, NUM_CLASSES, loss="squared_error"
     )
-    net = models.create("convnet", num_classes=NUM_CLASSES, width=16, depth=1, pool="stride")
+    net = models.create("convnet", num_classes=NUM_CLASSES, width=4, depth=1, pool="stride")
     check(net, landscape.embed_affine(net, fit, coloured), coloured, fit)
 
 

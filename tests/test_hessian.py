@@ -101,6 +101,8 @@ def test_examples_are_sharded_over_a_mesh(axis_type):
     product = operator.matvec(v)
     np.testing.assert_allclose(product, v @ dense, atol=1e-13)
     assert len(product.sharding.device_set) == 2
+    kept = jax.tree.leaves(operator.matvec.args)  # activations and the like
+    assert any(not array.sharding.is_fully_replicated for array in kept)
     extremes = landscape.extreme_eigenvalues(operator.matvec, v)
     assert extremes.largest.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-3)
 

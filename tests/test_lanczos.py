@@ -156,6 +156,15 @@ def test_bound_by_the_formula_of_kuczynski_and_wozniakowski(x64):
     assert (hopeless.smallest.bound, hopeless.largest.bound) == (-math.inf, math.inf)
 
 
+def test_value_and_residual_by_hand(x64):
+    # One product with diag(3, 1) from (1, 1) / sqrt 2: A v = (3, 1) / sqrt 2, of which 2 v is left with (1, -1) / sqrt 2.
+    found = landscape.extreme_eigenvalues(operator(np.diag([3.0, 1.0])), jnp.ones(2), max_products=1)
+    assert found.smallest.value == found.largest.value == pytest.approx(2)
+    assert found.smallest.residual == pytest.approx(1)
+    assert found.largest.interval == pytest.approx((1, 3))
+    assert (found.largest.converged, found.largest.confidence, found.num_products) == (False, 0.999, 3)
+
+
 def test_an_iteration_cut_short_says_so(x64):
     spectrum = jnp.linspace(-1.0, 1.0, 1000)
     found = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(1000), max_products=10)

@@ -106,7 +106,7 @@ class Twin:
             loss = F.cross_entropy(self.logits(params, self.inputs[batch]), self.labels[batch])
             loss.backward()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def _same_conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:

@@ -130,7 +130,7 @@ class Problem:
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The seed's training inputs (N, H, W, C), labels (N,) and the number of classes."""
         case = self.case
-        dataset = data.load(case.dataset, seed=seed, num_train=case.num_train, data_dir=self.data_dir)
+        dataset = data.load(case.dataset, seed=seed, validation=0, num_train=case.num_train, data_dir=self.data_dir)
         return dataset.train.inputs, dataset.train.labels, dataset.num_classes
 
     @functools.cached_property

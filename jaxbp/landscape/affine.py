@@ -79,7 +79,6 @@ def fit_affine(
         rank_lower_bound = lower_bound
         if max_rank is not None:
             weights = _factored_cross_entropy(features, labels, weights, max_rank)
-    weights[:-1] -= weights[:-1].mean(1, keepdims=True)  # 0 but for rounding, which would count as one more rank
     if not is_whole:
         lower_bound = rank_lower_bound = -math.inf
     kernel = basis @ (weights[:-1] / scale[:, None])

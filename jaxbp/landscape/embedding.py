@@ -265,7 +265,7 @@ def _dense_widths(module: nn.Module, example: jax.Array) -> list[int]:
 
 
 def _copying_kernel(layer: nn.Conv, features: np.ndarray) -> np.ndarray:
-    """A kernel whose output channels copy (offset, input channel) pairs, as many as there are channels for."""
+    """A kernel whose output channels copy (offset, input channel) pairs, as many as the channels and the window have room for."""
     if layer.feature_group_count != 1:
         raise NotRepresentable(f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image")
     strides, dilation = (_per_axis(v, len(layer.kernel_size)) for v in (layer.strides, layer.kernel_dilation))
@@ -275,8 +275,7 @@ def _copying_kernel(layer: nn.Conv, features: np.ndarray) -> np.ndarray:
     kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
     for out, (*offset, channel) in enumerate(np.ndindex(*strides, varying.size)):
         place = [p + o for p, o in zip(padding, offset, strict=True)]  # in the window, of the pixel to copy
-        fits = all(p < r and p % d == 0 for p, r, d in zip(place, reach, dilation, strict=True))
-        if out < layer.features and fits:
+        if out < layer.features and all(p < r for p, r in zip(place, reach, strict=True)):
             tap = tuple(p // d for p, d in zip(place, dilation, strict=True))
             kernel[(*tap, varying[channel], out)] = 1.0
     return kernel
