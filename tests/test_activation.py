@@ -41,9 +41,9 @@ def convolve(x, kernel, stride, formulation):
     )
 
 
-def convnet(p, x, relu, formulation="xla"):
-    x = relu(convolve(x, p["first"], 1, formulation) + p["bias"])
-    x = nn.avg_pool(relu(convolve(x, p["second"], 2, formulation) + p["bias"]), (2, 2), (1, 1))
+def convnet(p, x, relu):
+    x = relu(convolve(x, p["first"], 1, "auto") + p["bias"])
+    x = nn.avg_pool(relu(convolve(x, p["second"], 2, "auto") + p["bias"]), (2, 2), (1, 1))
     return x.mean((1, 2)) @ p["head"]
 
 
@@ -74,7 +74,6 @@ NETS = {
     "mlp": (mlp, lambda rng: dense_params(rng, (5, 4, 6, 3)), (5,)),
     "ntk": (ntk, lambda rng: dense_params(rng, (5, 4, 6, 3)), (5,)),
     "convnet": (convnet, conv_params, (4, 4, 2)),
-    "convnet auto": (functools.partial(convnet, formulation="auto"), conv_params, (4, 4, 2)),
     "residual": (residual, lambda rng: conv_params(rng) | {"head": rng.normal(size=(48, 2))}, (4, 4, 2)),
 }
 

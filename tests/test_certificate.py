@@ -52,9 +52,7 @@ def shifted(params, size, seed=0):
 # Proven
 
 
-@pytest.mark.parametrize(
-    "depth,loss", [(2, "cross_entropy"), (2, "squared_error"), (4, "cross_entropy"), (8, "squared_error")]
-)
+@pytest.mark.parametrize("depth,loss", [(2, "cross_entropy"), (4, "cross_entropy"), (8, "squared_error")])
 def test_embedded_minimisers_are_proven(depth, loss):
     net, params = embedded(depth, loss=loss)
     found = certify(net, params, loss)

@@ -33,7 +33,7 @@ from jaxbp.store import Store
 
 _NUM_MEASURED = 10  # times along a training when the loss is evaluated
 _PROBES = {"num_directions": 1, "num_steps": 5}
-_END_PRODUCTS = 60  # of end points nothing is to be proven
+_END_PRODUCTS = 40  # of end points nothing is to be proven
 _DENSITY = {"num_probes": 2, "num_steps": 80}
 
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 
 Matvec = Callable[[jax.Array], jax.Array]
 
@@ -94,9 +95,9 @@ def extreme_eigenvalues(
       rtol: tolerance relative to the eigenvalue.
       atol: tolerance relative to the largest absolute eigenvalue; default 32 epsilon of the dtype, about what rounding leaves.
       max_products: most products in the iteration (two more measure the residuals).
-      confidence: of ``bound``, by Theorem 4.2 of Kuczynski and Wozniakowski (SIAM J. Matrix Anal. 13, 1992): after k
-        products the relative distance to the extreme exceeds e with probability at most 1.648 sqrt(P) exp(-sqrt(e)(2k - 1)).
-        What may go wrong is dealt out over both ends and over all k where the iteration may stop.
+      confidence: of ``bound`` at both ends together. An extreme eigenvalue l outside the Ritz values t_i fulfils
+        |c| prod(l - t_i) <= prod(beta_i), c being the start vector's component along its eigenvector, which is small by bad luck
+        only (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. 22, 2000). This holds wherever the iteration stops.
 
     Raises:
       ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
@@ -108,26 +109,26 @@ def extreme_eigenvalues(
     epsilon = float(jnp.finfo(start.dtype).eps)
     atol = 32 * epsilon if atol is None else atol
     limit = min(max_products, dimension)
-    risk = (1 - confidence) / (2 * math.ceil(limit / _CHECK_EVERY))
+    least_component = (
+        0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)
+    )  # smaller: as likely as both ends may fail
     for step, (basis, alphas, betas) in enumerate(_steps(matvec, start), 1):
         if step % _CHECK_EVERY and step != limit:
             continue
         diagonal, off = np.array(jax.device_get(alphas), float), np.array(jax.device_get(betas), float)
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
             return _not_finite(start, step, confidence)
-        diagonal, off, is_invariant = _until_breakdown(diagonal, off, epsilon)
+        diagonal, off = _until_breakdown(diagonal, off, 4 * epsilon)
         ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
         estimates = np.abs(off[-1] * vectors[-1, [0, -1]])
         scale = np.abs(ritz).max()
         done = estimates <= rtol * np.abs(ritz[[0, -1]]) + atol * scale
-        exhausted = is_invariant or step == dimension  # the Krylov space holds every eigenvalue
-        if done.all() or step >= limit or exhausted:
+        if done.all() or step >= limit or len(diagonal) < step:
             break
-    width = max(ritz[-1] - ritz[0], scale * epsilon)
-    spread = 0.0 if exhausted else _missed_share(step, dimension, risk) * width
+    bounds = -_largest(-ritz[::-1], off, least_component), _largest(ritz, off, least_component)
     ends = [
-        _eigenvalue(matvec, basis, vectors[:, i], ritz[i], ritz[i] + sign * spread, rtol, atol * scale, confidence)
-        for i, sign in ((0, -1), (-1, 1))
+        _eigenvalue(matvec, basis, vectors[:, i], bound, rtol, atol * scale, confidence)
+        for i, bound in zip((0, -1), bounds, strict=True)
     ]
     return Extremes(*ends, num_products=step + 2)
 
@@ -152,7 +153,7 @@ def spectral_density(
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
             nodes[i], weights[i] = math.nan, math.nan
             continue
-        diagonal, off, _ = _until_breakdown(diagonal, off, float(jnp.finfo(dtype).eps))
+        diagonal, off = _until_breakdown(diagonal, off, 64 * float(jnp.finfo(dtype).eps))
         ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
         nodes[i, : len(ritz)], weights[i, : len(ritz)] = ritz, vectors[0] ** 2
     return SpectralDensity(nodes, weights)
@@ -182,18 +183,28 @@ def _check_start(start: jax.Array) -> int:
 
 def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[jax.Array], list[jax.Array]]]:
     """Yield (basis, alphas, betas) after each product; rows past the number of steps so far are zero or the next vector."""
-    vector = start / jnp.linalg.norm(start)
-    basis = jnp.zeros((_FIRST_CAPACITY, start.size), start.dtype).at[0].set(vector)
+    basis, vector = _first(start)
     alphas: list[jax.Array] = []
     betas: list[jax.Array] = []
     while True:
         step = len(alphas) + 1
         if step == basis.shape[0]:
-            basis = jnp.concatenate([basis, jnp.zeros_like(basis)])
+            basis = _doubled(basis)
         basis, vector, alpha, beta = _extend(basis, step, vector, matvec(vector))
         alphas.append(alpha)
         betas.append(beta)
         yield basis, alphas, betas
+
+
+@jax.jit
+def _first(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    vector = start / jnp.linalg.norm(start)
+    return jnp.zeros((_FIRST_CAPACITY, start.size), start.dtype).at[0].set(vector), vector
+
+
+@jax.jit
+def _doubled(basis: jax.Array) -> jax.Array:
+    return jnp.concatenate([basis, jnp.zeros_like(basis)])
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -209,31 +220,50 @@ def _extend(basis: jax.Array, step: int, vector: jax.Array, product: jax.Array) 
 _dot = partial(jnp.dot, precision="highest")  # what accelerators prefer for float32 would leave no orthogonality
 
 
-def _until_breakdown(diagonal: np.ndarray, off: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Cut where the Krylov space became invariant, if it did: what follows a vanishing beta is rounding noise."""
+def _until_breakdown(diagonal: np.ndarray, off: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cut where the Krylov space became invariant: what follows a vanishing beta starts from rounding noise, or from nothing."""
     scale = max(np.abs(diagonal).max(), off.max(), np.finfo(float).tiny)
-    small = np.flatnonzero(off <= 64 * epsilon * scale)
+    small = np.flatnonzero(off <= tolerance * scale)
     end = small[0] + 1 if small.size else len(off)
-    return diagonal[:end], off[:end], bool(small.size)
+    return diagonal[:end], off[:end]
 
 
-def _missed_share(num_products: int, dimension: int, risk: float) -> float:
-    """Share of the Ritz spread that is exceeded by the distance of one Ritz end to its eigenvalue with probability ``risk``."""
-    root = math.log(1.648 * math.sqrt(dimension) / risk) / (2 * num_products - 1)
-    epsilon = root**2  # relative to the true spread, of which the Ritz values show at least 1 - 2 epsilon
-    return epsilon / (1 - 2 * epsilon) if epsilon < 0.5 else math.inf
+def _largest(ritz: np.ndarray, off: np.ndarray, component: float) -> float:
+    """The largest l >= max(ritz) with component x prod(l - ritz) <= prod(off): no larger one is an eigenvalue."""
+    if not off.all():
+        return float(ritz[-1])
+    product = np.log(off).sum() - math.log(component)
+
+    def excess(log_gap: float) -> float:
+        return np.log(np.exp(log_gap) + (ritz[-1] - ritz)).sum() - product
+
+    low, high = -700.0, product / len(ritz)  # every factor is at least the gap
+    if excess(low) >= 0 or high <= low:
+        return float(ritz[-1])
+    return float(ritz[-1] + math.exp(scipy.optimize.brentq(excess, low, high + 1e-6)))
 
 
 def _eigenvalue(
-    matvec: Matvec, basis: jax.Array, coefficients: np.ndarray, value: float, bound: float,
+    matvec: Matvec, basis: jax.Array, coefficients: np.ndarray, bound: float,
     rtol: float, atol: float, confidence: float,
 ) -> Eigenvalue:  # fmt: skip
-    vector = _dot(jnp.asarray(coefficients, basis.dtype), basis[: len(coefficients)])
-    vector = vector / jnp.linalg.norm(vector)
-    product = matvec(vector)
-    value = float(_dot(vector, product))
-    residual = float(jnp.linalg.norm(product - value * vector))
+    padded = np.zeros(basis.shape[0], basis.dtype)  # to the capacity, so that few shapes are compiled
+    padded[: len(coefficients)] = coefficients
+    vector = _combination(padded, basis)
+    value, residual = map(float, _rayleigh(vector, matvec(vector)))
     return Eigenvalue(value, residual, bool(residual <= rtol * abs(value) + atol), float(bound), confidence, vector)
+
+
+@jax.jit
+def _combination(coefficients: jax.Array, basis: jax.Array) -> jax.Array:
+    vector = _dot(coefficients, basis)
+    return vector / jnp.linalg.norm(vector)
+
+
+@jax.jit
+def _rayleigh(vector: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array]:
+    value = _dot(vector, product)
+    return value, jnp.linalg.norm(product - value * vector)
 
 
 def _not_finite(start: jax.Array, step: int, confidence: float) -> Extremes:
