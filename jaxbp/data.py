@@ -29,6 +29,7 @@ import importlib.resources
 import os
 import random
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ NAMES = {
     "mnist1d": "5,000 procedural signals, 40 x 1 x 1, 10 classes, 4,000 to train on",
     "mnist5k": "5,000 MNIST images, 28 x 28 x 1, 10 classes",
 }
+_READING = threading.Lock()  # mnist1d draws from the global generators, which threads would disturb for each other
 _TFDS_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped")
 
 
@@ -171,7 +173,8 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
     readers = {"digits": _read_digits, "mnist1d": _read_mnist1d, "mnist5k": _read_mnist5k}
     kind, _, rest = base.partition(":")
     if base in readers:
-        return readers[base]()
+        with _READING:
+            return readers[base]()
     if kind == "tfds" and rest:
         from jaxbp import data_tfds
 

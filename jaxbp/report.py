@@ -144,6 +144,18 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
     ax.grid(False, axis="y")
     if log:
         ax.set_xscale("log")
+        _label_log_axis(ax.xaxis)
+
+
+def _label_log_axis(axis: Any) -> None:
+    """Label decades only, or, within less than one and a half, also twos and fives: never labels that overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high / low < 10**1.5:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @style()

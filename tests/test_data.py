@@ -549,3 +549,14 @@ def test_a_missing_idx_file_is_named(tmp_path):
     del files["t10k-labels-idx1-ubyte"]
     with pytest.raises(DataError, match=f"{tmp_path} holds none of t10k-labels-idx1-ubyte, t10k-labels.idx1-ubyte"):
         data.load(write_idx(tmp_path, files))
+
+
+def test_threads_that_load_at_once_get_what_one_alone_gets():
+    from concurrent.futures import ThreadPoolExecutor
+
+    alone = data.load("mnist1d").train.inputs
+    data._read_mnist1d.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        together = [split.train.inputs for split in pool.map(lambda _: data.load("mnist1d"), range(4))]
+    for inputs in together:
+        np.testing.assert_array_equal(inputs, alone)

@@ -65,8 +65,10 @@ def _ends(results: Results, case: Case) -> tuple:
     report.strip(ax, {arm: results.final_loss(case, arm) for arm in arms}, log=True)
     with report.style():
         ax.axvline(float(results.embedded(case, "loss").mean()), color="#444444", linestyle="--", linewidth=1)
-        ax.set_xlabel("training loss at the end (dashed: the embedded minimum)")
-    caption = "Where training ends, by init. Seeds that diverged are counted beside the name."
+        ax.set_xlabel("training loss at the end")
+    caption = (
+        "Where training ends, by init; dashed: the embedded minimum. Seeds that diverged are counted beside the name."
+    )
     return fig, "training loss at the end by init", caption
 
 
@@ -101,13 +103,13 @@ def _densities(results: Results, case: Case) -> tuple:
         with report.style():
             ax.set_yscale("log")
             ax.set_ylim(bottom=1e-7 / width)
-            ax.set_title(f"{title}: smallest Ritz value {low:.1e}, largest {high:.3g}")
+            ax.set_title(f"{title}: from {low:.1e} to {high:.3g}")
             ax.set_ylabel("density")
     with report.style():
         axes[-1].set_xlabel("eigenvalue of the Hessian")
     caption = (
-        f"Spectral density of the Hessian by stochastic Lanczos quadrature, {len(densities)} seeds, smoothed by 1 % of the range. "
-        "The embedded minimum has no negative part; most of its eigenvalues are 0, as layers can be rescaled against each other."
+        f"Spectral density of the Hessian by stochastic Lanczos quadrature, {len(densities)} seeds, smoothed by 1 % of the range; "
+        "titles give the extreme Ritz values. At the embedded minimum most eigenvalues are 0, as layers can be rescaled against each other."
     )
     return fig, "spectral densities at the embedded minimum and after default training", caption
 
@@ -152,7 +154,7 @@ def _slice(results: Results, case: Case) -> tuple:
         ax.plot([0], [0], "o", color="white", markeredgecolor="black")
         ax.plot([1], [0], "s", color="white", markeredgecolor="black")
         ax.annotate("embedded minimum", (0, 0), (6, 8), textcoords="offset points", color="white")
-        ax.annotate("default training", (1, 0), (6, 8), textcoords="offset points", color="white")
+        ax.annotate("default training", (1, 0), (4, 9), textcoords="offset points", color="white", ha="right")
         ax.set_xlabel("towards the default-trained point")
         ax.set_ylabel("random direction")
     caption = f"The loss on a plane through both points of seed 0, in units of their distance, {float(found['distance']):.3g}."

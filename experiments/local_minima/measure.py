@@ -40,10 +40,11 @@ _DENSITY = {"num_probes": 2, "num_steps": 80}
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
     """All the work of the study, in an order in which everything needed is there.
 
-    The embeddings come first: data that have no affine minimiser are refused before any training.
+    The embeddings come first: data that have no affine minimiser are refused before any training. They go seed by seed, so that
+    workers beside each other compile the programs of different cases.
     """
     problems = [Problem(case, settings, store, data_dir) for case in settings.cases]
-    todo = [p.piece(embed_name(p.case, s), p.embed, s, parallel=True) for p in problems for s in settings.seeds]
+    todo = [p.piece(embed_name(p.case, s), p.embed, s, parallel=True) for s in settings.seeds for p in problems]
     for problem in problems:
         case = problem.case
         todo += [problem.piece(train_name(case, arm), problem.train, arm) for arm in case.arms]
@@ -129,9 +130,7 @@ class Problem:
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The seed's training inputs (N, H, W, C), labels (N,) and the number of classes."""
-        case = self.case
-        dataset = data.load(case.dataset, seed=seed, validation=0, num_train=case.num_train, data_dir=self.data_dir)
-        return dataset.train.inputs, dataset.train.labels, dataset.num_classes
+        return _split(self.case.dataset, seed, self.case.num_train, self.data_dir)
 
     @functools.cached_property
     def net(self) -> Any:
@@ -310,6 +309,12 @@ class Problem:
             for b in across
         ]
         return {"along": along, "across": across, "losses": np.stack(losses), "distance": np.linalg.norm(towards)}
+
+
+@functools.lru_cache(maxsize=4)  # a TFDS set takes seconds to read and hundreds of megabytes to hold
+def _split(name: str, seed: int, num_train: int | None, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray, int]:
+    dataset = data.load(name, seed=seed, validation=0, num_train=num_train, data_dir=data_dir)
+    return dataset.train.inputs, dataset.train.labels, dataset.num_classes
 
 
 def _numbers(certificate: landscape.Certificate) -> dict[str, Any]:
