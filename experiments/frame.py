@@ -85,11 +85,17 @@ def _git_commit() -> str | None:
 
 
 def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
-    """Compute the pieces that ``store`` lacks, in order; neighbours that may run in parallel share ``num_workers`` threads."""
+    """Compute the pieces that ``store`` lacks, in order; neighbours that may run in parallel share ``num_workers`` threads.
+
+    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
+    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+    """
+    import threadpoolctl
+
     missing = [piece for piece in pieces if piece.name not in store]
     if done := len(pieces) - len(missing):
         print(f"{done} of {len(pieces)} pieces of work are in {store.folder} already")
-    with _progress(sum(p.weight for p in missing), len(missing)) as advance:
+    with threadpoolctl.threadpool_limits(1), _progress(sum(p.weight for p in missing), len(missing)) as advance:
         position = 0
         while position < len(missing):
             end = position + 1
@@ -105,11 +111,7 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
             store.put(piece.name, piece.compute())
             advance(piece)
         return
-    import threadpoolctl
-
     pool = ThreadPoolExecutor(num_workers)
-    # BLAS threads of several workers would wait for one another, spinning: a fit of 0.4 s took 20 s on a busy machine.
-    limits = threadpoolctl.threadpool_limits(1)
     try:
         futures = {pool.submit(piece.compute): piece for piece in pieces}
         while futures:
@@ -120,7 +122,6 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
                 advance(piece)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        limits.restore_original_limits()
 
 
 @contextlib.contextmanager
