@@ -176,7 +176,7 @@ def by_hand(tmp_path):
     """Three seeds: default training at 0.1, 0.1 and diverged; the embedded minimum at 1, the best constant at 2."""
     case = Case("digits", "mlp", 4, 1, "cross_entropy", 100, arms=(DEFAULT, EMBEDDED, "bias +20"))
     settings = Settings("x", (case,), 3)
-    ends = {DEFAULT: [0.1, 0.1, np.nan], EMBEDDED: [0.91, 1.0, 1.0], "bias +20": [0.19, np.inf, 0.5]}
+    ends = {DEFAULT: [0.1, 0.1, np.nan], EMBEDDED: [0.90, 1.0, 1.0], "bias +20": [0.19, np.inf, 0.5]}
     with Store(tmp_path, {}) as store:
         for seed in range(3):
             store.put(
@@ -191,7 +191,9 @@ def by_hand(tmp_path):
 
 def test_measures_by_hand(by_hand):
     case, found = by_hand
-    np.testing.assert_allclose(found.closed_gap(case, EMBEDDED), [0.1, 0.0, np.nan], atol=1e-12)
+    np.testing.assert_allclose(found.closed_gap(case, EMBEDDED), [0.1 / 0.9, 0.0, np.nan], atol=1e-12)
+    np.testing.assert_array_equal(found.stays(case, EMBEDDED), [0, 1, np.nan])
+    np.testing.assert_array_equal(found.stays(case, "bias +20"), [0, 0, np.nan])  # one fell, one diverged
     np.testing.assert_array_equal(
         found.ends_badly(case, "bias +20"), [0, 0, np.nan]
     )  # 0.19 < 2 x 0.1; diverged is no end

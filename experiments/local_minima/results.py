@@ -21,6 +21,7 @@ from experiments.local_minima.settings import (
 from jaxbp import evidence
 from jaxbp.store import Store
 
+_STAYS = 0.1  # share of the gap between the embedded minimum and default training
 _WORSE = 2.0  # a point is far worse from this many times the other's loss
 
 
@@ -87,6 +88,14 @@ class Results:
         gap = top - self.final_loss(case, DEFAULT)
         return np.where(gap > 0, (top - self.final_loss(case, arm)) / gap, np.nan)
 
+    def stays(self, case: Case, arm: str) -> np.ndarray:
+        """1 where ``arm`` ended within a tenth of the gap of the embedded minimum's loss, below or above it, (S,)."""
+        moved = self.closed_gap(case, arm)
+        unknown = ~np.isfinite(self.final_loss(case, DEFAULT)) | (
+            np.isnan(moved) & np.isfinite(self.final_loss(case, arm))
+        )
+        return np.where(unknown, np.nan, np.abs(moved) < _STAYS)
+
     def progress(self, case: Case, arm: str) -> np.ndarray:
         """Final loss on a scale from the best constant's (0) to default training's (1), (S,); 0 for divergence."""
         top = self.embedded(case, "constant_loss")
@@ -108,7 +117,7 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
             for c in trained
             if DEFAULT in c.arms
         }
-        stays = _over_arms(trained, (EMBEDDED, GENTLE), results.closed_gap)
+        stays = _over_arms(trained, (EMBEDDED, GENTLE), results.stays)
         badly = _over_arms(trained, SHIFTED, results.ends_badly)
         helped = _momentum_gains(results)
     return [
@@ -116,7 +125,7 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
             claims.S1A, {c.name: results.proven(c) for c in results.settings.cases}, interval_fn=evidence.event_interval
         ),
         evidence.judge(claims.S1B, ratio),
-        evidence.judge(claims.S1C, stays),
+        evidence.judge(claims.S1C, stays, interval_fn=evidence.event_interval),
         evidence.judge(claims.S1D, badly, interval_fn=evidence.event_interval),
         evidence.judge(claims.S1E, helped),
     ]
