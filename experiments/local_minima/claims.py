@@ -1,4 +1,8 @@
-"""Claims S1.a to S1.e, with the rules that turn intervals into verdicts. They were fixed before the first run."""
+"""Claims S1.a to S1.e, with the rules that turn intervals into verdicts, fixed before a run.
+
+One rule was mended after a pilot: S1.c first asked only that SGD get no lower, which called runs that were thrown upwards "staying". The
+verdict was the same by both.
+"""
 
 from jaxbp.evidence import Above, Claim
 
