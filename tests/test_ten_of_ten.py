@@ -23,7 +23,8 @@ def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, 
     for seed in range(10):
         inputs, labels = data.load(name, seed=seed, validation=0, num_train=num_train).train
         fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss=loss)
-        params = landscape.embed_affine(net, fit, inputs, key=jax.random.key(seed))
+        # Rounding in the gradient grows with the biases: at 28 x 28 and depth 8 a margin of 1 left 1.2e-8, 0.1 leaves 3e-9.
+        params = landscape.embed_affine(net, fit, inputs, key=jax.random.key(seed), margin=0.1)
         found = landscape.certify(
             models.apply_fn(net), params, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
             num_directions=1, num_steps=5,
