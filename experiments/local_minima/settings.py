@@ -1,7 +1,8 @@
 """What Study 1 runs: its cases, its presets, and the command line that chooses among them.
 
-Nothing here was tuned on an outcome. The learning rate is the paper's; momentum is 0.9, since the paper's 0.4 differs little from none;
-the numbers of epochs are such that default training came near zero loss on seeds 1000 to 1003, which no preset uses.
+No setting was chosen by a verdict. The learning rate is the paper's; momentum is 0.9, since the paper's 0.4 differs little from
+none. Examples, widths and epochs of the quick preset are what five minutes on two cores allow: default training then ends near zero
+loss on mnist1d (0.004 and 0.014), and well above it on mnist5k (0.33 of 0.76 and 0.07 of 0.19 at the embedded minimum).
 """
 
 import dataclasses

@@ -205,7 +205,7 @@ def _newton_cg(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tu
     return found.weights, found.lower_bound
 
 
-_ADVICE = "Use loss='squared_error', pool the images (mnist5k@7), or take more examples"
+_ADVICE = "Use loss='squared_error', pool the images (mnist5k@4), or take more examples"
 
 
 def _step_size(
