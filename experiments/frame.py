@@ -1,6 +1,8 @@
 """What every study shares: pieces of work with progress, a folder that survives a kill, and an orderly end.
 
-A study is a list of named `Piece` objects. `run_pieces` computes those that the folder does not hold yet, shows how far it is and how
+A study is a package with modules of fixed names, which `run_study` runs one after another: ``settings`` (the command line),
+``measure.pieces`` (the work), ``results.Results``, ``results.verdicts`` and ``results.rows``, ``figures.draw``, ``page.sections``.
+The work is a list of named `Piece` objects. `run_pieces` computes those that the folder does not hold yet, shows how far it is and how
 long it may take, and writes each one before it says so. `guarded` turns what can go wrong for a user into one clear line and an
 exit code: 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM; what is finished stays on disk and the same command goes on from there.
 
@@ -8,6 +10,8 @@ JAX is imported by `start_jax`, after the arguments have been parsed, so that ``
 """
 
 import contextlib
+import dataclasses
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -40,8 +44,40 @@ class Piece:
     parallel: bool = False
 
 
+class SettingsError(ValueError):
+    """The arguments do not make a runnable study."""
+
+
 class Stopped(BaseException):
     """SIGTERM arrived."""
+
+
+def run_study(package: str, arguments: Any, *, title: str, lead: str) -> None:
+    """Do the work that is not done yet, judge, draw, and write the page; then end the program in an orderly way.
+
+    ``arguments``: with ``folder``, ``data_dir`` and ``settings()``; ``title`` and ``lead`` head the page.
+    """
+    with guarded(arguments.folder):
+        settings = arguments.settings()
+        devices = start_jax()
+        began = time.monotonic()
+        measure, results, figures, page = (
+            importlib.import_module(f"{package}.{name}") for name in ("measure", "results", "figures", "page")
+        )
+        from jaxbp import report
+        from jaxbp.store import Store
+
+        with Store(arguments.folder, dataclasses.asdict(settings), facts(devices)) as store:
+            run_pieces(store, measure.pieces(settings, store, arguments.data_dir), num_workers=len(devices))
+            found = results.Results(settings, store)
+            verdicts = results.verdicts(found)
+            write_results(store, results.rows(found), verdicts)
+            pictures = figures.draw(found, arguments.folder / "figures")
+            store.note(wall_seconds=store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1))
+            path = arguments.folder / "report.html"
+            sections = page.sections(found, pictures)
+            report.write_page(path, title=title, lead=lead, verdicts=verdicts, sections=sections, settings=store.config)
+        print_verdicts(verdicts, path)
 
 
 def start_jax() -> list[str]:

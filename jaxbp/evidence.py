@@ -174,14 +174,19 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
 def trend(
     widths: ArrayLike, values: ArrayLike, *, log_values: bool = False, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Mean change of a measure per doubling of width, from ``values`` (num_seeds, num_widths).
+    """Mean change of a measure per doubling of width, from ``values`` (num_seeds, num_widths): the t interval of `slopes`."""
+    found = slopes(widths, values, log_values=log_values)
+    return dataclasses.replace(t_interval(found, confidence=confidence), method="t over slopes")
 
-    A least-squares line over log2(width) is fitted to each seed, and the t interval taken over the seeds'
-    slopes, so the widths of one seed may depend on each other. With ``log_values`` the slope is that of
-    log2(value), the exponent of a power law. A slope tells a direction; it does not show that the measure is
-    monotone. DataError for values that are not finite, or not positive with ``log_values``.
+
+def slopes(widths: ArrayLike, values: ArrayLike, *, log_values: bool = False) -> np.ndarray:
+    """Each seed's change of a measure per doubling of width, (num_seeds,), from ``values`` (num_seeds, num_widths).
+
+    A least-squares line over log2(width) is fitted to each seed, so the widths of one seed may depend on each other. With
+    ``log_values`` the slope is that of log2(value), the exponent of a power law. A slope tells a direction; it does
+    not show that the measure is monotone. DataError for values that are not finite, or not positive with ``log_values``.
     """
-    widths, values = np.asarray(widths, np.float64), _checked(values, confidence, ndim=2)
+    widths, values = np.asarray(widths, np.float64), _checked(values, ndim=2)
     if widths.shape != values.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
         raise ValueError(
             "a trend needs two or more different positive widths, one per column of values: "
@@ -193,8 +198,7 @@ def trend(
         values = np.log2(values)
     x = np.log2(widths)
     x -= x.mean()
-    slopes = (values - values.mean(1, keepdims=True)) @ x / (x @ x)
-    return dataclasses.replace(t_interval(slopes, confidence=confidence), method="t over slopes")
+    return (values - values.mean(1, keepdims=True)) @ x / (x @ x)
 
 
 def p_value(

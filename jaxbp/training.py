@@ -1,7 +1,7 @@
 """A whole training run as one pure function: all epochs, shuffling and evaluation in one compiled scan.
 
-`train` is meant to be jitted, vmapped and mapped as it is; data stay on the device and no Python runs between steps. Divergence is a value
-(losses that are NaN or inf from some epoch on), never an exception.
+`train` is meant to be jitted, vmapped and mapped as it is; data stay on the device and no Python runs between steps.
+Divergence is a value (losses that are NaN or inf from some epoch on), never an exception.
 
 >>> import functools
 >>> import jax, jax.numpy as jnp, optax
@@ -28,33 +28,44 @@ Arrays = tuple[jax.Array, jax.Array]  # inputs (N, ...) and labels (N,)
 
 
 class TrainState(NamedTuple):
-    """What the next step needs: parameters and the optimiser's state."""
+    """What the next step needs: parameters, the optimiser's state, and the model's own (batch statistics; None if it has none)."""
 
     params: Any
     opt_state: Any
+    model_state: Any
 
 
 class TrainResult(NamedTuple):
     """A finished run.
 
-    ``params``: at the end; ``history``: "train_loss", "train_accuracy" and, with evaluation data, "test_loss" and
-    "test_accuracy", each (E,) for the E measured epochs, epoch 0 being before training; ``measured``: what
+    ``params`` and ``state``: at the end; ``history``: "train_loss", "train_accuracy" and, with evaluation data,
+    "test_loss" and "test_accuracy", each (E,) for the E measured epochs, epoch 0 being before training; ``measured``:
+    what
     ``measure_fn`` returned, stacked along a leading axis E.
     """
 
     params: Any
+    state: Any
     history: dict[str, jax.Array]
     measured: Any
 
 
 def sgd(
-    learning_rate: Any, *, momentum: Any = 0.0, weight_decay: Any = 0.0, decay_steps: int | None = None
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.0,
+    weight_decay: Any = 0.0,
+    decay_steps: int | None = None,
+    schedule: Callable[[jax.Array], Any] | None = None,
 ) -> optax.GradientTransformation:
     """SGD with heavy-ball momentum and coupled weight decay; every number may be traced, so settings share one program.
 
-    The learning rate decays to 0 along a cosine over ``decay_steps`` steps if given.
+    The learning rate decays to 0 along a cosine over ``decay_steps`` steps if given, or is multiplied by
+    ``schedule(step)``, for instance an `optax.piecewise_constant_schedule` from 1.
     """
-    decay = optax.cosine_decay_schedule(1.0, decay_steps) if decay_steps else lambda _: 1.0
+    if decay_steps and schedule:
+        raise ValueError("give decay_steps (a cosine) or schedule, not both")
+    decay = schedule or (optax.cosine_decay_schedule(1.0, decay_steps) if decay_steps else lambda _: 1.0)
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(decay=momentum),
@@ -83,12 +94,14 @@ def train(
     batch_size: int,
     test_data: Arrays | None = None,
     measure_epochs: Sequence[int] | None = None,
-    measure_fn: Callable[[Any], Any] | None = None,
+    measure_fn: Callable[..., Any] | None = None,
+    state: Any = None,
+    train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
 ) -> TrainResult:
     """Minimise the mean loss by minibatches, a fresh shuffle each epoch.
 
     Args:
-      apply_fn: logits (N, C) from parameters and inputs.
+      apply_fn: logits (N, C) from parameters and inputs, and from the state, if one is given.
       params, optimizer: where to start and how to step, for instance `sgd`.
       data: training inputs and labels.
       key: of the shuffles.
@@ -96,34 +109,49 @@ def train(
       num_epochs, batch_size: see `num_steps`.
       test_data: evaluated beside the training data.
       measure_epochs: when to evaluate and measure; default all, from 0 (before training) to ``num_epochs``.
-      measure_fn: any further measurement of the parameters.
+      measure_fn: any further measurement of the parameters, and of the state, if one is given.
+      state: what the model carries along beside parameters (batch statistics).
+      train_fn: ``(params, inputs, state) -> (logits, new state)``, the network in training; needed with a state.
     """
+    if (state is None) != (train_fn is None):
+        raise ValueError(
+            "state and train_fn go together: a model with a state is trained by train_fn and evaluated by apply_fn"
+        )
+    forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
     data = _checked_split("data", data)
     test_data = None if test_data is None else _checked_split("test_data", test_data)
     num_examples = data[0].shape[0]
     steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
 
-    def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, None]:
+    def step(now: TrainState, batch: jax.Array) -> tuple[TrainState, None]:
         inputs, labels = data[0][batch], data[1][batch]
-        gradient = jax.grad(lambda p: loss_fn(apply_fn(p, inputs), labels).mean())(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        opt_state = jax.tree.map(_in_dtype_of, state.opt_state, opt_state)  # traced settings may have widened it
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), None
 
-    def epoch(state: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
+        def mean_loss(current: Any) -> tuple[jax.Array, Any]:
+            logits, model_state = forward(current, inputs, now.model_state)
+            return loss_fn(logits, labels).mean(), model_state
+
+        gradient, model_state = jax.grad(mean_loss, has_aux=True)(now.params)
+        updates, opt_state = optimizer.update(gradient, now.opt_state, now.params)
+        opt_state = jax.tree.map(_in_dtype_of, now.opt_state, opt_state)  # traced settings may have widened it
+        return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
+
+    def epoch(now: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
         order = jax.random.permutation(epoch_key, num_examples)
         batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        return jax.lax.scan(step, state, batches)
+        return jax.lax.scan(step, now, batches)
 
-    def measure(current: Any) -> tuple[dict[str, jax.Array], Any]:
-        history = _evaluate(apply_fn, current, loss_fn, train=data, test=test_data)
-        return history, measure_fn(current) if measure_fn else None
+    def measure(now: TrainState) -> tuple[dict[str, jax.Array], Any]:
+        arguments = (now.params,) if state is None else (now.params, now.model_state)
+        history = _evaluate(
+            lambda inputs: apply_fn(arguments[0], inputs, *arguments[1:]), loss_fn, train=data, test=test_data
+        )
+        return history, measure_fn(*arguments) if measure_fn else None
 
     keys = jax.random.split(key, num_epochs)
-    state = TrainState(params, optimizer.init(params))
-    state, (history, measured) = _scan_with_pauses(epoch, measure, state, keys, epochs)
-    return TrainResult(state.params, history, measured)
+    start = TrainState(params, optimizer.init(params), state)
+    end, (history, measured) = _scan_with_pauses(epoch, measure, start, keys, epochs)
+    return TrainResult(end.params, end.model_state, history, measured)
 
 
 def _checked_split(name: str, split: Arrays) -> Arrays:
@@ -149,7 +177,7 @@ def _checked_epochs(measure_epochs: Sequence[int] | None, num_epochs: int) -> np
 def _scan_with_pauses(
     epoch: Callable, measure: Callable, state: TrainState, keys: jax.Array, pauses: np.ndarray
 ) -> tuple[TrainState, Any]:
-    """Scan ``epoch`` over all keys, measuring the parameters after each number of epochs in ``pauses``.
+    """Scan ``epoch`` over all keys, measuring the state after each number of epochs in ``pauses``.
 
     Measurements go into rows of a buffer in the carry, so that epochs without one cost nothing, in time or in memory.
     """
@@ -157,7 +185,7 @@ def _scan_with_pauses(
     rows = np.cumsum(wanted) - 1
 
     def record(state: TrainState, buffer: Any, row: jax.Array) -> Any:
-        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(state.params))
+        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(state))
 
     def body(carry: tuple[TrainState, Any], inputs: tuple) -> tuple[tuple[TrainState, Any], None]:
         key, wanted, row = inputs
@@ -165,7 +193,7 @@ def _scan_with_pauses(
         buffer = jax.lax.cond(wanted, lambda: record(state, carry[1], row), lambda: carry[1])
         return (state, buffer), None
 
-    shapes = jax.eval_shape(lambda s: measure(s.params), state)
+    shapes = jax.eval_shape(measure, state)
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)
     if wanted[0]:
         buffer = record(state, buffer, 0)
@@ -175,12 +203,12 @@ def _scan_with_pauses(
 
 
 def _evaluate(
-    apply_fn: Callable, params: Any, loss_fn: objectives.Loss, **splits: Arrays | None
+    logits_fn: Callable[[jax.Array], jax.Array], loss_fn: objectives.Loss, **splits: Arrays | None
 ) -> dict[str, jax.Array]:
     measures = {}
     for name, split in splits.items():
         if split is not None:
-            logits = apply_fn(params, split[0])
+            logits = logits_fn(split[0])
             measures[f"{name}_loss"] = loss_fn(logits, split[1]).mean()
             measures[f"{name}_accuracy"] = objectives.accuracy(logits, split[1]).mean()
     return measures

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.frame import SettingsError
+
 DEFAULT, EMBEDDED, GENTLE = "default", "embedded", "embedded, gentle"
 PLAIN, BOLD = "no momentum", "no momentum, large steps"  # suffixes of arms
 SHIFTED = ("bias +20", "bias U(-10, 10)", "bias U(-50, 50)")  # the inits that Table 1 of the paper says end badly
@@ -19,10 +21,6 @@ MOMENTUM_INIT = "bias U(-10, 10)"  # the init that Table 1 shows without momentu
 
 NEAR_GLOBAL = 0.1  # share of the affine minimum's loss up to which an end point counts as near-global
 STATIONARY = 1e-2  # gradient norm up to which a trained net counts as converged; the paper's ended at 0.005 to 0.06
-
-
-class SettingsError(ValueError):
-    """The arguments do not make a runnable study."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,25 @@ everywhere, so two relatives are kept beside it: average pooling, and strides of
 lose no information if the layers are wide.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 
-from jaxbp.models.layers import conv, dense
+from jaxbp.models.layers import check_choice, conv, dense, normalise
 
 POOLS = ("max", "average", "stride")
 _MULTIPLIERS = (1, 2, 2, 4, 4)
-_NUM_POOLED = 2  # of the last convolutions
+_NUM_SHRUNK = 2  # of the last convolutions
 _POOL_WINDOW = 3
+
+
+class Step(NamedTuple):
+    """A convolution of 3 pixels with what follows it in a plain network."""
+
+    channels: int
+    stride: int = 1
+    pool: int = 1  # pixels of the pooling window, 1 for none
 
 
 class ConvNet(nn.Module):
@@ -30,28 +40,52 @@ class ConvNet(nn.Module):
     parametrisation: str = "standard"
     formulation: str = "auto"
 
+    def steps(self) -> list[Step]:
+        """The convolutions, first to last."""
+        widths = [self.width * _MULTIPLIERS[min(layer, len(_MULTIPLIERS) - 1)] for layer in range(self.depth)]
+        shrink = {"stride": 2} if self.pool == "stride" else {"pool": _POOL_WINDOW}
+        return [Step(width) for width in widths[:-_NUM_SHRUNK]] + [
+            Step(width, **shrink) for width in widths[-_NUM_SHRUNK:]
+        ]
+
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Logits of ``inputs`` (N, H, W, C)."""
-        if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {POOLS}, got {self.pool!r}")
-        features = inputs
-        for layer in range(self.depth):
-            pooled = layer >= self.depth - _NUM_POOLED
-            features = conv(
-                self.width * _MULTIPLIERS[min(layer, len(_MULTIPLIERS) - 1)],
-                features.shape[1:3],
-                stride=2 if pooled and self.pool == "stride" else 1,
-                parametrisation=self.parametrisation,
-                formulation=self.formulation,
-            )(features)
-            features = nn.relu(features)
-            if pooled and self.pool != "stride":
-                features = _pool(features, self.pool)
-        return dense(self.num_classes, parametrisation=self.parametrisation)(features.reshape(len(inputs), -1))
+    def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits of ``inputs`` (N, H, W, C); the same whether ``train`` or not."""
+        check_choice("pool", self.pool, POOLS)
+        options = {"parametrisation": self.parametrisation, "formulation": self.formulation}
+        features = plain_features(inputs, self.steps(), pool=self.pool, **options)
+        self.sow("intermediates", "features", features)
+        return dense(self.num_classes, parametrisation=self.parametrisation)(features)
 
 
-def _pool(features: jax.Array, kind: str) -> jax.Array:
-    """Pool by 3 where the map has 3 pixels, by what there is where it has fewer."""
-    window = tuple(min(_POOL_WINDOW, extent) for extent in features.shape[1:3])
-    return (nn.max_pool if kind == "max" else nn.avg_pool)(features, window, window)
+def plain_features(
+    inputs: jax.Array,
+    steps: list[Step],
+    *,
+    pool: str,
+    norm: str = "none",
+    train: bool = False,
+    parametrisation: str,
+    formulation: str,
+) -> jax.Array:
+    """The flattened map (N, F) after convolutions, each with its norm, ReLU and pooling, of the module that calls this."""
+    features = inputs
+    for step in steps:
+        features = conv(
+            step.channels,
+            features.shape[1:3],
+            stride=step.stride,
+            use_bias=norm != "batch",
+            parametrisation=parametrisation,
+            formulation=formulation,
+        )(features)
+        features = nn.relu(normalise(features, norm, train=train))
+        extents = pool_window(step.pool, features.shape[1:3])
+        if max(extents) > 1:
+            features = (nn.max_pool if pool == "max" else nn.avg_pool)(features, extents, extents)
+    return features.reshape(len(inputs), -1)
+
+
+def pool_window(size: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """Pool by ``size`` where the map has as many pixels, by what there is where it has fewer."""
+    return tuple(min(size, extent) for extent in spatial)

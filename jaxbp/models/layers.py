@@ -1,4 +1,4 @@
-"""Dense and convolution layers in the two parametrisations of wide-network theory.
+"""Dense and convolution layers in the two parametrisations of wide-network theory, and what stands between them.
 
 *standard*: kernels are drawn with variance 2 / fan_in (He et al., ICCV 2015; uniform, as in the paper's code) and used as they are.
 *ntk*: kernels are drawn with variance 1 and multiplied by sqrt(2 / fan_in) when used (Jacot et al., NeurIPS 2018, with He's gain).
@@ -7,6 +7,7 @@ how far one gradient step moves a wide layer. Biases start at 0.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -17,17 +18,16 @@ from flax.linen import initializers
 from jaxbp import convolution
 
 PARAMETRISATIONS = ("standard", "ntk")
+NORMS = ("batch", "none", "layer")
 
-_INITIALISERS = {
-    "standard": initializers.variance_scaling(2.0, "fan_in", "uniform"),
-    "ntk": initializers.normal(1.0),
-}
+EPSILON = 1e-5  # under the root of both normalisations
+_MOMENTUM = 0.9  # of the stored batch statistics: how much of the old ones a step keeps
 
 
-def dense(features: int, *, parametrisation: str = "standard") -> nn.Dense:
-    """An `nn.Dense` whose parameters are ``kernel`` (fan_in, features) and ``bias`` (features,)."""
+def dense(features: int, *, gain: float = 1.0, parametrisation: str = "standard") -> nn.Dense:
+    """An `nn.Dense` whose parameters are ``kernel`` (fan_in, features), at first times ``gain``, and ``bias`` (features,)."""
     scaled = {"dot_general": _ntk_dot_general} if parametrisation == "ntk" else {}
-    return nn.Dense(features, kernel_init=_initialiser(parametrisation), **scaled)
+    return nn.Dense(features, kernel_init=_initialiser(parametrisation, gain), **scaled)
 
 
 def conv(
@@ -36,25 +36,64 @@ def conv(
     *,
     kernel_size: int = 3,
     stride: int = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    gain: float = 1.0,
     parametrisation: str = "standard",
     formulation: str = "auto",
 ) -> nn.Conv:
     """An `nn.Conv`, padding SAME, for maps of extents ``spatial``, through `jaxbp.convolution`.
 
     An axis of extent 1 (signals are laid out (N, L, 1, C)) gets kernel and stride 1: anything more would see padding only.
+    ``gain`` multiplies the kernel as it is drawn. With ``groups`` XLA's own convolution serves, whatever the formulation.
     """
-    kernel = tuple(kernel_size if extent > 1 else 1 for extent in spatial)
-    strides = tuple(stride if extent > 1 else 1 for extent in spatial)
-    convolve = convolution.conv_with(formulation)
+    convolve = convolution.conv_with(formulation if groups == 1 else "auto")
     if parametrisation == "ntk":
         convolve = _NtkConvolution(convolve)
-    return nn.Conv(features, kernel, strides, kernel_init=_initialiser(parametrisation), conv_general_dilated=convolve)
+    return nn.Conv(
+        features,
+        window(kernel_size, spatial),
+        window(stride, spatial),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=_initialiser(parametrisation, gain),
+        conv_general_dilated=convolve,
+    )
 
 
-def _initialiser(parametrisation: str) -> initializers.Initializer:
-    if parametrisation not in PARAMETRISATIONS:
-        raise ValueError(f"parametrisation must be one of {PARAMETRISATIONS}, got {parametrisation!r}")
-    return _INITIALISERS[parametrisation]
+def window(size: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """A window of ``size`` pixels along each axis that has more than one."""
+    return tuple(size if extent > 1 else 1 for extent in spatial)
+
+
+def normalise(features: jax.Array, norm: str, *, train: bool) -> jax.Array:
+    """Normalise a map (N, H, W, C); called in the body of a module, to which the layer then belongs.
+
+    ``norm``: "batch", over batch and pixels by channel, with scale and bias (Ioffe & Szegedy, ICML 2015), by the
+    batch's own statistics if ``train`` and else by those stored in the collection ``batch_stats``; "layer", over the
+    channels of each pixel, without scale and bias, so that the wide limit is known; "none".
+    """
+    if norm == "batch":
+        return nn.BatchNorm(use_running_average=not train, momentum=_MOMENTUM, epsilon=EPSILON)(features)
+    if norm == "layer":
+        return nn.LayerNorm(epsilon=EPSILON, use_bias=False, use_scale=False)(features)
+    return features
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError for a field of a network that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+@functools.cache  # equal layers must hold equal initialisers, or each new network is traced anew
+def _initialiser(parametrisation: str, gain: float) -> initializers.Initializer:
+    check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
+    if gain == 0:
+        return initializers.zeros_init()
+    if parametrisation == "ntk":
+        return initializers.normal(gain)
+    return initializers.variance_scaling(2.0 * gain**2, "fan_in", "uniform")
 
 
 def _ntk_dot_general(inputs: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:

@@ -14,9 +14,10 @@ class MLP(nn.Module):
     parametrisation: str = "standard"
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Logits of ``inputs`` (N, ...)."""
+    def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits of ``inputs`` (N, ...); the same whether ``train`` or not."""
         features = inputs.reshape(inputs.shape[0], -1)
         for width in self.widths:
             features = nn.relu(dense(width, parametrisation=self.parametrisation)(features))
+        self.sow("intermediates", "features", features)
         return dense(self.num_classes, parametrisation=self.parametrisation)(features)

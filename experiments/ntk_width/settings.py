@@ -1,0 +1,241 @@
+"""What Study 3 runs: its networks, its presets, and the command line that chooses among them.
+
+Optimiser, weight decay and the schedule's milestones are the paper's (SGD, learning rate 0.01, momentum 0.9, weight
+decay 5e-4; x0.2 at 10, 20 and 27 % of the epochs; no augmentation); no setting was chosen by a verdict. Data, widths
+and epochs of the quick preset are what eight minutes on two cores allow; it leaves the learning rate constant, since
+15 epochs are too few to divide.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.frame import SettingsError
+
+STORED, CALIBRATED, BATCH = "stored", "calibrated", "batch"  # statistics that BatchNorm uses when a kernel is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network over a range of widths.
+
+    ``options`` are those of `jaxbp.models.create`, as pairs; ``skip`` and ``batch_norm`` place a ResNet in the
+    factorial (None: no ResNet); ``trained``: kernels before and after training; ``exact``: kernels at initialisation
+    against the exact one of ``twin``, options that replace some of ``options`` where the network has no twin of its
+    own.
+    """
+
+    name: str
+    model: str
+    widths: tuple[int, ...]
+    options: tuple[tuple[str, object], ...] = ()
+    skip: bool | None = None
+    batch_norm: bool | None = None
+    trained: bool = True
+    exact: bool = False
+    twin: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Statistics with which kernels are measured; they are all one without BatchNorm."""
+        return (STORED, CALIBRATED, BATCH) if self.batch_norm else (STORED,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run.
+
+    ``num_probes``: class-balanced training images whose kernel is measured; ``measure_epochs``: when, 0 being before
+      training;
+    ``seeds_per_piece``: seeds trained together; ``milestones``: shares of the epochs after which the learning rate is
+      multiplied by
+    ``decay``; ``exact_probes``: of the comparison with the exact kernel; ``num_regression``: training and as many
+    test images for regression with the kernels of the networks that have a twin (0: none); ``memory``: bytes that a
+    kernel's temporaries may take.
+    """
+
+    preset: str
+    dataset: str
+    num_train: int | None
+    networks: tuple[Network, ...]
+    num_epochs: int
+    measure_epochs: tuple[int, ...]
+    batch_size: int
+    num_seeds: int
+    num_probes: int
+    exact_probes: int
+    seeds_per_piece: int
+    num_regression: int = 0
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.2
+    calibration_epochs: int = 2
+    memory: float = 2.0 * 2**30
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the run."""
+        return range(self.num_seeds)
+
+    @property
+    def groups(self) -> list[range]:
+        """Seeds that are trained together."""
+        size = self.seeds_per_piece
+        return [self.seeds[start : start + size] for start in range(0, self.num_seeds, size)]
+
+    def validate(self) -> None:
+        """Raise `SettingsError` where the study cannot run as set."""
+        if self.num_seeds < 2:
+            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or so")
+        if self.num_epochs < 1:
+            raise SettingsError(f"epochs must be at least 1, got {self.num_epochs}")
+        if self.num_train is not None and self.num_train < max(self.batch_size, self.num_probes):
+            raise SettingsError(
+                f"num_train must be at least the batch size {self.batch_size} and the number of probes {self.num_probes}, "
+                f"got {self.num_train}"
+            )
+        for network in self.networks:
+            if len(set(network.widths)) < 2:
+                raise SettingsError(f"a trend needs at least 2 widths, got {network.widths} for {network.name}")
+            if min(network.widths) < 1:
+                raise SettingsError(f"widths must be at least 1, got {network.widths} for {network.name}")
+
+
+def log_spaced(num_epochs: int) -> tuple[int, ...]:
+    """0, then 1, 2, 5, 10, 20, 50, ... up to the last epoch."""
+    steps = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+    return (0, *(step for step in steps if step < num_epochs), num_epochs)
+
+
+def _networks(
+    mlp: tuple[int, ...], convnet: tuple[int, ...], resnet: tuple[int, ...], stages: tuple[tuple[str, object], ...]
+) -> tuple[Network, ...]:
+    cells = []
+    for skip, batch_norm in ((True, True), (False, True), (True, False), (False, False)):
+        norm = (("norm", "batch" if batch_norm else "none"),)
+        name = f"ResNet, {'skips' if skip else 'no skips'}, {'BatchNorm' if batch_norm else 'no BatchNorm'}"
+        options = (*stages, *norm, ("skip", skip))
+        cells.append(Network(name, "resnet", resnet, options, skip, batch_norm))
+        projection = (*options, ("shortcut", "projection"))
+        cells.append(
+            Network(
+                f"{name}, projections", "resnet", resnet, projection, skip, batch_norm, trained=False, exact=True,
+                twin=(("norm", "none"),) if batch_norm else (),
+            )
+        )  # fmt: skip
+    return (
+        Network("MLP, 2 layers", "mlp", mlp, (("depth", 1),), exact=True),
+        Network("MLP, 4 layers", "mlp", mlp, (("depth", 3),), exact=True),
+        Network("ConvNet", "convnet", convnet),
+        Network("ConvNet, average pooling", "convnet", convnet, (("pool", "average"),), trained=False, exact=True),
+        *cells,
+    )
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke",
+        dataset="digits",
+        num_train=200,
+        networks=_networks((8, 32), (2, 4), (2, 4), (("stages", 2), ("depth", 1))),
+        num_epochs=2,
+        measure_epochs=(0, 1, 2),
+        batch_size=50,
+        num_seeds=2,
+        num_probes=10,
+        exact_probes=6,
+        seeds_per_piece=2,
+        num_regression=20,
+    ),
+    "quick": Settings(
+        preset="quick",
+        dataset="digits",
+        num_train=500,
+        networks=_networks((16, 64, 256, 1024), (2, 4, 8, 16), (4, 8, 16, 32), (("stages", 3), ("depth", 1))),
+        num_epochs=15,
+        measure_epochs=log_spaced(15),
+        batch_size=50,
+        num_seeds=5,
+        num_probes=20,
+        exact_probes=10,
+        seeds_per_piece=5,
+        num_regression=100,
+    ),
+    "paper": Settings(
+        preset="paper",
+        dataset="tfds:cifar10",
+        num_train=None,
+        networks=(
+            *_networks((64, 256, 1024, 4096), (8, 16, 32, 64, 128), (4, 8, 16, 32, 64, 128), (("stages", 4), ("depth", 2))),
+            Network("MobileNetV2", "mobilenetv2", (8, 16, 32, 64), batch_norm=True),
+            Network("VGG-11", "vgg11", (8, 16, 32, 64, 128)),
+        ),
+        num_epochs=600,
+        measure_epochs=log_spaced(600),
+        batch_size=128,
+        num_seeds=5,
+        num_probes=25,
+        exact_probes=10,
+        seeds_per_piece=1,
+        milestones=(0.1, 0.2, 0.27),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Study 3: measure tangent kernels of finite networks over widths and training, and compare them with the exact
+    infinite-width ones.
+
+    Claims S3.a to S3.f over many seeds, each with an interval and a verdict, tables, figures and a page. A run that
+    was stopped goes on when the same command is given again.
+    """
+
+    preset: Literal["smoke", "quick", "paper"] = "quick"
+    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, 600 epochs, accelerators."""
+    dataset: str | None = None
+    """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    num_train: int | None = None
+    """Training examples that each seed draws."""
+    max_width: int | None = None
+    """Leave out wider networks."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Epochs of every training; kernels are then measured at 0, 1, 2, 5, 10, 20, ... and at the end."""
+    learning_rate: float | None = None
+    """Learning rate of every training."""
+    seeds: int | None = None
+    """Number of seeds."""
+    out: Path | None = None
+    """Folder of the run; default runs/ntk_width-PRESET."""
+    data_dir: Path | None = None
+    """Where TFDS data sets are, or are to be prepared."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / f"ntk_width-{self.preset}"
+
+    def settings(self) -> Settings:
+        """The preset with the arguments' changes, validated."""
+        preset = PRESETS[self.preset]
+        changes = {
+            "dataset": self.dataset,
+            "num_train": self.num_train,
+            "learning_rate": self.learning_rate,
+            "num_seeds": self.seeds,
+        }
+        changes = {field: value for field, value in changes.items() if value is not None}
+        if self.epochs is not None:
+            changes |= {"num_epochs": self.epochs, "measure_epochs": log_spaced(self.epochs)}
+        if self.max_width is not None:
+            changes["networks"] = tuple(
+                dataclasses.replace(net, widths=tuple(w for w in net.widths if w <= self.max_width))
+                for net in preset.networks
+            )
+        settings = dataclasses.replace(preset, **changes)
+        settings.validate()
+        return settings

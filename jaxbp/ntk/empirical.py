@@ -1,0 +1,446 @@
+"""The empirical neural tangent kernel of any function, exactly, in bounded memory.
+
+Theta[i, j, k, l] = sum over parameters p of (d f_k(x_i) / d theta_p) (d f_l(x_j) / d theta_p) (Jacot et al., NeurIPS
+2018; paper, Study 3). One forward and C backward passes an example give what flows into and back out of each linear
+layer (`jaxbp.ntk.layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
+Parameters that are used in any other way (biases, normalisation, weights used twice) are served by plain Jacobians.
+
+Examples are taken one at a time, so nothing that couples them may be hidden in the function: batch statistics are
+refused, or, with ``coupled``, the whole batch is taken as one example with N C outputs, which is the right kernel
+there.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp import ntk
+>>> def apply_fn(params, inputs):
+...     return jnp.tanh(inputs @ params["w"]) @ params["v"]
+>>> params = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
+>>> ntk.empirical_ntk(apply_fn, params, jnp.ones((5, 3))).shape
+(5, 5, 2, 2)
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxbp.ntk import contraction, layers
+
+ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
+
+MEMORY = 2 * 2**30
+_PARTS = 4  # row blocks of a symmetric kernel, of which only pairs on or above the diagonal are computed
+_PARTS_FROM = 2e9  # multiply-adds of a layer from which the parts pay for their longer program
+_COUPLED_FROM = 1e-3  # relative change of outputs, alone against in company, that rounding does not explain
+
+
+class TooLittleMemory(ValueError):
+    """Not even the smallest block fits the memory bound."""
+
+
+class CoupledExamples(ValueError):
+    """The function lets examples influence one another, and was not said to."""
+
+
+def empirical_ntk(
+    apply_fn: ApplyFn,
+    params: Any,
+    x1: jax.Array,
+    x2: jax.Array | None = None,
+    *,
+    state: Any = None,
+    logits: str | int = "full",
+    pairs: str = "all",
+    coupled: bool = False,
+    memory: float = MEMORY,
+    method: str = "auto",
+    devices: Sequence[Any] | None = None,
+) -> jax.Array:
+    """The tangent kernel between the examples ``x1`` (N, ...) and ``x2`` (M, ...), default the same, for C outputs.
+
+    Args:
+      apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given. Compiled once
+        per function object.
+      params: pytree of floating-point arrays, all differentiated.
+      x1, x2: examples on the leading axis.
+      state: what the function needs beside parameters, not differentiated (stored batch statistics).
+      logits: "full", shape (N, M, C, C); "trace", the sum over k = l, (N, M); "diagonal", (N, M, C); "sum", the
+        kernel of the sum of all logits, (N, M); an integer k, the kernel of logit k, (N, M).
+      pairs: "all", or "same": each example with itself only, the axis M dropped.
+      coupled: outputs depend on the whole batch (batch statistics): differentiate through it. ``x1`` and ``x2`` are
+        then two batches.
+      memory: most bytes of temporary arrays, by the compiler's own account; examples (if coupled: outputs) are taken
+        in blocks that fit. Not kept to inside another compiled function, where all is one block.
+      method: "auto", or one of `contraction.METHODS` for every layer.
+      devices: split the rows of the kernel over these; each holds its share of what flows, and layer by layer all of
+        it.
+
+    Raises:
+      CoupledExamples: examples influence one another and ``coupled`` is not set.
+      TooLittleMemory: not even the smallest block fits ``memory``.
+      ValueError: arguments that do not suit one another.
+    """
+    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    num_devices = len(devices or ()) or 1
+    problem = _Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else ())
+    num_outputs = _check(problem, params, x1, x2, state)
+    params, x1, x2, state = _placed(problem, (params, x1, x2, state))
+    sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
+    kernel = _in_blocks(problem, params, state, sides, memory)
+    return _finish(problem, kernel, sides, num_outputs)
+
+
+def outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.Array:
+    """(N, C) logits of a batch, the state passed on if there is one."""
+    return apply_fn(params, x) if state is None else apply_fn(params, x, state)
+
+
+class _Problem(NamedTuple):
+    """The static side of a kernel; hashable, so that compiled programs are found again."""
+
+    apply_fn: ApplyFn
+    logits: str | int
+    pairs: str
+    coupled: bool
+    method: str
+    devices: tuple
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that share the rows."""
+        return Mesh(np.array(self.devices), ("rows",), axis_types=(AxisType.Auto,))
+
+    @property
+    def reduction(self) -> str:
+        """Which pairs of gradients are contracted; a sum or a single logit has one gradient an example."""
+        return self.logits if self.logits in contraction.LOGITS and not self.coupled else "full"
+
+    def one_example(self, params: Any, example: jax.Array, state: Any) -> jax.Array:
+        """The outputs of one example, or of the batch that stands for one, as a vector."""
+        if self.coupled:
+            return outputs(self.apply_fn, params, example, state).reshape(-1)
+        return outputs(self.apply_fn, params, example[None], state)[0]
+
+    def directions(self, num_examples: int, num_outputs: int) -> np.ndarray:
+        """(c, outputs) combinations of one example's outputs whose gradients are wanted."""
+        if self.logits == "sum":
+            wanted = np.ones((1, num_outputs))
+        elif isinstance(self.logits, str):
+            wanted = np.eye(num_outputs)
+        else:
+            wanted = np.eye(num_outputs)[[self.logits]]
+        return np.kron(np.eye(num_examples), wanted) if self.coupled else wanted
+
+
+class _Side:
+    """One set of examples, cut into blocks: of examples with all their directions or, if coupled, of directions."""
+
+    def __init__(self, problem: _Problem, x: jax.Array, num_outputs: int):
+        self.x = x[None] if problem.coupled else x
+        self.directions = problem.directions(len(x), num_outputs)
+        self.coupled = problem.coupled
+        self.num_examples = len(x)
+
+    @property
+    def length(self) -> int:
+        """Number of items that blocks are made of."""
+        return len(self.directions) if self.coupled else self.num_examples
+
+    def block(self, start: int, size: int) -> tuple[jax.Array, np.ndarray]:
+        """Examples and directions of one block; the last one is filled up with its last item."""
+        items = np.minimum(np.arange(start, start + size), self.length - 1)
+        if self.coupled:
+            return self.x, self.directions[items]
+        return (self.x if size == self.length else self.x[items]), self.directions
+
+
+def _check(problem: _Problem, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
+    """Raise for arguments that do not suit one another; returns the number of outputs C."""
+    if problem.pairs not in ("all", "same"):
+        raise ValueError(f'pairs must be "all" or "same", got {problem.pairs!r}')
+    if problem.method not in ("auto", *contraction.METHODS):
+        raise ValueError(f"method must be auto or one of {', '.join(contraction.METHODS)}, got {problem.method!r}")
+    if problem.pairs == "same" and (x2 is not None or problem.coupled or problem.devices):
+        raise ValueError(
+            'pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices'
+        )
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and (x.ndim < 1 or len(x) == 0):
+            raise ValueError(f"{name} must hold examples on its leading axis, got shape {x.shape}")
+    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(f"examples of x1 and x2 must have one shape, got {x1.shape[1:]} and {x2.shape[1:]}")
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        kinds = sorted({str(leaf.dtype) for leaf in leaves})
+        raise ValueError(f"params must be floating-point arrays, got {kinds or 'none'}: pass the rest as state")
+    out = jax.eval_shape(functools.partial(outputs, problem.apply_fn), params, x1, state)
+    if len(out.shape) != 2 or out.shape[0] != len(x1):
+        raise ValueError(
+            f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs"
+        )
+    named, number = problem.logits in (*contraction.LOGITS, "sum"), isinstance(problem.logits, int)
+    if not named and not (number and 0 <= problem.logits < out.shape[1]):
+        raise ValueError(
+            f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {problem.logits!r}"
+        )
+    if not problem.coupled:
+        refuse_coupling(problem.apply_fn, params, x1, state)
+    return out.shape[1]
+
+
+def _traced(*trees: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def refuse_coupling(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any = None) -> None:
+    """Raise `CoupledExamples` if the first and last of ``x`` have other outputs together than alone; traced values pass."""
+    if len(x) < 2 or _traced(params, x, state):
+        return
+    gap = float(_company(apply_fn, params, x[np.array([0, -1])], state))
+    if gap > _COUPLED_FROM:
+        raise CoupledExamples(
+            f"apply_fn gives an example other outputs alone than in a batch of two (relative change {gap:.2g}), so "
+            "examples are coupled, for instance by batch statistics: use stored statistics, or take the batch as a whole "
+            "(coupled=True for a kernel, no chunk_size for its products)"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _company(apply_fn: ApplyFn, params: Any, two: jax.Array, state: Any) -> jax.Array:
+    """How much outputs change, relative to their size, when examples are evaluated in company."""
+    together = outputs(apply_fn, params, two, state)
+    alone = jnp.concatenate([outputs(apply_fn, params, one[None], state) for one in two])
+    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
+
+
+def _placed(problem: _Problem, arrays: tuple) -> tuple:
+    """The arrays together: on all devices if several were named, else where the parameters are."""
+    if _traced(arrays):
+        return arrays
+    if problem.devices:
+        return jax.device_put(arrays, NamedSharding(problem.mesh, PartitionSpec()))
+    used = {leaf.sharding for leaf in jax.tree.leaves(arrays)}
+    if any(len(sharding.device_set) > 1 for sharding in used):  # the caller has spread them
+        return arrays
+    return jax.device_put(arrays, jax.tree.leaves(arrays[0])[0].sharding)
+
+
+class _Flows(NamedTuple):
+    """How what flows through the layers is captured and contracted."""
+
+    found: layers.Layers
+    rules: tuple[contraction.Contraction, ...]
+    reduction: str
+    num_parts: int
+
+    def of(self, other: "_Flows") -> "_Flows":
+        """These flows, contracted as ``other`` are; batches of another size have layers of another shape."""
+        rules = [
+            mine._replace(method=theirs.method, from_pixels=theirs.from_pixels)
+            for mine, theirs in zip(self.rules, other.rules, strict=True)
+        ]
+        return self._replace(rules=tuple(rules))
+
+    def operands(self, params: Any, state: Any, x: jax.Array, directions: jax.Array) -> list:
+        """Each layer's operand, and last the plain Jacobian (n, c, F) of the other leaves, for examples x (n, ...)."""
+        run = layers.run_fn(self.found)
+        leaves = jax.tree.leaves(params)
+        dtype = jnp.result_type(*leaves)
+        others = [leaves[i] for i in self.found.others]
+        taps = [jnp.zeros(layer.output.shape, layer.output.dtype) for layer in self.found.layers]
+
+        def flow(example: jax.Array) -> tuple:
+            arguments = jax.tree.leaves((example, state))
+            out, pullback, data = jax.vjp(lambda t, o: run(t, o, leaves, arguments), taps, others, has_aux=True)
+            return data, *jax.vmap(pullback)(directions.astype(out.dtype))
+
+        data, deltas, jacobians = jax.tree.map(lambda a: a.astype(dtype), jax.vmap(flow)(x))
+        prepared = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
+        return [*prepared, *(j.reshape(*j.shape[:2], -1) for j in jacobians)]
+
+    def contract(self, rows: list, columns: list) -> jax.Array:
+        """The kernel of two sets of operands."""
+        num_layers = len(self.rules)
+        shares = [
+            rule.contract(r, c, self.reduction)
+            for rule, r, c in zip(self.rules, rows[:num_layers], columns[:num_layers], strict=True)
+        ]
+        rest = zip(rows[num_layers:], columns[num_layers:], strict=True)
+        return functools.reduce(jnp.add, shares + [contraction.gram(r, c, self.reduction) for r, c in rest])
+
+    def symmetric(self, operands: list) -> jax.Array:
+        """The kernel of a set with itself: parts of the rows against the columns from their own on, mirrored."""
+        num_examples = jax.tree.leaves(operands)[0].shape[0]
+        edges = [num_examples * i // self.num_parts for i in range(self.num_parts + 1)]
+
+        def cut(start: int, stop: int) -> list:
+            return jax.tree.map(lambda a: a[start:stop], operands)
+
+        blocks = [self.contract(cut(a, b), cut(a, num_examples)) for a, b in itertools.pairwise(edges)]
+        filled = [jnp.pad(b, [(0, 0), (a, 0), *[(0, 0)] * (b.ndim - 2)]) for a, b in zip(edges, blocks, strict=False)]
+        return _mirrored(jnp.concatenate(filled), np.searchsorted(edges, np.arange(num_examples), side="right"))
+
+
+def _mirrored(upper: Any, part: np.ndarray) -> Any:
+    """Fill the entries below the diagonal of parts from those above; ``part``: of each row and column."""
+    below = (part[:, None] > part).reshape(len(part), len(part), *[1] * (upper.ndim - 2))
+    return jnp.where(below, _exchanged(upper), upper)
+
+
+def _exchanged(kernel: Any) -> Any:
+    """Theta with its two examples, and their logits, exchanged."""
+    kernel = kernel.swapaxes(0, 1)
+    return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel
+
+
+def _flows(problem: _Problem, params: Any, state: Any, x: Any, directions: Any) -> _Flows:
+    """The layers of one example of x (n, ...) and the cheapest way to contract each."""
+    num_examples, num_outputs = x.shape[0], directions.shape[0]
+    found = layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    rules = [
+        contraction.plan(layer, num_examples, num_outputs, problem.reduction, problem.method) for layer in found.layers
+    ]
+    if problem.coupled:  # batches of different sizes have to be contracted alike
+        rules = [rule._replace(from_pixels=False) for rule in rules]
+    heaviest = max((rule.operations(num_examples, num_outputs, problem.reduction) for rule in rules), default=0.0)
+    parts = _PARTS if num_examples >= 2 * _PARTS and heaviest > _PARTS_FROM else 1
+    return _Flows(found, tuple(rules), problem.reduction, parts)
+
+
+def _block_kernel(problem: _Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
+    """The kernel between two blocks of (examples, directions), or of one with itself."""
+    flows = _flows(problem, params, state, *rows)
+    with jax.default_matmul_precision("highest"):
+        first = flows.operands(params, state, *rows)
+        if problem.pairs == "same":
+            each = jax.tree.map(lambda a: a[:, None], first)
+            return jax.vmap(lambda one: flows.contract(one, one)[0, 0])(each)
+        if columns is None and not (problem.coupled or problem.devices):
+            return flows.symmetric(first)
+        if columns is None:
+            second = first
+        else:
+            second = _flows(problem, params, state, *columns).of(flows).operands(params, state, *columns)
+        if problem.devices:
+            second = [_gathered(operand, problem.coupled) for operand in second]
+        kernel = flows.contract(first, second)
+    return kernel[0, 0] if problem.coupled else kernel
+
+
+def _gathered(operand: Any, coupled: bool) -> Any:
+    """An operand of all devices: examples are split over them or, if coupled, gradients, which see the same data."""
+
+    def gather(array: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
+
+    if not coupled:
+        return jax.tree.map(lambda array: gather(array, 0), operand)
+    if isinstance(operand, contraction.Operand) and operand.second is not None:
+        return operand._replace(second=gather(operand.second, 1))
+    return jax.tree.map(lambda array: gather(array, 1), operand)
+
+
+def _spread(problem: _Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
+    """`_block_kernel`, its rows split over the devices if there are several."""
+    if not problem.devices:
+        return _block_kernel(problem, params, state, rows, columns)
+    split, whole = PartitionSpec("rows"), PartitionSpec()
+    side = (whole, split) if problem.coupled else (split, whole)
+    program = jax.shard_map(
+        functools.partial(_block_kernel, problem), mesh=problem.mesh, check_vma=False,
+        in_specs=(whole, whole, side, None if columns is None else side), out_specs=split,
+    )  # fmt: skip
+    return program(params, state, rows, columns)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(problem: _Problem, tree: Any, avals: tuple) -> tuple[Callable, int]:
+    """The program for arguments of these shapes, and the bytes of its temporary arrays."""
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in avals]
+    arguments = jax.tree.unflatten(tree, shapes)
+    program = jax.jit(functools.partial(_spread, problem)).lower(*arguments).compile()
+    analysis = program.memory_analysis()  # None on backends that do not say
+    return program, 0 if analysis is None else analysis.temp_size_in_bytes
+
+
+def _program(problem: _Problem, *arguments: Any) -> tuple[Callable, int]:
+    leaves, tree = jax.tree.flatten(arguments)
+    return _compiled(problem, tree, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
+
+
+def _in_blocks(problem: _Problem, params: Any, state: Any, sides: list[_Side], memory: float) -> jax.Array:
+    """The kernel over all items, in as few blocks as the memory allows."""
+    lengths = [side.length for side in sides]
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+
+    def block(side: _Side, start: int, size: int) -> tuple:
+        x, directions = side.block(start, size)
+        directions = jnp.asarray(directions, dtype)
+        return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
+
+    def whole(side: _Side) -> tuple:
+        return block(side, 0, _up(side.length, len(problem.devices)))
+
+    if _traced(params, state, sides[0].x, sides[-1].x):
+        columns = whole(sides[1]) if len(sides) == 2 else None
+        return _spread(problem, params, state, whole(sides[0]), columns)[: lengths[0]]
+    size = _block_size(problem, params, state, sides, block, memory)
+    starts = [range(0, length, size) for length in lengths]
+    rows = []
+    for i in starts[0]:
+        row = []
+        left = block(sides[0], i, size)
+        for j in starts[-1] if problem.pairs == "all" else (i,):
+            if len(sides) == 1 and j < i:
+                row.append(_exchanged(rows[j // size][i // size]))
+                continue
+            right = None if len(sides) == 1 and i == j else block(sides[-1], j, size)
+            row.append(_program(problem, params, state, left, right)[0](params, state, left, right))
+        rows.append(row)
+    if problem.pairs == "same":
+        return jnp.concatenate([row[0] for row in rows])[: lengths[0]]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])[: lengths[0], : lengths[-1]]
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // max(multiple, 1)) * max(multiple, 1)
+
+
+def _block_size(problem: _Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> int:
+    """The largest size, of equal blocks, of which two fit the memory together (or one, if it is all)."""
+    longest = max(side.length for side in sides)
+    size, least = _up(longest, len(problem.devices)), max(len(problem.devices), 1)
+    while True:
+        alone = len(sides) == 1 and (size >= longest or problem.pairs == "same")
+        left = block(sides[0], 0, size)
+        right = None if alone else block(sides[-1], 0, size)
+        needed = _program(problem, params, state, left, right)[1]
+        if needed <= memory:
+            return size
+        if size == least:
+            raise TooLittleMemory(
+                f"a block of {size} {'outputs' if problem.coupled else 'examples'} needs {needed:.3g} bytes of temporary memory, more "
+                f"than memory = {memory:.3g}: allow more, or ask for fewer logits at a time"
+            )
+        fraction = min(0.9 * memory / needed, 0.75)
+        num_blocks = -(-longest // max(int(size * fraction), 1))
+        size = max(least, _up(-(-longest // num_blocks), len(problem.devices)) if num_blocks < longest else least)
+
+
+def _finish(problem: _Problem, kernel: jax.Array, sides: list[_Side], num_outputs: int) -> jax.Array:
+    """Give the kernel the shape that was asked for."""
+    single = problem.logits not in contraction.LOGITS
+    if not problem.coupled:
+        return kernel[..., 0, 0] if single else kernel
+    n, m = sides[0].num_examples, sides[-1].num_examples
+    kernel = kernel.reshape(n, -1, m, kernel.shape[1] // m).transpose(0, 2, 1, 3)
+    if single:
+        return kernel[..., 0, 0]
+    if problem.logits == "full":
+        return kernel
+    diagonal = jnp.diagonal(kernel, axis1=2, axis2=3)
+    return diagonal if problem.logits == "diagonal" else diagonal.sum(-1)

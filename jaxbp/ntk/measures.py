@@ -1,0 +1,217 @@
+"""How far a kernel, the features and the parameters moved: Study 3's measures, and how two kernels compare.
+
+Kernels are (N, M) or, with logits, (N, M, C, D) as `empirical_ntk` gives them; measures over entries take any two equal
+shapes. All are plain functions of arrays that can be jitted and vmapped. What has no value (the direction of a zero
+kernel, a change relative to nothing) is NaN or inf, never an exception.
+
+>>> import jax.numpy as jnp
+>>> from jaxbp.ntk import measures
+>>> before = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+>>> change, scale = measures.rescaled_change(before, 3 * before)
+>>> float(measures.relative_change(before, 3 * before)), float(change), float(scale)
+(2.0, 0.0, 3.0)
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Rescaling(NamedTuple):
+    """What a rescaling leaves of a change, and the ``scale`` that leaves least."""
+
+    change: jax.Array
+    scale: jax.Array
+
+
+class EffectiveRank(NamedTuple):
+    """Two effective ranks, both n for n equal eigenvalues and 1 for a single one."""
+
+    entropy: jax.Array
+    participation: jax.Array
+
+
+def relative_change(before: jax.Array, after: jax.Array) -> jax.Array:
+    """||after - before||_F / ||before||_F (paper, Study 3); inf or NaN for a zero ``before``."""
+    before, after = _alike(before, after)
+    return _norm(after - before) / _norm(before)
+
+
+def rescaled_change(before: jax.Array, after: jax.Array) -> Rescaling:
+    """What no rescaling explains: min over s of ||after - s before||_F / ||after||_F, from 0 to 1, and the best s.
+
+    s = <before, after> / <before, before>. The change is relative to ``after``, so that it equals sqrt(1 - cosine^2)
+    and depends on the scale of neither kernel. The residual is formed before its norm is taken: 1 - cosine^2 would lose
+    half of the digits where kernels are nearly parallel.
+    """
+    before, after = _alike(before, after)
+    scale = jnp.sum(before * after) / jnp.sum(before * before)
+    return Rescaling(_norm(after - scale * before) / _norm(after), scale)
+
+
+def cosine(before: jax.Array, after: jax.Array) -> jax.Array:
+    """<before, after> / (||before||_F ||after||_F), from -1 to 1: alignment (Cristianini et al., NeurIPS 2001)."""
+    before, after = _alike(before, after)
+    return jnp.sum(_unit(before) * _unit(after))
+
+
+def correlation(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Pearson correlation over all entries (paper, Study 3), from -1 to 1; NaN where entries are all the same."""
+    before, after = _alike(before, after)
+    return cosine(before - before.mean(), after - after.mean())
+
+
+def centred_alignment(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Centred kernel alignment, from 0 to 1 for semidefinite kernels: the cosine of H K H and H L H, H = I - 11^T / n.
+
+    Cortes et al. (JMLR 13, 2012, definition 4); as a similarity of representations, Kornblith et al. (ICML 2019),
+    "CKA". Takes (N, N), or (N, N, C, C), which is laid out as one (N C, N C) matrix and centred over all n = N C rows.
+    """
+    before, after = _alike(before, after)
+    return cosine(_centred(_square(before)), _centred(_square(after)))
+
+
+def as_matrix(kernel: jax.Array) -> jax.Array:
+    """(N, M, C, D) as (N C, M D), rows in the order (example, logit), logits fastest; (N, M) stays as it is."""
+    kernel = jnp.asarray(kernel)
+    if kernel.ndim == 2:
+        return kernel
+    if kernel.ndim != 4:
+        raise ValueError(f"a kernel is (N, M) or (N, M, C, D), got shape {kernel.shape}")
+    n, m, c, d = kernel.shape
+    return kernel.transpose(0, 2, 1, 3).reshape(n * c, m * d)
+
+
+def spectrum(kernel: jax.Array) -> jax.Array:
+    """Eigenvalues, largest first, of a symmetric kernel: (N,) for (N, N), (N C,) for (N, N, C, C)."""
+    return jnp.linalg.eigvalsh(_square(kernel))[::-1]
+
+
+def effective_rank(eigenvalues: jax.Array) -> EffectiveRank:
+    """How many of the ``eigenvalues`` (n,) count, from 1 to n; negative ones are taken for rounding, as 0.
+
+    ``entropy``: exp(-sum p log p) for p = eigenvalues / their sum (Roy and Vetterli, EUSIPCO 2007, who take singular
+    values). ``participation``: (sum of eigenvalues)^2 / sum of their squares. NaN if all are 0.
+    """
+    eigenvalues = jnp.asarray(eigenvalues)
+    if eigenvalues.ndim != 1:
+        raise ValueError(
+            f"eigenvalues must be (n,), got shape {eigenvalues.shape}: take those of a kernel by `spectrum`"
+        )
+    shares = jnp.maximum(eigenvalues, 0)  # keeps NaN
+    shares = shares / jnp.sum(shares)
+    return EffectiveRank(jnp.exp(jnp.sum(jax.scipy.special.entr(shares))), 1 / jnp.sum(shares**2))
+
+
+def velocity(kernels: jax.Array, times: jax.Array) -> jax.Array:
+    """Speed (T - 1,) at which ``kernels`` (T, ...) turn, measured at increasing ``times`` (T,); per unit of time.
+
+    (1 - cosine of consecutive kernels) / time between them, the kernel velocity of Fort et al. (NeurIPS 2020, arXiv
+    2010.15110), formed as half the squared distance of unit kernels, which keeps the digits of a small angle.
+    It grows as the angle's square, so where a kernel turns steadily half the time between measurements gives half the
+    value: compare at equal distances in time.
+    """
+    kernels, times = jnp.asarray(kernels), jnp.asarray(times)
+    if times.ndim != 1 or kernels.shape[:1] != times.shape or len(times) < 2:
+        raise ValueError(
+            f"velocity needs (T, ...) kernels at (T,) times, T at least 2, got shapes {kernels.shape} and {times.shape}"
+        )
+    units = jax.vmap(_unit)(kernels)
+    return jax.vmap(lambda step: jnp.sum(step**2) / 2)(jnp.diff(units, axis=0)) / jnp.diff(times)
+
+
+def parameter_movement(before: Any, after: Any) -> dict[str, Any]:
+    """How far parameters moved between two pytrees alike (paper, Study 3).
+
+    Returns ``norm_before`` and ``norm_after``, the l2 norms of all parameters; ``l2``, the norm of the difference;
+    ``relative_l2``, the same over ``norm_before``; ``l_inf``, its largest absolute entry; ``leaves``, each leaf's own
+    relative l2 change by path ("Dense_0/kernel"): inf for one that started at 0 and moved, NaN if it did not move.
+    """
+    trees = jax.tree.map(jnp.shape, (before, after))
+    if jax.tree.structure(before) != jax.tree.structure(after) or trees[0] != trees[1] or not jax.tree.leaves(before):
+        raise ValueError(f"before and after must be pytrees alike with at least one leaf, got shapes {trees}")
+    pairs = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _alike(old, new)
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    }
+    changes = [new - old for old, new in pairs.values()]
+    norm, moved = _total_norm(before), _total_norm(changes)
+    return {
+        "norm_before": norm,
+        "norm_after": _total_norm(after),
+        "l2": moved,
+        "relative_l2": moved / norm,
+        "l_inf": jnp.max(jnp.stack([jnp.max(jnp.abs(change)) for change in changes])),
+        "leaves": {path: relative_change(*pair) for path, pair in pairs.items()},
+    }
+
+
+def feature_maps(features: jax.Array) -> dict[str, jax.Array]:
+    """Maps (N, N) of "distance" (Euclidean), "cosine" and "inner_product" between ``features`` (N, ...) of examples.
+
+    Features before the head show what the network sees as alike (paper, Study 3). A zero feature has the cosine NaN.
+    Distances come from differences, one row at a time: from inner products, close pairs would be lost in rounding.
+    """
+    features = jnp.asarray(features)
+    if features.ndim < 2:
+        raise ValueError(f"features must be (N, ...), got shape {features.shape}")
+    features = features.reshape(len(features), -1)
+    units = jax.vmap(_unit)(features)
+    return {
+        "distance": jax.lax.map(lambda row: jax.vmap(_norm)(features - row), features),
+        "cosine": jnp.matmul(units, units.T, precision="highest"),
+        "inner_product": jnp.matmul(features, features.T, precision="highest"),
+    }
+
+
+def compare_feature_maps(before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Pearson correlation of each map with its like over pairs of different examples, for two `feature_maps`.
+
+    The diagonals are left out: a distance of 0 and a cosine of 1 agree in any two networks.
+    """
+    if before.keys() != after.keys():
+        raise ValueError(f"maps must have the same names, got {sorted(before)} and {sorted(after)}")
+    return {name: _pair_correlation(before[name], after[name]) for name in before}
+
+
+def _pair_correlation(before: jax.Array, after: jax.Array) -> jax.Array:
+    before, after = _alike(before, after)
+    if before.ndim != 2 or before.shape[0] != before.shape[1] or len(before) < 3:
+        raise ValueError(f"maps must be (N, N) for at least 3 examples, got shape {before.shape}")
+    pairs = np.triu_indices(len(before), 1)
+    return correlation(before[pairs], after[pairs])
+
+
+def _alike(before: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+    before, after = jnp.asarray(before), jnp.asarray(after)
+    if before.shape != after.shape:
+        raise ValueError(f"before and after must have one shape, got {before.shape} and {after.shape}")
+    return before, after
+
+
+def _square(kernel: jax.Array) -> jax.Array:
+    matrix = as_matrix(kernel)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"needs the kernel of a set with itself, (N, N) or (N, N, C, C), got {jnp.shape(kernel)}")
+    return matrix
+
+
+def _centred(matrix: jax.Array) -> jax.Array:
+    """H K H, without forming H."""
+    matrix = matrix - matrix.mean(0, keepdims=True)
+    return matrix - matrix.mean(1, keepdims=True)
+
+
+def _norm(array: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(array**2))
+
+
+def _total_norm(tree: Any) -> jax.Array:
+    return _norm(jnp.stack([_norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _unit(array: jax.Array) -> jax.Array:
+    return array / _norm(array)

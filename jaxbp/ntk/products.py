@@ -1,0 +1,152 @@
+"""Products with a tangent kernel that is too large to form, and its extreme eigenvalues.
+
+Theta(x1, x2) = J1 J2^T, J the Jacobian of a set's outputs by the parameters. So Theta v is J2^T v, one backward pass
+over x2, carried through J1, one forward-mode pass over x1: about the work of a training step, whatever the number of
+logits, and never more memory than one. The network is linearised once, when the product is built, and its activations
+are kept for all products; ``chunk_size`` bounds them by recomputing, as in `jaxbp.landscape.hessian`.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp.ntk import products
+>>> def apply_fn(params, inputs):
+...     return inputs @ params
+>>> matvec = products.ntk_vector_product(apply_fn, jnp.ones((3, 2)), jnp.eye(3))  # the kernel is the identity
+>>> matvec(jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])).tolist()
+[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp import landscape
+from jaxbp.ntk.empirical import ApplyFn, outputs, refuse_coupling
+
+
+def ntk_vector_product(
+    apply_fn: ApplyFn,
+    params: Any,
+    x1: jax.Array,
+    x2: jax.Array | None = None,
+    *,
+    state: Any = None,
+    chunk_size: int | None = None,
+) -> Callable[[jax.Array], jax.Array]:
+    """``matvec``: v (M, C) -> (N, C), sum over j, l of Theta[i, j, k, l] v[j, l], Theta that of `empirical_ntk`.
+
+    Args:
+      apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once per
+        function object and shapes. Needs forward mode: `jaxbp.convolution` has it, a `jax.custom_vjp` has not.
+      params: pytree of floating-point arrays, all differentiated.
+      x1, x2: N and M examples on the leading axis; ``x2`` is by default ``x1``, whose linearisation then serves both.
+      state: what the function needs beside parameters, not differentiated.
+      chunk_size: examples whose activations are held at a time. None takes each set as one whole batch and keeps what
+        it held, which is right for outputs that depend on the batch (batch statistics) too.
+
+    Raises:
+      CoupledExamples: a ``chunk_size`` for a function that lets examples influence one another (not checked on traced
+        values).
+      ValueError: a chunk size below 1, no examples, outputs that are not (N, C); by ``matvec``, a vector that is not
+        (M, C).
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    out = _checked_outputs(apply_fn, params, x1 if x2 is None else x2, state)
+    if chunk_size is None:
+        rows = _linearise(apply_fn, params, x1, state)
+        columns = rows if x2 is None else _linearise(apply_fn, params, x2, state)
+        product = partial(_product, rows, columns, params)
+    else:
+        sets = x1, x1 if x2 is None else x2
+        refuse_coupling(apply_fn, params, max(sets, key=len), state)
+        product = partial(_chunked_product, apply_fn, chunk_size, params, *sets, state)
+
+    def matvec(vector: jax.Array) -> jax.Array:
+        if jnp.shape(vector) != out.shape:
+            raise ValueError(f"the vector must be (M, C) = {out.shape}, got {jnp.shape(vector)}")
+        return product(jnp.asarray(vector, out.dtype))
+
+    return matvec
+
+
+def ntk_extremes(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    state: Any = None,
+    chunk_size: int | None = None,
+    **options: Any,
+) -> landscape.Extremes:
+    """Smallest and largest eigenvalue of the (N C, N C) kernel of ``x`` (N, ...), by Lanczos from a Gaussian vector.
+
+    Eigenvectors are (N C,) in the order (example, logit) of `measures.as_matrix`; reshaped to (N, C) they suit
+    ``matvec``. A kernel's small eigenvalues crowd, so the smallest may take N C products to resolve: ask ``converged``.
+
+    Args:
+      apply_fn, params, x, state, chunk_size: as in `ntk_vector_product`.
+      key: of the start vector.
+      options: of `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
+    """
+    matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
+    out = _checked_outputs(apply_fn, params, x, state)
+    start = jax.random.normal(key, (out.shape[0] * out.shape[1],), out.dtype)
+    return landscape.extreme_eigenvalues(lambda v: matvec(v.reshape(out.shape)).reshape(-1), start, **options)
+
+
+def _checked_outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the outputs for x."""
+    if x.ndim < 1 or len(x) == 0:
+        raise ValueError(f"examples must be on the leading axis, at least one, got shape {x.shape}")
+    out = jax.eval_shape(partial(outputs, apply_fn), params, x, state)
+    if len(out.shape) != 2 or out.shape[0] != len(x):
+        raise ValueError(f"apply_fn must return (N, C) for N = {len(x)} examples, got {out.shape}: reshape its outputs")
+    return out
+
+
+# Matrix products at full precision: the short ones of accelerators would make the kernel unsymmetric.
+
+
+@partial(jax.jit, static_argnums=0)
+@jax.default_matmul_precision("highest")
+def _linearise(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> Callable:
+    """J as a function that multiplies, with all that it needs of the forward pass."""
+    return jax.linearize(lambda p: outputs(apply_fn, p, x, state), params)[1]
+
+
+@jax.jit
+def _product(rows: Callable, columns: Callable, params: Any, vector: jax.Array) -> jax.Array:
+    (gradient,) = jax.linear_transpose(columns, params)(vector)
+    return rows(gradient)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+@jax.default_matmul_precision("highest")
+def _chunked_product(
+    apply_fn: ApplyFn, chunk_size: int, params: Any, x1: jax.Array, x2: jax.Array, state: Any, vector: jax.Array
+) -> jax.Array:
+    def add(total: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        _, pullback = jax.vjp(lambda p: outputs(apply_fn, p, chunk[0], state), params)
+        return jax.tree.map(jnp.add, total, pullback(chunk[1])[0]), None
+
+    def carry_through(gradient: Any, chunk: jax.Array) -> tuple[Any, jax.Array]:
+        return gradient, jax.jvp(lambda p: outputs(apply_fn, p, chunk, state), (params,), (gradient,))[1]
+
+    short = -len(x2) % chunk_size
+    weights = jnp.pad(vector, ((0, short), (0, 0)))  # what fills the last chunk counts 0 times
+    pairs = _chunks(x2, chunk_size), _chunks(weights, chunk_size)
+    gradient, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pairs)
+    products = jax.lax.scan(carry_through, gradient, _chunks(x1, chunk_size))[1]
+    return products.reshape(-1, products.shape[-1])[: len(x1)]
+
+
+def _chunks(x: jax.Array, chunk_size: int) -> jax.Array:
+    """(chunks, chunk_size, ...), the last filled up with the last example."""
+    num_chunks = -(-len(x) // chunk_size)
+    items = np.minimum(np.arange(num_chunks * chunk_size), len(x) - 1)
+    return x[items].reshape(num_chunks, chunk_size, *x.shape[1:])
