@@ -179,36 +179,40 @@ def _scan_with_pauses(
 ) -> tuple[TrainState, Any]:
     """Scan ``epoch`` over all keys, measuring the state after each number of epochs in ``pauses``.
 
-    Measurements go into rows of a buffer in the carry, so that epochs without one cost nothing, in time or in memory.
+    Each pass of the loop measures, if wanted, and then trains, but for the last one, so that both are compiled once.
+    Measurements go into rows of a buffer in the carry: epochs without one cost nothing, in time or in memory.
     """
-    wanted = np.isin(np.arange(len(keys) + 1), pauses)
+    num_epochs = len(keys)
+    wanted = np.isin(np.arange(num_epochs + 1), pauses)
     rows = np.cumsum(wanted) - 1
+    trains = np.arange(num_epochs + 1) < num_epochs
+    keys = jnp.concatenate([keys, keys[-1:] if num_epochs else jax.random.split(jax.random.key(0), 1)])  # never used
 
-    def record(state: TrainState, buffer: Any, row: jax.Array) -> Any:
-        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(state))
+    def record(now: TrainState, buffer: Any, row: jax.Array) -> Any:
+        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(now))
 
     def body(carry: tuple[TrainState, Any], inputs: tuple) -> tuple[tuple[TrainState, Any], None]:
-        key, wanted, row = inputs
-        state, _ = epoch(carry[0], key)
-        buffer = jax.lax.cond(wanted, lambda: record(state, carry[1], row), lambda: carry[1])
-        return (state, buffer), None
+        now, buffer = carry
+        key, wanted, row, goes_on = inputs
+        buffer = jax.lax.cond(wanted, lambda: record(now, buffer, row), lambda: buffer)
+        return (jax.lax.cond(goes_on, lambda: epoch(now, key)[0], lambda: now), buffer), None
 
     shapes = jax.eval_shape(measure, state)
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)
-    if wanted[0]:
-        buffer = record(state, buffer, 0)
-    if len(keys):
-        (state, buffer), _ = jax.lax.scan(body, (state, buffer), (keys, wanted[1:], rows[1:]))
+    (state, buffer), _ = jax.lax.scan(body, (state, buffer), (keys, wanted, rows, trains))
     return state, buffer
 
 
 def _evaluate(
     logits_fn: Callable[[jax.Array], jax.Array], loss_fn: objectives.Loss, **splits: Arrays | None
 ) -> dict[str, jax.Array]:
-    measures = {}
-    for name, split in splits.items():
-        if split is not None:
-            logits = logits_fn(split[0])
-            measures[f"{name}_loss"] = loss_fn(logits, split[1]).mean()
-            measures[f"{name}_accuracy"] = objectives.accuracy(logits, split[1]).mean()
+    """Mean loss and accuracy of each split, from one pass over all of them together."""
+    given = {name: split for name, split in splits.items() if split is not None}
+    logits = logits_fn(jnp.concatenate([inputs for inputs, _ in given.values()]))
+    measures, start = {}, 0
+    for name, (_, labels) in given.items():
+        part = logits[start : start + len(labels)]
+        start += len(labels)
+        measures[f"{name}_loss"] = loss_fn(part, labels).mean()
+        measures[f"{name}_accuracy"] = objectives.accuracy(part, labels).mean()
     return measures

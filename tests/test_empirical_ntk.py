@@ -340,7 +340,7 @@ def test_methods_are_chosen_by_counting():
 def test_no_weight_gradient_is_formed_for_layers():
     """The largest array of a wide layer's program is far smaller than its Jacobian."""
     fn, params, x = ready(models.create("mlp", num_classes=C, width=256, depth=2), (256,))
-    problem = empirical._Problem(fn, "full", "all", False, "auto", ())
+    problem = empirical._Problem(fn, "full", "all", False, "auto")
     _, needed = empirical._program(problem, params, None, (x, jnp.eye(C)), None)
     jacobian = 5 * C * sum(leaf.size for leaf in jax.tree.leaves(params)) * 8
     assert needed < 0.1 * jacobian

@@ -18,11 +18,11 @@ def from_flax(params: Any) -> Tensors:
     """Flax parameters as PyTorch tensors: dense kernels (out, in), convolution kernels (out, in, h, w)."""
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        layer, kind = path[0].key, path[1].key
+        kind = path[-1].key
         value = np.array(leaf)
         if kind == "kernel":
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        tensors[f"{layer}/{kind}"] = torch.tensor(np.ascontiguousarray(value))
+        tensors["/".join(step.key for step in path)] = torch.tensor(np.ascontiguousarray(value))
     return tensors
 
 
@@ -43,7 +43,7 @@ def _flax_order(name: str) -> tuple[str, str]:
 
 
 class Twin:
-    """A `jaxbp.models` MLP or ConvNet (pool "stride") with its data, in PyTorch."""
+    """A `jaxbp.models` MLP, ConvNet (pool "stride") or fresh ResNet (BatchNorm, stored statistics) with its data, in PyTorch."""
 
     def __init__(self, params: Any, net: Any, inputs: np.ndarray, labels: np.ndarray, *, channels_last: bool = False):
         self.net = net
@@ -62,6 +62,8 @@ class Twin:
         convs = sorted(
             (int(re.search(r"\d+", k)[0]) for k in params if k.startswith("Conv") and k.endswith("kernel")), key=int
         )
+        if isinstance(self.net, models.ResNet):
+            return _resnet_logits(self.net, params, inputs)
         if isinstance(self.net, models.ConvNet):
             for i in convs:
                 stride = 2 if i >= len(convs) - 2 else 1
@@ -109,7 +111,50 @@ class Twin:
         return float(loss.detach())
 
 
-def _same_conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
+def ntk(twin: Twin, params: Tensors) -> torch.Tensor:
+    """The full tangent kernel (N, N, C, C) by torch.func: every example's Jacobian, contracted layer by layer."""
+
+    def one(p: Tensors, example: torch.Tensor) -> torch.Tensor:
+        return twin.logits(p, example[None])[0]
+
+    jacobian = torch.func.vmap(torch.func.jacrev(one), (None, 0))(params, twin.inputs)
+    return sum(torch.einsum("ikp,jlp->ijkl", j.flatten(2), j.flatten(2)) for j in jacobian.values())
+
+
+def ntk_pairs(twin: Twin, params: Tensors, num_pairs: int) -> torch.Tensor:
+    """``num_pairs`` entries of the kernel as the paper's loop has them: two backward passes an entry."""
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    num_examples, entries = len(twin.inputs), []
+
+    def gradient(example: int, logit: int) -> list[torch.Tensor]:
+        output = twin.logits(leaves, twin.inputs[example : example + 1])[0, logit]
+        return torch.autograd.grad(output, list(leaves.values()))
+
+    for pair in range(num_pairs):
+        first, second = gradient(0, 0), gradient(pair % num_examples, pair // num_examples)
+        entries.append(sum((a * b).sum() for a, b in zip(first, second, strict=True)))
+    return torch.stack(entries)
+
+
+def _resnet_logits(net: models.ResNet, params: Tensors, features: torch.Tensor) -> torch.Tensor:
+    """Stored statistics of a fresh network are mean 0 and variance 1."""
+
+    def conv_norm(x: torch.Tensor, prefix: str, layer: int, stride: int = 1) -> torch.Tensor:
+        norm = f"{prefix}BatchNorm_{layer}"
+        x = _same_conv(x, params[f"{prefix}Conv_{layer}/kernel"], None, stride)
+        scale = params[f"{norm}/scale"] / (1 + 1e-5) ** 0.5
+        return x * scale[:, None, None] + params[f"{norm}/bias"][:, None, None]
+
+    features = F.relu(conv_norm(features, "", 0))
+    for block, (_, stride) in enumerate(net.blocks()):
+        prefix = f"BasicBlock_{block}/"
+        branch = conv_norm(F.relu(conv_norm(features, prefix, 0, stride)), prefix, 1)
+        shortcut = conv_norm(features, prefix, 2, stride) if f"{prefix}Conv_2/kernel" in params else features
+        features = F.relu(branch + shortcut)
+    return F.linear(features.mean((2, 3)), params["Dense_0/kernel"], params["Dense_0/bias"])
+
+
+def _same_conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
     """Padding SAME as JAX has it: the odd pixel goes behind."""
     pads: list[int] = []
     for size, width in zip(reversed(features.shape[2:]), reversed(kernel.shape[2:]), strict=True):

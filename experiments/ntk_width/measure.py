@@ -42,13 +42,15 @@ def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piec
             for group in settings.groups if network.trained else ():
                 name = train_name(network, width, group)
                 compute = functools.partial(lab.train, network, width, group, next(devices))
-                todo.append(Piece(name, compute, weight=cost * settings.num_epochs * len(group), parallel=True))
+                todo.append(
+                    Piece(name, compute, weight=cost * max(settings.num_epochs * len(group), 30), parallel=True)
+                )
             if network.exact:
                 compute = functools.partial(lab.compare_with_exact, network, width, next(devices))
-                todo.append(Piece(exact_name(network, width), compute, weight=3 * cost, parallel=True))
-        if network.exact and not network.twin and settings.num_regression:
+                todo.append(Piece(exact_name(network, width), compute, weight=15 * cost, parallel=True))
+        if network.regression:
             compute = functools.partial(lab.regress, network, next(devices))
-            todo.append(Piece(regression_name(network), compute, weight=10 * cost, parallel=True))
+            todo.append(Piece(regression_name(network), compute, weight=20 * cost, parallel=True))
     return sorted(todo, key=lambda piece: -piece.weight)  # long ones first, so that no device is left with one
 
 
@@ -68,8 +70,8 @@ def regression_name(network: Network) -> str:
 
 
 def _cost(network: Network, width: int) -> float:
-    """A rough guess of the time, good enough for the time left."""
-    return (1e4 + width**2) / 1e5 if network.model == "mlp" else (40 + width**1.5) / 40
+    """A rough guess of the time for one seed and epoch, good enough for the time left; compilation counts as much as training."""
+    return 2 + (width**2) / 3e5 if network.model == "mlp" else (8 if network.batch_norm else 5) + width / 4
 
 
 def create(network: Network, width: int, num_classes: int, **changes: Any) -> Any:
@@ -147,7 +149,8 @@ class Lab:
         if mode == CALIBRATED:
             state = calibrate(net, self.settings.batch_size, self.settings.calibration_epochs, params, state, train)
         fn = _batch_fn(net) if mode == BATCH else models.stateful_apply_fn(net, train=False)
-        return ntk.empirical_ntk(fn, params, probes, state=state, coupled=mode == BATCH, memory=self.settings.memory)
+        options = {"coupled": mode == BATCH, "memory": self.settings.memory, "compiler_options": ntk.QUICKLY}
+        return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
     def compare_with_exact(self, network: Network, width: int, device: Any) -> Mapping[str, Any]:
         """Distances of fresh networks' kernels, NTK parametrisation, to the exact kernel; (S,) for each kind of statistics."""
@@ -186,7 +189,7 @@ class Lab:
 
         The ridge is chosen on half as many validation images, from the same grid for each kernel.
         """
-        dataset, number = self.dataset(0), self.settings.num_regression
+        dataset, number = self.dataset(0), network.regression
         splits = {
             "train": (dataset.train, number),
             "valid": (dataset.validation, number // 2),
@@ -239,7 +242,7 @@ def _training_program(net: Any, settings: Settings) -> Callable:
     return train
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=ntk.QUICKLY)
 def calibrate(net: Any, batch_size: int, num_epochs: int, params: Any, state: Any, inputs: jax.Array) -> Any:
     """BatchNorm's stored statistics after some passes over ``inputs`` (N, ...), parameters untouched."""
     num_batches = len(inputs) // batch_size
@@ -287,14 +290,18 @@ def _compared(kernels: jax.Array) -> dict[str, np.ndarray]:
 
 def _moved(net: Any, before: tuple, after: tuple, probes: jax.Array) -> dict[str, np.ndarray]:
     """How far parameters and features moved."""
-    moved = measures.parameter_movement(before[0], after[0])
+    moved, features = jax.device_get(_movement(net, before, after, probes))
     found = {f"parameters: {name}": np.array(value, float) for name, value in moved.items() if name != "leaves"}
     layers = [value for path, value in moved["leaves"].items() if "kernel" in path]
     found["parameters: relative_l2 of each layer"] = np.array(layers, float)
-    features = jax.jit(models.features_fn(net))
-    maps = [measures.feature_maps(features(params, probes, state)) for params, state in (before, after)]
-    compared = measures.compare_feature_maps(*maps)
-    return found | {f"features: {name}": np.array(compared[name], float) for name in MAPS}
+    return found | {f"features: {name}": np.array(features[name], float) for name in MAPS}
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.QUICKLY)
+def _movement(net: Any, before: tuple, after: tuple, probes: jax.Array) -> tuple[dict, dict]:
+    features_fn = models.features_fn(net)
+    maps = [measures.feature_maps(features_fn(params, probes, state)) for params, state in (before, after)]
+    return measures.parameter_movement(before[0], after[0]), measures.compare_feature_maps(*maps)
 
 
 def _regression_accuracy(kernel: np.ndarray, parts: dict[str, tuple], num_classes: int) -> float:

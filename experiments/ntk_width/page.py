@@ -101,13 +101,12 @@ def _function_space(results: Results) -> list[report.Section]:
         if found := results.regression(network):
             trained = [n for n in results.trained if n.name == network.name]
             accuracy = _interval(results.field(trained[0], "test_accuracy")[:, -1]) if trained else None
-            rows.append((network.name, *found.values(), accuracy))
+            rows.append((network.name, network.regression, *found.values(), accuracy))
     if not rows:
         return []
-    columns = ("network", "NNGP, exact", "NTK, exact", "NTK, empirical, widest", "network, widest, trained")
-    number = results.settings.num_regression
+    columns = ("network", "images", "NNGP, exact", "NTK, exact", "NTK, empirical, widest", "network, widest, trained")
     caption = (
-        f"Test accuracy of kernel regression on {number} training and {number} test images of seed 0, the ridge chosen on validation "
+        "Test accuracy of kernel regression on so many training and test images of seed 0, the ridge chosen on validation "
         "images, beside that of the trained networks, which see all training images."
     )
     return [report.Section("What the kernels predict", [report.Table(columns, rows, caption)])]

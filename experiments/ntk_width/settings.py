@@ -3,7 +3,7 @@
 Optimiser, weight decay and the schedule's milestones are the paper's (SGD, learning rate 0.01, momentum 0.9, weight
 decay 5e-4; x0.2 at 10, 20 and 27 % of the epochs; no augmentation); no setting was chosen by a verdict. Data, widths
 and epochs of the quick preset are what eight minutes on two cores allow; it leaves the learning rate constant, since
-15 epochs are too few to divide.
+10 epochs are too few to divide.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Network:
     ``options`` are those of `jaxbp.models.create`, as pairs; ``skip`` and ``batch_norm`` place a ResNet in the
     factorial (None: no ResNet); ``trained``: kernels before and after training; ``exact``: kernels at initialisation
     against the exact one of ``twin``, options that replace some of ``options`` where the network has no twin of its
-    own.
+    own; ``regression``: training and as many test images for regression with the kernels (0: none).
     """
 
     name: str
@@ -36,6 +36,7 @@ class Network:
     trained: bool = True
     exact: bool = False
     twin: tuple[tuple[str, object], ...] = ()
+    regression: int = 0
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -47,12 +48,9 @@ class Network:
 class Settings:
     """Everything that decides the numbers of a run.
 
-    ``num_probes``: class-balanced training images whose kernel is measured; ``measure_epochs``: when, 0 being before
-      training;
-    ``seeds_per_piece``: seeds trained together; ``milestones``: shares of the epochs after which the learning rate is
-      multiplied by
-    ``decay``; ``exact_probes``: of the comparison with the exact kernel; ``num_regression``: training and as many
-    test images for regression with the kernels of the networks that have a twin (0: none); ``memory``: bytes that a
+    ``num_probes``: class-balanced training images whose kernel is measured, ``exact_probes`` those of the comparison with
+    the exact kernel; ``measure_epochs``: when, 0 being before training; ``seeds_per_piece``: seeds trained together;
+    ``milestones``: shares of the epochs after which the learning rate is multiplied by ``decay``; ``memory``: bytes that a
     kernel's temporaries may take.
     """
 
@@ -67,7 +65,6 @@ class Settings:
     num_probes: int
     exact_probes: int
     seeds_per_piece: int
-    num_regression: int = 0
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -112,26 +109,43 @@ def log_spaced(num_epochs: int) -> tuple[int, ...]:
 
 
 def _networks(
-    mlp: tuple[int, ...], convnet: tuple[int, ...], resnet: tuple[int, ...], stages: tuple[tuple[str, object], ...]
+    mlp: tuple[int, ...],
+    convnet: tuple[int, ...],
+    resnet: tuple[int, ...],
+    stages: tuple[tuple[str, object], ...],
+    regression: tuple[int, int],
 ) -> tuple[Network, ...]:
+    """The study's networks; ``regression``: images for MLPs, and for networks whose exact kernels need all pairs of pixels."""
     cells = []
     for skip, batch_norm in ((True, True), (False, True), (True, False), (False, False)):
         norm = (("norm", "batch" if batch_norm else "none"),)
         name = f"ResNet, {'skips' if skip else 'no skips'}, {'BatchNorm' if batch_norm else 'no BatchNorm'}"
         options = (*stages, *norm, ("skip", skip))
         cells.append(Network(name, "resnet", resnet, options, skip, batch_norm))
+        if (
+            batch_norm and not skip
+        ):  # one network with BatchNorm is enough to ask whether it approaches the exact kernel
+            continue
         projection = (*options, ("shortcut", "projection"))
         cells.append(
             Network(
                 f"{name}, projections", "resnet", resnet, projection, skip, batch_norm, trained=False, exact=True,
-                twin=(("norm", "none"),) if batch_norm else (),
+                twin=(("norm", "none"),) if batch_norm else (), regression=0 if batch_norm else regression[1],
             )
         )  # fmt: skip
     return (
-        Network("MLP, 2 layers", "mlp", mlp, (("depth", 1),), exact=True),
-        Network("MLP, 4 layers", "mlp", mlp, (("depth", 3),), exact=True),
+        Network("MLP, 2 layers", "mlp", mlp, (("depth", 1),), exact=True, regression=regression[0]),
+        Network("MLP, 4 layers", "mlp", mlp, (("depth", 3),), exact=True, regression=regression[0]),
         Network("ConvNet", "convnet", convnet),
-        Network("ConvNet, average pooling", "convnet", convnet, (("pool", "average"),), trained=False, exact=True),
+        Network(
+            "ConvNet, average pooling",
+            "convnet",
+            convnet,
+            (("pool", "average"),),
+            trained=False,
+            exact=True,
+            regression=regression[1],
+        ),
         *cells,
     )
 
@@ -141,7 +155,7 @@ PRESETS = {
         preset="smoke",
         dataset="digits",
         num_train=200,
-        networks=_networks((8, 32), (2, 4), (2, 4), (("stages", 2), ("depth", 1))),
+        networks=_networks((8, 32), (2, 4), (2, 4), (("stages", 2), ("depth", 1)), (20, 10)),
         num_epochs=2,
         measure_epochs=(0, 1, 2),
         batch_size=50,
@@ -149,28 +163,26 @@ PRESETS = {
         num_probes=10,
         exact_probes=6,
         seeds_per_piece=2,
-        num_regression=20,
     ),
     "quick": Settings(
         preset="quick",
         dataset="digits",
         num_train=500,
-        networks=_networks((16, 64, 256, 1024), (2, 4, 8, 16), (4, 8, 16, 32), (("stages", 3), ("depth", 1))),
-        num_epochs=15,
-        measure_epochs=log_spaced(15),
+        networks=_networks((16, 64, 256, 1024), (2, 4, 8, 16), (4, 8, 16, 32), (("stages", 2), ("depth", 1)), (200, 30)),
+        num_epochs=10,
+        measure_epochs=log_spaced(10),
         batch_size=50,
         num_seeds=5,
         num_probes=20,
         exact_probes=10,
         seeds_per_piece=5,
-        num_regression=100,
     ),
     "paper": Settings(
         preset="paper",
         dataset="tfds:cifar10",
         num_train=None,
         networks=(
-            *_networks((64, 256, 1024, 4096), (8, 16, 32, 64, 128), (4, 8, 16, 32, 64, 128), (("stages", 4), ("depth", 2))),
+            *_networks((64, 256, 1024, 4096), (8, 16, 32, 64, 128), (4, 8, 16, 32, 64, 128), (("stages", 4), ("depth", 2)), (1000, 0)),
             Network("MobileNetV2", "mobilenetv2", (8, 16, 32, 64), batch_norm=True),
             Network("VGG-11", "vgg11", (8, 16, 32, 64, 128)),
         ),

@@ -8,6 +8,6 @@ True
 """
 
 from jaxbp.ntk import compat, measures, regression
-from jaxbp.ntk.empirical import CoupledExamples, TooLittleMemory, empirical_ntk
+from jaxbp.ntk.empirical import QUICKLY, CoupledExamples, TooLittleMemory, empirical_ntk
 from jaxbp.ntk.flax_function import flax_function, flax_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product

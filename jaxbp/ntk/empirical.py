@@ -20,7 +20,7 @@ there.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,7 @@ from jaxbp.ntk import contraction, layers
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
 
 MEMORY = 2 * 2**30
+QUICKLY = {"xla_backend_optimization_level": 0}
 _PARTS = 4  # row blocks of a symmetric kernel, of which only pairs on or above the diagonal are computed
 _PARTS_FROM = 2e9  # multiply-adds of a layer from which the parts pay for their longer program
 _COUPLED_FROM = 1e-3  # relative change of outputs, alone against in company, that rounding does not explain
@@ -59,6 +60,7 @@ def empirical_ntk(
     memory: float = MEMORY,
     method: str = "auto",
     devices: Sequence[Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """The tangent kernel between the examples ``x1`` (N, ...) and ``x2`` (M, ...), default the same, for C outputs.
 
@@ -78,6 +80,8 @@ def empirical_ntk(
       method: "auto", or one of `contraction.METHODS` for every layer.
       devices: split the rows of the kernel over these; each holds its share of what flows, and layer by layer all of
         it.
+      compiler_options: of XLA. `QUICKLY` compiles in half the time what then runs up to a third slower, which pays for a
+        kernel that is needed a few times.
 
     Raises:
       CoupledExamples: examples influence one another and ``coupled`` is not set.
@@ -86,7 +90,8 @@ def empirical_ntk(
     """
     params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
     num_devices = len(devices or ()) or 1
-    problem = _Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else ())
+    options = tuple(sorted((compiler_options or {}).items()))
+    problem = _Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else (), options)
     num_outputs = _check(problem, params, x1, x2, state)
     params, x1, x2, state = _placed(problem, (params, x1, x2, state))
     sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -107,7 +112,8 @@ class _Problem(NamedTuple):
     pairs: str
     coupled: bool
     method: str
-    devices: tuple
+    devices: tuple = ()
+    compiler_options: tuple = ()
 
     @property
     def mesh(self) -> Mesh:
@@ -209,7 +215,7 @@ def refuse_coupling(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any = N
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
 def _company(apply_fn: ApplyFn, params: Any, two: jax.Array, state: Any) -> jax.Array:
     """How much outputs change, relative to their size, when examples are evaluated in company."""
     together = outputs(apply_fn, params, two, state)
@@ -362,7 +368,7 @@ def _compiled(problem: _Problem, tree: Any, avals: tuple) -> tuple[Callable, int
     """The program for arguments of these shapes, and the bytes of its temporary arrays."""
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in avals]
     arguments = jax.tree.unflatten(tree, shapes)
-    program = jax.jit(functools.partial(_spread, problem)).lower(*arguments).compile()
+    program = jax.jit(functools.partial(_spread, problem)).lower(*arguments).compile(dict(problem.compiler_options))
     analysis = program.memory_analysis()  # None on backends that do not say
     return program, 0 if analysis is None else analysis.temp_size_in_bytes
 
