@@ -79,7 +79,7 @@ def _import_tensorflow(what: str, otherwise: str) -> None:
         import tensorflow as tf
     except ImportError as error:
         raise DataError(
-            f"{what} takes TensorFlow, which cannot be imported: install jaxbp[tfds], {otherwise}"
+            f"{what} takes TensorFlow, which cannot be imported: pip install tensorflow, {otherwise}"
         ) from error
     for kind in ("GPU", "TPU"):
         with contextlib.suppress(RuntimeError):  # it runs already, for the caller's own purposes

@@ -1,9 +1,12 @@
-"""One process, two CPU devices, no network; float64 by the fixture `x64`, never toggled by hand."""
+"""One process, two CPU devices, no network; float64 by the fixture `x64`, never toggled by hand.
+
+XLA optimises little here: most tests compile far longer than they compute.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -105,8 +105,8 @@ for name, folder in (("cifar10", {folders["array_record"]!r}), ("tiny_shapes", {
     assert read == "36 False"
     assert unprepared.startswith(f"tfds:cifar10 is not prepared in {folders['array_record']}")
     assert other_format.startswith(f"Reading tfds:tiny_shapes in {folders['tfrecord']}")
-    assert "install jaxbp[tfds]" in unprepared
-    assert "install jaxbp[tfds]" in other_format
+    assert "pip install tensorflow" in unprepared
+    assert "pip install tensorflow" in other_format
 
 
 def test_tensorflow_sees_no_accelerator(prepared):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxbp import models, ntk
-from jaxbp.ntk import contraction, empirical, layers
+from jaxbp.ntk import blocks, contraction, empirical, layers
 
 C = 3
 
@@ -161,7 +161,7 @@ def test_logits_and_pairs(method):
 
 
 def test_parts_of_a_symmetric_kernel(monkeypatch):
-    monkeypatch.setattr(empirical, "_PARTS_FROM", 0.0)
+    monkeypatch.setattr(blocks, "_PARTS_FROM", 0.0)
     fn, params, x = ready(*NETS["plain convolution"], num_examples=10)
     for logits in contraction.LOGITS:
         whole = ntk.empirical_ntk(fn, params, x, x, logits=logits)
@@ -248,14 +248,14 @@ def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
     run = functools.partial(ntk.flax_ntk, net, variables, x, **options)
     whole, cross, same = run(), run(0.3 * x[:4]), None if coupled else run(pairs="same")
     used = []
-    original = empirical._program
+    original = empirical.program
 
     def watched(*arguments):
         program, needed = original(*arguments)
         used.append((needed, program))
         return program, needed
 
-    monkeypatch.setattr(empirical, "_program", watched)
+    monkeypatch.setattr(empirical, "program", watched)
     run()
     everything = used[-1][0]
     for share in (0.9, 0.5):
@@ -340,8 +340,8 @@ def test_methods_are_chosen_by_counting():
 def test_no_weight_gradient_is_formed_for_layers():
     """The largest array of a wide layer's program is far smaller than its Jacobian."""
     fn, params, x = ready(models.create("mlp", num_classes=C, width=256, depth=2), (256,))
-    problem = empirical._Problem(fn, "full", "all", False, "auto")
-    _, needed = empirical._program(problem, params, None, (x, jnp.eye(C)), None)
+    problem = blocks.Problem(fn, "full", "all", False, "auto")
+    _, needed = empirical.program(problem, params, None, (x, jnp.eye(C)), None)
     jacobian = 5 * C * sum(leaf.size for leaf in jax.tree.leaves(params)) * 8
     assert needed < 0.1 * jacobian
 

@@ -296,3 +296,62 @@ def test_arrays_of_numpy_serve_as_data():
 def test_errors(message, options):
     with pytest.raises(ValueError, match=message):
         train(training.sgd(0.1), **options)
+
+
+# A model that carries a state: a running mean of the logits' inputs, updated by hand below
+
+
+def stateful(params, inputs, state):
+    return (inputs - state["mean"]) @ params
+
+
+def stateful_train(params, inputs, state):
+    mean = inputs.mean(0)
+    return (inputs - mean) @ params, {"mean": 0.9 * state["mean"] + 0.1 * mean}
+
+
+def stateful_loss(params, inputs, labels, state):
+    return objectives.cross_entropy(stateful_train(params, inputs, state)[0], labels).mean()
+
+
+def test_a_state_is_carried_along_and_evaluated():
+    data = jax.tree.map(jnp.asarray, problem()[0])
+    params, state = jnp.ones((NUM_INPUTS, NUM_CLASSES)), {"mean": jnp.full(NUM_INPUTS, 0.5)}
+    key, rate = jax.random.key(3), 0.1
+    run = training.train(
+        stateful, params, training.sgd(rate), data, key, loss_fn=objectives.cross_entropy, num_epochs=2,
+        batch_size=BATCH_SIZE, state=state, train_fn=stateful_train, measure_fn=lambda p, s: (p, s["mean"]),
+    )  # fmt: skip
+    measured = [(params, state["mean"])]
+    for order in shuffles(key, 2):
+        for start in (0, BATCH_SIZE):
+            inputs, labels = (part[order[start : start + BATCH_SIZE]] for part in data)
+            slope = jax.grad(stateful_loss)(params, inputs, labels, state)
+            params, state = params - rate * slope, stateful_train(params, inputs, state)[1]
+        measured.append((params, state["mean"]))
+    np.testing.assert_allclose(run.state["mean"], state["mean"], rtol=1e-5)
+    np.testing.assert_allclose(run.params, params, rtol=1e-5)
+    for found, expected in zip(run.measured, zip(*measured, strict=True), strict=True):
+        np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5)
+    last = objectives.cross_entropy(stateful(params, data[0], state), data[1]).mean()
+    np.testing.assert_allclose(run.history["train_loss"][-1], last, rtol=1e-5)
+
+
+def test_a_state_without_its_function_is_refused():
+    data, params = problem()
+    for extra in ({"state": {}}, {"train_fn": stateful_train}):
+        with pytest.raises(ValueError, match="state and train_fn go together"):
+            training.train(
+                apply, params, training.sgd(0.1), data, jax.random.key(0), loss_fn=objectives.cross_entropy,
+                num_epochs=1, batch_size=2, **extra,
+            )  # fmt: skip
+
+
+def test_a_schedule_multiplies_the_learning_rate():
+    plain = train(training.sgd(0.1), num_epochs=1)
+    constant = train(training.sgd(0.2, schedule=lambda step: 0.5), num_epochs=1)
+    np.testing.assert_allclose(constant.params["w"], plain.params["w"], rtol=1e-6)
+    stopped = train(training.sgd(0.1, schedule=optax.piecewise_constant_schedule(1.0, {2: 0.0})), num_epochs=3)
+    np.testing.assert_allclose(stopped.params["w"], plain.params["w"], rtol=1e-6)  # two steps an epoch
+    with pytest.raises(ValueError, match=r"decay_steps .* or schedule, not both"):
+        training.sgd(0.1, decay_steps=3, schedule=lambda step: 1.0)

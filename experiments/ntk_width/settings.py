@@ -150,12 +150,19 @@ def _networks(
     )
 
 
+def _without(networks: tuple[Network, ...], *names: str) -> tuple[Network, ...]:
+    return tuple(network for network in networks if network.name not in names)
+
+
 PRESETS = {
     "smoke": Settings(
         preset="smoke",
         dataset="digits",
         num_train=200,
-        networks=_networks((8, 32), (2, 4), (2, 4), (("stages", 2), ("depth", 1)), (20, 10)),
+        networks=_without(
+            _networks((8, 32), (2, 4), (2, 4), (("stages", 1), ("depth", 1)), (20, 10)),
+            "MLP, 4 layers", "ConvNet, average pooling", "ResNet, no skips, no BatchNorm, projections",
+        ),
         num_epochs=2,
         measure_epochs=(0, 1, 2),
         batch_size=50,
@@ -168,12 +175,15 @@ PRESETS = {
         preset="quick",
         dataset="digits",
         num_train=500,
-        networks=_networks((16, 64, 256, 1024), (2, 4, 8, 16), (4, 8, 16, 32), (("stages", 2), ("depth", 1)), (200, 30)),
+        networks=_without(
+            _networks((16, 64, 256, 1024), (2, 4, 8, 16), (4, 8, 16, 32), (("stages", 2), ("depth", 1)), (200, 30)),
+            "ConvNet, average pooling", "ResNet, no skips, no BatchNorm, projections",
+        ),
         num_epochs=10,
         measure_epochs=log_spaced(10),
         batch_size=50,
         num_seeds=5,
-        num_probes=20,
+        num_probes=10,
         exact_probes=10,
         seeds_per_piece=5,
     ),

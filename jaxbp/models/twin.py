@@ -16,7 +16,6 @@ the tangent kernel has one more term, 1, that the covariance has not.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,10 +76,7 @@ def infinite_twin(
                 raise ValueError(
                     f"this twin takes inputs of shape (N, {', '.join(map(str, input_shape))}), got {x.shape}"
                 )
-        with warnings.catch_warnings():
-            # Every branch that is added here ends in a convolution of its own, which makes it independent.
-            warnings.filterwarnings("ignore", message="`FanIn` layers assume independent inputs")
-            return kernels(x1, x2, get)
+        return kernels(x1, x2, get)
 
     return kernel_fn
 

@@ -19,6 +19,7 @@ import importlib
 import importlib.metadata
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,12 +50,15 @@ def load() -> types.ModuleType:
     )  # wants TensorFlow
     with _restored():
         try:
-            return importlib.import_module("neural_tangents")
+            module = importlib.import_module("neural_tangents")
         except (ImportError, AttributeError) as error:
             raise IncompatibleJax(
                 f"neural-tangents {_version('neural-tangents')} does not load on JAX {_version('jax')}: {error}. "
                 f"Versions of JAX known to work: {_KNOWN}; install one of them, or teach jaxbp.ntk.compat the name that is missing"
             ) from error
+    # It cannot see that branches which are added end in layers of their own; said once here, as filters are not local to threads.
+    warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs", UserWarning)
+    return module
 
 
 def _version(package: str) -> str:

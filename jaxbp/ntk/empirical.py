@@ -19,23 +19,19 @@ there.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxbp.ntk import contraction, layers
-
-ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
+from jaxbp.ntk import contraction
+from jaxbp.ntk.blocks import ApplyFn, Problem, exchanged, outputs, program, spread
 
 MEMORY = 2 * 2**30
 QUICKLY = {"xla_backend_optimization_level": 0}
-_PARTS = 4  # row blocks of a symmetric kernel, of which only pairs on or above the diagonal are computed
-_PARTS_FROM = 2e9  # multiply-adds of a layer from which the parts pay for their longer program
 _COUPLED_FROM = 1e-3  # relative change of outputs, alone against in company, that rounding does not explain
 
 
@@ -91,7 +87,7 @@ def empirical_ntk(
     params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
     num_devices = len(devices or ()) or 1
     options = tuple(sorted((compiler_options or {}).items()))
-    problem = _Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else (), options)
+    problem = Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else (), options)
     num_outputs = _check(problem, params, x1, x2, state)
     params, x1, x2, state = _placed(problem, (params, x1, x2, state))
     sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -99,53 +95,10 @@ def empirical_ntk(
     return _finish(problem, kernel, sides, num_outputs)
 
 
-def outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.Array:
-    """(N, C) logits of a batch, the state passed on if there is one."""
-    return apply_fn(params, x) if state is None else apply_fn(params, x, state)
-
-
-class _Problem(NamedTuple):
-    """The static side of a kernel; hashable, so that compiled programs are found again."""
-
-    apply_fn: ApplyFn
-    logits: str | int
-    pairs: str
-    coupled: bool
-    method: str
-    devices: tuple = ()
-    compiler_options: tuple = ()
-
-    @property
-    def mesh(self) -> Mesh:
-        """The devices that share the rows."""
-        return Mesh(np.array(self.devices), ("rows",), axis_types=(AxisType.Auto,))
-
-    @property
-    def reduction(self) -> str:
-        """Which pairs of gradients are contracted; a sum or a single logit has one gradient an example."""
-        return self.logits if self.logits in contraction.LOGITS and not self.coupled else "full"
-
-    def one_example(self, params: Any, example: jax.Array, state: Any) -> jax.Array:
-        """The outputs of one example, or of the batch that stands for one, as a vector."""
-        if self.coupled:
-            return outputs(self.apply_fn, params, example, state).reshape(-1)
-        return outputs(self.apply_fn, params, example[None], state)[0]
-
-    def directions(self, num_examples: int, num_outputs: int) -> np.ndarray:
-        """(c, outputs) combinations of one example's outputs whose gradients are wanted."""
-        if self.logits == "sum":
-            wanted = np.ones((1, num_outputs))
-        elif isinstance(self.logits, str):
-            wanted = np.eye(num_outputs)
-        else:
-            wanted = np.eye(num_outputs)[[self.logits]]
-        return np.kron(np.eye(num_examples), wanted) if self.coupled else wanted
-
-
 class _Side:
     """One set of examples, cut into blocks: of examples with all their directions or, if coupled, of directions."""
 
-    def __init__(self, problem: _Problem, x: jax.Array, num_outputs: int):
+    def __init__(self, problem: Problem, x: jax.Array, num_outputs: int):
         self.x = x[None] if problem.coupled else x
         self.directions = problem.directions(len(x), num_outputs)
         self.coupled = problem.coupled
@@ -164,7 +117,7 @@ class _Side:
         return (self.x if size == self.length else self.x[items]), self.directions
 
 
-def _check(problem: _Problem, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
+def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
     """Raise for arguments that do not suit one another; returns the number of outputs C."""
     if problem.pairs not in ("all", "same"):
         raise ValueError(f'pairs must be "all" or "same", got {problem.pairs!r}')
@@ -223,7 +176,7 @@ def _company(apply_fn: ApplyFn, params: Any, two: jax.Array, state: Any) -> jax.
     return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
-def _placed(problem: _Problem, arrays: tuple) -> tuple:
+def _placed(problem: Problem, arrays: tuple) -> tuple:
     """The arrays together: on all devices if several were named, else where the parameters are."""
     if _traced(arrays):
         return arrays
@@ -235,150 +188,7 @@ def _placed(problem: _Problem, arrays: tuple) -> tuple:
     return jax.device_put(arrays, jax.tree.leaves(arrays[0])[0].sharding)
 
 
-class _Flows(NamedTuple):
-    """How what flows through the layers is captured and contracted."""
-
-    found: layers.Layers
-    rules: tuple[contraction.Contraction, ...]
-    reduction: str
-    num_parts: int
-
-    def of(self, other: "_Flows") -> "_Flows":
-        """These flows, contracted as ``other`` are; batches of another size have layers of another shape."""
-        rules = [
-            mine._replace(method=theirs.method, from_pixels=theirs.from_pixels)
-            for mine, theirs in zip(self.rules, other.rules, strict=True)
-        ]
-        return self._replace(rules=tuple(rules))
-
-    def operands(self, params: Any, state: Any, x: jax.Array, directions: jax.Array) -> list:
-        """Each layer's operand, and last the plain Jacobian (n, c, F) of the other leaves, for examples x (n, ...)."""
-        run = layers.run_fn(self.found)
-        leaves = jax.tree.leaves(params)
-        dtype = jnp.result_type(*leaves)
-        others = [leaves[i] for i in self.found.others]
-        taps = [jnp.zeros(layer.output.shape, layer.output.dtype) for layer in self.found.layers]
-
-        def flow(example: jax.Array) -> tuple:
-            arguments = jax.tree.leaves((example, state))
-            out, pullback, data = jax.vjp(lambda t, o: run(t, o, leaves, arguments), taps, others, has_aux=True)
-            return data, *jax.vmap(pullback)(directions.astype(out.dtype))
-
-        data, deltas, jacobians = jax.tree.map(lambda a: a.astype(dtype), jax.vmap(flow)(x))
-        prepared = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
-        return [*prepared, *(j.reshape(*j.shape[:2], -1) for j in jacobians)]
-
-    def contract(self, rows: list, columns: list) -> jax.Array:
-        """The kernel of two sets of operands."""
-        num_layers = len(self.rules)
-        shares = [
-            rule.contract(r, c, self.reduction)
-            for rule, r, c in zip(self.rules, rows[:num_layers], columns[:num_layers], strict=True)
-        ]
-        rest = zip(rows[num_layers:], columns[num_layers:], strict=True)
-        return functools.reduce(jnp.add, shares + [contraction.gram(r, c, self.reduction) for r, c in rest])
-
-    def symmetric(self, operands: list) -> jax.Array:
-        """The kernel of a set with itself: parts of the rows against the columns from their own on, mirrored."""
-        num_examples = jax.tree.leaves(operands)[0].shape[0]
-        edges = [num_examples * i // self.num_parts for i in range(self.num_parts + 1)]
-
-        def cut(start: int, stop: int) -> list:
-            return jax.tree.map(lambda a: a[start:stop], operands)
-
-        blocks = [self.contract(cut(a, b), cut(a, num_examples)) for a, b in itertools.pairwise(edges)]
-        filled = [jnp.pad(b, [(0, 0), (a, 0), *[(0, 0)] * (b.ndim - 2)]) for a, b in zip(edges, blocks, strict=False)]
-        return _mirrored(jnp.concatenate(filled), np.searchsorted(edges, np.arange(num_examples), side="right"))
-
-
-def _mirrored(upper: Any, part: np.ndarray) -> Any:
-    """Fill the entries below the diagonal of parts from those above; ``part``: of each row and column."""
-    below = (part[:, None] > part).reshape(len(part), len(part), *[1] * (upper.ndim - 2))
-    return jnp.where(below, _exchanged(upper), upper)
-
-
-def _exchanged(kernel: Any) -> Any:
-    """Theta with its two examples, and their logits, exchanged."""
-    kernel = kernel.swapaxes(0, 1)
-    return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel
-
-
-def _flows(problem: _Problem, params: Any, state: Any, x: Any, directions: Any) -> _Flows:
-    """The layers of one example of x (n, ...) and the cheapest way to contract each."""
-    num_examples, num_outputs = x.shape[0], directions.shape[0]
-    found = layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-    rules = [
-        contraction.plan(layer, num_examples, num_outputs, problem.reduction, problem.method) for layer in found.layers
-    ]
-    if problem.coupled:  # batches of different sizes have to be contracted alike
-        rules = [rule._replace(from_pixels=False) for rule in rules]
-    heaviest = max((rule.operations(num_examples, num_outputs, problem.reduction) for rule in rules), default=0.0)
-    parts = _PARTS if num_examples >= 2 * _PARTS and heaviest > _PARTS_FROM else 1
-    return _Flows(found, tuple(rules), problem.reduction, parts)
-
-
-def _block_kernel(problem: _Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
-    """The kernel between two blocks of (examples, directions), or of one with itself."""
-    flows = _flows(problem, params, state, *rows)
-    with jax.default_matmul_precision("highest"):
-        first = flows.operands(params, state, *rows)
-        if problem.pairs == "same":
-            each = jax.tree.map(lambda a: a[:, None], first)
-            return jax.vmap(lambda one: flows.contract(one, one)[0, 0])(each)
-        if columns is None and not (problem.coupled or problem.devices):
-            return flows.symmetric(first)
-        if columns is None:
-            second = first
-        else:
-            second = _flows(problem, params, state, *columns).of(flows).operands(params, state, *columns)
-        if problem.devices:
-            second = [_gathered(operand, problem.coupled) for operand in second]
-        kernel = flows.contract(first, second)
-    return kernel[0, 0] if problem.coupled else kernel
-
-
-def _gathered(operand: Any, coupled: bool) -> Any:
-    """An operand of all devices: examples are split over them or, if coupled, gradients, which see the same data."""
-
-    def gather(array: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
-
-    if not coupled:
-        return jax.tree.map(lambda array: gather(array, 0), operand)
-    if isinstance(operand, contraction.Operand) and operand.second is not None:
-        return operand._replace(second=gather(operand.second, 1))
-    return jax.tree.map(lambda array: gather(array, 1), operand)
-
-
-def _spread(problem: _Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
-    """`_block_kernel`, its rows split over the devices if there are several."""
-    if not problem.devices:
-        return _block_kernel(problem, params, state, rows, columns)
-    split, whole = PartitionSpec("rows"), PartitionSpec()
-    side = (whole, split) if problem.coupled else (split, whole)
-    program = jax.shard_map(
-        functools.partial(_block_kernel, problem), mesh=problem.mesh, check_vma=False,
-        in_specs=(whole, whole, side, None if columns is None else side), out_specs=split,
-    )  # fmt: skip
-    return program(params, state, rows, columns)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(problem: _Problem, tree: Any, avals: tuple) -> tuple[Callable, int]:
-    """The program for arguments of these shapes, and the bytes of its temporary arrays."""
-    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in avals]
-    arguments = jax.tree.unflatten(tree, shapes)
-    program = jax.jit(functools.partial(_spread, problem)).lower(*arguments).compile(dict(problem.compiler_options))
-    analysis = program.memory_analysis()  # None on backends that do not say
-    return program, 0 if analysis is None else analysis.temp_size_in_bytes
-
-
-def _program(problem: _Problem, *arguments: Any) -> tuple[Callable, int]:
-    leaves, tree = jax.tree.flatten(arguments)
-    return _compiled(problem, tree, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves))
-
-
-def _in_blocks(problem: _Problem, params: Any, state: Any, sides: list[_Side], memory: float) -> jax.Array:
+def _in_blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], memory: float) -> jax.Array:
     """The kernel over all items, in as few blocks as the memory allows."""
     lengths = [side.length for side in sides]
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -393,7 +203,8 @@ def _in_blocks(problem: _Problem, params: Any, state: Any, sides: list[_Side], m
 
     if _traced(params, state, sides[0].x, sides[-1].x):
         columns = whole(sides[1]) if len(sides) == 2 else None
-        return _spread(problem, params, state, whole(sides[0]), columns)[: lengths[0]]
+        kernel = spread(problem, params, state, whole(sides[0]), columns)
+        return kernel[: lengths[0]] if problem.pairs == "same" else kernel[: lengths[0], : lengths[-1]]
     size = _block_size(problem, params, state, sides, block, memory)
     starts = [range(0, length, size) for length in lengths]
     rows = []
@@ -402,10 +213,10 @@ def _in_blocks(problem: _Problem, params: Any, state: Any, sides: list[_Side], m
         left = block(sides[0], i, size)
         for j in starts[-1] if problem.pairs == "all" else (i,):
             if len(sides) == 1 and j < i:
-                row.append(_exchanged(rows[j // size][i // size]))
+                row.append(exchanged(rows[j // size][i // size]))
                 continue
             right = None if len(sides) == 1 and i == j else block(sides[-1], j, size)
-            row.append(_program(problem, params, state, left, right)[0](params, state, left, right))
+            row.append(program(problem, params, state, left, right)[0](params, state, left, right))
         rows.append(row)
     if problem.pairs == "same":
         return jnp.concatenate([row[0] for row in rows])[: lengths[0]]
@@ -416,7 +227,7 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // max(multiple, 1)) * max(multiple, 1)
 
 
-def _block_size(problem: _Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> int:
+def _block_size(problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> int:
     """The largest size, of equal blocks, of which two fit the memory together (or one, if it is all)."""
     longest = max(side.length for side in sides)
     size, least = _up(longest, len(problem.devices)), max(len(problem.devices), 1)
@@ -424,7 +235,7 @@ def _block_size(problem: _Problem, params: Any, state: Any, sides: list[_Side], 
         alone = len(sides) == 1 and (size >= longest or problem.pairs == "same")
         left = block(sides[0], 0, size)
         right = None if alone else block(sides[-1], 0, size)
-        needed = _program(problem, params, state, left, right)[1]
+        needed = program(problem, params, state, left, right)[1]
         if needed <= memory:
             return size
         if size == least:
@@ -437,7 +248,7 @@ def _block_size(problem: _Problem, params: Any, state: Any, sides: list[_Side], 
         size = max(least, _up(-(-longest // num_blocks), len(problem.devices)) if num_blocks < longest else least)
 
 
-def _finish(problem: _Problem, kernel: jax.Array, sides: list[_Side], num_outputs: int) -> jax.Array:
+def _finish(problem: Problem, kernel: jax.Array, sides: list[_Side], num_outputs: int) -> jax.Array:
     """Give the kernel the shape that was asked for."""
     single = problem.logits not in contraction.LOGITS
     if not problem.coupled:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp import landscape
-from jaxbp.ntk.empirical import ApplyFn, outputs, refuse_coupling
+from jaxbp.ntk.blocks import ApplyFn, outputs
+from jaxbp.ntk.empirical import refuse_coupling
 
 
 def ntk_vector_product(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp.ntk import compat
-from jaxbp.ntk.empirical import ApplyFn
+from jaxbp.ntk.blocks import ApplyFn
 
 
 class Outputs(NamedTuple):
