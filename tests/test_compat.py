@@ -22,12 +22,13 @@ def run(code):
 def test_tensorflow_stays_out_and_jax_is_left_as_it_was():
     code = """
 import sys, jax, jax.core, jax.random
-before = {m: set(dir(m)) for m in (jax, jax.core, jax.random, jax.interpreters.ad)}
 from jaxbp.ntk import compat
+changed = (jax.core, jax.random, jax.interpreters.ad)
+before = {m: set(dir(m)) for m in changed}
 compat.load()
-print("tensorflow" in sys.modules, {n for m, names in before.items() for n in set(dir(m)) - names} - {"eval_context", "interpreters"})
+print("tensorflow" in sys.modules, {n for m in changed for n in set(dir(m)) - before[m]} - {"eval_context"}, "jax.util" in sys.modules)
 """
-    assert run(code).split() == ["False", "set()"]
+    assert run(code).split() == ["False", "set()", "False"]
 
 
 def test_an_unknown_jax_is_named():
@@ -58,7 +59,7 @@ def test_exact_kernels_in_batches_and_against_monte_carlo(x):
     init_fn, apply_fn, kernel_fn = network(256)
     for get in ("ntk", "nngp"):
         exact = kernel_fn(x, None, get)
-        np.testing.assert_allclose(nt.batch(kernel_fn, batch_size=3)(x, None, get), exact, rtol=1e-5)
+        np.testing.assert_allclose(nt.batch(kernel_fn, batch_size=3)(x, None, get), exact, rtol=1e-5, atol=1e-6)
         sampled = nt.monte_carlo_kernel_fn(
             init_fn, apply_fn, jax.random.PRNGKey(1), 100, trace_axes=(-1,), implementation=1
         )(x, None, get)

@@ -28,6 +28,7 @@ def smoke(tmp_path_factory):
     return folder, run("--preset", "smoke", "--out", folder).stdout
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_contract_says(smoke):
     folder, said = smoke
     verdicts = evidence.read_verdicts(folder / "verdicts.json")
@@ -41,6 +42,7 @@ def test_a_run_leaves_what_the_contract_says(smoke):
     assert str(folder / "report.html") in said
 
 
+@pytest.mark.slow
 def test_measurements_of_the_run_are_consistent(smoke):
     rows = pd.read_parquet(smoke[0] / "measurements.parquet")
     start = rows[(rows.step == 0) & rows.measure.str.endswith(": correlation")]
@@ -53,6 +55,7 @@ def test_measurements_of_the_run_are_consistent(smoke):
     assert not plain.measure.str.startswith(CALIBRATED).any()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_compute(smoke):
     folder, _ = smoke
     before = (folder / "measurements.parquet").read_bytes()
@@ -129,12 +132,11 @@ def test_the_paper_s_world_supports_every_claim():
 
 def test_a_finding_that_depends_on_the_statistics_is_not_supported():
     def slope(network, mode):
-        return -0.1 if network.skip and network.batch_norm and mode == STORED else 0.1
+        return (-0.1 if mode == STORED else 0.2) if network.skip and network.batch_norm else 0.1
 
     found = verdicts_for(slope, lambda network, mode: -0.5)
     assert found["S3.a"] == "supported"
-    assert {found["S3.b"], found["S3.c"], found["S3.f"]} <= {"contradicted", "undecided"}
-    assert found["S3.b"] == found["S3.f"] == "contradicted"
+    assert found["S3.b"] == found["S3.c"] == found["S3.f"] == "contradicted"
 
 
 def test_a_diverged_seed_stands_in_the_way():

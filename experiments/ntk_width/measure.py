@@ -162,9 +162,7 @@ class Lab:
             target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(dataset.num_classes))
             found: dict[str, list] = {}
             for seed in self.settings.seeds:
-                params, state = jax.jit(functools.partial(models.initialise, net))(
-                    self.key(seed, network.name, width, "exact"), probes
-                )
+                params, state = _initialised(net, self.key(seed, network.name, width, "exact"), probes)
                 for mode in network.modes:
                     kernel = self._kernel(net, params, state, probes, mode, jnp.asarray(dataset.train.inputs))
                     found.setdefault(f"{mode}: distance", []).append(measures.relative_change(target, kernel))
@@ -178,7 +176,8 @@ class Lab:
         """The twin's kernel (N, M), in blocks, since pooled kernels hold all pairs of pixels."""
         options = {"parametrisation": "ntk", **dict(network.twin)}
         net = create(network, 1, self.dataset(0).num_classes, **options)
-        kernel_fn = jax.jit(functools.partial(twin.infinite_twin(net, x1.shape[1:]), get=get))
+        infinite = functools.partial(twin.infinite_twin(net, x1.shape[1:]), get=get)
+        kernel_fn = jax.jit(infinite, compiler_options=ntk.QUICKLY)
         x2 = x1 if x2 is None else x2
         rows = [x1[i : i + _EXACT_BLOCK] for i in range(0, len(x1), _EXACT_BLOCK)]
         columns = [x2[j : j + _EXACT_BLOCK] for j in range(0, len(x2), _EXACT_BLOCK)]
@@ -201,7 +200,7 @@ class Lab:
             train = jnp.asarray(parts["train"][0])
             width = max(network.widths)
             net = create(network, width, dataset.num_classes, parametrisation="ntk")
-            params, _ = jax.jit(functools.partial(models.initialise, net))(self.key(0, network.name, width), train)
+            params, _ = _initialised(net, self.key(0, network.name, width), train)
             empirical = ntk.empirical_ntk(
                 models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory
             )
@@ -219,6 +218,9 @@ class Lab:
 def _stacked(splits: Any) -> tuple[jax.Array, jax.Array]:
     inputs, labels = zip(*((split.inputs, split.labels) for split in splits), strict=True)
     return jnp.stack(inputs), jnp.stack(labels)
+
+
+_initialised = jax.jit(models.initialise, static_argnums=0, compiler_options=ntk.QUICKLY)
 
 
 @functools.cache
