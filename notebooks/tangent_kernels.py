@@ -62,8 +62,8 @@ for width in (4, 16, 64):
 # %% [markdown]
 # ## Any Flax model, and the mode of its BatchNorm
 #
-# With BatchNorm there are two kernels: of the function with stored statistics, where images are independent, and through the statistics of the
-# batch. The mode has to be said.
+# With BatchNorm there are two kernels: of the function with stored statistics, where images are independent, and through the statistics of
+# the batch. The mode has to be said.
 
 # %%
 net = models.create("resnet", num_classes=10, width=8, depth=1, stages=2)

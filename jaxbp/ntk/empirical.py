@@ -136,7 +136,8 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         kinds = sorted({str(leaf.dtype) for leaf in leaves})
         raise ValueError(f"params must be floating-point arrays, got {kinds or 'none'}: pass the rest as state")
-    out = jax.eval_shape(functools.partial(outputs, problem.apply_fn), params, x1, state)
+    shapes, tree = jax.tree.flatten((params, x1, state))
+    out = _output_shape(problem.apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in shapes))
     if len(out.shape) != 2 or out.shape[0] != len(x1):
         raise ValueError(
             f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs"
@@ -149,6 +150,13 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
     if not problem.coupled:
         refuse_coupling(problem.apply_fn, params, x1, state)
     return out.shape[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _output_shape(apply_fn: ApplyFn, tree: Any, avals: tuple) -> jax.ShapeDtypeStruct:
+    """Shape of the outputs; tracing a deep network takes longer than a small kernel."""
+    arguments = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    return jax.eval_shape(functools.partial(outputs, apply_fn), *arguments)
 
 
 def _traced(*trees: Any) -> bool:
