@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +228,8 @@ def _leave(code: int, message: str) -> None:
     os._exit(code)
 
 
-def write_results(store: Any, rows: Mapping[str, Sequence[Any]], verdicts: Sequence[Any]) -> None:
-    """Write measurements.parquet (tidy: one row per case, arm, seed, step, measure, value) and verdicts.json."""
+def write_results(store: Any, rows: Iterable[tuple], verdicts: Sequence[Any]) -> None:
+    """Write measurements.parquet (tidy: rows of case, arm, seed, step, measure, value) and verdicts.json."""
     import io
 
     import pandas as pd
@@ -237,7 +237,7 @@ def write_results(store: Any, rows: Mapping[str, Sequence[Any]], verdicts: Seque
     from jaxbp import evidence
 
     buffer = io.BytesIO()
-    frame = pd.DataFrame(rows, columns=["case", "arm", "seed", "step", "measure", "value"])
+    frame = pd.DataFrame(list(rows), columns=["case", "arm", "seed", "step", "measure", "value"])
     frame.to_parquet(buffer, index=False)
     evidence.write_atomically(store.folder / "measurements.parquet", buffer.getvalue())
     evidence.write_verdicts(store.folder / "verdicts.json", verdicts)

@@ -216,6 +216,14 @@ def format_interval(interval: evidence.Interval | None) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
+def mean_cell(values: ArrayLike, otherwise: str) -> evidence.Interval | str:
+    """The mean over seeds with its 95 % t interval, for a table; or how many of ``values`` are not finite, called ``otherwise``."""
+    values = np.asarray(values)
+    if num_bad := np.count_nonzero(~np.isfinite(values)):
+        return f"{num_bad} of {len(values)} {otherwise}"
+    return evidence.t_interval(values)
+
+
 def _escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 

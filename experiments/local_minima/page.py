@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.local_minima.results import Results, shares
 from experiments.local_minima.settings import EMBEDDED, NEAR_GLOBAL, STATIONARY, Case
-from jaxbp import evidence, report
+from jaxbp import report
 
 # Loss / gradient norm / smallest eigenvalue at the start and after training, as Table 1 of the paper prints them.
 _PAPER_TABLE = {
@@ -74,7 +74,11 @@ def _classes(results: Results, case: Case) -> report.Table:
     for arm in case.arms:
         counts = shares(results.ends(case, arm, "class"))
         rows.append(
-            (arm, ", ".join(f"{count} {word}" for word, count in counts.items()), _mean(results.final_loss(case, arm)))
+            (
+                arm,
+                ", ".join(f"{count} {word}" for word, count in counts.items()),
+                report.mean_cell(results.final_loss(case, arm), "diverged"),
+            )
         )
     return report.Table(
         ("init", "end points", "loss at the end"),
@@ -82,13 +86,6 @@ def _classes(results: Results, case: Case) -> report.Table:
         f"What the end points are. Near-global: at most {NEAR_GLOBAL:.0%} of the affine minimum's loss; converged: gradient norm at most "
         f"{STATIONARY:g}; saddle: negative curvature, a ReLU exactly at its kink, or a probe that found 1 % less.",
     )
-
-
-def _mean(values: np.ndarray) -> evidence.Interval | str:
-    finite = values[np.isfinite(values)]
-    if len(finite) < len(values):
-        return f"{len(values) - len(finite)} of {len(values)} diverged"
-    return evidence.t_interval(values)
 
 
 def _certificates(results: Results) -> report.Table:

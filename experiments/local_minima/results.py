@@ -148,16 +148,8 @@ def _momentum_gains(results: Results) -> dict[str, np.ndarray]:
     return gains
 
 
-def rows(results: Results) -> dict[str, list]:
-    """Everything measured, one row per case, arm, seed, step, measure and value."""
-    columns: dict[str, list] = {name: [] for name in ("case", "arm", "seed", "step", "measure", "value")}
-    for row in _rows(results):
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
-
-
-def _rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
+def rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
+    """Everything measured: case, arm, seed, step, measure and value of each row."""
     settings = results.settings
     for case in settings.cases:
         for seed in settings.seeds:

@@ -106,16 +106,16 @@ class Lab:
         """Train the seeds of a group, then measure: arrays with the seeds first."""
         with jax.default_device(device):
             net = create(network, width, self.dataset(0).num_classes)
-            run, snapshots = self._trained(net, network, width, group, device)
-            rows = [self._measured(net, network, seed, i, run, snapshots) for i, seed in enumerate(group)]
+            run = self._trained(net, network, width, group, device)
+            rows = [self._measured(net, network, seed, i, run.measured) for i, seed in enumerate(group)]
             found = {name: np.stack([row[name] for row in rows]) for name in rows[0] if not name.startswith("kernel")}
             if group[0] == 0:
                 found |= {name: value for name, value in rows[0].items() if name.startswith("kernel")}
             history = {name: np.asarray(curve) for name, curve in run.history.items()}
             return found | history | {"epochs": np.array(self.settings.measure_epochs)}
 
-    def _trained(self, net: Any, network: Network, width: int, group: range, device: Any) -> tuple:
-        """The run of all seeds, and parameters and state at the measured epochs, both with axes (S, E)."""
+    def _trained(self, net: Any, network: Network, width: int, group: range, device: Any) -> training.TrainResult:
+        """The run of all seeds; ``measured``: parameters and state at the measured epochs, with axes (S, E)."""
         splits = [self.dataset(seed) for seed in group]
         runs = {
             "key": jnp.stack([self.key(seed, network.name, width) for seed in group]),
@@ -124,12 +124,9 @@ class Lab:
         }
         program = _training_program(net, self.settings)
         plan = "map" if device.platform == "cpu" else "vmap"
-        run = sweep.run(program, runs, plan=plan, devices=[device])
-        return run, run.measured
+        return sweep.run(program, runs, plan=plan, devices=[device])
 
-    def _measured(
-        self, net: Any, network: Network, seed: int, row: int, run: training.TrainResult, snapshots: tuple
-    ) -> dict[str, np.ndarray]:
+    def _measured(self, net: Any, network: Network, seed: int, row: int, snapshots: tuple) -> dict[str, np.ndarray]:
         """Everything about one seed's kernels, features and parameters."""
         probes = jnp.asarray(self.probes(seed, self.settings.num_probes))
         train = jnp.asarray(self.dataset(seed).train.inputs)

@@ -35,10 +35,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
 
 
 def _interval(values: np.ndarray) -> evidence.Interval | str:
-    finite = values[np.isfinite(values)]
-    if len(finite) < len(values):
-        return f"{len(values) - len(finite)} of {len(values)} not finite"
-    return evidence.t_interval(values)
+    return report.mean_cell(values, "not finite")
 
 
 def _changes(results: Results) -> report.Table:

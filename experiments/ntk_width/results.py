@@ -11,8 +11,6 @@ from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network, S
 from jaxbp import evidence
 from jaxbp.store import Store
 
-CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-
 
 class Results:
     """Reads a finished run; every per-seed array has the seeds first."""
@@ -122,16 +120,8 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
     ]
 
 
-def rows(results: Results) -> dict[str, list]:
-    """Everything measured, one row per case, arm, seed, step, measure and value; the arm is the width."""
-    columns: dict[str, list] = {name: [] for name in ("case", "arm", "seed", "step", "measure", "value")}
-    for row in _rows(results):
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
-
-
-def _rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
+def rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
+    """Everything measured: case, arm, seed, step, measure and value of each row; the arm is the width."""
     for network in results.settings.networks:
         for width in network.widths:
             arm = f"width {width}"

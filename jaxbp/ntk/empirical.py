@@ -92,7 +92,7 @@ def empirical_ntk(
     params, x1, x2, state = _placed(problem, (params, x1, x2, state))
     sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
     kernel = _in_blocks(problem, params, state, sides, memory)
-    return _finish(problem, kernel, sides, num_outputs)
+    return _finish(problem, kernel, sides)
 
 
 class _Side:
@@ -256,7 +256,7 @@ def _block_size(problem: Problem, params: Any, state: Any, sides: list[_Side], b
         size = max(least, _up(-(-longest // num_blocks), len(problem.devices)) if num_blocks < longest else least)
 
 
-def _finish(problem: Problem, kernel: jax.Array, sides: list[_Side], num_outputs: int) -> jax.Array:
+def _finish(problem: Problem, kernel: jax.Array, sides: list[_Side]) -> jax.Array:
     """Give the kernel the shape that was asked for."""
     single = problem.logits not in contraction.LOGITS
     if not problem.coupled:
