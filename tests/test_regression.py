@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 from jaxbp import ntk, training
-from jaxbp.ntk import regression
+from jaxbp.ntk import compat, regression
 
 N, M, C = 6, 4, 3
 
@@ -187,11 +187,27 @@ def test_a_singular_kernel_gives_nan_and_is_not_chosen():
     flow = regression.mean_prediction(ones, ones, TARGETS, start, 1.0)  # only the mean is learned, at rate N / N
     np.testing.assert_allclose(flow.test, np.tile((1 - math.exp(-1)) * TARGETS.mean(0), (N, 1)), atol=1e-12)
     np.testing.assert_allclose(flow.train, flow.test, atol=1e-12)
+    assert np.isnan(regression.mean_prediction(ones, ones, TARGETS, start).test).all()
     silent = np.diag(np.arange(N))  # the first example moves no parameter
-    for time in (1.0, None):
-        found = regression.mean_prediction(silent, silent, TARGETS, start, time)
-        assert np.isnan(found.test).all()
-        assert np.isfinite(found.train).all()
+    flow = regression.mean_prediction(silent, np.ones((N, N)), TARGETS, start, 1.5)
+    rates = np.arange(1, N)
+    learned = -np.expm1(-1.5 * rates / N)[:, None] * TARGETS[1:]
+    np.testing.assert_allclose(flow.train, np.concatenate([np.zeros((1, C)), learned]), atol=1e-14)
+    pulled = 1.5 / N * TARGETS[0] + (learned / rates[:, None]).sum(0)  # a kernel of ones adds up all weights
+    np.testing.assert_allclose(flow.test, np.tile(pulled, (N, 1)), atol=1e-14)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_gradient_flow_is_that_of_neural_tangents(x64, full):
+    k, k_test = kernels(full)
+    start = gaussian(N, C, seed=7), gaussian(M, C, seed=8)
+    predict_fn = compat.load().predict.gradient_descent_mse(
+        jnp.asarray(k), jnp.asarray(TARGETS), learning_rate=C, trace_axes=() if full else (-1,)
+    )  # their loss is the mean over logits, too, which makes time run slower by their number
+    for time in (0.7, None):
+        found, theirs = regression.mean_prediction(k, k_test, TARGETS, start, time), predict_fn(time, *start, k_test)
+        np.testing.assert_allclose(found.train, theirs[0], atol=1e-11)
+        np.testing.assert_allclose(found.test, theirs[1], atol=1e-11)
 
 
 def test_float64_inside_a_float32_session():
@@ -233,7 +249,7 @@ def test_misuse_is_refused():
         r"outputs must be \(6, 3\) and \(4, 3\), got \(4, 3\) and": lambda: regression.mean_prediction(
             k, k_test, TARGETS, start[::-1]
         ),
-        "not negative, got -1.0": lambda: regression.mean_prediction(k, k_test, TARGETS, start, -1.0),
+        "finite and not negative, got -1.0": lambda: regression.mean_prediction(k, k_test, TARGETS, start, -1.0),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

@@ -2,7 +2,8 @@
 
 While its kernel stands still, a network trained on squared error follows a linear differential equation in its outputs,
 with a closed solution at any time, at the end of which is kernel regression (Jacot et al., NeurIPS 2018; Lee et al.,
-NeurIPS 2019, arXiv 1902.06720). neural-tangents' `predict` does the algebra. It is done eagerly, in float64 whatever
+NeurIPS 2019, arXiv 1902.06720). The regression is neural-tangents'; the way there is solved here, because its closed form
+divides by eigenvalues that may be 0. All is done eagerly, in float64 whatever
 the session's precision (a kernel's condition number easily exceeds 1e7), and results are NumPy arrays.
 
 Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as `empirical_ntk` gives them.
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from numpy.typing import ArrayLike
 
 from jaxbp.ntk import compat
@@ -135,27 +137,46 @@ def mean_prediction(
         outputs are then the targets, whether or not a singular kernel could reach them.
 
     Returns:
-      Outputs (N, C) and (M, C), or (T, N, C) and (T, M, C); float64. The test outputs are NaN where an eigenvalue of
-      the kernel is exactly 0, as an example whose gradients vanish makes it; at the end of time, where the kernel is
-      not positive definite.
+      Outputs (N, C) and (M, C), or (T, N, C) and (T, M, C); float64. What a singular kernel cannot learn stays as it
+      is, except at the end of time, where the test outputs are NaN if the kernel is not positive definite.
 
     Raises:
       ValueError: shapes that do not suit one another, or a negative time.
     """
-    kernels, targets, trace_axes = _checked(k_train_train, k_test_train, targets)
+    kernels, targets, _ = _checked(k_train_train, k_test_train, targets)
     train, test = (np.asarray(out, np.float64) for out in outputs)
     if train.shape != targets.shape or test.shape != (len(kernels[1]), targets.shape[1]):
         wanted = targets.shape, (len(kernels[1]), targets.shape[1])
         raise ValueError(f"outputs must be {wanted[0]} and {wanted[1]}, got {train.shape} and {test.shape}")
-    if time is not None and not (np.ndim(time) <= 1 and np.all(np.asarray(time) >= 0)):
-        raise ValueError(f"time must be a number or (T,), not negative, got {time}")
-    with _float64():
-        # Their loss is the mean over logits, too, which makes time run slower by the number of logits.
-        predict_fn = compat.load().predict.gradient_descent_mse(
-            jnp.asarray(kernels[0]), jnp.asarray(targets), learning_rate=targets.shape[1], trace_axes=trace_axes
-        )
-        time = None if time is None else jnp.asarray(time, jnp.float64)
-        return Outputs(*map(np.asarray, predict_fn(time, train, test, jnp.asarray(kernels[1]))))
+    if time is None:
+        return Outputs(targets, test + kernel_regression(*kernels, targets - train))
+    times = np.asarray(time, np.float64)
+    if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
+        raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
+    moved = _moved(*map(_matrix, kernels), targets - train, np.atleast_1d(times))
+    train, test = (
+        out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), moved, strict=True)
+    )
+    return Outputs(train, test)
+
+
+def _moved(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, times: np.ndarray) -> Iterator[np.ndarray]:
+    """How far training and test outputs have come at ``times`` (T,), towards a ``residual`` (N, C).
+
+    Along an eigenvector of eigenvalue l of K / N the kernel's columns have weights (1 - exp(-l t)) / l, t where l is 0.
+    """
+    rates, vectors = np.linalg.eigh(k_train / len(residual))
+    grown = times[:, None] * scipy.special.exprel(-rates * times[:, None])
+    weights = grown[:, :, None] * (vectors.T @ residual.reshape(len(k_train), -1))
+    return (kernel @ (vectors @ weights) / len(residual) for kernel in (k_train, k_test))
+
+
+def _matrix(kernel: np.ndarray) -> np.ndarray:
+    """(N, M, C, C) as (N C, M C)."""
+    if kernel.ndim == 2:
+        return kernel
+    n, m, c = kernel.shape[:3]
+    return kernel.transpose(0, 2, 1, 3).reshape(n * c, m * c)
 
 
 def linearised(apply_fn: ApplyFn, params: Any) -> ApplyFn:
