@@ -161,12 +161,64 @@ def test_logits_and_pairs(method):
             assert off(run(x, pairs="same"), jnp.moveaxis(jnp.diagonal(square), -1, 0)) < 1e-12, logits
 
 
-def test_parts_of_a_symmetric_kernel(monkeypatch):
-    monkeypatch.setattr(blocks, "_PARTS_FROM", 0.0)
-    fn, params, x = ready(*NETS["plain convolution"], num_examples=10)
+@pytest.mark.parametrize("method", contraction.METHODS)
+def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
+    monkeypatch.setattr(contraction, "_PART", 1000)
+    fn, params, x = ready(*NETS["stride, padding"], num_examples=13)
     for logits in contraction.LOGITS:
-        whole = ntk.empirical_ntk(fn, params, x, x, logits=logits)
-        assert off(ntk.empirical_ntk(fn, params, x, logits=logits), whole) < 1e-13
+        whole = ntk.empirical_ntk(fn, params, x, x, logits=logits, method=method)
+        assert off(ntk.empirical_ntk(fn, params, x, logits=logits, method=method), whole) < 1e-13
+
+
+@pytest.mark.parametrize("num_examples", [9, 10, 12, 15])
+def test_each_pair_is_met_once(num_examples):
+    met = []
+
+    def contract(rows, columns):
+        jax.debug.callback(lambda r, c: met.append(len(r) * len(c)), rows, columns)
+        pairs = rows[:, None, :, None] * columns[None, :, None, :] + rows[:, None, :, None] ** 2
+        return pairs + columns[None, :, None, :] ** 2
+
+    examples = jax.random.normal(jax.random.key(0), (num_examples, 2))
+    found = contraction.each_pair_once(contract, examples)
+    jax.effects_barrier()
+    assert sum(met) <= (num_examples**2 if num_examples < 10 else 0.6 * (num_examples + 4) ** 2)
+    np.testing.assert_allclose(found, contract(examples, examples), rtol=1e-15)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3])
+def test_flows_some_examples_at_a_time(at_a_time, monkeypatch):
+    fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
+    whole = dense_kernel(fn, params, x)
+    num_outputs = whole.shape[-1]
+    found = blocks.layers.find(lambda p, e: fn(p, e[None])[0], params, x[0]).layers
+    largest = max(layer.output.size * layer.output.dtype.itemsize for layer in found)
+    monkeypatch.setattr(blocks, "_CACHE", at_a_time * largest * num_outputs)
+    problem = blocks.Problem(fn, "full", "all", False, "auto")
+    assert blocks.plan_flows(problem, params, None, x, problem.directions(6, num_outputs)).at_a_time == at_a_time
+    assert off(ntk.empirical_ntk(fn, params, x), whole) < 1e-12
+
+
+@pytest.mark.parametrize("logits", ["trace", "diagonal"])
+def test_logits_are_split_before_examples(logits, monkeypatch):
+    fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
+    seen = []
+    program = empirical.program
+
+    def noted(problem, params, state, left, right):
+        compiled, needed = program(problem, params, state, left, right)
+        seen.append((len(left[0]), len(left[1]), needed))
+        return compiled, needed
+
+    whole = ntk.empirical_ntk(fn, params, x, logits=logits)
+    monkeypatch.setattr(empirical, "program", noted)
+    ntk.empirical_ntk(fn, params, x, logits=logits)
+    num_logits, needed = seen[0][1:]
+    found = ntk.empirical_ntk(fn, params, x, logits=logits, memory=0.95 * needed)
+    assert off(found, whole) < 1e-13
+    assert seen[-1][0] == 6
+    assert seen[-1][1] < num_logits
+    assert seen[-1][2] <= 0.95 * needed
 
 
 @pytest.mark.parametrize("batch_norm", ["stored", "batch"])

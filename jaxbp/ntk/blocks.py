@@ -6,7 +6,7 @@ by layer passes it on.
 """
 
 import functools
-import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +19,7 @@ from jaxbp.ntk import contraction, layers
 
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
 
-_PARTS = 4  # row blocks of a symmetric kernel, of which only pairs on or above the diagonal are computed
-_PARTS_FROM = 2e9  # multiply-adds of a layer from which the parts pay for their longer program
+_CACHE = 2**22  # bytes of a layer's deltas that a CPU holds close by
 
 
 def outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.Array:
@@ -67,15 +66,15 @@ class Problem(NamedTuple):
 
 
 class Flows(NamedTuple):
-    """How what flows through the layers is captured and contracted."""
+    """How what flows through the layers is captured, some examples at a time, and contracted."""
 
     found: layers.Layers
     rules: tuple[contraction.Contraction, ...]
     reduction: str
-    num_parts: int
+    at_a_time: int
 
-    def of(self, other: "Flows") -> "Flows":
-        """These flows, contracted as ``other`` are; batches of another size have layers of another shape."""
+    def like(self, other: "Flows") -> "Flows":
+        """These flows, contracted as ``other`` are; if coupled, the layers of another batch have other shapes."""
         rules = [
             mine._replace(method=theirs.method, from_pixels=theirs.from_pixels)
             for mine, theirs in zip(self.rules, other.rules, strict=True)
@@ -90,51 +89,35 @@ class Flows(NamedTuple):
         others = [leaves[i] for i in self.found.others]
         taps = [jnp.zeros(layer.output.shape, layer.output.dtype) for layer in self.found.layers]
 
-        def flow(example: jax.Array) -> tuple:
+        def flow(example: jax.Array) -> list:
             arguments = jax.tree.leaves((example, state))
             out, pullback, data = jax.vjp(lambda t, o: run(t, o, leaves, arguments), taps, others, has_aux=True)
-            return data, *jax.vmap(pullback)(directions.astype(out.dtype))
+            deltas, jacobians = jax.vmap(pullback)(directions.astype(out.dtype))
+            flowed = jax.tree.map(lambda a: a.astype(dtype), (data, deltas, jacobians))
+            operands = [rule.prepare(a, d) for rule, a, d in zip(self.rules, *flowed[:2], strict=True)]
+            return [*operands, *(j.reshape(len(j), -1) for j in flowed[2])]
 
-        data, deltas, jacobians = jax.tree.map(lambda a: a.astype(dtype), jax.vmap(flow)(x))
-        prepared = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
-        return [*prepared, *(j.reshape(*j.shape[:2], -1) for j in jacobians)]
+        return jax.vmap(flow)(x) if self.at_a_time == len(x) else jax.lax.map(flow, x, batch_size=self.at_a_time)
 
-    def contract(self, rows: list, columns: list) -> jax.Array:
-        """The kernel of two sets of operands."""
+    def contract(self, rows: list, columns: list | None) -> jax.Array:
+        """The kernel of two sets of operands, or of one with itself."""
         num_layers = len(self.rules)
-        shares = [
-            rule.contract(r, c, self.reduction)
-            for rule, r, c in zip(self.rules, rows[:num_layers], columns[:num_layers], strict=True)
-        ]
-        rest = zip(rows[num_layers:], columns[num_layers:], strict=True)
+        second = [None] * num_layers if columns is None else columns[:num_layers]
+        shares: list[jax.Array] = []
+        for rule, r, c in zip(self.rules, rows[:num_layers], second, strict=True):
+            if shares:  # one layer after another: less memory
+                r = r._replace(seen=r.seen + _zero_of(shares[-1]))
+            shares.append(rule.contract(r, c, self.reduction))
+        rest = zip(rows[num_layers:], (rows if columns is None else columns)[num_layers:], strict=True)
         return functools.reduce(jnp.add, shares + [contraction.gram(r, c, self.reduction) for r, c in rest])
 
-    def symmetric(self, operands: list) -> jax.Array:
-        """The kernel of a set with itself: parts of the rows against the columns from their own on, mirrored."""
-        num_examples = jax.tree.leaves(operands)[0].shape[0]
-        edges = [num_examples * i // self.num_parts for i in range(self.num_parts + 1)]
 
-        def cut(start: int, stop: int) -> list:
-            return jax.tree.map(lambda a: a[start:stop], operands)
-
-        blocks = [self.contract(cut(a, b), cut(a, num_examples)) for a, b in itertools.pairwise(edges)]
-        filled = [jnp.pad(b, [(0, 0), (a, 0), *[(0, 0)] * (b.ndim - 2)]) for a, b in zip(edges, blocks, strict=False)]
-        return _mirrored(jnp.concatenate(filled), np.searchsorted(edges, np.arange(num_examples), side="right"))
+def _zero_of(array: jax.Array) -> jax.Array:
+    """0, but not known before the array is: an order that XLA's CPU scheduler keeps, as it does not keep its barriers."""
+    return jnp.minimum(jnp.abs(jnp.ravel(array)[0]), 0)
 
 
-def _mirrored(upper: Any, part: np.ndarray) -> Any:
-    """Fill the entries below the diagonal of parts from those above; ``part``: of each row and column."""
-    below = (part[:, None] > part).reshape(len(part), len(part), *[1] * (upper.ndim - 2))
-    return jnp.where(below, exchanged(upper), upper)
-
-
-def exchanged(kernel: Any) -> Any:
-    """Theta with its two examples, and their logits, exchanged."""
-    kernel = kernel.swapaxes(0, 1)
-    return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel
-
-
-def _flows(problem: Problem, params: Any, state: Any, x: Any, directions: Any) -> Flows:
+def plan_flows(problem: Problem, params: Any, state: Any, x: Any, directions: Any) -> Flows:
     """The layers of one example of x (n, ...) and the cheapest way to contract each."""
     num_examples, num_outputs = x.shape[0], directions.shape[0]
     found = layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
@@ -143,28 +126,29 @@ def _flows(problem: Problem, params: Any, state: Any, x: Any, directions: Any) -
     ]
     if problem.coupled:  # batches of different sizes have to be contracted alike
         rules = [rule._replace(from_pixels=False) for rule in rules]
-    heaviest = max((rule.operations(num_examples, num_outputs, problem.reduction) for rule in rules), default=0.0)
-    parts = _PARTS if num_examples >= 2 * _PARTS and heaviest > _PARTS_FROM else 1
-    return Flows(found, tuple(rules), problem.reduction, parts)
+    largest = max((math.prod(layer.output.shape) * layer.output.dtype.itemsize for layer in found.layers), default=1)
+    fitting = max(_CACHE // (largest * num_outputs), 1) if jax.default_backend() == "cpu" else num_examples
+    at_a_time = next(n for n in range(min(fitting, num_examples), 0, -1) if num_examples % n == 0)
+    return Flows(found, tuple(rules), problem.reduction, at_a_time)
 
 
 def block_kernel(problem: Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
     """The kernel between two blocks of (examples, directions), or of one with itself."""
-    flows = _flows(problem, params, state, *rows)
+    flows = plan_flows(problem, params, state, *rows)
     with jax.default_matmul_precision("highest"):
         first = flows.operands(params, state, *rows)
         if problem.pairs == "same":
             each = jax.tree.map(lambda a: a[:, None], first)
             return jax.vmap(lambda one: flows.contract(one, one)[0, 0])(each)
-        if columns is None and not (problem.coupled or problem.devices):
-            return flows.symmetric(first)
-        if columns is None:
-            second = first
+        if columns is None and not problem.devices:
+            kernel = flows.contract(first, None)
         else:
-            second = _flows(problem, params, state, *columns).of(flows).operands(params, state, *columns)
-        if problem.devices:
-            second = [_gathered(operand, problem.coupled) for operand in second]
-        kernel = flows.contract(first, second)
+            second = first
+            if columns is not None:
+                second = plan_flows(problem, params, state, *columns).like(flows).operands(params, state, *columns)
+            if problem.devices:
+                second = [_gathered(operand, problem.coupled) for operand in second]
+            kernel = flows.contract(first, second)
     return kernel[0, 0] if problem.coupled else kernel
 
 
@@ -176,9 +160,9 @@ def _gathered(operand: Any, coupled: bool) -> Any:
 
     if not coupled:
         return jax.tree.map(lambda array: gather(array, 0), operand)
-    if isinstance(operand, contraction.Operand) and operand.second is not None:
-        return operand._replace(second=gather(operand.second, 1))
-    return jax.tree.map(lambda array: gather(array, 1), operand)
+    if isinstance(operand, contraction.Operand):
+        return operand._replace(deltas=gather(operand.deltas, 3 if operand.deltas.ndim == 5 else 1))
+    return gather(operand, 1)
 
 
 def spread(problem: Problem, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
@@ -192,6 +176,17 @@ def spread(problem: Problem, params: Any, state: Any, rows: tuple, columns: tupl
         in_specs=(whole, whole, side, None if columns is None else side), out_specs=split,
     )  # fmt: skip
     return split_program(params, state, rows, columns)
+
+
+def flow_bytes(problem: Problem, params: Any, state: Any, *sides: tuple | None) -> int:
+    """Bytes of what has to be held of some blocks of (examples, directions): the least that any program needs."""
+    total = 0
+    for x, directions in (side for side in sides if side is not None):
+        one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        found = layers.find(problem.one_example, params, one, state).layers
+        sizes = [math.prod(layer.data.shape) + len(directions) * math.prod(layer.output.shape) for layer in found]
+        total += len(x) * sum(size * layer.output.dtype.itemsize for size, layer in zip(sizes, found, strict=True))
+    return total // max(len(problem.devices), 1)
 
 
 @functools.lru_cache(maxsize=64)

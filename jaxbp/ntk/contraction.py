@@ -15,11 +15,14 @@ c channels, it costs 2 n m U^2 c and one addition for each pair of positions and
 those of Novak et al., "Fast Finite Width Neural Tangent Kernel" (ICML 2022, arXiv 2206.08720); the pixels are ours.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxbp.ntk.layers import Convolution, Layer
@@ -28,6 +31,10 @@ LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
 
 _ADDITION = 8.0  # what reading and adding one number costs, in multiply-adds of a matrix product
+_PART = (
+    10_000_000  # numbers of weight gradients that are formed at a time; longer matrix products run at half the speed
+)
+_BLOCKS = 5  # of a symmetric kernel
 
 
 class Sizes(NamedTuple):
@@ -79,12 +86,14 @@ def _from_pixels(size: Sizes) -> float:
 
 
 class Operand(NamedTuple):
-    """What of one set of examples does not depend on the other set, examples first: weight gradients (n, C, F) alone,
-    or what the weight
-    sees (patches (n, P, K) or images (n, \\*space, c)) and the deltas (n, C, P, o)."""
+    """What flowed through a layer for n examples, as its contraction wants it.
 
-    first: jax.Array
-    second: jax.Array | None
+    ``gradients``: data as they came (n, ...) and output gradients (n, P, g, C, o); else images (n, \\*space, c) or patches
+    (n, P, K), and output gradients (n, C, P, o).
+    """
+
+    seen: jax.Array
+    deltas: jax.Array
 
 
 class Contraction(NamedTuple):
@@ -94,49 +103,87 @@ class Contraction(NamedTuple):
     method: str
     from_pixels: bool
 
-    def operations(self, num_examples: int, num_outputs: int, logits: str) -> float:
-        """Multiply-adds, see `operations`."""
-        return operations(sizes(self.layer), num_examples, num_outputs, logits)[self.method]
+    def contract(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
+        """The layer's share for all pairs of ``rows`` and ``columns``, or of rows with themselves.
+
+        Shapes (n, m, C, D) for "full" logits, (n, m, C) for the "diagonal", (n, m) for the "trace".
+        """
+        if self.method == "gradients":
+            return self._by_gradients(rows, columns, logits)
+        by_rows = functools.partial(self._by_rows, logits=logits)
+        return each_pair_once(by_rows, rows) if columns is None else by_rows(rows, columns)
 
     def prepare(self, data: jax.Array, deltas: jax.Array) -> Operand:
-        """An operand from data (n, ...) and output gradients (n, C, ...) as `layers.run_fn` leaves them."""
+        """The operand of one example (no axis n), from its data and output gradients (C, ...) as `layers.run_fn` leaves them."""
         geometry = self.layer.geometry
-        deltas = jax.vmap(jax.vmap(lambda d: geometry.deltas(d, self.layer.data)))(deltas)
+        deltas = jax.vmap(lambda d: geometry.deltas(d, data))(deltas)  # (C, P, g, o)
         if self.method == "gradients":
-            patches = jax.vmap(geometry.patches)(data)
-            return Operand(jnp.einsum("npgk,ncpgo->ncgko", patches, deltas).reshape(*deltas.shape[:2], -1), None)
-        seen = jax.vmap(geometry.image)(data)[:, 0] if self.from_pixels else jax.vmap(geometry.patches)(data)[:, :, 0]
-        return Operand(seen, deltas[:, :, :, 0])
+            return Operand(data, jnp.moveaxis(deltas, 0, 2))
+        return Operand(geometry.image(data)[0] if self.from_pixels else geometry.patches(data)[:, 0], deltas[:, :, 0])
 
-    def contract(self, rows: Operand, columns: Operand, logits: str) -> jax.Array:
-        """The layer's share for all pairs: (n, m, C, D) for "full" logits, (n, m, C) for the "diagonal", (n, m) for the "trace"."""
-        if self.method == "gradients":
-            return gram(rows.first, columns.first, logits)
-        similarity = self._similarity(rows.first, columns.first)
-        d, e = rows.second, columns.second
-        if self.method == "positions":
-            moved = jnp.einsum("ipjq,jlqo->ijlpo", similarity, e)
-            subscripts = {"full": "ikpo,ijlpo->ijkl", "diagonal": "ikpo,ijkpo->ijk", "trace": "ikpo,ijkpo->ij"}
-            return jnp.einsum(subscripts[logits], d, moved)
-        if logits == "trace":
-            return jnp.sum(similarity * jnp.einsum("ikpo,jkqo->ipjq", d, e), (1, 3))
-        if logits == "diagonal":
-            return jnp.sum(similarity[:, None] * jnp.einsum("ikpo,jkqo->ikpjq", d, e), (2, 4)).transpose(0, 2, 1)
-        products = jnp.einsum("ikpo,jlqo->ikpjlq", d, e)
-        return jnp.sum(similarity[:, None, :, :, None] * products, (2, 5)).transpose(0, 2, 1, 3)
+    def _by_gradients(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
+        """Gram matrices of the weight gradients, some inputs of the weight at a time."""
+        sides = [side for side in (rows, columns) if side is not None]
+        patches = [jax.vmap(self.layer.geometry.patches)(side.seen) for side in sides]
+        num_inputs = patches[0].shape[-1]
+        most = _PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
+        num_parts = next(n for n in range(1, num_inputs + 1) if num_inputs % n == 0 and num_inputs / n <= max(most, 1))
+        parts = [
+            p.reshape(*p.shape[:-1], num_parts, -1).transpose(3, 0, 2, 4, 1) for p in patches
+        ]  # (parts, n, g, k, P)
 
-    def _similarity(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        """S (n, P, m, Q): inner products of what the weight sees at two positions."""
-        products = jnp.tensordot(rows, columns, (-1, -1))
+        def share(part: list[jax.Array]) -> jax.Array:
+            gradients = [jnp.einsum("ngkp,npgco->ngkco", p, side.deltas) for p, side in zip(part, sides, strict=True)]
+            return jnp.einsum(_GRAMS[logits], gradients[0], gradients[-1])
+
+        if num_parts == 1:
+            return share([part[0] for part in parts])
+        start = jnp.zeros_like(jax.eval_shape(share, [part[0] for part in parts]))
+        return lax.scan(lambda total, part: (total + share(part), None), start, parts)[0]
+
+    def _by_rows(self, rows: Operand, columns: Operand, *, logits: str) -> jax.Array:
+        """Through pairs of positions, an example of the rows at a time: what it meets stays in the cache."""
+        rule = _POSITIONS if self.method == "positions" else _PRODUCTS
+
+        def row(one: Operand) -> jax.Array:
+            similarity = self._similarity(one.seen, columns.seen)
+            return rule[logits](similarity, one.deltas, columns.deltas)
+
+        return lax.map(row, rows)
+
+    def _similarity(self, one: jax.Array, columns: jax.Array) -> jax.Array:
+        """S (P, m, Q): inner products of what the weight sees at a position of one example and one of the others."""
+        products = jnp.tensordot(one, columns, (-1, -1))
         if not self.from_pixels:
             return products
-        n, m, extents = rows.shape[0], columns.shape[0], rows.shape[1:-1]
-        steps = (1, *self.layer.geometry.strides) * 2
+        m, extents = columns.shape[0], one.shape[:-1]
+        steps = (*self.layer.geometry.strides, 1, *self.layer.geometry.strides)
         total: jax.Array | float = 0.0
         for start, stop in self.layer.geometry.taps(extents):
-            total = total + lax.slice(products, (0, *start) * 2, (n, *stop, m, *stop), steps)
-        positions = math.prod(total.shape[1 : 1 + len(extents)])
-        return total.reshape(n, positions, m, positions)
+            total = total + lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps)
+        positions = math.prod(total.shape[: len(extents)])
+        return total.reshape(positions, m, positions)
+
+
+_GRAMS = {"full": "agkco,bgkdo->abcd", "diagonal": "agkco,bgkco->abc", "trace": "agkco,bgkco->ab"}
+
+# One example's deltas d (C, P, o) against those of all columns e (m, C, Q, o), given S (P, m, Q).
+
+
+def _moved(similarity: jax.Array, e: jax.Array) -> jax.Array:
+    return jnp.einsum("pjq,jlqo->jlpo", similarity, e)
+
+
+_POSITIONS = {
+    "full": lambda s, d, e: jnp.einsum("kpo,jlpo->jkl", d, _moved(s, e)),
+    "diagonal": lambda s, d, e: jnp.einsum("kpo,jkpo->jk", d, _moved(s, e)),
+    "trace": lambda s, d, e: jnp.einsum("kpo,jkpo->j", d, _moved(s, e)),
+}
+_PRODUCTS = {
+    "full": lambda s, d, e: jnp.einsum("pjq,kpjlq->jkl", s, jnp.einsum("kpo,jlqo->kpjlq", d, e)),
+    "diagonal": lambda s, d, e: jnp.einsum("pjq,kpjq->jk", s, jnp.einsum("kpo,jkqo->kpjq", d, e)),
+    "trace": lambda s, d, e: jnp.einsum("pjq,pjq->j", s, jnp.einsum("kpo,jkqo->pjq", d, e)),
+}
 
 
 def plan(layer: Layer, num_examples: int, num_outputs: int, logits: str, method: str = "auto") -> Contraction:
@@ -155,3 +202,39 @@ def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
     return jnp.einsum(
         {"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}[logits], rows, columns
     )
+
+
+def each_pair_once(contract: Callable[[Any, Any], jax.Array], operand: Any) -> jax.Array:
+    """``contract(rows, columns)`` of a set with itself, each pair of blocks computed once and mirrored.
+
+    Blocks stand in a circle, an odd number of them; each meets itself and the half of the others that follow it.
+    """
+    num_examples = jax.tree.leaves(operand)[0].shape[0]
+    if num_examples < 2 * _BLOCKS:
+        return contract(operand, operand)
+    size, half = -(-num_examples // _BLOCKS), _BLOCKS // 2
+    order = np.arange((_BLOCKS + half) * size) % (_BLOCKS * size)
+    circle = jax.tree.map(lambda a: a[np.minimum(order, num_examples - 1)], operand)
+
+    def met(block: jax.Array) -> jax.Array:
+        rows, columns = (
+            jax.tree.map(lambda a, n=n: lax.dynamic_slice_in_dim(a, block * size, n), circle)
+            for n in (size, (half + 1) * size)
+        )
+        return contract(rows, columns)
+
+    found = lax.map(met, jnp.arange(_BLOCKS))  # (B, rows, (half + 1) columns, ...)
+    found = jnp.moveaxis(found.reshape(_BLOCKS, size, half + 1, size, *found.shape[3:]), 2, 1)
+    both = jnp.stack([found, jax.vmap(jax.vmap(exchanged))(found)])
+    i, j = np.indices((_BLOCKS, _BLOCKS))
+    ahead = (j - i) % _BLOCKS
+    mirrored = ahead > half
+    blocks = both[mirrored.astype(int), np.where(mirrored, j, i), np.where(mirrored, _BLOCKS - ahead, ahead)]
+    whole = jnp.moveaxis(blocks, 2, 1).reshape(_BLOCKS * size, _BLOCKS * size, *found.shape[4:])
+    return whole[:num_examples, :num_examples]
+
+
+def exchanged(kernel: jax.Array) -> jax.Array:
+    """Theta with its two examples, and their logits, exchanged."""
+    kernel = kernel.swapaxes(0, 1)
+    return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel

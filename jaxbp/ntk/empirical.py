@@ -20,7 +20,7 @@ there.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxbp.ntk import contraction
-from jaxbp.ntk.blocks import ApplyFn, Problem, exchanged, outputs, program, spread
+from jaxbp.ntk.blocks import ApplyFn, Problem, flow_bytes, outputs, program, spread
 
 MEMORY = 2 * 2**30
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -109,12 +109,12 @@ class _Side:
         """Number of items that blocks are made of."""
         return len(self.directions) if self.coupled else self.num_examples
 
-    def block(self, start: int, size: int) -> tuple[jax.Array, np.ndarray]:
+    def block(self, start: int, size: int, logits: slice = slice(None)) -> tuple[jax.Array, np.ndarray]:
         """Examples and directions of one block; the last one is filled up with its last item."""
         items = np.minimum(np.arange(start, start + size), self.length - 1)
         if self.coupled:
             return self.x, self.directions[items]
-        return (self.x if size == self.length else self.x[items]), self.directions
+        return (self.x if size == self.length else self.x[items]), self.directions[logits]
 
 
 def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
@@ -198,62 +198,91 @@ def _placed(problem: Problem, arrays: tuple) -> tuple:
 
 def _in_blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], memory: float) -> jax.Array:
     """The kernel over all items, in as few blocks as the memory allows."""
-    lengths = [side.length for side in sides]
     dtype = jnp.result_type(*jax.tree.leaves(params))
 
-    def block(side: _Side, start: int, size: int) -> tuple:
-        x, directions = side.block(start, size)
+    def block(side: _Side, start: int, shape: _Block) -> tuple:
+        x, directions = side.block(start, shape.size, shape.logits)
         directions = jnp.asarray(directions, dtype)
         return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
 
-    def whole(side: _Side) -> tuple:
-        return block(side, 0, _up(side.length, len(problem.devices)))
-
     if _traced(params, state, sides[0].x, sides[-1].x):
-        columns = whole(sides[1]) if len(sides) == 2 else None
-        kernel = spread(problem, params, state, whole(sides[0]), columns)
-        return kernel[: lengths[0]] if problem.pairs == "same" else kernel[: lengths[0], : lengths[-1]]
-    size = _block_size(problem, params, state, sides, block, memory)
-    starts = [range(0, length, size) for length in lengths]
-    rows = []
+        left, *right = (block(side, 0, _Block(_up(side.length, len(problem.devices)), slice(None))) for side in sides)
+        kernel = spread(problem, params, state, left, right[0] if right else None)
+        return kernel[: sides[0].length] if problem.pairs == "same" else kernel[: sides[0].length, : sides[-1].length]
+
+    def compute(left: tuple, right: tuple | None) -> jax.Array:
+        return program(problem, params, state, left, right)[0](params, state, left, right)
+
+    blocks = _blocks(problem, params, state, sides, block, memory)
+    kernels = [
+        _assembled(problem, sides, functools.partial(block, shape=shape), shape.size, compute) for shape in blocks
+    ]
+    return jnp.concatenate(kernels, -1) if problem.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
+
+
+def _assembled(problem: Problem, sides: list[_Side], block: Callable, size: int, compute: Callable) -> jax.Array:
+    """A kernel from its blocks of items; of a symmetric one only those on and above the diagonal are computed."""
+    starts = [range(0, side.length, size) for side in sides]
+    rows: list[list[jax.Array]] = []
     for i in starts[0]:
-        row = []
-        left = block(sides[0], i, size)
+        row: list[jax.Array] = []
+        left = block(sides[0], i)
         for j in starts[-1] if problem.pairs == "all" else (i,):
             if len(sides) == 1 and j < i:
-                row.append(exchanged(rows[j // size][i // size]))
-                continue
-            right = None if len(sides) == 1 and i == j else block(sides[-1], j, size)
-            row.append(program(problem, params, state, left, right)[0](params, state, left, right))
+                row.append(contraction.exchanged(rows[j // size][i // size]))
+            else:
+                row.append(compute(left, None if len(sides) == 1 and i == j else block(sides[-1], j)))
         rows.append(row)
     if problem.pairs == "same":
-        return jnp.concatenate([row[0] for row in rows])[: lengths[0]]
-    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])[: lengths[0], : lengths[-1]]
+        return jnp.concatenate([row[0] for row in rows])[: sides[0].length]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])[: sides[0].length, : sides[-1].length]
 
 
 def _up(number: int, multiple: int) -> int:
     return -(-number // max(multiple, 1)) * max(multiple, 1)
 
 
-def _block_size(problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> int:
-    """The largest size, of equal blocks, of which two fit the memory together (or one, if it is all)."""
-    longest = max(side.length for side in sides)
-    size, least = _up(longest, len(problem.devices)), max(len(problem.devices), 1)
+class _Block(NamedTuple):
+    """How much of a kernel is computed at a time: ``size`` items a side, and which of their logits."""
+
+    size: int
+    logits: slice
+
+
+def _blocks(
+    problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float
+) -> list[_Block]:
+    """The largest equal blocks that fit the memory.
+
+    Where no two logits meet (a trace, a diagonal), logits go one after another before examples do: each block of
+    logits costs one more forward pass, each pair of blocks of examples costs all passes again.
+    """
+    longest, unit = max(side.length for side in sides), max(len(problem.devices), 1)
+    size = _up(longest, unit)
+    num_logits = len(sides[0].directions) if problem.reduction != "full" and problem.pairs == "all" else 1
+    at_a_time = num_logits
     while True:
+        shape = _Block(size, slice(at_a_time if num_logits > 1 else None))
         alone = len(sides) == 1 and (size >= longest or problem.pairs == "same")
-        left = block(sides[0], 0, size)
-        right = None if alone else block(sides[-1], 0, size)
-        needed = program(problem, params, state, left, right)[1]
+        pair = block(sides[0], 0, shape), None if alone else block(sides[-1], 0, shape)
+        needed = flow_bytes(problem, params, state, *pair)
+        if needed <= memory:  # else not worth a compilation
+            needed = program(problem, params, state, *pair)[1]
         if needed <= memory:
-            return size
-        if size == least:
+            if num_logits == 1:
+                return [shape]
+            return [_Block(size, slice(k, k + at_a_time)) for k in range(0, num_logits, at_a_time)]
+        fraction = min(0.9 * memory / needed, 0.75)
+        if at_a_time > 1:
+            at_a_time = next(n for n in range(max(int(at_a_time * fraction), 1), 0, -1) if num_logits % n == 0)
+        elif size > unit:
+            num_blocks = -(-longest // max(int(size * fraction), 1))
+            size = max(unit, _up(-(-longest // num_blocks), unit) if num_blocks < longest else unit)
+        else:
             raise TooLittleMemory(
                 f"a block of {size} {'outputs' if problem.coupled else 'examples'} needs {needed:.3g} bytes of temporary memory, more "
                 f"than memory = {memory:.3g}: allow more, or ask for fewer logits at a time"
             )
-        fraction = min(0.9 * memory / needed, 0.75)
-        num_blocks = -(-longest // max(int(size * fraction), 1))
-        size = max(least, _up(-(-longest // num_blocks), len(problem.devices)) if num_blocks < longest else least)
 
 
 def _finish(problem: Problem, kernel: jax.Array, sides: list[_Side]) -> jax.Array:
