@@ -34,14 +34,14 @@ _LINE_EVERY = 2.0  # seconds between progress lines where there is no terminal t
 class Piece:
     """A named piece of work.
 
-    ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; pieces of which ``parallel``
-    is set may run beside each other in threads.
+    ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; neighbours of one ``group``
+    may run beside each other in threads.
     """
 
     name: str
     compute: Callable[[], Mapping[str, Any]]
     weight: float = 1.0
-    parallel: bool = False
+    group: str | None = None
 
 
 class SettingsError(ValueError):
@@ -121,7 +121,7 @@ def _git_commit() -> str | None:
 
 
 def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
-    """Compute the pieces that ``store`` lacks, in order; neighbours that may run in parallel share ``num_workers`` threads.
+    """Compute the pieces that ``store`` lacks, in order; neighbours of one group share ``num_workers`` threads.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
     busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
@@ -135,10 +135,29 @@ def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> 
         position = 0
         while position < len(missing):
             end = position + 1
-            while missing[position].parallel and end < len(missing) and missing[end].parallel:
+            while missing[position].group and end < len(missing) and missing[end].group == missing[position].group:
                 end += 1
             _run_together(store, missing[position:end], advance, num_workers)
             position = end
+
+
+def make_room() -> None:
+    """Drop JAX's compiled programs once they hold half of the memory maps that Linux allows a process.
+
+    Each holds a thousand or two, and with none left XLA crashes. They come back from the compilation cache on disk.
+    """
+    held, allowed = _memory_maps()
+    if held > allowed / 2:
+        import jax
+
+        jax.clear_caches()
+
+
+def _memory_maps() -> tuple[int, int]:
+    """How many the process holds, and may; (0, 0) where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/maps").read_bytes().count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
+    return 0, 0
 
 
 def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece], None], num_workers: int) -> None:
@@ -146,6 +165,7 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
         for piece in pieces:
             store.put(piece.name, piece.compute())
             advance(piece)
+            make_room()
         return
     pool = ThreadPoolExecutor(num_workers)
     try:
@@ -156,6 +176,7 @@ def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece]
                 piece = futures.pop(future)
                 store.put(piece.name, future.result())
                 advance(piece)
+            make_room()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -141,6 +141,16 @@ def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
     return Split(split.inputs[order], split.labels[order])
 
 
+def stratified_rows(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
+    """Draw rows without repetition, classes in proportion: a smaller number gives the first of a larger one.
+
+    DataError if there are not so many.
+    """
+    if not 1 <= num_examples <= len(labels):
+        raise DataError(f"num_examples must be from 1 to the {len(labels)} there are, got {num_examples}")
+    return _stratified_order(labels, np.random.default_rng(seed))[:num_examples]
+
+
 def _check_settings(seed: int, validation: float, test: float, num_train: int | None) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")

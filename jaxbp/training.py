@@ -55,21 +55,25 @@ def sgd(
     *,
     momentum: Any = 0.0,
     weight_decay: Any = 0.0,
+    regulariser: optax.GradientTransformation | None = None,
+    decoupled: bool = False,
     decay_steps: int | None = None,
     schedule: Callable[[jax.Array], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with heavy-ball momentum and coupled weight decay; every number may be traced, so settings share one program.
+    """SGD with heavy-ball momentum and a regulariser; every number may be traced, so settings share one program.
 
-    The learning rate decays to 0 along a cosine over ``decay_steps`` steps if given, or is multiplied by
-    ``schedule(step)``, for instance an `optax.piecewise_constant_schedule` from 1.
+    The regulariser is ``weight_decay`` or another one (`jaxbp.norms.norm_bias`). It is part of the gradient, or, if
+    ``decoupled``, acts after the momentum. The learning rate decays to 0 along a cosine over ``decay_steps`` steps if
+    given, or is multiplied by ``schedule(step)``, for instance an `optax.piecewise_constant_schedule` from 1.
     """
     if decay_steps and schedule:
         raise ValueError("give decay_steps (a cosine) or schedule, not both")
+    if regulariser and not (isinstance(weight_decay, float) and weight_decay == 0):
+        raise ValueError(f"give regulariser or weight_decay, not both; weight_decay is {weight_decay}")
     decay = schedule or (optax.cosine_decay_schedule(1.0, decay_steps) if decay_steps else lambda _: 1.0)
+    links = [regulariser or optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum)]
     return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(decay=momentum),
-        optax.scale_by_schedule(lambda step: -learning_rate * decay(step)),
+        *(reversed(links) if decoupled else links), optax.scale_by_schedule(lambda step: -learning_rate * decay(step))
     )
 
 
@@ -97,6 +101,7 @@ def train(
     measure_fn: Callable[..., Any] | None = None,
     state: Any = None,
     train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
+    augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> TrainResult:
     """Minimise the mean loss by minibatches, a fresh shuffle each epoch.
 
@@ -109,9 +114,10 @@ def train(
       num_epochs, batch_size: see `num_steps`.
       test_data: evaluated beside the training data.
       measure_epochs: when to evaluate and measure; default all, from 0 (before training) to ``num_epochs``.
-      measure_fn: any further measurement of the parameters, and of the state, if one is given.
+      measure_fn: any further measurement, of the `TrainState`.
       state: what the model carries along beside parameters (batch statistics).
       train_fn: ``(params, inputs, state) -> (logits, new state)``, the network in training; needed with a state.
+      augment_fn: ``(key, inputs) -> inputs`` for each batch to train on, for instance `jaxbp.augment.crop_and_flip`.
     """
     if (state is None) != (train_fn is None):
         raise ValueError(
@@ -124,8 +130,11 @@ def train(
     steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
 
-    def step(now: TrainState, batch: jax.Array) -> tuple[TrainState, None]:
+    def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
+        batch, augment_key = draw
         inputs, labels = data[0][batch], data[1][batch]
+        if augment_fn:
+            inputs = augment_fn(augment_key, inputs)
 
         def mean_loss(current: Any) -> tuple[jax.Array, Any]:
             logits, model_state = forward(current, inputs, now.model_state)
@@ -139,14 +148,13 @@ def train(
     def epoch(now: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
         order = jax.random.permutation(epoch_key, num_examples)
         batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        return jax.lax.scan(step, now, batches)
+        keys = jax.random.split(jax.random.fold_in(epoch_key, 1), steps_per_epoch) if augment_fn else None
+        return jax.lax.scan(step, now, (batches, keys))
 
     def measure(now: TrainState) -> tuple[dict[str, jax.Array], Any]:
-        arguments = (now.params,) if state is None else (now.params, now.model_state)
-        history = _evaluate(
-            lambda inputs: apply_fn(arguments[0], inputs, *arguments[1:]), loss_fn, train=data, test=test_data
-        )
-        return history, measure_fn(*arguments) if measure_fn else None
+        extra = () if state is None else (now.model_state,)
+        history = _evaluate(lambda inputs: apply_fn(now.params, inputs, *extra), loss_fn, train=data, test=test_data)
+        return history, measure_fn(now) if measure_fn else None
 
     keys = jax.random.split(key, num_epochs)
     start = TrainState(params, optimizer.init(params), state)

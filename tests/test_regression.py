@@ -123,7 +123,7 @@ def test_a_linearised_network_trains_as_predicted(trained):
         return training.train(
             linear_fn, params, training.sgd(learning_rate), (inputs, labels), jax.random.key(0),
             loss_fn=regression.centred_squared_error, num_epochs=800, batch_size=N, measure_epochs=num_steps,
-            measure_fn=lambda now: (linear_fn(now, inputs), linear_fn(now, test_inputs)),
+            measure_fn=lambda now: (linear_fn(now.params, inputs), linear_fn(now.params, test_inputs)),
         ).measured  # fmt: skip
 
     found = [f[[0, 1], [0, 1]] for f in jax.vmap(run)(time / num_steps)]  # each step where it arrives at the time

@@ -95,7 +95,7 @@ def test_sgd_against_numpy(momentum, weight_decay, decays, x64):
         optimizer,
         num_epochs=num_epochs,
         test_data=tuple(map(jnp.asarray, test_data)),
-        measure_fn=lambda p: (p["w"], (p["b"] ** 2).sum()),
+        measure_fn=lambda now: (now.params["w"], (now.params["b"] ** 2).sum()),
     )
     rates = [0.3 * (1 + math.cos(math.pi * step / num_steps)) / 2 if decays else 0.3 for step in range(num_steps)]
     orders = shuffles(jax.random.key(5), num_epochs)
@@ -145,13 +145,15 @@ def test_adam_and_any_schedule_through_optax(x64):
 
 @functools.cache
 def full_run():
-    return train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda p: p)
+    return train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda now: now.params)
 
 
 @pytest.mark.parametrize("epochs", [[0, 2], [3, 4, 3], range(1, 3)], ids=str)
 def test_measuring_at_some_epochs_changes_nothing_else(epochs):
     full = full_run()
-    some = train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda p: p, measure_epochs=epochs)
+    some = train(
+        training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda now: now.params, measure_epochs=epochs
+    )
     # Two programs may round differently, by 1e-7 in each of 8 steps.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, some.params, full.params)  # trained to the end, whatever is measured
@@ -162,7 +164,7 @@ def test_measuring_at_some_epochs_changes_nothing_else(epochs):
 
 
 def test_a_shorter_run_is_the_beginning_of_a_longer_one():
-    short = train(training.sgd(0.1, momentum=0.5), num_epochs=2, measure_fn=lambda p: p)
+    short = train(training.sgd(0.1, momentum=0.5), num_epochs=2, measure_fn=lambda now: now.params)
     for name, visited in short.measured.items():
         np.testing.assert_allclose(visited, full_run().measured[name][:3], rtol=1e-5, atol=1e-6)
 
@@ -185,7 +187,7 @@ def test_each_epoch_visits_whole_batches_of_a_fresh_shuffle():
     found = training.train(
         lambda params, inputs: inputs @ params, jnp.zeros((num_examples, 1)), optax.sgd(float(batch_size)), data,
         jax.random.key(2), loss_fn=lambda logits, labels: -logits[:, 0], num_epochs=num_epochs, batch_size=batch_size,
-        measure_fn=lambda params: params[:, 0],
+        measure_fn=lambda now: now.params[:, 0],
     )  # fmt: skip
     visits = np.diff(found.measured, axis=0)  # of each example, in each epoch
     assert set(visits.ravel()) == {0.0, 1.0}
@@ -242,7 +244,7 @@ def test_seeds_and_settings_share_one_trace_and_no_step_runs_in_python():
 
 
 def test_vmap_over_seeds_and_settings_is_one_by_one(x64):
-    jitted, run = counted_run([], measure_fn=lambda params: params, measure_epochs=[1, 3])
+    jitted, run = counted_run([], measure_fn=lambda now: now.params, measure_epochs=[1, 3])
     settings = (jnp.arange(3), jnp.array([0.1, 0.2, 0.1]), jnp.array([0.0, 0.5, 0.9]), jnp.array([0.0, 0.01, 0.1]))
     together = jax.jit(jax.vmap(run))(*settings)
     for index, setting in enumerate(zip(*settings, strict=True)):
@@ -258,7 +260,9 @@ def test_vmap_over_seeds_and_settings_is_one_by_one(x64):
 
 def test_divergence_is_a_value_and_spares_the_other_seeds():
     def run(learning_rate):
-        return train(training.sgd(learning_rate, momentum=0.9), num_epochs=6, measure_fn=lambda p: p["w"].sum())
+        return train(
+            training.sgd(learning_rate, momentum=0.9), num_epochs=6, measure_fn=lambda now: now.params["w"].sum()
+        )
 
     found = jax.jit(jax.vmap(run))(jnp.array([0.05, 1e30]))
     assert np.isfinite(found.history["train_loss"][0]).all()
@@ -320,7 +324,7 @@ def test_a_state_is_carried_along_and_evaluated():
     key, rate = jax.random.key(3), 0.1
     run = training.train(
         stateful, params, training.sgd(rate), data, key, loss_fn=objectives.cross_entropy, num_epochs=2,
-        batch_size=BATCH_SIZE, state=state, train_fn=stateful_train, measure_fn=lambda p, s: (p, s["mean"]),
+        batch_size=BATCH_SIZE, state=state, train_fn=stateful_train, measure_fn=lambda now: (now.params, now.model_state["mean"]),
     )  # fmt: skip
     measured = [(params, state["mean"])]
     for order in shuffles(key, 2):
@@ -355,3 +359,23 @@ def test_a_schedule_multiplies_the_learning_rate():
     np.testing.assert_allclose(stopped.params["w"], plain.params["w"], rtol=1e-6)  # two steps an epoch
     with pytest.raises(ValueError, match=r"decay_steps .* or schedule, not both"):
         training.sgd(0.1, decay_steps=3, schedule=lambda step: 1.0)
+
+
+def test_batches_are_augmented_with_keys_of_their_own(x64):
+    plain = train(training.sgd(0.1), num_epochs=2)
+    same = train(training.sgd(0.1), num_epochs=2, augment_fn=lambda key, inputs: inputs)
+    jax.tree.map(np.testing.assert_array_equal, plain.params, same.params)
+    keys = []
+
+    def noted(key, inputs):
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return 2 * inputs
+
+    doubled = train(training.sgd(0.1), num_epochs=2, augment_fn=noted)
+    jax.effects_barrier()
+    assert len(set(keys)) == len(keys) == training.num_steps(NUM_EXAMPLES, 2, BATCH_SIZE)
+    data, params = problem()
+    visited = numpy_sgd(params, (2 * data[0], data[1]), shuffles(jax.random.key(5), 2), [0.1] * 4, 0.0, 0.0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), doubled.params, visited[-1])
+    start = loss_and_accuracy(params, data)[0]
+    assert float(doubled.history["train_loss"][0]) == pytest.approx(start)  # evaluated as they are

@@ -35,6 +35,7 @@ OURS = "ours"
 _PEERS = ("neural-tangents 1", "neural-tangents 2", "torch.func Jacobians", "the paper's loop")
 _TRACE_PEER = "one Jacobian a class"
 _PAIRS = 20  # entries of the paper's loop that are timed
+_LEAST_BYTES = 1e7  # less cannot be told from what the process held before
 _JACOBIAN_BYTES = 6e9  # a larger one is not formed by a peer that would have to
 
 
@@ -71,6 +72,10 @@ def main() -> None:
     harness.finish(rows, arguments.out)
 
 
+class PeerEnded(RuntimeError):
+    """A peer's process is no more."""
+
+
 class Peer:
     """A process that computes one kernel each time it is asked."""
 
@@ -93,7 +98,9 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a peer ended with code {self.process.wait()}: see its message above")
+            raise PeerEnded(
+                f"it ended with code {self.process.wait()}" + ", out of memory" * (self.process.wait() == -9)
+            )
         return json.loads(line)
 
 
@@ -101,16 +108,23 @@ def compare(case: str, num_examples: int, logits: str, peers: Sequence[str], run
     """Time ours and the peers in turn, the first call apart; peers that do not run are named, with the reason."""
     torch_missing = harness.missing_peer("torch") is not None
     running: dict[str, Peer] = {}
+    first: dict[str, dict[str, Any]] = {}
     for name in (OURS, *peers):
         if torch_missing and name in ("torch.func Jacobians", "the paper's loop"):
             continue
         peer = Peer(case=case, num_examples=num_examples, logits=logits, peer=name)
-        if "refused" in peer.ready:
-            print(f"{case}: {name} does not run here: {peer.ready['refused']}")
+        try:
+            refused = peer.ready.get("refused")
+            if not refused:
+                first[name] = peer.run()
+                running[name] = peer
+        except PeerEnded as error:
+            if name == OURS:
+                raise
+            refused = str(error)
+        if refused:
+            print(f"{case}: {name} does not run here: {refused}", flush=True)
             peer.close()
-        else:
-            running[name] = peer
-    first = {name: peer.run() for name, peer in running.items()}
     times: dict[str, list[float]] = {name: [] for name in running}
     memory = {name: answer["bytes"] for name, answer in first.items()}
     for _ in range(runs):
@@ -121,6 +135,7 @@ def compare(case: str, num_examples: int, logits: str, peers: Sequence[str], run
     for peer in running.values():
         peer.close()
     label = f"{case}, N = {num_examples}, {logits}"
+    print(label, {name: round(statistics.median(taken), 3) for name, taken in times.items()}, "s", flush=True)
     ours = statistics.median(times[OURS])
     rows = []
     for name in [name for name in running if name != OURS]:
@@ -131,9 +146,8 @@ def compare(case: str, num_examples: int, logits: str, peers: Sequence[str], run
         if name != "the paper's loop":
             ratio = [told["first_ours"], told["first_peer"]]
             rows.append(harness.row(label, "first call", "s", *ratio, name, runs=1))
-            rows.append(
-                harness.row(label, "peak memory", "GB", memory[OURS] / 1e9, memory[name] / 1e9, name, runs=runs)
-            )
+            peaks = [max(memory[peer], _LEAST_BYTES) / 1e9 for peer in (OURS, name)]
+            rows.append(harness.row(label, "peak memory", "GB", *peaks, name, runs=runs))
     return rows
 
 
@@ -228,6 +242,8 @@ def _neural_tangents(implementation: int) -> Callable:
         warnings.filterwarnings("ignore", "size requires ndarray", DeprecationWarning)
         if implementation == 1 and _jacobian_bytes(params, images) > 3 * _JACOBIAN_BYTES:
             return f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB"
+        if implementation == 2 and _jacobian_bytes(params, images) > _JACOBIAN_BYTES:
+            return "it was killed for memory at 24 GB"
         nt, fn = ntk.compat.load(), models.stateful_apply_fn(net, train=False)
         kernel_fn = jax.jit(
             nt.empirical_ntk_fn(lambda p, x: fn(p, x, state), trace_axes=(), vmap_axes=0, implementation=implementation)

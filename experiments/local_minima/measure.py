@@ -44,19 +44,19 @@ def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piec
     workers beside each other compile the programs of different cases.
     """
     problems = [Problem(case, settings, store, data_dir) for case in settings.cases]
-    todo = [p.piece(embed_name(p.case, s), p.embed, s, parallel=True) for s in settings.seeds for p in problems]
+    todo = [p.piece(embed_name(p.case, s), p.embed, s, group="all") for s in settings.seeds for p in problems]
     for problem in problems:
         case = problem.case
         todo += [problem.piece(train_name(case, arm), problem.train, arm) for arm in case.arms]
         ends = [(arm, s) for arm in case.arms for s in settings.certified_seeds(case)]
-        todo += [problem.piece(end_name(case, *end), problem.certify_end, *end, parallel=True) for end in ends]
+        todo += [problem.piece(end_name(case, *end), problem.certify_end, *end, group="all") for end in ends]
         if case.explore and settings.kicks:
             todo.append(problem.piece(kick_name(case), problem.kick))
         if case.explore and settings.num_densities:
             starts = [(arm, s) for arm in case.arms for s in range(settings.num_densities)]
-            todo += [problem.piece(start_name(case, *p), problem.certify_start, *p, parallel=True) for p in starts]
+            todo += [problem.piece(start_name(case, *p), problem.certify_start, *p, group="all") for p in starts]
             points = [(arm, s) for arm in (EMBEDDED, DEFAULT) for s in range(settings.num_densities)]
-            todo += [problem.piece(density_name(case, *p), problem.density, *p, parallel=True) for p in points]
+            todo += [problem.piece(density_name(case, *p), problem.density, *p, group="all") for p in points]
         if case.explore and settings.slice_points:
             todo.append(problem.piece(slice_name(case), problem.slice))
     return todo
@@ -111,7 +111,7 @@ class Problem:
     def __init__(self, case: Case, settings: Settings, store: Store, data_dir: Path | None):
         self.case, self.settings, self.store, self.data_dir = case, settings, store, data_dir
 
-    def piece(self, name: str, compute: Callable, *args: Any, parallel: bool = False) -> Piece:
+    def piece(self, name: str, compute: Callable, *args: Any, group: str | None = None) -> Piece:
         """Wrap a method; the weight is a rough guess of its time, good enough for the time left."""
         case = self.case
         examples = case.num_train or 50_000
@@ -126,7 +126,7 @@ class Problem:
         if steps is None:
             runs = len(self.settings.seeds) * (len(self.settings.kicks) if compute == self.kick else 1)
             steps = 3 * runs * case.num_epochs / 4
-        return Piece(name, functools.partial(compute, *args), weight=examples * layers * steps / 1e5, parallel=parallel)
+        return Piece(name, functools.partial(compute, *args), weight=examples * layers * steps / 1e5, group=group)
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The seed's training inputs (N, H, W, C), labels (N,) and the number of classes."""

@@ -42,15 +42,13 @@ def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piec
             for group in settings.groups if network.trained else ():
                 name = train_name(network, width, group)
                 compute = functools.partial(lab.train, network, width, group, next(devices))
-                todo.append(
-                    Piece(name, compute, weight=cost * max(settings.num_epochs * len(group), 30), parallel=True)
-                )
+                todo.append(Piece(name, compute, weight=cost * max(settings.num_epochs * len(group), 30), group="all"))
             if network.exact:
                 compute = functools.partial(lab.compare_with_exact, network, width, next(devices))
-                todo.append(Piece(exact_name(network, width), compute, weight=15 * cost, parallel=True))
+                todo.append(Piece(exact_name(network, width), compute, weight=15 * cost, group="all"))
         if network.regression:
             compute = functools.partial(lab.regress, network, next(devices))
-            todo.append(Piece(regression_name(network), compute, weight=20 * cost, parallel=True))
+            todo.append(Piece(regression_name(network), compute, weight=20 * cost, group="all"))
     return sorted(todo, key=lambda piece: -piece.weight)  # long ones first, so that no device is left with one
 
 
@@ -234,7 +232,7 @@ def _training_program(net: Any, settings: Settings) -> Callable:
             training.sgd(settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, schedule=schedule),
             one["train"], shuffle_key, loss_fn=objectives.cross_entropy, num_epochs=settings.num_epochs,
             batch_size=settings.batch_size, test_data=one["test"], measure_epochs=settings.measure_epochs,
-            measure_fn=lambda params, state: (params, state), state=state,
+            measure_fn=lambda now: (now.params, now.model_state), state=state,
             train_fn=models.stateful_apply_fn(net, train=True),
         )  # fmt: skip
 

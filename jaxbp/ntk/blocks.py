@@ -189,7 +189,7 @@ def flow_bytes(problem: Problem, params: Any, state: Any, *sides: tuple | None) 
     return total // max(len(problem.devices), 1)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # each holds a thousand memory maps or two, of 65,530 that Linux allows
 def _compiled(problem: Problem, tree: Any, avals: tuple) -> tuple[Callable, int]:
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in avals]
     arguments = jax.tree.unflatten(tree, shapes)

@@ -1,0 +1,273 @@
+"""What Study 2 runs: its cases, its presets, and the command line that chooses among them.
+
+Each regulariser is tuned on validation data over the same number of settings, on seeds that are not used again: weight
+decay over ``decay_grid``; norm-bias over every pair of ``bias_grid`` and ``norm_ratios``, the norm mu relative to that of
+the unregularised network at the end of its training. Both grids of coefficients span the same range, the one of weight
+decay more finely. The learning rate is one for all arms. The test set is part of no choice. The paper preset adds, as
+arms of their own, the coefficients that the paper used. A pilot of the quick preset, half as long and with a narrower
+grid for norm-bias than for weight decay, was used to find its running time and that flaw, not its outcome.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.frame import SettingsError
+
+NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
+ARMS = (NONE, DECAY, BIAS)
+FIRST_TUNING_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network on a data set.
+
+    ``options`` are those of `jaxbp.models.create`, as pairs. ``published``: the paper's norm mu^2 and coefficient of
+    norm-bias, and the usual coefficient of weight decay, for arms of their own; ``paper``: its accuracies by arm.
+    """
+
+    network: str
+    dataset: str
+    model: str
+    width: int
+    normalise: bool
+    batch_norm: bool
+    learning_rate: float
+    options: tuple[tuple[str, object], ...] = ()
+    published: tuple[float, float, float] | None = None
+    paper: tuple[float, float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """The case in words."""
+        return f"{self.network}, {self.dataset}, {'normalised' if self.normalise else 'raw'} inputs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run.
+
+    ``num_train``: examples that each seed draws from the training part, None for all; ``scan_ratios``: norms, relative as in
+    ``norm_ratios``, of the scan over mu with the chosen coefficient; ``crop``, ``flip``: augmentation; ``num_pauses``: times
+    along a run at which norms are measured.
+    """
+
+    preset: str
+    cases: tuple[Case, ...]
+    num_train: int | None
+    num_epochs: int
+    batch_size: int
+    num_seeds: int
+    num_tuning_seeds: int
+    decay_grid: tuple[float, ...]
+    bias_grid: tuple[float, ...]
+    norm_ratios: tuple[float, ...]
+    scan_ratios: tuple[float, ...]
+    momentum: float = 0.9
+    crop: int = 0
+    flip: bool = False
+    num_pauses: int = 10
+    validation: float = 0.2
+
+    @property
+    def seeds(self) -> range:
+        """The seeds whose test accuracy counts."""
+        return range(self.num_seeds)
+
+    @property
+    def tuning_seeds(self) -> range:
+        """The seeds on which regularisers are tuned."""
+        return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
+
+    @property
+    def measure_epochs(self) -> tuple[int, ...]:
+        """When norms are measured, from before training to its end."""
+        return tuple(sorted({round(self.num_epochs * i / self.num_pauses) for i in range(self.num_pauses + 1)}))
+
+    def validate(self) -> None:
+        """Raise `SettingsError` where the study cannot run as set."""
+        if self.num_seeds < 2:
+            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 10 or so")
+        if self.num_seeds > FIRST_TUNING_SEED:
+            raise SettingsError(
+                f"seeds from {FIRST_TUNING_SEED} on are for tuning, so at most as many, got {self.num_seeds}"
+            )
+        if self.num_epochs < 1:
+            raise SettingsError(f"epochs must be at least 1, got {self.num_epochs}")
+        if self.num_train is not None and self.num_train < self.batch_size:
+            raise SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
+        if len(self.decay_grid) != len(self.bias_grid) * len(self.norm_ratios):
+            raise SettingsError(
+                f"both regularisers must be tuned over as many settings, got {len(self.decay_grid)} for weight decay and "
+                f"{len(self.bias_grid)} x {len(self.norm_ratios)} for norm-bias"
+            )
+
+
+def _log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
+    return tuple(float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count))
+
+
+_SMALL = (("stages", 2), ("depth", 1))
+
+
+def _embedded(dataset: str, width: int, hidden: int, *, raw: bool) -> tuple[Case, ...]:
+    """The small networks on a small data set."""
+    networks = [
+        Case("ResNet", dataset, "resnet", width, True, True, 0.1, _SMALL),
+        Case("ResNet, Fixup", dataset, "resnet", width, True, False, 0.05, (*_SMALL, ("norm", "fixup"))),
+        Case("MLP", dataset, "mlp", hidden, True, False, 0.02),
+    ]
+    return (*networks, dataclasses.replace(networks[0], normalise=False)) if raw else tuple(networks)
+
+
+def _cifar10() -> tuple[Case, ...]:
+    """Tables 2 and 3: norm-bias's mu^2 and coefficient are the paper's; 5e-4 is the usual weight decay."""
+    cases = []
+    for normalise in (False, True):
+        column = 1 if normalise else 0
+        resnet, densenet, mobilenet = (
+            ((93.46, 94.06, 94.86), (93.40, 94.76, 94.99)),
+            ((89.26, 92.27, 92.49), (90.78, 92.26, 92.46)),
+            ((92.88, 92.88, 93.50), (92.84, 93.64, 93.64)),
+        )
+        cases += [
+            Case(
+                "ResNet-18",
+                "tfds:cifar10",
+                "resnet18",
+                64,
+                normalise,
+                True,
+                0.1,
+                published=(2500, 0.005, 5e-4),
+                paper=resnet[column],
+            ),
+            Case(
+                "DenseNet-40",
+                "tfds:cifar10",
+                "densenet40",
+                24,
+                normalise,
+                True,
+                0.1,
+                published=(2500, 0.005, 1e-4),
+                paper=densenet[column],
+            ),
+            Case(
+                "MobileNetV2",
+                "tfds:cifar10",
+                "mobilenetv2",
+                32,
+                normalise,
+                True,
+                0.1,
+                published=(5000, 0.001, 4e-5),
+                paper=mobilenet[column],
+            ),
+        ]
+    cases += [
+        Case(
+            "ResNet-20, Fixup",
+            "tfds:cifar10",
+            "resnet20",
+            16,
+            True,
+            False,
+            0.1,
+            (("norm", "fixup"),),
+            (1000, 0.0005, 5e-4),
+            (10.00, 91.42, 91.55),
+        ),
+        Case("MLP", "tfds:cifar10", "mlp", 2048, True, False, 0.01, (("depth", 4),), paper=(58.88, 58.95, 59.13)),
+    ]
+    return tuple(cases)
+
+
+PRESETS = {
+    "smoke": Settings(
+        preset="smoke",
+        cases=(*_embedded("digits@4", 4, 16, raw=False)[:1], *_embedded("digits@4", 4, 16, raw=False)[2:]),
+        num_train=200,
+        num_epochs=2,
+        batch_size=50,
+        num_seeds=3,
+        num_tuning_seeds=1,
+        decay_grid=(1e-3, 1e-2),
+        bias_grid=(1e-3, 1e-2),
+        norm_ratios=(1.0,),
+        scan_ratios=(0.5, 1.5),
+    ),
+    "quick": Settings(
+        preset="quick",
+        cases=(*_embedded("digits", 8, 64, raw=True), *_embedded("mnist5k@7", 8, 64, raw=False)),
+        num_train=500,
+        num_epochs=40,
+        batch_size=50,
+        num_seeds=10,
+        num_tuning_seeds=4,
+        decay_grid=_log_grid(1e-4, 1e-1, 9),
+        bias_grid=_log_grid(1e-4, 1e-1, 3),
+        norm_ratios=(0.75, 1.0, 1.5),
+        scan_ratios=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    ),
+    "paper": Settings(
+        preset="paper",
+        cases=_cifar10(),
+        num_train=None,
+        num_epochs=200,
+        batch_size=128,
+        num_seeds=10,
+        num_tuning_seeds=1,
+        decay_grid=_log_grid(3e-5, 1e-2, 9),
+        bias_grid=_log_grid(3e-5, 1e-2, 3),
+        norm_ratios=(0.75, 1.0, 1.5),
+        scan_ratios=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+        crop=4,
+        flip=True,
+        validation=0.1,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Study 2: train with weight decay, with norm-bias and without either, each tuned with the same budget, and compare.
+
+    Claims S2.a to S2.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was
+    stopped goes on when the same command is given again.
+    """
+
+    preset: Literal["smoke", "quick", "paper"] = "quick"
+    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, accelerators."""
+    dataset: str | None = None
+    """Use this data set for all networks: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    num_train: int | None = None
+    """Training examples that each seed draws."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Epochs of every training."""
+    seeds: int | None = None
+    """Number of seeds on which the arms are compared."""
+    out: Path | None = None
+    """Folder of the run; default runs/norm_bias-PRESET."""
+    data_dir: Path | None = None
+    """Where TFDS data sets are, or are to be prepared."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / f"norm_bias-{self.preset}"
+
+    def settings(self) -> Settings:
+        """The preset with the arguments' changes, validated."""
+        preset = PRESETS[self.preset]
+        changes = {"num_train": self.num_train, "num_epochs": self.epochs, "num_seeds": self.seeds}
+        changes = {field: value for field, value in changes.items() if value is not None}
+        if self.dataset is not None:
+            cases = [dataclasses.replace(case, dataset=self.dataset) for case in preset.cases]
+            changes["cases"] = tuple(dict.fromkeys(cases))  # several data sets become one
+        settings = dataclasses.replace(preset, **changes)
+        settings.validate()
+        return settings

@@ -1,0 +1,140 @@
+"""Study 2 as its users run it, its pieces in one process, and its verdicts from made-up measurements."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.norm_bias import measure, results
+from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE, PRESETS, Arguments, Case
+from jaxbp import evidence
+from jaxbp.store import Store
+
+COMMAND = [sys.executable, "-m", "experiments.norm_bias"]
+
+
+def run(*arguments, check=True):
+    return subprocess.run([*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_contract_says(tmp_path):
+    said = run("--preset", "smoke", "--out", tmp_path).stdout
+    verdicts = evidence.read_verdicts(tmp_path / "verdicts.json")
+    assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e"]
+    rows = pd.read_parquet(tmp_path / "measurements.parquet")
+    assert list(rows.columns) == ["case", "arm", "seed", "step", "measure", "value"]
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+        "accuracy",
+        "target_norm",
+        "norm",
+        "effective_rate",
+    }
+    assert "<h2>Verdicts</h2>" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["num_seeds"] == 3
+    assert str(tmp_path / "report.html") in said
+    assert "6 of 6 pieces of work are in" in run("--preset", "smoke", "--out", tmp_path).stdout
+
+
+SMALL = dataclasses.replace(PRESETS["smoke"], cases=(Case("MLP", "digits@4", "mlp", 8, True, False, 0.05),))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one small case, stage by stage; the test set may be read in the last stage only."""
+    with Store(tmp_path_factory.mktemp("run"), {"settings": 1}, {}) as store:
+        lab, (case,), device = measure.Lab(SMALL, store, None), SMALL.cases, jax.devices()[0]
+        whole = lab.dataset(case)
+        hidden = dataclasses.replace(whole, test=None)
+        for stage in ("tune", "scan", "compare"):
+            lab.dataset = lambda _, stage=stage: whole if stage == "compare" else hidden
+            store.put(measure.piece_name(case, stage), getattr(lab, stage)(case, device))
+        yield results.Results(SMALL, store), case
+
+
+def test_tuning_tries_both_grids_and_takes_the_best(finished):
+    found, case = finished
+    tuned = found.get(case, "tune")
+    unit = float(tuned["plain norm"])
+    assert tuned["arms"].tolist() == [[c, 0.0] for c in SMALL.decay_grid] + [[c, unit] for c in SMALL.bias_grid]
+    means = tuned["accuracy"].mean(1)
+    for chosen, rows in zip(tuned["chosen"], (slice(0, 2), slice(2, 4)), strict=True):
+        assert chosen.tolist() == tuned["arms"][rows][np.argmax(means[rows])].tolist()
+    assert np.ptp(tuned["final norm"]) > 0
+
+
+def test_arms_are_paired_and_do_what_they_say(finished):
+    found, case = finished
+    norm = {arm: found.compared(case, arm, "norm") for arm in ARMS}
+    for arm in (DECAY, BIAS):
+        np.testing.assert_array_equal(norm[arm][:, 0], norm[NONE][:, 0])  # one initialisation
+        assert (norm[arm][:, -1] != norm[NONE][:, -1]).all()
+    assert (norm[DECAY][:, -1] < norm[NONE][:, -1]).all()
+    assert len(np.unique(norm[NONE][:, 0])) == SMALL.num_seeds
+    accuracy = found.compared(case, NONE, "test_accuracy")
+    assert accuracy.max() > 15  # of 10 for chance
+    assert (found.compared(case, NONE, "angle")[:, 1:] > 0).all()
+
+
+def test_rows_hold_everything(finished):
+    found, case = finished
+    rows = pd.DataFrame(list(results.rows(found)), columns=["case", "arm", "seed", "step", "measure", "value"])
+    assert set(rows[rows.measure == "test_accuracy"].arm) == set(ARMS)
+    assert set(rows[rows.measure == "validation_accuracy"].seed) == set(SMALL.tuning_seeds)
+    assert not set(rows[rows.measure == "test_accuracy"].seed) & set(SMALL.tuning_seeds)
+    curves = rows[(rows.measure == "norm") & (rows.arm == DECAY) & (rows.seed == 1)]
+    np.testing.assert_array_equal(curves.value, found.compared(case, DECAY, "norm")[1])
+    assert curves.step.tolist() == list(SMALL.measure_epochs)
+
+
+def made_up(tmp_path, gains):
+    """Results in which each case gains so many points by weight decay, and by norm-bias over it."""
+    settings = PRESETS["quick"]
+    store = Store(tmp_path / "made", {"settings": 1}, {})
+    noise = np.linspace(-0.2, 0.2, settings.num_seeds)
+    for case in settings.cases:
+        decay, bias = gains(case)
+        accuracy = 90 + np.stack([0 * noise, decay + noise, decay + bias + 2 * noise])
+        norms = np.broadcast_to(np.array([2.0, 1.0, 3.0])[:, None, None], (3, settings.num_seeds, 2))
+        store.put(measure.piece_name(case, "compare"), {"test_accuracy": accuracy, "norm": norms})
+    return {v.claim.id: v.verdict for v in results.verdicts(results.Results(settings, store))}
+
+
+def test_verdicts_follow_the_rules(tmp_path):
+    assert made_up(tmp_path / "a", lambda case: (1.0, 0.4)) == {
+        "S2.a": "supported", "S2.b": "supported", "S2.c": "supported", "S2.d": "supported", "S2.e": "supported",
+    }  # fmt: skip
+    assert made_up(tmp_path / "b", lambda case: (0.05, -0.3)) == {
+        "S2.a": "undecided", "S2.b": "supported", "S2.c": "contradicted", "S2.d": "supported", "S2.e": "supported",
+    }  # fmt: skip
+    mixed = made_up(tmp_path / "c", lambda case: (-1.0, -2.0 if case.batch_norm else 0.0))
+    assert mixed["S2.a"] == mixed["S2.b"] == "contradicted"
+    assert mixed["S2.d"] == "supported"
+
+
+def test_budgets_are_equal_and_seeds_disjoint():
+    for settings in PRESETS.values():
+        assert len(settings.decay_grid) == len(settings.bias_grid) * len(settings.norm_ratios)
+        assert not set(settings.seeds) & set(settings.tuning_seeds)
+        assert len({case.name for case in settings.cases}) == len(settings.cases)
+    assert len(Arguments(preset="quick", dataset="digits").settings().cases) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1"], "an interval needs at least 2 seeds, got 1"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--num-train", "5"], "num_train must be at least the batch size 50, got 5"),
+        (["--dataset", "nothing"], "no data set is named 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path):
+    done = run("--preset", "smoke", "--out", tmp_path / "new", *arguments, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
