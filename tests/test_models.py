@@ -239,7 +239,7 @@ def test_widths():
 @pytest.mark.parametrize(
     "message,name,options",
     [
-        ("no model 'densenet': choose one of mlp, convnet", "densenet", {"width": 4}),
+        ("no model 'alexnet': choose one of mlp, convnet", "alexnet", {"width": 4}),
         ("width must be at least 1, got 0", "convnet", {"width": 0}),
         (r"width must be at least 1, got \(4, 0\)", "mlp", {"width": (4, 0)}),
         (r"width must be at least 1, got \(\)", "mlp", {"width": ()}),

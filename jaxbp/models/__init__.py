@@ -26,6 +26,7 @@ import flax.linen as nn
 import jax
 
 from jaxbp.models.convnet import ConvNet
+from jaxbp.models.densenet import DenseNet
 from jaxbp.models.mlp import MLP
 from jaxbp.models.mobilenet import MobileNet
 from jaxbp.models.resnet import ResNet
@@ -47,23 +48,29 @@ def _convnet(name: str, num_classes: int, width: Width, depth: int | None, optio
     return _build(ConvNet, name, num_classes, width, ({} if depth is None else {"depth": depth}) | options)
 
 
-def _resnet(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> ResNet:
-    if "stage_sizes" not in options:
-        options["stage_sizes"] = (2 if depth is None else depth,) * options.pop("stages", 4)
-    elif depth is not None or "stages" in options:
-        raise ValueError("give depth (blocks of every stage) and stages (their number) or stage_sizes, not both")
-    options["stage_sizes"] = tuple(options["stage_sizes"])
-    return _build(ResNet, name, num_classes, width, options)
+def _staged(family: type[nn.Module], sizes: str, number: str, each: str) -> Callable[..., nn.Module]:
+    """Builder of a network given by its depth (``each`` says of what) and a ``number``, or by its field ``sizes``."""
+
+    def build(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> nn.Module:
+        usual = getattr(family, sizes)
+        if sizes not in options:
+            options[sizes] = (usual[0] if depth is None else depth,) * options.pop(number, len(usual))
+        elif depth is not None or number in options:
+            raise ValueError(f"give depth ({each}) and {number} (their number) or {sizes}, not both")
+        options[sizes] = tuple(options[sizes])
+        return _build(family, name, num_classes, width, options)
+
+    return build
 
 
-def _fixed(family: type[nn.Module], *settled: str) -> Callable[..., nn.Module]:
-    """Builder of a network whose depth, and whatever else is ``settled``, is part of its name."""
+def _fixed(family: type[nn.Module], **settled: Any) -> Callable[..., nn.Module]:
+    """Builder of a network whose depth, and the fields that make it up, ``settled`` here, are part of its name."""
 
     def build(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> nn.Module:
         given = [option for option in settled if option in options] + ["depth"] * (depth is not None)
         if given:
             raise ValueError(f"the depth of {name} is part of its name: leave out {', '.join(given)}")
-        return _build(family, name, num_classes, width, options)
+        return _build(family, name, num_classes, width, options | settled)
 
     return build
 
@@ -80,11 +87,15 @@ def _build(family: type[nn.Module], name: str, num_classes: int, width: Width, o
 REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
     "convnet": _convnet,
-    "resnet": _resnet,
-    "resnet18": _fixed(ResNet, "stage_sizes"),
-    "wideresnet": _fixed(ResNet, "stage_sizes"),
+    "resnet": _staged(ResNet, "stage_sizes", "stages", each="blocks of every stage"),
+    "resnet18": _fixed(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "wideresnet": _fixed(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "resnet20": _fixed(ResNet, stage_sizes=(3, 3, 3)),
+    "resnet34": _fixed(ResNet, stage_sizes=(3, 4, 6, 3)),
     "vgg11": _fixed(VGG),
     "mobilenetv2": _fixed(MobileNet),
+    "densenet": _staged(DenseNet, "block_sizes", "blocks", each="layers of every block"),
+    "densenet40": _fixed(DenseNet, block_sizes=(6, 6, 6)),
 }
 
 
@@ -93,14 +104,17 @@ def create(name: str, *, num_classes: int, width: Width, depth: int | None = Non
 
     Args:
       name: a family, or a network of fixed depth: "resnet18" and the paper's "wideresnet" (both four stages of two
-        basic blocks; the names tell which widths are meant), "vgg11", "mobilenetv2".
+        basic blocks; the names tell which widths are meant), "resnet20" (three stages of three; norm="fixup" is the
+        paper's), "resnet34", "vgg11", "mobilenetv2", "densenet40".
       num_classes: logits.
       width: hidden units, of every layer or of each ("mlp": ``(2048, 2048, 1024)`` is the paper's in Study 1); channels of
-        the first convolution (all others; the sources have 64 for "resnet18" and "vgg11", 32 for "mobilenetv2").
+        the first convolution (all others; the sources have 64 for "resnet18", "resnet34" and "vgg11", 32 for
+        "mobilenetv2", 24, twice the growth rate, for "densenet40", 16 for "resnet20").
       depth: hidden layers ("mlp", default 2, or as many as there are widths); convolutions ("convnet", default 5);
-        blocks of every stage ("resnet", default 2).
-      options: ``parametrisation`` and the family's own fields; for "resnet" also ``stages``, their number (default 4),
-        unless ``stage_sizes`` gives the blocks of each.
+        blocks of every stage ("resnet", default 2); layers of every block ("densenet", default 6).
+      options: ``parametrisation``, ``dtype`` ("float32", or "bfloat16" for mixed precision, see `jaxbp.models.layers`) and the
+        family's own fields; for "resnet" also ``stages``, their number (default 4), unless ``stage_sizes`` gives the
+        blocks of each; likewise for "densenet" ``blocks`` (default 3) or ``block_sizes``.
 
     Raises:
       ValueError: an unknown name or option, a width or depth below 1, or ones that do not suit the family.

@@ -30,7 +30,8 @@ class ConvNet(nn.Module):
     """A ConvNet from images (N, H, W, C), or signals (N, L, 1, C), to logits (N, num_classes).
 
     ``width``: channels of the first convolution; ``depth``: number of convolutions (beyond 5 the last width repeats);
-    ``pool``: one of `POOLS`; ``formulation``: of the convolutions, see `jaxbp.convolution`.
+    ``pool``: one of `POOLS`; ``parametrisation``, ``dtype``: of the layers, see `jaxbp.models.layers`; ``formulation``: of the
+    convolutions, see `jaxbp.convolution`.
     """
 
     num_classes: int
@@ -39,6 +40,7 @@ class ConvNet(nn.Module):
     pool: str = "max"
     parametrisation: str = "standard"
     formulation: str = "auto"
+    dtype: str = "float32"
 
     def steps(self) -> list[Step]:
         """The convolutions, first to last."""
@@ -52,7 +54,7 @@ class ConvNet(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C); the same whether ``train`` or not."""
         check_choice("pool", self.pool, POOLS)
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation}
+        options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
         features = plain_features(inputs, self.steps(), pool=self.pool, **options)
         self.sow("intermediates", "features", features)
         return dense(self.num_classes, parametrisation=self.parametrisation)(features)
@@ -65,21 +67,16 @@ def plain_features(
     pool: str,
     norm: str = "none",
     train: bool = False,
-    parametrisation: str,
-    formulation: str,
+    **options: str,
 ) -> jax.Array:
-    """The flattened map (N, F) after convolutions, each with its norm, ReLU and pooling, of the module that calls this."""
+    """The flattened map (N, F) after convolutions, each with its norm, ReLU and pooling, of the module that calls this.
+
+    ``options``: of every convolution.
+    """
     features = inputs
     for step in steps:
-        features = conv(
-            step.channels,
-            features.shape[1:3],
-            stride=step.stride,
-            use_bias=norm != "batch",
-            parametrisation=parametrisation,
-            formulation=formulation,
-        )(features)
-        features = nn.relu(normalise(features, norm, train=train))
+        layer = conv(step.channels, features.shape[1:3], stride=step.stride, use_bias=norm != "batch", **options)
+        features = nn.relu(normalise(layer(features), norm, train=train))
         extents = pool_window(step.pool, features.shape[1:3])
         if max(extents) > 1:
             features = (nn.max_pool if pool == "max" else nn.avg_pool)(features, extents, extents)

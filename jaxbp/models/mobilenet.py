@@ -11,6 +11,8 @@ are rounded to whole numbers rather than to multiples of 8, so that narrow versi
 2236682
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -28,13 +30,12 @@ class InvertedResidual(nn.Module):
     channels: int
     expansion: int
     stride: int
-    parametrisation: str
-    formulation: str
+    options: Any  # of every convolution, as pairs
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """The next map, (N, H / stride, W / stride, channels) of one (N, H, W, C)."""
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation}
+        options = dict(self.options)
         wide = inputs.shape[-1] * self.expansion
         features = inputs
         if self.expansion > 1:
@@ -49,7 +50,7 @@ class MobileNet(nn.Module):
     """MobileNetV2 from images (N, H, W, C), or signals (N, L, 1, C), to logits (N, num_classes).
 
     ``width``: channels of the stem, 32 in the source, with which all others scale; ``stages``: how many of the seven
-    stages to keep, from the first.
+    stages to keep, from the first; ``parametrisation``, ``formulation``, ``dtype``: of the layers, see `jaxbp.models.layers`.
 
     Raises:
       ValueError: at construction, a number of stages that is not from 1 to 7.
@@ -60,6 +61,7 @@ class MobileNet(nn.Module):
     stages: int = len(_STAGES)
     parametrisation: str = "standard"
     formulation: str = "auto"
+    dtype: str = "float32"
 
     def __post_init__(self):
         if not 1 <= self.stages <= len(_STAGES):
@@ -69,13 +71,14 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation}
+        options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
         features = nn.relu6(_conv_norm(inputs, self.width, train=train, **options))
         for expansion, channels, num_blocks, stride in _STAGES[: self.stages]:
             for block in range(num_blocks):
-                features = InvertedResidual(self._scaled(channels), expansion, stride if block == 0 else 1, **options)(
-                    features, train=train
+                residual = InvertedResidual(
+                    self._scaled(channels), expansion, stride if block == 0 else 1, tuple(options.items())
                 )
+                features = residual(features, train=train)
         features = nn.relu6(_conv_norm(features, self._scaled(_LAST), kernel_size=1, train=train, **options))
         features = features.mean((1, 2))
         self.sow("intermediates", "features", features)

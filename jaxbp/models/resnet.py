@@ -2,8 +2,10 @@
 
 He et al. (CVPR 2016) as used on CIFAR: a stem of 3 pixels and stride 1, blocks conv - norm - relu - conv - norm, plus
 the shortcut, relu; a global average; a linear head. Four stages of two blocks are ResNet-18 (width 64) and, at any
-other width, the paper's WideResNet. Between BatchNorm and nothing stand LayerNorm over channels, whose wide limit is
-known, and Fixup (Zhang, Dauphin, Ma, ICLR 2019), which trains deep ResNets by initialisation alone.
+other width, the paper's WideResNet; 3, 4, 6 and 3 blocks are ResNet-34; three stages of three blocks, width 16, are
+ResNet-20 (section 4.2; the source pads its shortcuts with zeros there, here they are 1x1 convolutions). Between
+BatchNorm and nothing stand LayerNorm over channels, whose wide limit is known, and Fixup (Zhang, Dauphin, Ma, ICLR
+2019), which trains deep ResNets by initialisation alone.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.models.resnet import ResNet
@@ -71,10 +73,11 @@ class FixupBlock(nn.Module):
         def convolve(features: jax.Array, **options: Any) -> jax.Array:
             return conv(self.channels, features.shape[1:3], use_bias=False, **options, **dict(self.options))(features)
 
-        bias = [scalar(self, f"bias_{place}") for place in range(4)]
+        bias = [scalar(self, f"bias_{place}", inputs) for place in range(4)]
         shifted = inputs + bias[0]
         features = nn.relu(convolve(shifted, stride=self.stride, gain=self.gain) + bias[1])
-        features = convolve(features + bias[2], gain=0.0) * scalar(self, "multiplier", 1.0) + bias[3]
+        multiplier = scalar(self, "multiplier", inputs, 1.0)
+        features = convolve(features + bias[2], gain=0.0) * multiplier + bias[3]
         if projects(self, inputs.shape[-1]):
             return nn.relu(features + convolve(shifted, kernel_size=1, stride=self.stride))
         return nn.relu(features + inputs)
@@ -92,7 +95,7 @@ class ResNet(nn.Module):
       skip: whether there are shortcuts.
       shortcut: "identity", a 1x1 convolution only where the shape changes (the source's option B), or "projection",
         one in every block (option C), which alone has an exact infinite-width twin.
-      parametrisation, formulation: of the layers, see `jaxbp.models.layers`.
+      parametrisation, formulation, dtype: of the layers, see `jaxbp.models.layers`.
 
     Raises:
       ValueError: at construction, an unknown norm or shortcut, no or empty stages, or Fixup without shortcuts.
@@ -106,6 +109,7 @@ class ResNet(nn.Module):
     shortcut: str = "identity"
     parametrisation: str = "standard"
     formulation: str = "auto"
+    dtype: str = "float32"
 
     def __post_init__(self):
         layers.check_choice("norm", self.norm, NORMS)
@@ -131,24 +135,30 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C); BatchNorm takes batch statistics if ``train``, else the stored ones."""
-        fixup, options = self.norm == "fixup", {"parametrisation": self.parametrisation}
-        biased = self.norm in ("none", "layer")
-        stem = conv(self.width, inputs.shape[1:3], use_bias=biased, formulation=self.formulation, **options)
+        fixup, biased = self.norm == "fixup", self.norm in ("none", "layer")
+        stem = conv(self.width, inputs.shape[1:3], use_bias=biased, **dict(self._options()))
         features = normalise(stem(inputs), self.norm, train=train)
-        features = nn.relu(features + scalar(self, "stem_bias") if fixup else features)
+        features = nn.relu(features + scalar(self, "stem_bias", features) if fixup else features)
         for channels, stride in self.blocks():
             features = self._block(channels, stride)(features, train=train)
         features = features.mean((1, 2))
         self.sow("intermediates", "features", features)
-        features = features + scalar(self, "head_bias") if fixup else features
-        return dense(self.num_classes, gain=0.0 if fixup else 1.0, **options)(features)
+        features = features + scalar(self, "head_bias", features) if fixup else features
+        head = dense(self.num_classes, gain=0.0 if fixup else 1.0, parametrisation=self.parametrisation)
+        return head(features)
+
+    def _options(self) -> tuple[tuple[str, str], ...]:
+        return (
+            ("parametrisation", self.parametrisation),
+            ("formulation", self.formulation),
+            ("dtype", self.dtype),
+        )
 
     def _block(self, channels: int, stride: int) -> nn.Module:
-        options = (("parametrisation", self.parametrisation), ("formulation", self.formulation))
         if self.norm == "fixup":
             gain = sum(self.stage_sizes) ** -0.5  # num_blocks^(-1 / (2m - 2)) for m = 2 convolutions a block
-            return FixupBlock(channels, stride, self.shortcut, gain, options)
-        return BasicBlock(channels, stride, self.norm, self.shortcut if self.skip else None, options)
+            return FixupBlock(channels, stride, self.shortcut, gain, self._options())
+        return BasicBlock(channels, stride, self.norm, self.shortcut if self.skip else None, self._options())
 
 
 def projects(block: BasicBlock | FixupBlock, num_inputs: int) -> bool:
@@ -157,6 +167,7 @@ def projects(block: BasicBlock | FixupBlock, num_inputs: int) -> bool:
     return block.shortcut == "projection" or (block.shortcut == "identity" and changed)
 
 
-def scalar(module: nn.Module, name: str, start: float = 0.0) -> jax.Array:
-    """A scalar parameter of the module that is running."""
-    return module.param(name, initializers.constant(start), ())
+def scalar(module: nn.Module, name: str, features: jax.Array, start: float = 0.0) -> jax.Array:
+    """A scalar parameter of the module that is running, cast to bfloat16 if the map that it meets is."""
+    value = module.param(name, initializers.constant(start), ())
+    return value.astype(layers.dtype_beside(features) or value.dtype)

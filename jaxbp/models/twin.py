@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 
 from jaxbp.models.convnet import ConvNet, pool_window
+from jaxbp.models.densenet import DenseNet
 from jaxbp.models.layers import EPSILON, window
 from jaxbp.models.mlp import MLP
 from jaxbp.models.mobilenet import MobileNet
@@ -50,7 +51,8 @@ def infinite_twin(
 
     Args:
       net: an `MLP`; a `ConvNet` or `VGG` without max-pooling; a `ResNet` whose norm is "none" or "layer" and
-        whose shortcuts are projections or absent. Widths serve the "standard" parametrisation only.
+        whose shortcuts are projections or absent. Widths serve the "standard" parametrisation only; ``dtype`` is
+        ignored, for the limit is that of exact arithmetic, and is computed in the precision of the inputs.
       input_shape: of one example, (H, W, C); any shape for an MLP.
       normal_kernels: accept, for "standard", the kernel of normal weights. Off by about 5 % / n in a first layer of n inputs.
 
@@ -94,8 +96,9 @@ def _refuse(net: nn.Module, normal_kernels: bool) -> None:
         "BatchNorm couples examples, and depthwise convolutions sum over too few terms: take a ResNet with norm='none'": (
             isinstance(net, MobileNet)
         ),
+        "BatchNorm couples examples at every width: take a ResNet with norm='none'": isinstance(net, DenseNet),
         "only MLP, ConvNet, VGG and ResNet are known here: build it with neural_tangents.stax": not isinstance(
-            net, MLP | ConvNet | VGG | ResNet | MobileNet
+            net, MLP | ConvNet | VGG | ResNet | MobileNet | DenseNet
         ),
     }
     found = [reason for reason, holds in reasons.items() if holds]

@@ -25,7 +25,8 @@ _POOLED = (0, 1, 3, 5, 7)  # convolutions that a pooling follows
 class VGG(nn.Module):
     """VGG-11 from images (N, H, W, C), or signals (N, L, 1, C), to logits (N, num_classes).
 
-    ``width``: channels of the first convolution, 64 in the paper; ``norm``: one of `NORMS`; ``pool``: one of `POOLS`.
+    ``width``: channels of the first convolution, 64 in the paper; ``norm``: one of `NORMS`; ``pool``: one of `POOLS`;
+    ``parametrisation``, ``formulation``, ``dtype``: of the layers, see `jaxbp.models.layers`.
 
     Raises:
       ValueError: at construction, a norm or pool that is none of these.
@@ -37,6 +38,7 @@ class VGG(nn.Module):
     pool: str = "max"
     parametrisation: str = "standard"
     formulation: str = "auto"
+    dtype: str = "float32"
 
     def __post_init__(self):
         check_choice("norm", self.norm, NORMS)
@@ -53,7 +55,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation}
+        options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
         features = plain_features(inputs, self.steps(), pool=self.pool, norm=self.norm, train=train, **options)
         self.sow("intermediates", "features", features)
         return dense(self.num_classes, parametrisation=self.parametrisation)(features)
