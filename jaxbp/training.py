@@ -123,27 +123,17 @@ def train(
         raise ValueError(
             "state and train_fn go together: a model with a state is trained by train_fn and evaluated by apply_fn"
         )
-    forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
     data = _checked_split("data", data)
     test_data = None if test_data is None else _checked_split("test_data", test_data)
     num_examples = data[0].shape[0]
     steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
 
+    on_batch = step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn)
+
     def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
         batch, augment_key = draw
-        inputs, labels = data[0][batch], data[1][batch]
-        if augment_fn:
-            inputs = augment_fn(augment_key, inputs)
-
-        def mean_loss(current: Any) -> tuple[jax.Array, Any]:
-            logits, model_state = forward(current, inputs, now.model_state)
-            return loss_fn(logits, labels).mean(), model_state
-
-        gradient, model_state = jax.grad(mean_loss, has_aux=True)(now.params)
-        updates, opt_state = optimizer.update(gradient, now.opt_state, now.params)
-        opt_state = jax.tree.map(_in_dtype_of, now.opt_state, opt_state)  # traced settings may have widened it
-        return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
+        return on_batch(now, ((data[0][batch], data[1][batch]), augment_key))
 
     def epoch(now: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
         order = jax.random.permutation(epoch_key, num_examples)
@@ -160,6 +150,33 @@ def train(
     start = TrainState(params, optimizer.init(params), state)
     end, (history, measured) = _scan_with_pauses(epoch, measure, start, keys, epochs)
     return TrainResult(end.params, end.model_state, history, measured)
+
+
+def step_fn(
+    apply_fn: Callable[..., jax.Array],
+    train_fn: Callable[..., tuple[jax.Array, Any]] | None,
+    optimizer: optax.GradientTransformation,
+    loss_fn: objectives.Loss,
+    augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None,
+) -> Callable[[TrainState, tuple], tuple[TrainState, None]]:
+    """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(now, ((inputs, labels), augment_key)) -> (next, None)``."""
+    forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
+
+    def step(now: TrainState, draw: tuple[Arrays, jax.Array | None]) -> tuple[TrainState, None]:
+        (inputs, labels), augment_key = draw
+        if augment_fn:
+            inputs = augment_fn(augment_key, inputs)
+
+        def mean_loss(current: Any) -> tuple[jax.Array, Any]:
+            logits, model_state = forward(current, inputs, now.model_state)
+            return loss_fn(logits, labels).mean(), model_state
+
+        gradient, model_state = jax.grad(mean_loss, has_aux=True)(now.params)
+        updates, opt_state = optimizer.update(gradient, now.opt_state, now.params)
+        opt_state = jax.tree.map(_in_dtype_of, now.opt_state, opt_state)  # traced settings may have widened it
+        return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
+
+    return step
 
 
 def _checked_split(name: str, split: Arrays) -> Arrays:
