@@ -12,7 +12,7 @@ import pytest
 
 from experiments.norm_bias import measure, results
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE, PRESETS, Arguments, Case
-from jaxbp import evidence
+from jaxbp import data, evidence
 from jaxbp.store import Store
 
 COMMAND = [sys.executable, "-m", "experiments.norm_bias"]
@@ -138,3 +138,33 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path):
     done = run("--preset", "smoke", "--out", tmp_path / "new", *arguments, check=False)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def write_cifar10(folder, seed=0):
+    """Files in the format of CIFAR-10's binary version: records of a label and 3 x 32 x 32 bytes, 100 a file."""
+    rng = np.random.default_rng(seed)
+    inside = folder / "cifar-10-batches-bin"
+    inside.mkdir(parents=True)
+    (inside / "batches.meta.txt").write_text(
+        "\n".join(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    )
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        labels = np.arange(100, dtype=np.uint8)[:, None] % 10
+        (inside / name).write_bytes(np.hstack([labels, rng.integers(0, 256, (100, 3072), np.uint8)]).tobytes())
+
+
+@pytest.mark.slow
+def test_cifar10_from_tfds_to_the_end_of_a_run(tmp_path, monkeypatch):
+    # TFDS's own builder of CIFAR-10 prepares, only the download is replaced; the run then reads what it has prepared.
+    import tensorflow_datasets as tfds
+
+    write_cifar10(tmp_path / "download")
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: tmp_path / "download")
+    loaded = data.load("tfds:cifar10", data_dir=tmp_path / "tfds")
+    assert loaded.input_shape == (32, 32, 3)
+    assert len(loaded.test.labels) == 100
+    out = tmp_path / "run"
+    run("--preset", "smoke", "--dataset", "tfds:cifar10", "--data-dir", tmp_path / "tfds", "--out", out)
+    rows = pd.read_parquet(out / "measurements.parquet")
+    assert set(rows.case) == {"ResNet, tfds:cifar10, normalised inputs", "MLP, tfds:cifar10, normalised inputs"}
+    assert len(rows[rows.measure == "test_accuracy"]) == 2 * 3 * 3
