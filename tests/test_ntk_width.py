@@ -169,4 +169,5 @@ def test_the_exact_kernel_does_not_depend_on_its_blocks(monkeypatch):
     x = jnp.asarray(lab.probes(0, 10))
     whole = lab.exact_kernel(network, x)
     monkeypatch.setattr(measure, "_EXACT_BLOCK", 4)
-    np.testing.assert_allclose(lab.exact_kernel(network, x), whole, rtol=1e-5)
+    # float32, and the arc cosine of a correlation next to 1 keeps half of its digits
+    np.testing.assert_allclose(lab.exact_kernel(network, x), whole, rtol=3e-4)

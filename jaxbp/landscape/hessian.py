@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one an example
 
@@ -103,6 +103,7 @@ def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_si
     axis = mesh.axis_names[0]
     if num_examples % mesh.shape[axis]:
         raise ValueError(f"{num_examples} examples do not divide over {mesh.shape[axis]} devices: drop or add some")
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))  # any loss goes through
     replicate, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     return jax.device_put(params, replicate), jax.device_put(data, split)
 
