@@ -103,7 +103,8 @@ def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_si
     axis = mesh.axis_names[0]
     if num_examples % mesh.shape[axis]:
         raise ValueError(f"{num_examples} examples do not divide over {mesh.shape[axis]} devices: drop or add some")
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))  # any loss goes through
+    automatic = (AxisType.Auto,) * len(mesh.axis_names)  # any loss goes through
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
     replicate, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     return jax.device_put(params, replicate), jax.device_put(data, split)
 
