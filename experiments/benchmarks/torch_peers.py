@@ -55,15 +55,17 @@ class Twin:
                 k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in self.params.items()
             }
         self.labels = torch.tensor(np.asarray(labels), dtype=torch.long)
+        scales = {name.removesuffix("/scale"): value for name, value in self.params.items() if name.endswith("/scale")}
+        self.statistics = {name: (torch.zeros_like(value), torch.ones_like(value)) for name, value in scales.items()}
 
-    def logits(self, params: Tensors, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits (N, C) of inputs (N, C, H, W)."""
+    def logits(self, params: Tensors, inputs: torch.Tensor, *, train: bool = False) -> torch.Tensor:
+        """Logits (N, C) of inputs (N, C, H, W); BatchNorm, if ``train``, by the batch, updating statistics kept beside."""
         features = inputs
         convs = sorted(
             (int(re.search(r"\d+", k)[0]) for k in params if k.startswith("Conv") and k.endswith("kernel")), key=int
         )
         if isinstance(self.net, models.ResNet):
-            return _resnet_logits(self.net, params, inputs)
+            return _resnet_logits(self.net, params, inputs, self.statistics if train else None)
         if isinstance(self.net, models.ConvNet):
             for i in convs:
                 stride = 2 if i >= len(convs) - 2 else 1
@@ -105,7 +107,7 @@ class Twin:
         loss = torch.zeros(())
         for batch in order:
             optimizer.zero_grad()
-            loss = F.cross_entropy(self.logits(params, self.inputs[batch]), self.labels[batch])
+            loss = F.cross_entropy(self.logits(params, self.inputs[batch], train=True), self.labels[batch])
             loss.backward()
             optimizer.step()
         return float(loss.detach())
@@ -136,12 +138,17 @@ def ntk_pairs(twin: Twin, params: Tensors, num_pairs: int) -> torch.Tensor:
     return torch.stack(entries)
 
 
-def _resnet_logits(net: models.ResNet, params: Tensors, features: torch.Tensor) -> torch.Tensor:
-    """Stored statistics of a fresh network are mean 0 and variance 1."""
+def _resnet_logits(
+    net: models.ResNet, params: Tensors, features: torch.Tensor, statistics: dict[str, tuple] | None
+) -> torch.Tensor:
+    """By the batch, updating the statistics, or, without them, by those of a fresh network, mean 0 and variance 1."""
 
     def conv_norm(x: torch.Tensor, prefix: str, layer: int, stride: int = 1) -> torch.Tensor:
         norm = f"{prefix}BatchNorm_{layer}"
         x = _same_conv(x, params[f"{prefix}Conv_{layer}/kernel"], None, stride)
+        if statistics is not None:
+            affine = params[f"{norm}/scale"], params[f"{norm}/bias"]
+            return F.batch_norm(x, *statistics[norm], *affine, training=True, momentum=0.1, eps=1e-5)
         scale = params[f"{norm}/scale"] / (1 + 1e-5) ** 0.5
         return x * scale[:, None, None] + params[f"{norm}/bias"][:, None, None]
 

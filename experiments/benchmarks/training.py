@@ -1,0 +1,127 @@
+"""Training: one step, and a whole epoch as one program, against PyTorch with the same network and batch.
+
+``python -m experiments.benchmarks.training [--quick] [--out FILE.json]``. ResNets with BatchNorm in training mode, SGD with
+momentum, batches of 64, a CPU's cores shared by one run. An epoch of ours draws its batches and trains inside one compiled
+scan; PyTorch's is a loop over the same number of batches, contiguous and channels last. Before anything is timed, both
+must give the same loss.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments import frame
+from experiments.benchmarks import harness
+
+_BATCH = 64
+_CASES = {  # name: (model, its options, image shape, examples)
+    "ResNet, width 8, 8x8": ("resnet", {"width": 8, "stages": 2, "depth": 1}, (8, 8, 1), 1024),
+    "ResNet, width 16, 28x28": ("resnet", {"width": 16, "stages": 2, "depth": 1}, (28, 28, 1), 512),
+    "ResNet-18, width 16, 32x32": ("resnet18", {"width": 16}, (32, 32, 3), 256),
+    "ResNet-18, width 64, 32x32": ("resnet18", {"width": 64}, (32, 32, 3), 128),
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Training: seconds of a step and of an epoch, against PyTorch."""
+
+    quick: bool = False
+    """The smallest case and few runs, to see that it works."""
+    runs: int = 5
+    """Interleaved runs."""
+    out: Path | None = None
+    """Write the rows here as JSON."""
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.training")
+    frame.start_jax()
+    if note := harness.missing_peer("torch"):
+        print(note)
+    rows: list[dict[str, Any]] = []
+    for name in list(_CASES)[:1] if arguments.quick else _CASES:
+        rows += one_case(name, num_runs=2 if arguments.quick else arguments.runs)
+    harness.finish(rows, arguments.out)
+
+
+def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
+    """Time a step and an epoch of one network."""
+    import jax
+
+    from jaxbp import models, training
+
+    model, options, shape, num_examples = _CASES[name]
+    net = models.create(model, num_classes=10, **options)
+    images = jax.random.normal(jax.random.key(1), (num_examples, *shape))
+    labels = jax.random.randint(jax.random.key(2), (num_examples,), 0, 10)
+    params, state = models.initialise(net, jax.random.key(0), images[:1])
+    step, epoch, loss = _ours(net, params, state, images, labels)
+    peers = {} if harness.missing_peer("torch") else _torch(net, params, images, labels, loss)
+    rows = []
+    for what, ours, num_images in (
+        ("step", step, _BATCH),
+        ("epoch", epoch, training.num_steps(num_examples, 1, _BATCH) * _BATCH),
+    ):
+        theirs = {title: fn for (title, of), fn in peers.items() if of == what}
+        rows += harness.compare(f"{name}, one {what}", ours, theirs, num_runs=num_runs)
+        for row in rows[len(rows) - len(theirs) :]:
+            print(
+                f"{row['case']}: {num_images / row['ours']:.0f} images a second, {row['peer_name']} {num_images / row['peer']:.0f}",
+                flush=True,
+            )
+    return rows
+
+
+def _ours(
+    net: Any, params: Any, state: Any, images: Any, labels: Any
+) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+    """A step on the first batch, an epoch as `training.train` has it but for the evaluation, and the first batch's loss."""
+    import jax
+
+    from jaxbp import models, objectives, training
+
+    optimizer, loss_fn = training.sgd(0.1, momentum=0.9), objectives.cross_entropy
+    train_fn = models.stateful_apply_fn(net, train=True)
+    step_fn = training.step_fn(models.stateful_apply_fn(net, train=False), train_fn, optimizer, loss_fn, None)
+    start = training.TrainState(params, optimizer.init(params), state)
+
+    def on(now: training.TrainState, batch: Any) -> tuple[training.TrainState, None]:
+        return step_fn(now, ((images[batch], labels[batch]), None))
+
+    @jax.jit
+    def epoch(now: training.TrainState, key: jax.Array) -> training.TrainState:
+        order = jax.random.permutation(key, len(images) // _BATCH * _BATCH)
+        return jax.lax.scan(on, now, order.reshape(-1, _BATCH))[0]
+
+    step, first, key = jax.jit(lambda now: on(now, np.arange(_BATCH))[0]), slice(_BATCH), jax.random.key(3)
+    loss = loss_fn(train_fn(params, images[first], state)[0], labels[first]).mean()
+    return lambda: jax.block_until_ready(step(start)), lambda: jax.block_until_ready(epoch(start, key)), float(loss)
+
+
+def _torch(
+    net: Any, params: Any, images: Any, labels: Any, expected: float
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    """A step and an epoch in both memory formats; AssertionError if the first loss is another."""
+    from experiments.benchmarks import torch_peers
+
+    order = np.random.default_rng(0).permutation(len(images) // _BATCH * _BATCH).reshape(-1, _BATCH)
+    peers = {}
+    for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
+        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        first = [np.arange(_BATCH)]
+        if not np.isclose(loss := twin.train(first, 0.1, 0.9), expected, rtol=1e-4):
+            raise AssertionError(f"the PyTorch twin has another loss: {loss} against {expected}")
+        peers[title, "step"] = functools.partial(twin.train, first, 0.1, 0.9)
+        peers[title, "epoch"] = functools.partial(twin.train, list(order), 0.1, 0.9)
+    return peers
+
+
+if __name__ == "__main__":
+    main()
