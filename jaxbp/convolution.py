@@ -14,6 +14,7 @@ when it is lowered, knowing its final shapes, in whichever form is fast:
 
 ``vjp``     each product as a plain channels-last convolution, operands transposed by hand, which XLA runs on its fast
             path in and out of loops;
+``winograd`` `jaxbp.winograd`, for 3x3 kernels of stride 1 with enough channels: 16 multiplications for 36;
 ``im2col``  patches cut out by slices, then one matrix product: better for 1x1 kernels, few channels, signals, small images;
 ``xla``     ``lax.conv_general_dilated`` itself, derivatives and all: the choice on GPU and TPU;
 ``auto``    the rule of `choose`, which states the measurements it rests on.
@@ -42,9 +43,13 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-FORMULATIONS = ("auto", "xla", "vjp", "im2col")
+from jaxbp import winograd
+
+FORMULATIONS = ("auto", "xla", "vjp", "im2col", "winograd")
 
 _PATCH_BYTES = 2**22  # patches larger than this fall out of the cache, and im2col behind
+_MIN_CHANNELS = 32  # on both sides, for `winograd` to win more by multiplications than it loses by passes over memory
+_MIN_TILES = 64  # of 2 x 2 outputs, to pay for transforming the kernel
 _PART_ROWS = 2**13  # positions (N * output pixels) that a part of a kernel gradient should hold, see `_conv_kernel`
 _MAX_PARTS = 8
 
@@ -55,20 +60,25 @@ def choose(
     rhs_shape: Sequence[int],
     out_shape: Sequence[int],
     *,
+    product: str = "output",
+    strides: Sequence[int] = (),
+    dilation: Sequence[int] = (),
     itemsize: int = 4,
     num_kernels: int = 1,
 ) -> str:
-    """Return the formulation that ``auto`` takes: ``xla``, ``vjp``, ``im2col`` or ``loop``.
+    """Return the formulation that ``auto`` takes for a product: ``xla``, ``vjp``, ``im2col``, ``winograd`` or ``loop``.
 
     ``loop`` is an answer only for vmapped kernels: one kernel after another, each by its own choice.
 
-    Measured on two Zen 4 cores, JAX 0.10.2, float32, in a ``lax.scan``, gradients with respect to both arguments, as
-    time of ``vjp`` / time of ``im2col`` (above 1: im2col is faster; stride 1 unless said):
+    Measured on two cores (Zen 4), JAX 0.10.2, float32, in a ``lax.scan`` that keeps the results, batches of 16 to 500, as
+    the time of ``vjp`` over that of the form named, for the products output / input / kernel:
 
-    - 1x1 kernels: 1.3-2.2, with stride 2 up to 4;
-    - C = 1: 1.2-1.8; C = 3: 0.9-1.5, the kernel's gradient alone;
-    - signals (N, 40, 1, C): 1.3-2.0 for patches up to 6 MB, 1.0 up to 26 MB;
-    - images, 3x3 and 5x5, by the size of all patches: 0.3-2 MB 1.0-1.3, 2-5 MB 0.9-1.3, 7-18 MB 0.5-0.9, 40 MB 0.4-0.5.
+    - 3x3, stride 1, ``winograd``: 32 channels 14x14 1.4 / 1.5 / 1.7, 8x8 1.0 / 1.1 / 1.0; 64 channels 32x32 1.5 / 1.5 / 0.9 to 1.7,
+      8x8 1.5 / 1.6 / 1.8; 128 to 512 channels 1.3 to 1.8 / 1.5 to 2 / 1.2 to 2; 16 channels 0.5 to 0.9;
+    - 1x1 kernels, ``im2col``: 1.1-1.6 / 1.1 / 6, strided ones up to 4;
+    - 3x3, stride 2, ``im2col``: 0.5-1.1 / 1.0-1.35 / 1.05-1.6;
+    - at most 8 channels on a side while patches fit the cache, ``im2col``: 1.3-1.6 / 1.4-2 / 0.3-0.5; from 16 on 0.5-1 / 0.7-1 / 0.4-1;
+    - signals (N, 40, 1, C), ``im2col``: 1.3-2.0 for patches up to 6 MB, 1.0 up to 26 MB, both gradients together.
 
     For kernels vmapped together with their inputs, a batched matrix product beats a loop by up to 1.4 while the
     patches of the whole stack fit the cache, and loses by up to 1.7 beyond.
@@ -78,6 +88,8 @@ def choose(
       lhs_shape: input (N, \\*spatial, C) of one kernel.
       rhs_shape: kernel (\\*window, C, O).
       out_shape: output (N, \\*spatial', O).
+      product: "output", or one of the gradients "input" and "kernel".
+      strides, dilation: of the kernel, one number a spatial axis; all 1 if left out.
       itemsize: bytes of one number.
       num_kernels: how many kernels are vmapped, each with an input of its own.
     """
@@ -86,10 +98,23 @@ def choose(
     patch_bytes = itemsize * math.prod(out_shape[:-1]) * math.prod(rhs_shape[:-1])
     if num_kernels > 1:
         return "im2col" if num_kernels * patch_bytes <= _PATCH_BYTES else "loop"
-    pointwise = math.prod(rhs_shape[:-2]) == 1
-    signal = sum(size > 1 for size in lhs_shape[1:-1]) <= 1
-    few_channels = lhs_shape[-1] <= 4
-    return "im2col" if pointwise or signal or few_channels or patch_bytes <= _PATCH_BYTES else "vjp"
+    *window, c_in, c_out = rhs_shape
+    if math.prod(window) == 1 or sum(size > 1 for size in lhs_shape[1:-1]) <= 1:  # pointwise, or a signal
+        return "im2col"
+    if max(strides, default=1) > 1:
+        return "vjp" if product == "output" else "im2col"
+    wide = min(c_in, c_out) >= _MIN_CHANNELS
+    if wide and _winograd_applies(window, strides, dilation):
+        num_tiles = math.prod(out_shape[:-1]) // 4
+        return "winograd" if product == "kernel" or num_tiles >= _MIN_TILES else "im2col"
+    if product == "kernel":
+        return "vjp"
+    few = c_in <= 4 or (min(c_in, c_out) <= 8 and patch_bytes <= _PATCH_BYTES)
+    return "im2col" if few else "vjp"
+
+
+def _winograd_applies(window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> bool:
+    return tuple(window) == (3, 3) and max((*strides, *dilation), default=1) == 1
 
 
 def conv_general_dilated(
@@ -138,6 +163,10 @@ def conv_general_dilated(
     if 0 in (*lhs.shape, *rhs.shape, *out.shape):
         return plain(lhs, rhs)
     obstacle = _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers, feature_group_count * batch_group_count)
+    if formulation == "winograd" and not _winograd_applies(rhs.shape[:-2], window_strides, rhs_dilation or ()):
+        obstacle = (
+            f"it takes 3x3 kernels of stride and dilation 1, got a window of {rhs.shape[:-2]}, strides {window_strides}"
+        )
     if obstacle and formulation == "auto":
         return plain(lhs, rhs)
     if obstacle:
@@ -333,7 +362,20 @@ def _patch_kernel(spec, x, y):
     return k.reshape(*spec.window, x.shape[-1], y.shape[-1])
 
 
+def _winograd_output(spec, x, k):
+    return winograd.output(x, k, padding=spec.padding, precision=spec.precision)
+
+
+def _winograd_input(spec, y, k):
+    return winograd.input_gradient(y, k, padding=spec.padding, precision=spec.precision)
+
+
+def _winograd_kernel(spec, x, y):
+    return winograd.kernel_gradient(x, y, padding=spec.padding, precision=spec.precision)
+
+
 _PRODUCTS = {
+    "winograd": {"output": _winograd_output, "input": _winograd_input, "kernel": _winograd_kernel},
     "vjp": {"output": _conv_output, "input": _conv_input, "kernel": _conv_kernel},
     "im2col": {"output": _patch_output, "input": _patch_input, "kernel": _patch_kernel},
 }
@@ -349,7 +391,8 @@ def _evaluate(lhs, rhs, *, spec):
     form = spec.formulation
     if form == "auto":
         num_kernels = lhs.shape[0] if spec.stacked else 1
-        form = choose("cpu", *shapes.values(), itemsize=dtype.itemsize, num_kernels=num_kernels)
+        options = {"product": spec.product, "strides": spec.strides, "dilation": spec.dilation}
+        form = choose("cpu", *shapes.values(), **options, itemsize=dtype.itemsize, num_kernels=num_kernels)
     if not spec.stacked:
         return _PRODUCTS[form][spec.product](spec, lhs, rhs)
     if form == "im2col":
