@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -73,11 +74,14 @@ def run_study(package: str, arguments: Any, *, title: str, lead: str) -> None:
             verdicts = results.verdicts(found)
             write_results(store, results.rows(found), verdicts)
             pictures = figures.draw(found, arguments.folder / "figures")
-            store.note(wall_seconds=store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1))
+            wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
+            peak = max(store.config.get("peak_memory_mib", 0), _peak_memory_mib())
+            store.note(wall_seconds=wall, peak_memory_mib=peak)
             path = arguments.folder / "report.html"
             sections = page.sections(found, pictures)
             report.write_page(path, title=title, lead=lead, verdicts=verdicts, sections=sections, settings=store.config)
         print_verdicts(verdicts, path)
+        print(f"wall time {wall:.0f} s, peak memory {peak} MiB")
 
 
 def start_jax() -> list[str]:
@@ -110,6 +114,12 @@ def facts(devices: Sequence[str]) -> dict[str, Any]:
         "devices": list(devices),
         "git_commit": _git_commit(),
     }
+
+
+def _peak_memory_mib() -> int:
+    """The most main memory that this process has held."""
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib // (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes
 
 
 def _git_commit() -> str | None:

@@ -35,6 +35,9 @@ class TrainState(NamedTuple):
     model_state: Any
 
 
+Perturbation = Callable[[jax.Array, TrainState, jax.Array, jax.Array], jax.Array]
+
+
 class TrainResult(NamedTuple):
     """A finished run.
 
@@ -102,6 +105,9 @@ def train(
     state: Any = None,
     train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
     augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    perturb_fn: Perturbation | None = None,
+    project_fn: Callable[[Any], Any] | None = None,
+    project_epochs: Sequence[int] = (),
 ) -> TrainResult:
     """Minimise the mean loss by minibatches, a fresh shuffle each epoch.
 
@@ -118,6 +124,10 @@ def train(
       state: what the model carries along beside parameters (batch statistics).
       train_fn: ``(params, inputs, state) -> (logits, new state)``, the network in training; needed with a state.
       augment_fn: ``(key, inputs) -> inputs`` for each batch to train on, for instance `jaxbp.augment.crop_and_flip`.
+      perturb_fn: ``(key, now, inputs, labels) -> inputs``, what each batch, once augmented, is replaced by against the network
+        as it stands: adversarial training (Madry et al., ICLR 2018). It acts between gradients and is not differentiated.
+      project_fn: ``params -> params``, applied at the end of each of ``project_epochs`` (from 1 to ``num_epochs``), before
+        anything is measured there, for instance RankMin of `jaxbp.spectra`; the optimiser's state stays as it is.
     """
     if (state is None) != (train_fn is None):
         raise ValueError(
@@ -128,18 +138,24 @@ def train(
     num_examples = data[0].shape[0]
     steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
+    projects = _checked_projections(project_fn, project_epochs, num_epochs)
 
-    on_batch = step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn)
+    on_batch = step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn, perturb_fn)
+    draws_keys = augment_fn or perturb_fn
 
     def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
-        batch, augment_key = draw
-        return on_batch(now, ((data[0][batch], data[1][batch]), augment_key))
+        batch, batch_key = draw
+        return on_batch(now, ((data[0][batch], data[1][batch]), batch_key))
 
-    def epoch(now: TrainState, epoch_key: jax.Array) -> tuple[TrainState, None]:
+    def epoch(now: TrainState, plan: tuple[jax.Array, jax.Array]) -> TrainState:
+        epoch_key, projected = plan
         order = jax.random.permutation(epoch_key, num_examples)
         batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        keys = jax.random.split(jax.random.fold_in(epoch_key, 1), steps_per_epoch) if augment_fn else None
-        return jax.lax.scan(step, now, (batches, keys))
+        keys = jax.random.split(jax.random.fold_in(epoch_key, 1), steps_per_epoch) if draws_keys else None
+        now = jax.lax.scan(step, now, (batches, keys))[0]
+        if project_fn is None:
+            return now
+        return now._replace(params=jax.lax.cond(projected, project_fn, lambda params: params, now.params))
 
     def measure(now: TrainState) -> tuple[dict[str, jax.Array], Any]:
         extra = () if state is None else (now.model_state,)
@@ -148,7 +164,7 @@ def train(
 
     keys = jax.random.split(key, num_epochs)
     start = TrainState(params, optimizer.init(params), state)
-    end, (history, measured) = _scan_with_pauses(epoch, measure, start, keys, epochs)
+    end, (history, measured) = _scan_with_pauses(epoch, measure, start, (keys, projects), epochs)
     return TrainResult(end.params, end.model_state, history, measured)
 
 
@@ -158,14 +174,17 @@ def step_fn(
     optimizer: optax.GradientTransformation,
     loss_fn: objectives.Loss,
     augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None,
+    perturb_fn: Perturbation | None = None,
 ) -> Callable[[TrainState, tuple], tuple[TrainState, None]]:
-    """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(now, ((inputs, labels), augment_key)) -> (next, None)``."""
+    """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(now, ((inputs, labels), batch_key)) -> (next, None)``."""
     forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
 
     def step(now: TrainState, draw: tuple[Arrays, jax.Array | None]) -> tuple[TrainState, None]:
-        (inputs, labels), augment_key = draw
+        (inputs, labels), batch_key = draw
         if augment_fn:
-            inputs = augment_fn(augment_key, inputs)
+            inputs = augment_fn(batch_key, inputs)
+        if perturb_fn:
+            inputs = jax.lax.stop_gradient(perturb_fn(jax.random.fold_in(batch_key, 1), now, inputs, labels))
 
         def mean_loss(current: Any) -> tuple[jax.Array, Any]:
             logits, model_state = forward(current, inputs, now.model_state)
@@ -199,32 +218,43 @@ def _checked_epochs(measure_epochs: Sequence[int] | None, num_epochs: int) -> np
     return epochs
 
 
+def _checked_projections(project_fn: Callable | None, project_epochs: Sequence[int], num_epochs: int) -> np.ndarray:
+    """Whether each epoch, (num_epochs,), ends in a projection."""
+    if (project_fn is None) != (len(project_epochs) == 0):
+        raise ValueError(f"project_fn and project_epochs go together, got {project_fn} and {list(project_epochs)}")
+    if not set(project_epochs) <= set(range(1, num_epochs + 1)):
+        raise ValueError(f"project_epochs must be some of 1 to {num_epochs}, got {list(project_epochs)}")
+    return np.isin(np.arange(1, num_epochs + 1), list(project_epochs))
+
+
 def _scan_with_pauses(
-    epoch: Callable, measure: Callable, state: TrainState, keys: jax.Array, pauses: np.ndarray
+    epoch: Callable, measure: Callable, state: TrainState, plan: tuple[jax.Array, np.ndarray], pauses: np.ndarray
 ) -> tuple[TrainState, Any]:
-    """Scan ``epoch`` over all keys, measuring the state after each number of epochs in ``pauses``.
+    """Scan ``epoch`` over the plan (a key and a flag for each), measuring the state after each number of epochs in ``pauses``.
 
     Each pass of the loop measures, if wanted, and then trains, but for the last one, so that both are compiled once.
     Measurements go into rows of a buffer in the carry: epochs without one cost nothing, in time or in memory.
     """
+    keys, flags = plan
     num_epochs = len(keys)
     wanted = np.isin(np.arange(num_epochs + 1), pauses)
     rows = np.cumsum(wanted) - 1
     trains = np.arange(num_epochs + 1) < num_epochs
     keys = jnp.concatenate([keys, keys[-1:] if num_epochs else jax.random.split(jax.random.key(0), 1)])  # never used
+    flags = np.append(flags, False)
 
     def record(now: TrainState, buffer: Any, row: jax.Array) -> Any:
         return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(now))
 
     def body(carry: tuple[TrainState, Any], inputs: tuple) -> tuple[tuple[TrainState, Any], None]:
         now, buffer = carry
-        key, wanted, row, goes_on = inputs
+        one, wanted, row, goes_on = inputs
         buffer = jax.lax.cond(wanted, lambda: record(now, buffer, row), lambda: buffer)
-        return (jax.lax.cond(goes_on, lambda: epoch(now, key)[0], lambda: now), buffer), None
+        return (jax.lax.cond(goes_on, lambda: epoch(now, one), lambda: now), buffer), None
 
     shapes = jax.eval_shape(measure, state)
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)
-    (state, buffer), _ = jax.lax.scan(body, (state, buffer), (keys, wanted, rows, trains))
+    (state, buffer), _ = jax.lax.scan(body, (state, buffer), ((keys, flags), wanted, rows, trains))
     return state, buffer
 
 

@@ -34,9 +34,12 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
         "target_norm",
         "norm",
         "effective_rate",
+        "angle",
     }
     assert "<h2>Verdicts</h2>" in (tmp_path / "report.html").read_text()
-    assert json.loads((tmp_path / "config.json").read_text())["settings"]["num_seeds"] == 3
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["settings"]["num_seeds"] == 3
+    assert 100 < config["peak_memory_mib"] < 24_000
     assert str(tmp_path / "report.html") in said
     assert "6 of 6 pieces of work are in" in run("--preset", "smoke", "--out", tmp_path).stdout
 
@@ -84,6 +87,19 @@ def test_arms_are_paired_and_do_what_they_say(finished):
     accuracy = found.compared(case, NONE, "test_accuracy")
     assert accuracy.max() > 15  # of 10 for chance
     assert (found.compared(case, NONE, "angle")[:, 1:] > 0).all()
+
+
+def test_the_effective_rate_is_the_learning_rate_over_the_kernels_squared_norm(finished):
+    found, case = finished
+    store = found.get(case, "compare")
+    epochs = np.array(SMALL.measure_epochs)
+    rate = store["effective_learning_rate"][ARMS.index(NONE)]
+    cosine = case.learning_rate * (1 + np.cos(np.pi * epochs / SMALL.num_epochs)) / 2
+    # The geometric mean over the MLP's two kernels, whose squared norms add up to that of all kernels.
+    squares = found.compared(case, NONE, "kernel_norm") ** 2
+    assert (rate >= 2 * cosine / squares * (1 - 1e-5)).all()
+    assert (rate[:, :-1] < 4 * (2 * cosine / squares)[:, :-1]).all()
+    np.testing.assert_allclose(rate[:, -1], 0, atol=1e-7)
 
 
 def test_rows_hold_everything(finished):

@@ -379,3 +379,57 @@ def test_batches_are_augmented_with_keys_of_their_own(x64):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), doubled.params, visited[-1])
     start = loss_and_accuracy(params, data)[0]
     assert float(doubled.history["train_loss"][0]) == pytest.approx(start)  # evaluated as they are
+
+
+def test_batches_are_perturbed_against_the_network_as_it_stands(x64):
+    def away(key, now, inputs, labels):  # a step up the loss, by hand
+        return inputs + 0.1 * jnp.sign(
+            jax.grad(lambda x: objectives.cross_entropy(apply(now.params, x), labels).sum())(inputs)
+        )
+
+    found = train(training.sgd(0.1), num_epochs=1, perturb_fn=away)
+    data, params = problem()
+    for batch in shuffles(jax.random.key(5), 1)[0][:8].reshape(2, BATCH_SIZE):
+        inputs, labels = data[0][batch], data[1][batch]
+        hidden, logits = forward(params, inputs)
+        delta = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(NUM_CLASSES)[labels]
+        inputs = inputs + 0.1 * np.sign((delta @ params["v"].T * (hidden > 0)) @ params["w"].T)
+        params = {name: value - 0.1 * gradient(params, inputs, labels)[name] for name, value in params.items()}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found.params, params)
+
+
+def test_parameters_are_projected_at_the_end_of_the_epochs_named(x64):
+    def norm(now):
+        return optax.tree.norm(now.params)
+
+    def halve(params):
+        return jax.tree.map(lambda p: p / 2, params)
+
+    plain = train(training.sgd(0.1), num_epochs=1)
+    found = train(training.sgd(0.1), num_epochs=4, measure_fn=norm, project_fn=halve, project_epochs=(1, 4))
+    assert float(found.measured[1]) == pytest.approx(float(optax.tree.norm(plain.params)) / 2, rel=1e-12)
+    keys = jax.random.split(jax.random.key(5), 4)
+    again = halve(plain.params)
+    data = jax.tree.map(jnp.asarray, problem()[0])
+    visited = numpy_sgd(
+        jax.tree.map(np.asarray, again),
+        data,
+        [np.asarray(jax.random.permutation(k, NUM_EXAMPLES)) for k in keys[1:]],
+        [0.1] * 6,
+        0.0,
+        0.0,
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found.params, halve(visited[-1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"project_fn": lambda p: p}, "project_fn and project_epochs go together"),
+        ({"project_epochs": (1,)}, "project_fn and project_epochs go together"),
+        ({"project_fn": lambda p: p, "project_epochs": (0, 1)}, r"project_epochs must be some of 1 to 3, got \[0, 1\]"),
+    ],
+)
+def test_projections_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(training.sgd(0.1), **options)

@@ -13,7 +13,9 @@ from jaxbp import report
 
 def draw(results: Results, folder: Path) -> list[report.Picture]:
     """Draw all figures, write them as PNG and SVG, and return them for the page."""
-    todo = {"accuracy": _accuracy, "target_norm": _target_norm, "norm": _norm, "effective_rate": _effective_rate}
+    todo = {
+        "accuracy": _accuracy, "target_norm": _target_norm, "norm": _norm, "effective_rate": _effective_rate, "angle": _angle,
+    }  # fmt: skip
     pictures = []
     for name, make in todo.items():
         fig, alternative, caption = make(results)
@@ -77,8 +79,9 @@ def _along(results: Results, name: str, ylabel: str) -> Any:
     for ax, case in zip(axes, cases, strict=True):
         for arm in ARMS:
             curve = results.compared(case, arm, name)
-            first = 1 if name == "angle" else 0  # no step has been made at epoch 0
-            report.curve(ax, np.array(results.settings.measure_epochs)[first:], curve[:, first:], label=arm, log=True)
+            # No step has been made at epoch 0, and the learning rate is 0 after the last one.
+            kept = {"angle": slice(1, None), "effective_learning_rate": slice(-1)}.get(name, slice(None))
+            report.curve(ax, np.array(results.settings.measure_epochs)[kept], curve[:, kept], label=arm, log=True)
         with report.style():
             ax.set_yscale("log")
             ax.set_xlabel("epoch")
@@ -95,7 +98,13 @@ def _norm(results: Results) -> tuple:
 
 def _effective_rate(results: Results) -> tuple:
     caption = (
-        "Angle by which a step turns the kernels, mean over kernels, along training: the step size that layers followed by "
-        "BatchNorm feel, whatever their norm."
+        "Learning rate over the squared norm of a kernel, geometric mean over kernels: what a step amounts to in layers that "
+        "BatchNorm follows, which do not change when their kernel is scaled. It falls to 0 with the learning rate."
     )
+    alternative = "effective learning rate along training"
+    return _along(results, "effective_learning_rate", "effective learning rate"), alternative, caption
+
+
+def _angle(results: Results) -> tuple:
+    caption = "Angle by which a step turns the kernels, mean over kernels, along training: the effective learning rate at work."
     return _along(results, "angle", "angle of a step, radians"), "angular update along training", caption

@@ -197,6 +197,7 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
         init_key, order_key = jax.random.split(one["key"])
         params, state = models.initialise(net, init_key, inputs[:1])
         steps = training.num_steps(one["rows"].shape[0], settings.num_epochs, settings.batch_size)
+        rate_at = optax.cosine_decay_schedule(case.learning_rate, steps)
         optimizer = optax.chain(
             training.sgd(
                 case.learning_rate, momentum=settings.momentum, decay_steps=steps,
@@ -207,7 +208,7 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
         return training.train(
             models.stateful_apply_fn(net, train=False), params, optimizer, (inputs[one["rows"]], labels[one["rows"]]),
             order_key, loss_fn=objectives.cross_entropy, num_epochs=settings.num_epochs, batch_size=settings.batch_size,
-            measure_epochs=settings.measure_epochs, measure_fn=_norms, state=state,
+            measure_epochs=settings.measure_epochs, measure_fn=functools.partial(_norms, rate_at), state=state,
             train_fn=models.stateful_apply_fn(net, train=True),
             augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip, fill=fill) if settings.crop else None,
         )  # fmt: skip
@@ -215,12 +216,12 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
     return train
 
 
-def _norms(now: training.TrainState) -> dict[str, jax.Array]:
+def _norms(rate_at: optax.Schedule, now: training.TrainState) -> dict[str, jax.Array]:
     """Norms, and what they do to layers that a normalisation follows: means over kernels, geometric for rates.
 
-    The rate is that of a learning rate of 1; a kernel that is 0, as Fixup starts some, has none.
+    A kernel that is 0, as Fixup starts some, has no effective rate.
     """
-    rates = norms.effective_learning_rates(now.params, 1.0)
+    rates = norms.effective_learning_rates(now.params, rate_at(optax.tree.get(now.opt_state, "count")))
     logarithms = jnp.where(jnp.isfinite(rates), jnp.log(rates), jnp.nan)
     return {
         "norm": jnp.sqrt(norms.squared_norm(now.params)),

@@ -84,15 +84,13 @@ def _ends(results: Results) -> report.Table:
     rows = []
     for case in results.settings.cases:
         for arm in ARMS:
-            ends = [
-                results.compared(case, arm, name)[:, -1] for name in ("train_loss", "norm", "effective_learning_rate")
-            ]
+            ends = [results.compared(case, arm, name)[:, -1] for name in ("train_loss", "norm", "kernel_norm")]
             rows.append((case.name, arm, *map(_interval, ends)))
-    columns = ("case", "arm", "train loss", "norm of all parameters", "1 / squared norm of a kernel")
+    columns = ("case", "arm", "train loss", "norm of all parameters", "norm of all kernels")
     return report.Table(
         columns,
         rows,
-        "At the end of training; means and 95 % intervals over seeds, the last column's over kernels geometric.",
+        "At the end of training; means and 95 % intervals over seeds.",
     )
 
 
