@@ -113,6 +113,51 @@ class Twin:
         return float(loss.detach())
 
 
+class Module(torch.nn.Module):
+    """A `Twin` in evaluation mode as the module that libraries of attacks take."""
+
+    def __init__(self, twin: Twin):
+        super().__init__()
+        self.twin = twin
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of inputs (N, C, H, W)."""
+        return self.twin.logits(self.twin.params, inputs)
+
+
+def pgd_train(
+    twin: Twin,
+    order: Sequence[np.ndarray],
+    learning_rate: float,
+    momentum: float,
+    *,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    random_start: bool = True,
+) -> float:
+    """`Twin.train` on batches attacked by linf PGD in training mode, box [0, 1]; returns the last batch's loss."""
+    params = {k: v.clone().requires_grad_() for k, v in twin.params.items()}
+    optimizer = torch.optim.SGD(params.values(), lr=learning_rate, momentum=momentum)
+    loss = torch.zeros(())
+    for batch in order:
+        inputs, labels = twin.inputs[batch], twin.labels[batch]
+        lower, upper = (inputs - epsilon).clamp_(0, 1), (inputs + epsilon).clamp_(0, 1)
+        frozen = {k: v.detach() for k, v in params.items()}  # the attack needs no gradients of the parameters
+        now = torch.empty_like(inputs).uniform_(-epsilon, epsilon).add_(inputs) if random_start else inputs
+        now = torch.clamp(now, lower, upper)
+        for _ in range(num_steps):
+            now.requires_grad_()
+            attacked = F.cross_entropy(twin.logits(frozen, now, train=True), labels)
+            (gradient,) = torch.autograd.grad(attacked, now)
+            now = torch.clamp(now.detach() + step_size * gradient.sign(), lower, upper)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(twin.logits(params, now, train=True), labels)
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
 def ntk(twin: Twin, params: Tensors) -> torch.Tensor:
     """The full tangent kernel (N, N, C, C) by torch.func: every example's Jacobian, contracted layer by layer."""
 

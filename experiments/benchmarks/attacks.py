@@ -1,0 +1,245 @@
+"""Attacks: adversarial training against PyTorch; PGD against foolbox, in time and in strength.
+
+``python -m experiments.benchmarks.attacks [--quick] [--out FILE.json]``. Small ResNets of width 16 with BatchNorm, batches of 64
+images, two sizes. A training step attacks its batch by PGD-7 from a random start and trains on the result, both in training
+mode; ours chains its steps in one compiled scan, PyTorch loops over as many, contiguous and channels last. PGD-20 is
+timed in evaluation mode against foolbox's LinfPGD on the very same Flax network, eager as it comes and compiled by hand, and
+on its PyTorch twin. Before
+anything is timed, peers must give the same loss on clean inputs and, without random starts, on attacked ones.
+
+The last rows tell of strength: the robust accuracy of a ResNet trained on digits, under linf attacks of radius 0.1, at equal
+steps and restarts; lower is stronger.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments import frame
+from experiments.benchmarks import harness
+
+_BATCH = 64
+_EPSILON = 0.1
+_WEIGHT_STEP = 0.01  # learning rate: small, so that a chain of steps stays comparable
+_CASES = {"8x8": (8, 8, 1), "28x28": (28, 28, 1)}
+_CHAIN = 4  # training steps in one program
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Attacks: seconds of PGD in training and in evaluation, and robust accuracy, against PyTorch and foolbox."""
+
+    quick: bool = False
+    """The smallest case and few runs, to see that it works."""
+    runs: int = 5
+    """Interleaved runs."""
+    out: Path | None = None
+    """Write the rows here as JSON."""
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.attacks")
+    frame.start_jax()
+    for peer in ("torch", "foolbox"):
+        if note := harness.missing_peer(peer):
+            print(note)
+    rows: list[dict[str, Any]] = []
+    for name in list(_CASES)[:1] if arguments.quick else _CASES:
+        rows += one_case(name, num_runs=2 if arguments.quick else arguments.runs)
+    harness.finish(rows + strength(num_examples=60 if arguments.quick else None), arguments.out)
+
+
+def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
+    """Time a chain of training steps and an evaluation on images of one size."""
+    import jax
+
+    from jaxbp import attacks, models
+
+    net = models.create("resnet", num_classes=10, width=16, stages=2, depth=1)
+    images = jax.random.uniform(jax.random.key(1), (_BATCH * _CHAIN, *_CASES[name]))
+    labels = jax.random.randint(jax.random.key(2), (len(images),), 0, 10)
+    params, state = models.initialise(net, jax.random.key(0), images[:1])
+
+    chain = _chain(net, attacks.pgd_training(attacks.Threat("linf", _EPSILON)))
+    train = functools.partial(chain, params, state, images, labels, jax.random.key(3))
+    first = images[:_BATCH], labels[:_BATCH]
+    attack = jax.jit(attacks.pgd(attacks.Threat("linf", _EPSILON), num_steps=20, keep="last"))
+    logits_fn = _in_evaluation(net, params, state)
+    evaluate = functools.partial(attack, logits_fn, jax.random.key(4), *first)
+
+    trainers, evaluators = {}, {}
+    if not harness.missing_peer("torch"):
+        trainers = _torch_training(net, params, state, images, labels)
+    if not harness.missing_peer("foolbox"):
+        evaluators = _foolbox(net, params, logits_fn, *first)
+    rows = harness.compare(
+        f"ResNet, {name}: {_CHAIN} steps of PGD-7 training",
+        lambda: jax.block_until_ready(train()),
+        trainers,
+        num_runs=num_runs,
+    )
+    return rows + harness.compare(
+        f"ResNet, {name}: PGD-20", lambda: jax.block_until_ready(evaluate()), evaluators, num_runs=num_runs
+    )
+
+
+def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
+    """Robust accuracy on digits of a network trained on clean inputs, by our attacks and foolbox's LinfPGD."""
+    if harness.missing_peer("foolbox"):
+        return []
+    import foolbox
+    import jax
+
+    from jaxbp import attacks, data, models, objectives, training
+
+    digits = data.load("digits")
+    net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
+    params, state = models.initialise(net, jax.random.key(0), digits.train.inputs[:1])
+    run = jax.jit(
+        functools.partial(
+            training.train, models.stateful_apply_fn(net, train=False), optimizer=training.sgd(0.1, momentum=0.9),
+            loss_fn=objectives.cross_entropy, num_epochs=10, batch_size=64, measure_epochs=(10,),
+            train_fn=models.stateful_apply_fn(net, train=True),
+        )
+    )  # fmt: skip
+    trained = run(params=params, data=tuple(digits.train), key=jax.random.key(1), state=state)
+    logits_fn = _in_evaluation(net, trained.params, trained.state)
+    inputs, labels = (array[:num_examples] for array in digits.test)
+    peer_model = foolbox.models.JAXModel(jax.jit(logits_fn), bounds=(0, 1))
+    rows = []
+    for restarts in (1, 5):
+        threat = attacks.Threat("linf", _EPSILON)
+        ours = {
+            "PGD-20": attacks.pgd(threat, num_steps=20, num_restarts=restarts, keep="last"),
+            "APGD-20": attacks.apgd(threat, num_steps=20, num_restarts=restarts),
+        }
+        peer = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20).repeat(restarts)
+        broken = peer(peer_model, jax.numpy.asarray(inputs), jax.numpy.asarray(labels), epsilons=_EPSILON)[2]
+        theirs = 1 - float(np.mean(np.asarray(broken)))
+        for name, attack in ours.items():
+            found = attacks.robust_accuracy(
+                logits_fn, jax.random.key(5), inputs, labels, {name: attack}, check_masking=False
+            )
+            case = f"digits ResNet, {name}, {restarts} restart{'s' * (restarts > 1)}"
+            error = (theirs * (1 - theirs) / len(inputs)) ** 0.5
+            options = {"runs": 1, "standard_error": error}
+            rows.append(
+                harness.row(
+                    case, "robust accuracy", "", found.worst_case.estimate, theirs, "foolbox LinfPGD", **options
+                )
+            )
+    return rows
+
+
+def _in_evaluation(net: Any, params: Any, state: Any) -> Any:
+    import jax
+
+    from jaxbp import models
+
+    apply_fn = models.stateful_apply_fn(net, train=False)
+    return jax.tree_util.Partial(_logits, jax.tree_util.Partial(apply_fn), params, state)
+
+
+def _logits(apply_fn: Callable[..., Any], params: Any, state: Any, inputs: Any) -> Any:
+    return apply_fn(params, inputs, state)
+
+
+def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``(params, state, images, labels, key) -> (end, adversarial losses)``: one step a batch, in a compiled scan."""
+    import jax
+
+    from jaxbp import models, objectives, training
+
+    train_fn = models.stateful_apply_fn(net, train=True)
+    optimizer = training.sgd(_WEIGHT_STEP, momentum=0.9)
+    step_fn = training.step_fn(
+        models.stateful_apply_fn(net, train=False), train_fn, optimizer, objectives.cross_entropy, None
+    )
+
+    def step(now: training.TrainState, draw: Any) -> tuple[training.TrainState, None]:
+        (inputs, labels), key = draw
+        inputs = perturb_fn(key, lambda x: train_fn(now.params, x, now.model_state)[0], inputs, labels)
+        return step_fn(now, ((inputs, labels), None))
+
+    @jax.jit
+    def chain(params: Any, state: Any, images: Any, labels: Any, key: Any) -> training.TrainState:
+        start = training.TrainState(params, optimizer.init(params), state)
+        batches = images.reshape(-1, _BATCH, *images.shape[1:]), labels.reshape(-1, _BATCH)
+        return jax.lax.scan(step, start, (batches, jax.random.split(key, len(batches[0]))))[0]
+
+    return chain
+
+
+def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
+    """A chain of steps in both memory formats; AssertionError if it ends elsewhere than ours."""
+    import jax
+
+    from experiments.benchmarks import torch_peers
+    from jaxbp import attacks, models, objectives
+
+    threat = attacks.Threat("linf", _EPSILON)
+    attack = attacks.adversarial_batch(
+        attacks.pgd(threat, num_steps=7, step_size=_EPSILON / 4, keep="last", random_start=False)
+    )
+    train_fn = models.stateful_apply_fn(net, train=True)
+
+    @jax.jit
+    def first_loss(params: Any, inputs: Any, labels: Any) -> Any:
+        def logits_fn(x: Any) -> Any:
+            return train_fn(params, x, state)[0]
+
+        inputs = attack(jax.random.key(0), logits_fn, inputs, labels)
+        return objectives.cross_entropy(logits_fn(inputs), labels).mean()
+
+    expected = float(first_loss(params, images[:_BATCH], labels[:_BATCH]))
+    order = list(np.arange(len(images)).reshape(-1, _BATCH))
+    peers = {}
+    for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
+        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        options = {"epsilon": _EPSILON, "step_size": _EPSILON / 4, "num_steps": 7}
+        found = torch_peers.pgd_train(twin, order[:1], _WEIGHT_STEP, 0.9, random_start=False, **options)
+        if not np.isclose(found, expected, rtol=1e-2):  # signs of gradients near 0 may differ
+            raise AssertionError(f"the PyTorch twin has another adversarial loss: {found} against {expected}")
+        peers[title] = functools.partial(torch_peers.pgd_train, twin, order, _WEIGHT_STEP, 0.9, **options)
+    return peers
+
+
+def _foolbox(net: Any, params: Any, logits_fn: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
+    """LinfPGD on the compiled Flax network and on the PyTorch twin, in both memory formats."""
+    import foolbox
+    import jax
+
+    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20)
+
+    def on_jax(network: Callable[..., Any]) -> Callable[[], Any]:
+        model = foolbox.models.JAXModel(network, bounds=(0, 1))
+        return lambda: jax.block_until_ready(attack(model, images, labels, epsilons=_EPSILON)[1])
+
+    peers = {"foolbox on JAX": on_jax(logits_fn), "foolbox on JAX, network compiled": on_jax(jax.jit(logits_fn))}
+    if harness.missing_peer("torch"):
+        return peers
+    import torch
+
+    from experiments.benchmarks import torch_peers
+
+    expected = np.asarray(logits_fn(images))
+    for title, last in {"foolbox on PyTorch": False, "foolbox on PyTorch, channels last": True}.items():
+        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        module = torch_peers.Module(twin).eval()
+        with torch.no_grad():
+            error = np.abs(module(twin.inputs).numpy() - expected).max()
+        if not error < 1e-3:
+            raise AssertionError(f"the PyTorch twin's logits differ by {error:.1e}: not the same network")
+        on_torch = foolbox.models.PyTorchModel(module, bounds=(0, 1))
+        peers[title] = functools.partial(attack, on_torch, twin.inputs, twin.labels, epsilons=_EPSILON)
+    return peers
+
+
+if __name__ == "__main__":
+    main()

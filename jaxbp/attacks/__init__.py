@@ -1,0 +1,24 @@
+"""Study 4: attacks on networks, training against them, and what accuracy is left.
+
+A `Threat` says what is allowed; `fgsm`, `pgd`, `apgd` and `square` make an `Attack` of it, which is one compiled program over
+batch and restarts, and may be vmapped over seeds; `robust_accuracy` is the worst case over attacks, and says when
+gradients look masked; `pgd_training` and `fgsm_training` attack the batches of a training.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp import attacks
+>>> attack = attacks.pgd(attacks.Threat("l2", 0.5), num_steps=20, num_restarts=2)
+>>> inputs, labels = jax.random.uniform(jax.random.key(0), (8, 4, 4, 1)), jnp.zeros(8, int)
+>>> result = jax.jit(attack, static_argnums=0)(lambda x: x.reshape(len(x), -1)[:, :3], jax.random.key(1), inputs, labels)
+>>> bool((attack.threat.distance(result.adversarial, inputs) <= 0.5).all())
+True
+"""
+
+from jaxbp.attacks.adversarial_training import PerturbFn, adversarial_batch, fgsm_training, pgd_training
+from jaxbp.attacks.apgd import apgd, checkpoints
+from jaxbp.attacks.attack import Attack, AttackResult
+from jaxbp.attacks.losses import LOSSES, TARGETED
+from jaxbp.attacks.masking import Sign, masking_signs
+from jaxbp.attacks.pgd import STEP_RULES, fgsm, pgd
+from jaxbp.attacks.robustness import RobustEvaluation, over_seeds, robust_accuracy, strongest, wilson_interval
+from jaxbp.attacks.square import square
+from jaxbp.attacks.threat import NORMS, Threat

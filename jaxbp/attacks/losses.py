@@ -1,0 +1,92 @@
+"""What attacks maximise: one value an example, larger where the network is closer to the wanted mistake.
+
+``cross_entropy`` is what networks are trained by. Where a network is sure of itself its gradient vanishes in floating
+point, and an attack stands still. The difference of logits ratio (``dlr``; Croce & Hein, ICML 2020, section 4.2) divides
+the margin of the logits by a spread of the same logits, so neither a shift nor a scaling of the logits changes it. The plain
+``margin`` serves searches without gradients.
+
+Targeted losses ask for one class. Their ``labels`` are the true ones; None means that they do not matter, and the strongest
+class beside the target stands in for them.
+
+>>> import jax.numpy as jnp
+>>> from jaxbp.attacks import losses
+>>> logits, label = jnp.array([[3.0, 1.0, 2.0, 0.0]]), jnp.array([0])
+>>> losses.dlr(logits, label).item(), losses.dlr(100 * logits + 7, label).item()  # -(3 - 2) / (3 - 1)
+(-0.5, -0.5)
+>>> losses.margin(logits, label).item()
+-1.0
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp import objectives
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats; shape (N,)."""
+    return objectives.cross_entropy(logits, labels)
+
+
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-(z_y - max_{i != y} z_i) / (z_1st - z_3rd), equation 5 of the source; shape (N,), above 0 for mistakes, at most 1.
+
+    Raises:
+      ValueError: when traced, with fewer than 3 classes.
+    """
+    top = _largest(logits, 3, "dlr")
+    return margin(logits, labels) / _spread(top[:, 0] - top[:, 2])
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The largest other logit minus that of the label; shape (N,), above 0 for mistakes."""
+    others = jnp.where(_is(labels, logits), -jnp.inf, logits)
+    return others.max(-1) - _at(logits, labels)
+
+
+def targeted_cross_entropy(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
+    """Minus the cross-entropy of the target; shape (N,)."""
+    return -objectives.cross_entropy(logits, targets)
+
+
+def targeted_dlr(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
+    """-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), equation 6 of the source; shape (N,).
+
+    Raises:
+      ValueError: when traced, with fewer than 4 classes.
+    """
+    top = _largest(logits, 4, "targeted dlr")
+    return targeted_margin(logits, labels, targets) / _spread(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def targeted_margin(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
+    """The target's logit minus the label's, or, without labels, minus the largest other; shape (N,)."""
+    if labels is None:
+        return -margin(logits, targets)
+    return _at(logits, targets) - _at(logits, labels)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "dlr": dlr, "margin": margin}
+TARGETED = {"cross_entropy": targeted_cross_entropy, "dlr": targeted_dlr, "margin": targeted_margin}
+
+
+def _is(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    return labels[:, None] == jnp.arange(logits.shape[-1])
+
+
+def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The logit of each label: a masked sum, as the gradient of a gather is a scatter, slow in loops on a CPU."""
+    return jnp.where(_is(labels, logits), logits, 0).sum(-1)
+
+
+def _largest(logits: jax.Array, count: int, name: str) -> jax.Array:
+    if logits.shape[-1] < count:
+        raise ValueError(
+            f"{name} needs at least {count} classes, got logits of shape {logits.shape}: take cross_entropy or margin"
+        )
+    return jax.lax.top_k(logits, count)[0]
+
+
+def _spread(difference: jax.Array) -> jax.Array:
+    """The denominator; 1 where the logits agree and the margin over it would be 0 / 0."""
+    return jnp.where(difference > 0, difference, 1)
