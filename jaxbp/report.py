@@ -17,7 +17,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -102,6 +102,29 @@ def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Pa
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # a figure of the caller's own may be registered there
         pyplot.close(fig)
     return paths[0], paths[1]
+
+
+def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
+    """A figure of small panels, two a row, one for each title, and their axes; ``subplots`` as for `figure`."""
+    fig, axes = figure(-(-len(titles) // 2), 2, width=7.0, squeeze=False, **subplots)
+    shown, hidden = list(axes.ravel())[: len(titles)], list(axes.ravel())[len(titles) :]
+    for ax in hidden:
+        ax.set_visible(False)
+    with style():
+        for ax, title in zip(shown, titles, strict=True):
+            ax.set_title(title, fontsize=9)
+    return fig, shown
+
+
+def save_all(
+    makers: Mapping[str, "Callable[[], tuple[Figure, str, str]]"], folder: str | os.PathLike
+) -> "list[Picture]":
+    """Draw figures by name, each by a function that returns it with its alternative text and caption, and save them."""
+    pictures = []
+    for name, make in makers.items():
+        fig, alternative, caption = make()
+        pictures.append(Picture(save_figure(fig, folder, name)[1], alternative, caption))
+    return pictures
 
 
 def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:

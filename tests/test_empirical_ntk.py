@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import models, ntk
-from jaxbp.ntk import blocks, contraction, empirical, layers
+from jaxbp import linear_layers, models, ntk
+from jaxbp.ntk import blocks, contraction, empirical
 
 C = 3
 
@@ -195,7 +195,7 @@ def test_flows_some_examples_at_a_time(at_a_time, monkeypatch):
     fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
     whole = dense_kernel(fn, params, x)
     num_outputs = whole.shape[-1]
-    found = blocks.layers.find(lambda p, e: fn(p, e[None])[0], params, x[0]).layers
+    found = linear_layers.find(lambda p, e: fn(p, e[None])[0], params, x[0]).layers
     largest = max(layer.output.size * layer.output.dtype.itemsize for layer in found)
     monkeypatch.setattr(blocks, "_CACHE", at_a_time * largest * num_outputs)
     problem = blocks.Problem(fn, "full", "all", False, "auto")
@@ -385,7 +385,7 @@ def test_methods_are_chosen_by_counting():
     """Early layers (many positions, few channels) by gradients, late ones (few positions, many channels) not."""
     net = stack(nn.Conv(4, (3, 3)), jnp.tanh, nn.Conv(64, (3, 3), 8), jnp.tanh, nn.Conv(64, (3, 3)), jnp.tanh)
     fn, params, x = ready(net, (16, 16, 3))
-    found = layers.find(lambda p, example: fn(p, example[None])[0], params, x[0])
+    found = linear_layers.find(lambda p, example: fn(p, example[None])[0], params, x[0])
     methods = [contraction.plan(layer, 25, 10, "full").method for layer in found.layers]
     assert methods[0] == "gradients"
     assert "gradients" not in methods[2:]

@@ -1,5 +1,6 @@
 """The figures of Study 2."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,11 @@ def draw(results: Results, folder: Path) -> list[report.Picture]:
     todo = {
         "accuracy": _accuracy, "target_norm": _target_norm, "norm": _norm, "effective_rate": _effective_rate, "angle": _angle,
     }  # fmt: skip
-    pictures = []
-    for name, make in todo.items():
-        fig, alternative, caption = make(results)
-        _, svg = report.save_figure(fig, folder, name)
-        pictures.append(report.Picture(svg, alternative, caption))
-    return pictures
+    return report.save_all({name: functools.partial(make, results) for name, make in todo.items()}, folder)
 
 
 def _panels(cases: Sequence[Case]) -> tuple[Any, Sequence[Any]]:
-    fig, axes = report.figure(-(-len(cases) // 2), 2, width=7.0, squeeze=False)
-    flat = list(axes.ravel())
-    for ax in flat[len(cases) :]:
-        ax.set_visible(False)
-    for ax, case in zip(flat, cases, strict=False):
-        with report.style():
-            ax.set_title(case.name.replace(" inputs", ""), fontsize=8)
-    return fig, flat[: len(cases)]
+    return report.panels([case.name.removesuffix(" inputs") for case in cases])
 
 
 def _accuracy(results: Results) -> tuple:

@@ -24,20 +24,11 @@ def draw(results: Results, folder: Path) -> list[report.Picture]:
         "kernels": lambda: _kernels(results),
         "evolution": lambda: _evolution(results),
     }
-    pictures = []
-    for name, make in todo.items():
-        fig, alternative, caption = make()
-        _, svg = report.save_figure(fig, folder, name)
-        pictures.append(report.Picture(svg, alternative, caption))
-    return pictures
+    return report.save_all(todo, folder)
 
 
-def _panels(count: int) -> tuple[Any, Sequence[Any]]:
-    fig, axes = report.figure(-(-count // 2), 2, width=7.0, sharey=True, squeeze=False)
-    flat = list(axes.ravel())
-    for ax in flat[count:]:
-        ax.set_visible(False)
-    return fig, flat[:count]
+def _panels(networks: Sequence[Network]) -> tuple[Any, Sequence[Any]]:
+    return report.panels([network.name.replace("ResNet, ", "") for network in networks], sharey=True)
 
 
 def _over_widths(ax: Any, network: Network, values: np.ndarray, label: str | None = None, *, log: bool = False) -> None:
@@ -45,12 +36,11 @@ def _over_widths(ax: Any, network: Network, values: np.ndarray, label: str | Non
     with report.style():
         ax.set_xscale("log", base=2)
         ax.set_xticks(network.widths, [str(w) for w in network.widths])
-        ax.set_title(network.name.replace("ResNet, ", ""), fontsize=10)
         ax.set_xlabel("width")
 
 
 def _correlation(results: Results, networks: list[Network], figure: str) -> tuple:
-    fig, axes = _panels(len(networks))
+    fig, axes = _panels(networks)
     for ax, network in zip(axes, networks, strict=True):
         _over_widths(ax, network, results.change(network, "correlation"))
         with report.style():
@@ -65,7 +55,7 @@ def _correlation(results: Results, networks: list[Network], figure: str) -> tupl
 
 
 def _change(results: Results, networks: list[Network]) -> tuple:
-    fig, axes = _panels(len(networks))
+    fig, axes = _panels(networks)
     for ax, network in zip(axes, networks, strict=True):
         change = results.change(network, "relative change")
         share = results.change(network, "share of rescaling")
@@ -87,7 +77,7 @@ def _change(results: Results, networks: list[Network]) -> tuple:
 
 def _statistics(results: Results) -> tuple:
     networks = [n for n in results.trained if n.batch_norm]
-    fig, axes = _panels(len(networks))
+    fig, axes = _panels(networks)
     for ax, network in zip(axes, networks, strict=True):
         for mode in (STORED, CALIBRATED, BATCH):
             _over_widths(ax, network, results.change(network, "correlation", mode), mode)
@@ -161,14 +151,13 @@ def _kernels(results: Results) -> tuple:
 
 def _evolution(results: Results) -> tuple:
     networks = results.trained
-    fig, axes = _panels(len(networks))
+    fig, axes = _panels(networks)
     for ax, network in zip(axes, networks, strict=True):
         for width in network.widths:
             found = results.training(network, width)
             report.curve(ax, found["epochs"], found[f"{STORED}: correlation"], label=f"width {width}")
         with report.style():
             ax.set_xscale("symlog", linthresh=1)
-            ax.set_title(network.name.replace("ResNet, ", ""), fontsize=10)
             ax.set_xlabel("epoch")
             ax.set_ylabel("correlation with the start")
             ax.legend(fontsize=7)

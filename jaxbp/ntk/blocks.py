@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from jaxbp.ntk import contraction, layers
+from jaxbp import linear_layers
+from jaxbp.ntk import contraction
 
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
 
@@ -68,7 +69,7 @@ class Problem(NamedTuple):
 class Flows(NamedTuple):
     """How what flows through the layers is captured, some examples at a time, and contracted."""
 
-    found: layers.Layers
+    found: linear_layers.Layers
     rules: tuple[contraction.Contraction, ...]
     reduction: str
     at_a_time: int
@@ -83,7 +84,7 @@ class Flows(NamedTuple):
 
     def operands(self, params: Any, state: Any, x: jax.Array, directions: jax.Array) -> list:
         """Each layer's operand, and last the plain Jacobian (n, c, F) of the other leaves, for examples x (n, ...)."""
-        run = layers.run_fn(self.found)
+        run = linear_layers.run_fn(self.found)
         leaves = jax.tree.leaves(params)
         dtype = jnp.result_type(*leaves)
         others = [leaves[i] for i in self.found.others]
@@ -120,7 +121,7 @@ def _zero_of(array: jax.Array) -> jax.Array:
 def plan_flows(problem: Problem, params: Any, state: Any, x: Any, directions: Any) -> Flows:
     """The layers of one example of x (n, ...) and the cheapest way to contract each."""
     num_examples, num_outputs = x.shape[0], directions.shape[0]
-    found = layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    found = linear_layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
     rules = [
         contraction.plan(layer, num_examples, num_outputs, problem.reduction, problem.method) for layer in found.layers
     ]
@@ -183,7 +184,7 @@ def flow_bytes(problem: Problem, params: Any, state: Any, *sides: tuple | None) 
     total = 0
     for x, directions in (side for side in sides if side is not None):
         one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        found = layers.find(problem.one_example, params, one, state).layers
+        found = linear_layers.find(problem.one_example, params, one, state).layers
         sizes = [math.prod(layer.data.shape) + len(directions) * math.prod(layer.output.shape) for layer in found]
         total += len(x) * sum(size * layer.output.dtype.itemsize for size, layer in zip(sizes, found, strict=True))
     return total // max(len(problem.devices), 1)

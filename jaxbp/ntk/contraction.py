@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbp.ntk.layers import Convolution, Layer
+from jaxbp.linear_layers import Convolution, Layer
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
@@ -114,7 +114,7 @@ class Contraction(NamedTuple):
         return each_pair_once(by_rows, rows) if columns is None else by_rows(rows, columns)
 
     def prepare(self, data: jax.Array, deltas: jax.Array) -> Operand:
-        """The operand of one example (no axis n), from its data and output gradients (C, ...) as `layers.run_fn` leaves them."""
+        """The operand of one example (no axis n), from its data and output gradients (C, ...) as `linear_layers.run_fn` leaves them."""
         geometry = self.layer.geometry
         deltas = jax.vmap(lambda d: geometry.deltas(d, data))(deltas)  # (C, P, g, o)
         if self.method == "gradients":

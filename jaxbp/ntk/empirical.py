@@ -2,7 +2,7 @@
 
 Theta[i, j, k, l] = sum over parameters p of (d f_k(x_i) / d theta_p) (d f_l(x_j) / d theta_p) (Jacot et al., NeurIPS
 2018; paper, Study 3). One forward and C backward passes an example give what flows into and back out of each linear
-layer (`jaxbp.ntk.layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
+layer (`jaxbp.linear_layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
 Parameters that are used in any other way (biases, normalisation, weights used twice) are served by plain Jacobians.
 
 Examples are taken one at a time, so nothing that couples them may be hidden in the function: batch statistics are

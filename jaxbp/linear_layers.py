@@ -6,7 +6,14 @@ delta_k being the gradient of f_k with respect to y. `find` walks through the pr
 inputs) and says which parameters are used in this way and in no other, perhaps reshaped, transposed or multiplied by
 a number first (the NTK parametrisation); all others are left to plain Jacobians. `run_fn` then evaluates the program
 with a tap after each such layer: differentiating with respect to the taps gives all deltas in one backward pass that
-forms no gradient of a weight.
+forms no gradient of a weight. `uses` says less and asks for less: every place where a parameter multiplies data, of a
+function with any outputs, be it the parameter's only use or not.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp import linear_layers
+>>> found = linear_layers.find(lambda p, x: x @ (2.0 * p["kernel"]), {"kernel": jnp.ones((3, 5))}, jnp.ones((4, 3)))
+>>> [(layer.leaf, layer.data.shape, layer.output.shape) for layer in found.layers]
+[(0, (4, 3), (4, 5))]
 """
 
 import collections
@@ -36,6 +43,8 @@ class Matmul(NamedTuple):
     contract: tuple[int, ...]  # axes of the data
     batch: tuple[int, ...]  # axes of the data, shared with the weight: each slice has a weight of its own
     weight_side: int
+    weight_contract: tuple[int, ...]  # axes of the weight
+    weight_batch: tuple[int, ...]
 
     def patches(self, data: jax.Array) -> jax.Array:
         """What multiplies the weight: data to (positions P, groups g, K)."""
@@ -63,6 +72,7 @@ class Convolution(NamedTuple):
     groups: int
     data_spec: tuple[int, ...]  # axes of batch, channels, space
     output_spec: tuple[int, ...]
+    weight_spec: tuple[int, ...]  # axes of outputs, inputs, window
 
     def image(self, data: jax.Array) -> jax.Array:
         """Data as (batch, *space, channels), dilated and padded."""
@@ -103,12 +113,19 @@ class Convolution(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One use of a parameter as the weight of a linear layer; ``data`` and ``output`` are shapes with dtypes."""
+    """One use of a parameter as the weight of a linear layer; ``data`` and ``output`` are shapes with dtypes.
+
+    ``source`` is the same number for layers that read the same array. ``steps`` lead from the leaf to the weight, one
+    function after another, each a rearrangement or a multiplication by a number; None if a number is not known before the
+    program runs.
+    """
 
     leaf: int
     geometry: Matmul | Convolution
     data: jax.ShapeDtypeStruct
     output: jax.ShapeDtypeStruct
+    source: int
+    steps: tuple[Callable, ...] | None
 
 
 class Layers(NamedTuple):
@@ -138,6 +155,23 @@ def find(fn: Callable, params: Any, *arguments: Any) -> Layers:
     return Layers(closed.jaxpr, closed.consts, layers, others, num_leaves)
 
 
+def uses(fn: Callable, params: Any, *arguments: Any) -> tuple[Layer, ...]:
+    """Trace ``fn(params, *arguments)`` and find every use of a leaf as the weight of a linear layer, in order.
+
+    ``fn`` may return anything. A leaf that is used in other ways as well, or several times, is found all the same.
+    """
+    closed = jax.make_jaxpr(fn)(params, *arguments)
+    num_leaves = len(jax.tree.leaves(params))
+    walk = _Walk(structured=None)
+
+    def evaluate(*values: jax.Array) -> None:
+        weights = [_Weight(leaf, value, 1.0) for leaf, value in enumerate(values[:num_leaves])]
+        walk.run(closed.jaxpr, closed.consts, [*weights, *values[num_leaves:]])
+
+    jax.eval_shape(evaluate, *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars))
+    return tuple(walk.layers)
+
+
 def run_fn(found: Layers) -> Callable:
     """``(taps, others, leaves, arguments) -> (output, data of each layer)`` for the program that was found.
 
@@ -163,6 +197,7 @@ class _Weight(NamedTuple):
     leaf: int
     value: jax.Array
     scale: jax.Array | float
+    steps: tuple[Callable, ...] | None = ()
 
 
 class _Walk:
@@ -177,6 +212,8 @@ class _Walk:
         self.layers: list[Layer] = []
         self.others: set[int] = set()
         self.data: list[jax.Array] = []
+        self.sources: list[jax.Array] = []  # held, so that their identities stay theirs
+        self.casts: dict[int, jax.Array] = {}  # what an array was before a change of precision
 
     def output(self, jaxpr: Any, consts: Sequence, values: Sequence, num_leaves: int) -> jax.Array:
         """The program's one output; its first ``num_leaves`` arguments are the leaves."""
@@ -208,14 +245,24 @@ class _Walk:
         values = [o.value if isinstance(o, _Weight) else o for o in operands]
         outputs = [_convolve(eqn, values)] if name == "conv_general_dilated" else _bind(jaxpr, eqn, values)
         if not weights:
+            if name == "convert_element_type":
+                self.sources.append(outputs[0])
+                self.casts[id(outputs[0])] = self.casts.get(id(values[0]), values[0])
             return outputs
         if len(weights) == 1:
             if (scale := _rescaled(eqn, operands)) is not None:
-                return [_Weight(weights[0].leaf, outputs[0], weights[0].scale * scale)]
-            if name in _BILINEAR and (layer := _layer(eqn, operands, outputs[0])) is not None:
+                steps = _extended(weights[0].steps, jaxpr, eqn, operands)
+                return [_Weight(weights[0].leaf, outputs[0], weights[0].scale * scale, steps)]
+            if name in _BILINEAR and (layer := _layer(eqn, operands, outputs[0], self._source)) is not None:
                 return [self._tap(layer, operands, outputs[0])]
         self.others.update(weight.leaf for weight in weights)
         return outputs
+
+    def _source(self, data: jax.Array) -> int:
+        data = self.casts.get(id(data), data)
+        known = [index for index, array in enumerate(self.sources) if array is data]
+        self.sources.append(data)
+        return known[0] if known else len(self.sources) - 1
 
     def _tap(self, layer: Layer, operands: list, output: jax.Array) -> jax.Array:
         if self.structured is None:
@@ -235,6 +282,14 @@ def _bind(jaxpr: Any, eqn: Any, values: list) -> list:
     }
     one = jaxpr.replace(constvars=[], invars=list(operands), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
     return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(one, ()))(*operands.values())
+
+
+def _extended(steps: tuple | None, jaxpr: Any, eqn: Any, operands: list) -> tuple | None:
+    """The steps and this operation, or None if its other operand is not known now."""
+    rest = [None if isinstance(operand, _Weight) else operand for operand in operands]
+    if steps is None or any(isinstance(operand, jax.core.Tracer) for operand in rest):
+        return None
+    return (*steps, lambda value: _bind(jaxpr, eqn, [value if operand is None else operand for operand in rest])[0])
 
 
 def _convolve(eqn: Any, values: list) -> jax.Array:
@@ -264,19 +319,21 @@ def _rescaled(eqn: Any, operands: list) -> jax.Array | float | None:
     return None
 
 
-def _layer(eqn: Any, operands: list, output: Any) -> Layer | None:
+def _layer(eqn: Any, operands: list, output: Any, source_fn: Callable[[Any], int]) -> Layer | None:
     side = 0 if isinstance(operands[0], _Weight) else 1
     data, weight = operands[1 - side], operands[side]
     geometry = _GEOMETRIES[eqn.primitive.name](eqn.params, side, weight.value)
     if geometry is None:
         return None
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (data, output)]
-    return Layer(weight.leaf, geometry, *shapes)
+    return Layer(weight.leaf, geometry, *shapes, source_fn(data), weight.steps)
 
 
 def _matmul(params: dict, side: int, weight: Any) -> Matmul:
     contract, batch = params["dimension_numbers"]
-    return Matmul(tuple(contract[1 - side]), tuple(batch[1 - side]), side)
+    return Matmul(
+        tuple(contract[1 - side]), tuple(batch[1 - side]), side, tuple(contract[side]), tuple(batch[side])
+    )  # fmt: skip
 
 
 def _convolution(params: dict, side: int, weight: Any) -> Convolution | None:
@@ -287,7 +344,7 @@ def _convolution(params: dict, side: int, weight: Any) -> Convolution | None:
         tuple(params["window_strides"]), tuple(params["padding"]),
         tuple(params["lhs_dilation"]), tuple(params["rhs_dilation"]),
         tuple(weight.shape[axis] for axis in numbers.rhs_spec[2:]),
-        params["feature_group_count"], tuple(numbers.lhs_spec), tuple(numbers.out_spec),
+        params["feature_group_count"], tuple(numbers.lhs_spec), tuple(numbers.out_spec), tuple(numbers.rhs_spec),
     )  # fmt: skip
 
 
@@ -297,7 +354,9 @@ def _house_convolution(params: dict, side: int, weight: Any) -> Convolution | No
         return None
     n = len(spec.spatial)
     last = (0, n + 1, *range(1, n + 1))
-    return Convolution(spec.strides, spec.padding, (1,) * n, spec.dilation, spec.window, 1, last, last)
+    return Convolution(
+        spec.strides, spec.padding, (1,) * n, spec.dilation, spec.window, 1, last, last, (n + 1, n, *range(n))
+    )
 
 
 _GEOMETRIES = {"dot_general": _matmul, "conv_general_dilated": _convolution, "jaxbp_conv": _house_convolution}
