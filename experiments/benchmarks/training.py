@@ -22,8 +22,8 @@ _BATCH = 64
 _CASES = {  # name: (model, its options, image shape, examples)
     "ResNet, width 8, 8x8": ("resnet", {"width": 8, "stages": 2, "depth": 1}, (8, 8, 1), 1024),
     "ResNet, width 16, 28x28": ("resnet", {"width": 16, "stages": 2, "depth": 1}, (28, 28, 1), 512),
-    "ResNet-18, width 16, 32x32": ("resnet18", {"width": 16}, (32, 32, 3), 256),
-    "ResNet-18, width 64, 32x32": ("resnet18", {"width": 64}, (32, 32, 3), 128),
+    "ResNet-18, width 16, 32x32": ("resnet18", {"width": 16}, (32, 32, 3), 512),
+    "ResNet-18, width 64, 32x32": ("resnet18", {"width": 64}, (32, 32, 3), 384),
 }
 
 

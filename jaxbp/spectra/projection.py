@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.spectra import rules
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.measures import effective_rank, numerical_rank
 from jaxbp.spectra.network import Pattern, as_circular, grouped, inner_convolutions, layers_of
@@ -90,8 +91,8 @@ def rank_min(
     Raises:
       ValueError: no rule or several, a value out of range, a name that is no layer, a parameter used in two geometries.
     """
-    rules = {"threshold": threshold, "energy": energy, "target_rank": target_rank, "relative_rank": relative_rank}
-    return _projection("rank_min", rules, fn, params, inputs, pattern, num_projections, tolerance)
+    choices = {"threshold": threshold, "energy": energy, "target_rank": target_rank, "relative_rank": relative_rank}
+    return _projection("rank_min", choices, fn, params, inputs, pattern, num_projections, tolerance)
 
 
 def rank_max(
@@ -112,17 +113,17 @@ def rank_max(
     is at least this; ``relative_rank``, the same as a multiple, at least 1, of the rank before. A target above the numerical rank's
     root cannot be reached, and the layer is left as it is.
     """
-    rules = {"ceiling": ceiling, "target_rank": target_rank, "relative_rank": relative_rank}
-    return _projection("rank_max", rules, fn, params, inputs, pattern, num_projections, tolerance)
+    choices = {"ceiling": ceiling, "target_rank": target_rank, "relative_rank": relative_rank}
+    return _projection("rank_max", choices, fn, params, inputs, pattern, num_projections, tolerance)
 
 
 def _projection(
-    name: str, rules: dict[str, Target | None], fn: Callable, params: Any, inputs: Any, pattern: Pattern,
+    name: str, choices: dict[str, Target | None], fn: Callable, params: Any, inputs: Any, pattern: Pattern,
     num_projections: int, tolerance: float,
 ) -> Projection:  # fmt: skip
-    given = {rule: value for rule, value in rules.items() if value is not None}
+    given = {rule: value for rule, value in choices.items() if value is not None}
     if len(given) != 1:
-        raise ValueError(f"{name} takes exactly one of {', '.join(rules)}, got {', '.join(given) or 'none'}")
+        raise ValueError(f"{name} takes exactly one of {', '.join(choices)}, got {', '.join(given) or 'none'}")
     if num_projections < 1:
         raise ValueError(f"num_projections must be at least 1, got {num_projections}")
     ((rule, target),) = given.items()
@@ -134,7 +135,7 @@ def _projection(
         layers = tuple(layer for layer in layers if layer.name in target)
     targets = {layer.name: target[layer.name] if isinstance(target, Mapping) else target for layer in layers}
     for value in targets.values():
-        _check_target(name, rule, value)
+        rules.check_target(name, rule, value)
     leaves_used = [layer.leaf for layer in layers]
     for layer in layers:
         if leaves_used.count(layer.leaf) > 1:
@@ -147,7 +148,7 @@ def _projection(
         for members in groups:
             stack = jnp.stack([layer.kernel_fn(leaves[layer.leaf]) for layer in members])
             wanted = jnp.asarray([targets[layer.name] for layer in members], stack.dtype)
-            rule_fn = functools.partial(_RULES[name, rule], wanted)
+            rule_fn = functools.partial(rules.RULES[name, rule], wanted)
             changes, report = _project(stack, as_circular(members[0].geometry), rule_fn, num_projections, tolerance)
             for index, layer in enumerate(members):
                 one = jax.tree.map(lambda a, index=index: a[index], report)
@@ -158,13 +159,6 @@ def _projection(
         return jax.tree.unflatten(tree, leaves), {layer.name: reports[layer.name] for layer in layers}
 
     return project
-
-
-def _check_target(name: str, rule: str, value: float) -> None:
-    ranges = {"energy": (0, 1), "relative_rank": (0, 1) if name == "rank_min" else (1, float("inf"))}
-    low, high = ranges.get(rule, (0, float("inf")))
-    if not (low <= value <= high):
-        raise ValueError(f"{rule} of {name} must lie between {low} and {high}, got {value}")
 
 
 class _Parts(NamedTuple):
@@ -250,99 +244,6 @@ def _project(
         _norm(before), _norm(after), after[..., 0], after[..., -1], share, lost_after, count,
     )  # fmt: skip
     return change, report
-
-
-class _Cut(NamedTuple):
-    """Values below ``level`` (L,) become 0."""
-
-    level: jax.Array
-
-    def factor(self, values: jax.Array) -> jax.Array:
-        level = self.level.reshape(-1, *[1] * (values.ndim - 1))
-        return jnp.where((values < level) & (values > 0), -1.0, 0.0).astype(values.dtype)
-
-
-class _Cap(NamedTuple):
-    """Values above ``level`` (L,) become it."""
-
-    level: jax.Array
-
-    def factor(self, values: jax.Array) -> jax.Array:
-        level = self.level.reshape(-1, *[1] * (values.ndim - 1))
-        above = values > level
-        return jnp.where(above, level / jnp.where(above, values, 1) - 1, 0.0).astype(values.dtype)
-
-
-# Rules: from targets (L,) and the values (L, count), descending, of the start, to a function from values to a _Cut or _Cap.
-
-
-def _cut_below(target: jax.Array, start: jax.Array) -> Callable:
-    return lambda values: _Cut(target)
-
-
-def _cut_to_energy(target: jax.Array, start: jax.Array) -> Callable:
-    # Once the level is known it is a threshold: a share of what is left would shrink again and again.
-    squares = jnp.cumsum(start**2, -1)
-    needed = jnp.sum(squares < target[:, None] * squares[:, -1:] * (1 - 4 * jnp.finfo(start.dtype).eps), -1)
-    level = jnp.take_along_axis(start, jnp.minimum(needed, start.shape[-1] - 1)[:, None], -1)[:, 0]
-    return lambda values: _Cut(_below(jnp.where(target < 1, level, 0)))
-
-
-def _cut_to_rank(target: jax.Array, start: jax.Array) -> Callable:
-    def goal(values: jax.Array) -> _Cut:
-        # The effective rank of the largest k values rises with k.
-        ranks = jnp.cumsum(values, -1) / jnp.sqrt(jnp.maximum(jnp.cumsum(values**2, -1), jnp.finfo(values.dtype).tiny))
-        fits = jnp.maximum(jnp.sum(ranks <= target[:, None] * (1 + 1e-6), -1), 1)
-        level = jnp.take_along_axis(values, fits[:, None] - 1, -1)[:, 0]
-        return _Cut(jnp.where(fits < values.shape[-1], _below(level), 0))
-
-    return goal
-
-
-def _cut_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cut_to_rank(target * effective_rank(start), start)
-
-
-def _cap_above(target: jax.Array, start: jax.Array) -> Callable:
-    return lambda values: _Cap(target)
-
-
-def _cap_to_rank(target: jax.Array, start: jax.Array) -> Callable:
-    def rank_at(values: jax.Array, level: jax.Array) -> jax.Array:
-        return effective_rank(jnp.minimum(values, level[:, None]))
-
-    def goal(values: jax.Array) -> _Cap:
-        # Lower ceilings, higher ranks: bisection; a rank that no ceiling gives leaves the values as they are.
-        top = values[:, 0]
-
-        def halve(_: int, ends: tuple) -> tuple:
-            low, high = ends
-            middle = 0.5 * (low + high)
-            enough = rank_at(values, middle) >= target
-            return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-        low, _ = jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(top), top))
-        done = rank_at(values, top) >= target
-        return _Cap(jnp.where(done | (low <= 0), top, low))
-
-    return goal
-
-
-def _cap_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cap_to_rank(target * effective_rank(start), start)
-
-
-_RULES: dict[tuple[str, str], Callable] = {
-    ("rank_min", "threshold"): _cut_below, ("rank_min", "energy"): _cut_to_energy,
-    ("rank_min", "target_rank"): _cut_to_rank, ("rank_min", "relative_rank"): _cut_to_share,
-    ("rank_max", "ceiling"): _cap_above, ("rank_max", "target_rank"): _cap_to_rank,
-    ("rank_max", "relative_rank"): _cap_to_share,
-}  # fmt: skip
-
-
-def _below(level: jax.Array) -> jax.Array:
-    """Just under a value that is to stay, with room for the rounding of its twin."""
-    return level * (1 - 16 * jnp.finfo(level.dtype).eps)
 
 
 def _sorted(values: jax.Array) -> jax.Array:
