@@ -57,7 +57,9 @@ def kernel_gradient(x: jax.Array, y: jax.Array, *, padding: Padding, precision: 
         deltas = _grid(_transform(_A, _tiles(operands[1], ((0, 0), (0, 0)), num_tiles, 2)))
         return lax.dot_general(data, deltas, (((1,), (1,)), ((0,), (0,))), precision=precision)
 
-    parts = _in_groups((x, y), 16 * math.prod(num_tiles) * (x.shape[-1] + y.shape[-1]) * x.dtype.itemsize)
+    entry = 16 * x.dtype.itemsize
+    limit = max(_GROUP_BYTES, 2 * entry * x.shape[-1] * y.shape[-1])  # each group also reads and writes the sum so far
+    parts = _in_groups((x, y), entry * math.prod(num_tiles) * (x.shape[-1] + y.shape[-1]), limit)
     if len(parts[0]) == 1:
         products = group(jax.tree.map(lambda part: part[0], parts))
     else:
@@ -81,17 +83,17 @@ def _correlate(x: jax.Array, filters: jax.Array, padding: Padding, contraction: 
             :, : extents[0], : extents[1]
         ]
 
-    (parts,) = _in_groups((x,), 16 * math.prod(num_tiles) * x.shape[-1] * x.dtype.itemsize)
+    (parts,) = _in_groups((x,), 16 * math.prod(num_tiles) * x.shape[-1] * x.dtype.itemsize, _GROUP_BYTES)
     if len(parts) == 1:
         return group(parts[0])
     out = lax.map(group, parts)
     return out.reshape(math.prod(out.shape[:2]), *out.shape[2:])[: len(x)]
 
 
-def _in_groups(arrays: tuple[jax.Array, ...], bytes_each: int) -> tuple[jax.Array, ...]:
-    """Examples in groups (groups, n, ...) whose tiles take at most `_GROUP_BYTES`; zeros fill up the last group."""
+def _in_groups(arrays: tuple[jax.Array, ...], bytes_each: int, limit: int) -> tuple[jax.Array, ...]:
+    """Examples in groups (groups, n, ...) whose tiles take at most ``limit`` bytes; zeros fill up the last group."""
     num_examples = len(arrays[0])
-    size = max(1, min(num_examples, _GROUP_BYTES // max(bytes_each, 1)))
+    size = max(1, min(num_examples, limit // max(bytes_each, 1)))
     num_groups = -(-num_examples // size)
     size = -(-num_examples // max(num_groups, 1))  # as even as can be
     missing = num_groups * size - num_examples

@@ -65,7 +65,7 @@ def test_products_in_groups_of_any_size(case, group_bytes, x64, monkeypatch):
 
 @pytest.mark.parametrize("num_examples,bytes_each,shape", [(6, 2**21, (2, 3)), (7, 2**21, (2, 4)), (3, 2**25, (3, 1))])
 def test_groups_fit_the_bound_and_lose_no_example(num_examples, bytes_each, shape):
-    (parts,) = winograd._in_groups((jnp.arange(1.0, num_examples + 1),), bytes_each)
+    (parts,) = winograd._in_groups((jnp.arange(1.0, num_examples + 1),), bytes_each, 2**23)
     assert parts.shape == shape
     assert list(parts.ravel()) == [*range(1, num_examples + 1), *[0] * (parts.size - num_examples)]
 
