@@ -286,6 +286,7 @@ def test_steps_have_the_lengths_of_their_rule(norm, rule, total, x64):
     np.testing.assert_allclose(threat.distance(result.adversarial, jnp.zeros((3, 5))), 0.1 * total, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_brute_force_over_a_grid_finds_no_more(x64):
     """Two inputs, curved network: APGD is within 1 % of the worst of 160,000 points of the ball, with the box binding."""
     params = random_mlp(jax.random.key(4), (2, 12, 3), 1.5)
@@ -302,6 +303,7 @@ def test_brute_force_over_a_grid_finds_no_more(x64):
         assert float(found[index]) >= 0.99 * float(loss.max())
 
 
+@pytest.mark.slow
 def test_the_order_of_strength(trained):
     """FGSM < PGD <= APGD at equal steps; more restarts and the best iterate never do worse; Square is not far behind."""
     network, inputs, labels = trained

@@ -335,6 +335,7 @@ def test_inside_other_transformations():
     assert off(jax.vmap(lambda p: ntk.empirical_ntk(fn, p, x))(several)[0], truth) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_rows_are_shared_by_devices():
     fn, params, x = ready(*NETS["house convolution"])
     devices = jax.devices()[:2]

@@ -86,6 +86,7 @@ def wait_for_pieces(process, folder, count):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_it_goes_on_to_the_same_numbers(smoke, tmp_path):
     kept = 0
     for kind, code, pieces in ((signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 8), (signal.SIGKILL, -9, 14)):

@@ -68,6 +68,7 @@ def finished(tmp_path_factory):
         yield results.Results(SMALL, store), case
 
 
+@pytest.mark.slow
 def test_arms_start_alike_and_end_as_projected(finished):
     found, case = finished
     along = {arm: found.of_arm(case, NATURAL, arm, "ranks along") for arm in ARMS}
@@ -79,6 +80,7 @@ def test_arms_start_alike_and_end_as_projected(finished):
     assert len(np.unique(along[ALONE][:, 0, 0])) == SMALL.num_seeds
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_the_values_kept(finished):
     found, case = finished
     assert len(found.layers(case)) == 2  # of three convolutions, all but the first
@@ -89,6 +91,7 @@ def test_ranks_are_those_of_the_values_kept(finished):
         np.testing.assert_allclose(found.of_arm(case, NATURAL, arm, "ranks along")[:, -1, place], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attacks_take_away_and_the_strongest_the_most(finished):
     found, case = finished
     clean, curve, strongest = (found.get(case, NATURAL, name) for name in ("clean", "curve", "strongest"))
@@ -99,6 +102,7 @@ def test_attacks_take_away_and_the_strongest_the_most(finished):
     assert (strongest[..., 1] < clean - 10).all()
 
 
+@pytest.mark.slow
 def test_rows_hold_everything(finished, monkeypatch):
     found, case = finished
     monkeypatch.setattr(results, "TRAININGS", (NATURAL,))
@@ -112,6 +116,7 @@ def test_rows_hold_everything(finished, monkeypatch):
     assert strongest == found.of_arm(case, NATURAL, RANK_MIN, "strongest")[1, 1]
 
 
+@pytest.mark.slow
 def test_adversarial_training_trains_on_attacked_batches():
     case, radius = dataclasses.replace(SMALL.cases[0], dataset="digits"), 0.1
     lab = measure.Lab(dataclasses.replace(SMALL, radius=radius), None)
