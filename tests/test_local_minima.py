@@ -34,6 +34,7 @@ def measurements(folder):
     return pd.read_parquet(folder / "measurements.parquet")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_contract_says(smoke):
     folder, said = smoke
     verdicts = evidence.read_verdicts(folder / "verdicts.json")
@@ -49,6 +50,7 @@ def test_a_run_leaves_what_the_contract_says(smoke):
     assert str(folder / "report.html") in said
 
 
+@pytest.mark.slow
 def test_the_embedded_minima_of_the_run_are_proven(smoke):
     rows = measurements(smoke[0])
     embedded = rows[rows.arm == "embedded minimum"]
@@ -61,6 +63,7 @@ def test_the_embedded_minima_of_the_run_are_proven(smoke):
     assert (table.radius > 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_compute(smoke):
     folder, _ = smoke
     before = (folder / "verdicts.json").read_bytes()
@@ -70,6 +73,7 @@ def test_the_same_command_again_has_nothing_to_compute(smoke):
     assert (folder / "verdicts.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(smoke):
     folder, _ = smoke
     refused = run("--preset", "smoke", "--epochs", "31", "--out", folder, check=False)
