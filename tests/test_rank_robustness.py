@@ -148,6 +148,7 @@ def made_up(tmp_path, change):
             {
                 "rank": 2 ** (base + by_arm[:, :1] + np.zeros(4)),
                 "untrained rank": 2 ** (3 + noise + np.zeros(4)),
+                "loss": by_arm.sum(1),
                 "clean": 90 + by_arm[:, 1],
                 "strongest": 50 + by_arm[:, 2:] + np.zeros(2),
             },
@@ -168,9 +169,8 @@ def test_verdicts_follow_the_rules(tmp_path):
 
 
 def test_a_network_that_diverged_decides_nothing(tmp_path):
-    found = made_up(tmp_path, lambda kind, arm: (np.nan if arm == RANK_MAX else -1.0, 0.0, 0.0))
-    assert found["S4.a"] == "undecided"
-    assert found["S4.b"] == "supported"
+    found = made_up(tmp_path, lambda kind, arm: (np.nan if arm == RANK_MIN else 1.0, 0.0, 0.0))
+    assert [found[claim] for claim in ("S4.a", "S4.b", "S4.c")] == ["undecided"] * 3
 
 
 def test_presets_are_consistent():

@@ -1,7 +1,7 @@
 """Claims S4.a to S4.e, with the rules that turn intervals into verdicts, fixed before a run.
 
-Ranks are effective ranks, ||W||_* / ||W||_F (paper, section on rank), of the convolutions that RankMin and RankMax treat, as operators
-with their true strides, padding and map sizes; one number a network, the geometric mean over its layers. All comparisons are
+Ranks are effective ranks, ||W||_* / ||W||_F (paper, section on rank), of the convolutions that RankMin and RankMax treat, as circular
+operators with their true strides and map sizes; one number a network, the geometric mean over its layers. All comparisons are
 within pairs of networks that share data, initial parameters and the base network from which they were fine-tuned.
 
 "Equivalent" means within 1 percentage point of accuracy: the paper's own differences, which it takes for none, are 0.2 to 1.0.

@@ -51,6 +51,10 @@ class Results:
     def change(self, case: Case, kind: str, arm: str, name: str, at: int | None = None) -> np.ndarray:
         """A measurement of an arm minus that of the network left alone, within pairs, (S,)."""
         difference = self.of_arm(case, kind, arm, name) - self.of_arm(case, kind, ALONE, name)
+        losses = self.of_arm(case, kind, arm, "loss") + self.of_arm(case, kind, ALONE, "loss")
+        difference[~np.isfinite(losses)] = (
+            np.nan
+        )  # a network that diverged has an accuracy of 0, which compares nothing
         return difference if at is None else difference[:, at]
 
 

@@ -46,7 +46,7 @@ class Settings:
     ``num_train`` and ``num_test``: examples that a seed draws and that are attacked, None for all; ``radius``: of adversarial
     training and the larger one of the claims, ``small_radius`` the other, in the l_inf norm of inputs in [0, 1]; ``curve``: radii of
     the figure, under PGD-20; ``threshold`` and ``ceiling``: of RankMin and RankMax, singular values; ``num_projections``:
-    onto them and back to the window, 1 as in the paper; ``attack_steps``, ``num_targets``,
+    onto them and back to the window, 1 in the paper; ``attack_steps``, ``num_targets``,
     ``num_queries``: of the strongest attack.
     """
 
@@ -167,6 +167,7 @@ PRESETS = {
         curve=(0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
         threshold=0.5,
         ceiling=1.5,
+        num_projections=20,
         attack_steps=100,
         num_targets=9,
         num_queries=5000,

@@ -166,7 +166,7 @@ def robust_accuracy(
 
     signs = ()
     if check_masking and attacks and correct.any():
-        rows, _ = next(iter(_batches(np.flatnonzero(correct), batch_size)))
+        rows = np.resize(np.flatnonzero(correct), batch_size)  # in turn, so that filling up shifts no share by much
         threat = next(iter(attacks.values())).threat
         signs = masking_signs(
             network,
@@ -174,7 +174,7 @@ def robust_accuracy(
             inputs[rows],
             labels[rows],
             threat,
-            gradient_free_share=_only_without_gradients(attacks, broken),
+            gradient_free_share=_only_without_gradients(attacks, tried, broken),
         )
     return RobustEvaluation(correct, tried, broken, spent, signs)
 
@@ -230,12 +230,15 @@ def _batches(chosen: np.ndarray, batch_size: int):
         yield np.concatenate([places, np.repeat(places[:1], batch_size - len(places))]), places
 
 
-def _only_without_gradients(attacks: Mapping[str, Attack], broken: Mapping[str, np.ndarray]) -> float | None:
-    """The share of all examples that only gradient-free attacks broke; None unless both kinds were tried."""
+def _only_without_gradients(
+    attacks: Mapping[str, Attack], tried: Mapping[str, np.ndarray], broken: Mapping[str, np.ndarray]
+) -> float | None:
+    """The share of all examples that gradient attacks were tried on and only others broke; None unless both kinds were tried."""
     kinds = {kind: [broken[n] for n, a in attacks.items() if a.gradient_free == kind] for kind in (False, True)}
     if not (kinds[False] and kinds[True]):
         return None
-    return float((np.any(kinds[True], axis=0) & ~np.any(kinds[False], axis=0)).mean())
+    faced = np.any([tried[n] for n, a in attacks.items() if not a.gradient_free], axis=0)
+    return float((faced & np.any(kinds[True], axis=0) & ~np.any(kinds[False], axis=0)).mean())
 
 
 @jax.jit

@@ -30,7 +30,7 @@ def nuclear_norm(spectrum: Any) -> jax.Array:
 def frobenius_norm(spectrum: Any) -> jax.Array:
     """The root of the sum of squares, from the values alone; its gradient at 0 is 0."""
     squares = jnp.sum(_of(spectrum) ** 2, -1)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
 
 
 def effective_rank(spectrum: Any) -> jax.Array:
@@ -50,7 +50,7 @@ def entropy_rank(spectrum: Any) -> jax.Array:
     share = _ratio(values, values.sum(-1, keepdims=True))
     positive = share > 0
     entropy = -jnp.sum(jnp.where(positive, share * jnp.log(jnp.where(positive, share, 1)), 0), -1)
-    return jnp.where(values.max(-1) > 0, jnp.exp(entropy), 0)
+    return jnp.where(values.max(-1) != 0, jnp.exp(entropy), 0)
 
 
 def numerical_rank(spectrum: Any, tolerance: float | None = None) -> jax.Array:
@@ -69,5 +69,5 @@ def _of(spectrum: Any) -> jax.Array:
 
 def _ratio(above: jax.Array, below: jax.Array) -> jax.Array:
     """above / below, and 0 with a gradient of 0 where below is 0."""
-    positive = below > 0
-    return jnp.where(positive, above / jnp.where(positive, below, 1), 0)
+    nonzero = below != 0  # NaN stays NaN
+    return jnp.where(nonzero, above / jnp.where(nonzero, below, 1), 0)

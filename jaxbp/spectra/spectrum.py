@@ -153,9 +153,10 @@ def _circular(kernel: jax.Array, geometry: Geometry, route: str) -> Spectrum:
     count, frobenius = min(geometry.shape), frobenius_norm(kernel, geometry)
     if geometry.circular:
         return _exact(_first(values, count), frobenius, geometry)
-    squares = jnp.sum(kernel**2, axis=_kernel_axes(kernel, geometry))
-    lost = math.prod(geometry.torus) * squares - frobenius**2
-    gap = jnp.sqrt(jnp.maximum(lost, 0))
+    fallen = math.prod(geometry.torus) - geometry.tap_counts()  # not ||C||^2 - ||T||^2, which cancels in float32
+    gap = jnp.sqrt(
+        jnp.sum(jnp.asarray(fallen[..., None, None], kernel.dtype) * kernel**2, axis=_kernel_axes(kernel, geometry))
+    )
     rank = geometry.changed_rank()
     first = _first(values, count)
     lower = jnp.maximum(jnp.maximum(first - gap[..., None], 0), _first(values[..., rank:], count))
@@ -223,10 +224,10 @@ def frobenius_norm(kernel: jax.Array, geometry: Geometry) -> jax.Array:
     if geometry.circular and any(reach > n for reach, n in zip(geometry.reach, geometry.spatial, strict=True)):
         own, paired = Transform(geometry).symbols(kernel)  # taps meet on one pixel and add up before they are squared
         squares = jnp.sum(own**2, (-4, -3, -2, -1)) + 2 * jnp.sum(jnp.abs(paired) ** 2, (-4, -3, -2, -1))
-        return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+        return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
     counts = jnp.asarray(geometry.tap_counts()[..., None, None], kernel.dtype)
     squares = jnp.sum(counts * kernel**2, axis=_kernel_axes(kernel, geometry))
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
 
 
 def _exact(values: jax.Array, frobenius: jax.Array, geometry: Geometry) -> Spectrum:
