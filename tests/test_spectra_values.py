@@ -227,3 +227,15 @@ def test_misuse_is_named(message, wrong):
 def test_geometry_completes_itself():
     assert Geometry.of((3, 3, 4, 8), (7, 7), strides=2, padding="zero").torus == (4, 4)
     assert Geometry.of((1, 1, 4, 8), (7, 7), strides=2, padding="zero").circular
+
+
+def test_ranks_of_nan_are_nan():
+    values = jnp.array([2.0, jnp.nan, 1.0])
+    for rank in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank):
+        assert jnp.isnan(rank(values))
+
+
+def test_the_gap_of_a_small_tap_survives_float32():
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0).at[0, 0].set(1e-4)
+    found = spectra.singular_values(kernel, (8, 8), padding="zero", method="circular")
+    assert float(found.gap) == pytest.approx(1e-4 * 15**0.5, rel=1e-5)  # a corner tap falls off for 15 of 64 pixels

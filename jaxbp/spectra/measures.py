@@ -48,7 +48,7 @@ def entropy_rank(spectrum: Any) -> jax.Array:
     """exp(-sum p log p), p = values / their sum; 0 for an operator that is 0."""
     values = _of(spectrum)
     share = _ratio(values, values.sum(-1, keepdims=True))
-    positive = share > 0
+    positive = share != 0  # NaN stays NaN
     entropy = -jnp.sum(jnp.where(positive, share * jnp.log(jnp.where(positive, share, 1)), 0), -1)
     return jnp.where(values.max(-1) != 0, jnp.exp(entropy), 0)
 
