@@ -132,6 +132,12 @@ def test_adversarial_training_trains_on_attacked_batches():
     assert robust[ADVERSARIAL] > robust[NATURAL] + 0.1
 
 
+RADIUS_EFFECT = {
+    NATURAL: 9.0,
+    ADVERSARIAL: -1.0,
+}  # on RankMin at the larger radius, which natural training is not judged at
+
+
 def made_up(tmp_path, change):
     """Results in which each arm differs from the one left alone by ``change(kind, arm)``: log2 of rank, clean, robust."""
     settings = PRESETS["quick"]
@@ -150,7 +156,9 @@ def made_up(tmp_path, change):
                 "untrained rank": 2 ** (3 + noise + np.zeros(4)),
                 "loss": by_arm.sum(1),
                 "clean": 90 + by_arm[:, 1],
-                "strongest": 50 + by_arm[:, 2:] + np.zeros(2),
+                "strongest": 50
+                + by_arm[:, 2:]
+                + (RADIUS_EFFECT[kind] * (np.array(ARMS) == RANK_MIN))[:, None] * [0, 1],
             },
         )
     return {v.claim.id: v.verdict for v in results.verdicts(results.Results(settings, store))}
@@ -164,6 +172,8 @@ def test_verdicts_follow_the_rules(tmp_path):
         tmp_path / "b", lambda kind, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if kind == NATURAL else 0.0)
     )
     assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("contradicted",) * 3
+    harmless = made_up(tmp_path / "d", lambda kind, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
+    assert harmless["S4.c"] == "supported"  # whatever RankMax does
     near = made_up(tmp_path / "c", lambda kind, arm: (0.01, 1.0, 2.0))
     assert (near["S4.b"], near["S4.c"]) == ("undecided",) * 2
 

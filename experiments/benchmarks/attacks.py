@@ -4,8 +4,8 @@
 images, two sizes. A training step attacks its batch by PGD-7 from a random start and trains on the result, both in training
 mode; ours chains its steps in one compiled scan, PyTorch loops over as many, contiguous and channels last. PGD-20 is
 timed in evaluation mode against foolbox's LinfPGD on the very same Flax network, eager as it comes and compiled by hand, and
-on its PyTorch twin. Before
-anything is timed, peers must give the same loss on clean inputs and, without random starts, on attacked ones.
+on its PyTorch twin. Before anything is timed, the twin must give the same loss on the first batch attacked without a random
+start, and the same logits in evaluation.
 
 The last rows tell of strength: the robust accuracy of a ResNet trained on digits, under linf attacks of radius 0.1, at equal
 steps and restarts; lower is stronger.
@@ -151,7 +151,7 @@ def _logits(apply_fn: Callable[..., Any], params: Any, state: Any, inputs: Any) 
 
 
 def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``(params, state, images, labels, key) -> (end, adversarial losses)``: one step a batch, in a compiled scan."""
+    """``(params, state, images, labels, key) -> end``: one step a batch, in a compiled scan."""
     import jax
 
     from jaxbp import models, objectives, training
@@ -177,7 +177,7 @@ def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
-    """A chain of steps in both memory formats; AssertionError if it ends elsewhere than ours."""
+    """A chain of steps in both memory formats; AssertionError if its first adversarial loss is not ours."""
     import jax
 
     from experiments.benchmarks import torch_peers

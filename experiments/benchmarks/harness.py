@@ -29,11 +29,11 @@ def compare(
     Returns one row a peer, in seconds; ``ratio`` above 1 means that ours is ahead.
     """
     everyone = {"ours": ours, **peers}
-    first = {name: _timed(fn) for name, fn in everyone.items()}
+    first = {name: timed(fn) for name, fn in everyone.items()}
     times: dict[str, list[float]] = {name: [] for name in everyone}
     for _ in range(num_runs):
         for name, fn in everyone.items():
-            times[name].append(_timed(fn))
+            times[name].append(timed(fn))
     medians = {name: statistics.median(found) for name, found in times.items()}
     return [
         row(
@@ -79,7 +79,8 @@ def finish(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
         print(f"written to {out}")
 
 
-def _timed(fn: Callable[[], Any]) -> float:
+def timed(fn: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
     start = time.perf_counter()
     fn()
     return time.perf_counter() - start

@@ -4,11 +4,10 @@
 sizes (64 channels at 32x32 to 512 at 4x4), in float64 and float32: NumPy's full FFT and SVD, and PyTorch's rfft2 and svdvals with
 the strided layers folded as ours are. RankMin with the paper's threshold and one cut: the paper's route is the full complex FFT of each
 kernel at its map size, the SVD of every frequency, threshold, U S V*, inverse FFT, cut; by NumPy and, where it is installed,
-by PyTorch. The values of all are compared first. Everyone has one BLAS thread unless ``--threads`` says otherwise.
+by PyTorch. Ours and NumPy's values are compared first. Everyone has one BLAS thread unless ``--threads`` says otherwise.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +128,11 @@ def rank_min_case(width: int, runs: int) -> list[dict[str, Any]]:
 def _timed_rows(ours: dict[str, Callable], peers: dict[str, Callable], runs: int) -> list[dict[str, Any]]:
     """As `harness.compare`, for several cases of ours against the same peers."""
     everyone = {**ours, **peers}
-    first = {name: _seconds(fn) for name, fn in everyone.items()}
+    first = {name: harness.timed(fn) for name, fn in everyone.items()}
     taken: dict[str, list[float]] = {name: [] for name in everyone}
     for _ in range(runs):
         for name, fn in everyone.items():
-            taken[name].append(_seconds(fn))
+            taken[name].append(harness.timed(fn))
     median = {name: statistics.median(seconds) for name, seconds in taken.items()}
     print({name: round(seconds, 3) for name, seconds in median.items()}, "s", flush=True)
     return [
@@ -215,12 +214,6 @@ def _torch_paper(kernels: list[np.ndarray], maps: list[tuple[int, int]]) -> Call
         return found
 
     return compute
-
-
-def _seconds(fn: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    fn()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

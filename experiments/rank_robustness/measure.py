@@ -73,6 +73,11 @@ class Lab:
                 f"inputs must lie from 0 to 1 to be attacked, got {pixels.min():.3g} to {pixels.max():.3g} in {case.dataset}: "
                 "choose another data set"
             )
+        if dataset.num_classes <= max(3, self.settings.num_targets):
+            raise SettingsError(
+                f"targeted attacks need more than {max(3, self.settings.num_targets)} classes, {case.dataset} has "
+                f"{dataset.num_classes}: choose another data set"
+            )
         moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
         return _programs(case, kind, self.settings, moments, dataset.num_classes)
 

@@ -168,7 +168,7 @@ def worst_of_runs(
     if num_runs == 1:
         found = one(jax.tree.map(lambda leaf: leaf[0], draws))
     elif runs == "loop" or (runs == "auto" and jax.default_backend() == "cpu"):
-        blank = _nothing_found(jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
+        blank = nothing_found(jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
         found, _ = jax.lax.scan(lambda best, draw: (worse(best, one(draw)), None), blank, draws)
     else:
         stacked = jax.vmap(one)(draws)
@@ -177,7 +177,7 @@ def worst_of_runs(
     return found._replace(num_evaluations=found.num_evaluations + extra)
 
 
-def _nothing_found(shapes: AttackResult, inputs: jax.Array) -> AttackResult:
+def nothing_found(shapes: AttackResult, inputs: jax.Array) -> AttackResult:
     """What any finding is worse than."""
     loss = jnp.full(shapes.loss.shape, -jnp.inf, shapes.loss.dtype)
     return AttackResult(inputs, jnp.zeros(len(inputs), bool), loss, jnp.zeros((), shapes.num_evaluations.dtype))

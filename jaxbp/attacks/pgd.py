@@ -28,7 +28,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.attacks.attack import Attack, AttackResult, Goal, LogitsFn, Targets, check_goal, worse, worst_of_runs
+from jaxbp.attacks.attack import (
+    Attack,
+    AttackResult,
+    Goal,
+    LogitsFn,
+    Targets,
+    check_goal,
+    nothing_found,
+    worse,
+    worst_of_runs,
+)
 from jaxbp.attacks.threat import Threat
 
 StepRule = str | Callable[[float], float]  # the share of the step size at a share of the steps in [0, 1)
@@ -163,5 +173,4 @@ def gradient_of(logits_fn: LogitsFn, goal: Goal, now: jax.Array) -> tuple[jax.Ar
 def nothing_at(logits_fn: LogitsFn, goal: Goal, start: jax.Array) -> AttackResult:
     """A finding that any other is worse than; nothing is evaluated."""
     shapes = jax.eval_shape(lambda now: evaluated(logits_fn, goal, now), start)
-    loss = jnp.full(shapes.loss.shape, -jnp.inf, shapes.loss.dtype)
-    return AttackResult(start, jnp.zeros(shapes.success.shape, bool), loss, jnp.zeros((), jnp.int32))
+    return nothing_found(shapes, start)
