@@ -100,9 +100,12 @@ def test_what_an_attack_returns_is_true(name, norm):
         np.testing.assert_allclose(result.loss, losses.margin(logits, labels), rtol=1e-4, atol=1e-6)
     expected = {
         "fgsm": 2, "fgsm-rs": 2, "pgd": 5, "pgd-last-cosine": 10, "pgd-batch": 12, "pgd-targets": 9, "apgd": 9,
-        "apgd-dlr-targets": 25, "square": 12, "pgd-given": 4,
+        "apgd-dlr-targets": 25, "pgd-given": 4,
     }  # fmt: skip
-    assert int(result.num_evaluations) == expected[name]
+    if name == "square":  # it ends when all are broken
+        assert 1 <= int(result.num_evaluations) <= 12
+    else:
+        assert int(result.num_evaluations) == expected[name]
 
 
 def test_jit_equals_eager(x64):
