@@ -3,8 +3,9 @@
 A study is a package with modules of fixed names, which `run_study` runs one after another: ``settings`` (the command line),
 ``measure.pieces`` (the work), ``results.Results``, ``results.verdicts`` and ``results.rows``, ``figures.draw``, ``page.sections``.
 The work is a list of named `Piece` objects. `run_pieces` computes those that the folder does not hold yet, shows how far it is and how
-long it may take, and writes each one before it says so. `guarded` turns what can go wrong for a user into one clear line and an
-exit code: 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM; what is finished stays on disk and the same command goes on from there.
+long it may take, in ``log.txt`` and ``status.json`` too (`jaxbp.progress`), and writes each one before it says so. `guarded` turns
+what can go wrong for a user into one clear line and an exit code: 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM; what is finished
+stays on disk and the same command goes on from there.
 
 JAX is imported by `start_jax`, after the arguments have been parsed, so that ``--help`` is instant.
 """
@@ -13,10 +14,10 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -27,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
-_ESTIMATE_FROM = 0.05  # share of the work; before it, compilation dominates
-_LINE_EVERY = 2.0  # seconds between progress lines where there is no terminal to redraw
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,26 @@ class Piece:
     group: str | None = None
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Several processes as one: started with the same command each, all but the last option being the same.
+
+    Under SLURM and on TPU VMs nothing need be said.
+    """
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, to run in several processes."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Number of this one, from 0."""
+
+
+ONE_PROCESS = Cluster()
+
+
 class SettingsError(ValueError):
     """The arguments do not make a runnable study."""
-
-
-class Stopped(BaseException):
-    """SIGTERM arrived."""
 
 
 def run_study(package: str, arguments: Any, *, title: str, lead: str) -> None:
@@ -60,16 +73,18 @@ def run_study(package: str, arguments: Any, *, title: str, lead: str) -> None:
     """
     with guarded(arguments.folder):
         settings = arguments.settings()
-        devices = start_jax()
+        devices = start_jax(arguments.cluster)
         began = time.monotonic()
         measure, results, figures, page = (
             importlib.import_module(f"{package}.{name}") for name in ("measure", "results", "figures", "page")
         )
-        from jaxbp import report
-        from jaxbp.store import Store
+        from jaxbp import distributed, report
+        from jaxbp.sweep import folder
 
-        with Store(arguments.folder, dataclasses.asdict(settings), facts(devices)) as store:
+        with folder.open_together(arguments.folder, dataclasses.asdict(settings), facts(devices)) as store:
             run_pieces(store, measure.pieces(settings, store, arguments.data_dir), num_workers=len(devices))
+            if not distributed.is_first():
+                return
             found = results.Results(settings, store)
             verdicts = results.verdicts(found)
             write_results(store, results.rows(found), verdicts)
@@ -84,20 +99,26 @@ def run_study(package: str, arguments: Any, *, title: str, lead: str) -> None:
         print(f"wall time {wall:.0f} s, peak memory {peak} MiB")
 
 
-def start_jax() -> list[str]:
-    """Import JAX with its persistent compilation cache on and each CPU core a device; returns the devices' names."""
+def start_jax(cluster: Cluster | None = None) -> list[str]:
+    """Import JAX with its persistent compilation cache on and each CPU core a device, and join other processes if there are any.
+
+    Returns:
+      The names of this process's devices.
+    """
     import jax
 
-    from jaxbp import sweep
+    from jaxbp import distributed, sweep
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if cluster is not None:  # before anything lists devices
+        distributed.initialize(**dataclasses.asdict(cluster))
     if "cpu" in (jax.config.jax_platforms or "cpu"):
         with contextlib.suppress(RuntimeError):  # a notebook may have started JAX already: its devices will do
             sweep.use_all_cores()
-    return [str(device.device_kind) for device in jax.devices()]
+    return [str(device.device_kind) for device in jax.local_devices()]
 
 
 def facts(devices: Sequence[str]) -> dict[str, Any]:
@@ -131,24 +152,32 @@ def _git_commit() -> str | None:
 
 
 def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
-    """Compute the pieces that ``store`` lacks, in order; neighbours of one group share ``num_workers`` threads.
+    """Compute the pieces that ``store`` lacks, in order; neighbours of one group share ``num_workers`` threads and all processes.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
     busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
     """
+    import jax
     import threadpoolctl
 
-    missing = [piece for piece in pieces if piece.name not in store]
+    from jaxbp import distributed
+    from jaxbp.progress import Progress
+
+    missing = distributed.from_first([number for number, piece in enumerate(pieces) if piece.name not in store])
     if done := len(pieces) - len(missing):
         print(f"{done} of {len(pieces)} pieces of work are in {store.folder} already")
-    with threadpoolctl.threadpool_limits(1), _progress(sum(p.weight for p in missing), len(missing)) as advance:
-        position = 0
-        while position < len(missing):
-            end = position + 1
-            while missing[position].group and end < len(missing) and missing[end].group == missing[position].group:
-                end += 1
-            _run_together(store, missing[position:end], advance, num_workers)
-            position = end
+    units = {piece.name: (None, piece.weight) for piece in pieces}
+    there = units.keys() - {pieces[number].name for number in missing}
+    index, count = jax.process_index(), jax.process_count()
+    with (
+        threadpoolctl.threadpool_limits(1),
+        Progress(units, store.folder, process=index, num_processes=count, done_before=there) as progress,
+    ):
+        for group, members in itertools.groupby(missing, key=lambda number: pieces[number].group or number):
+            together = list(members)
+            mine = [pieces[number] for number in together if together.index(number) % count == index]
+            _run_together(store, mine, progress, num_workers)
+            distributed.barrier(f"pieces of {group}")  # later ones may read them
 
 
 def make_room() -> None:
@@ -170,86 +199,68 @@ def _memory_maps() -> tuple[int, int]:
     return 0, 0
 
 
-def _run_together(store: Any, pieces: Sequence[Piece], advance: Callable[[Piece], None], num_workers: int) -> None:
+def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_workers: int) -> None:
+    def compute(piece: Piece) -> Mapping[str, Any]:
+        progress.start(piece.name)
+        try:
+            return piece.compute()
+        except Exception as error:
+            progress.failed(piece.name, error)
+            raise
+
     if num_workers == 1 or len(pieces) == 1:
         for piece in pieces:
-            store.put(piece.name, piece.compute())
-            advance(piece)
+            store.put(piece.name, compute(piece))
+            progress.done(piece.name)
             make_room()
         return
     pool = ThreadPoolExecutor(num_workers)
     try:
-        futures = {pool.submit(piece.compute): piece for piece in pieces}
+        futures = {pool.submit(compute, piece): piece for piece in pieces}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
                 piece = futures.pop(future)
                 store.put(piece.name, future.result())
-                advance(piece)
+                progress.done(piece.name)
             make_room()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _progress(total: float, count: int) -> Iterator[Callable[[Piece], None]]:
-    """Yields the function to call with each finished piece: a bar in a terminal or notebook, else now and then a line."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console()
-    if console.is_terminal or console.is_jupyter:
-        columns = (
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
-            task = bar.add_task("starting", total=total)
-            yield lambda piece: bar.update(task, advance=piece.weight, description=piece.name)
-        return
-    start = last = time.monotonic()
-    share, number = 0.0, 0
-
-    def advance(piece: Piece) -> None:
-        nonlocal share, number, last
-        share, number = share + piece.weight / total, number + 1
-        now = time.monotonic()
-        if now - last > _LINE_EVERY or number == count:
-            left = (now - start) * max(1 - share, 0.0) / share
-            estimate = f", about {left:.0f} s left" if share > _ESTIMATE_FROM else ""
-            print(f"[{number}/{count}] {piece.name}, {now - start:.0f} s{estimate}", flush=True)
-            last = now
-
-    yield advance
-
-
-@contextlib.contextmanager
 def guarded(folder: str | os.PathLike) -> Iterator[None]:
     """Report a user's errors in one line on stderr, and interruptions with the way to go on; then exit with a code.
 
-    An error class of the project's own is made for users. Anything else is a defect and keeps its traceback.
+    An error class of the project's own is made for users. Anything else is a defect and keeps its traceback. SIGTERM ends the program
+    within seconds, whatever it computes.
     """
 
-    def stop(*_: Any) -> None:
-        raise Stopped
+    from jaxbp import stopping
 
-    previous = signal.signal(signal.SIGTERM, stop)
     again = f"Finished pieces are in {folder}; the same command goes on from there."
     try:
-        yield
+        with stopping.watch(at_once=True, last_words=again):
+            yield
+            if _several_processes():
+                from jaxbp import distributed
+
+                distributed.shutdown()
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("jaxbp", "experiments"):
+        if type(error).__module__.partition(".")[0] in ("jaxbp", "experiments"):
+            _leave(2, f"error: {error}")
+        if not _several_processes():
             raise
-        _leave(2, f"error: {error}")
+        sys.excepthook(type(error), error, error.__traceback__)
+        _leave(1, "this process failed, and the others end with it")  # Python's own end would wait for them
     except KeyboardInterrupt:
         _leave(130, f"stopped. {again}")
-    except Stopped:
-        _leave(143, f"terminated. {again}")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except stopping.Terminated:
+        _leave(stopping.TERMINATED, f"terminated. {again}")
+
+
+def _several_processes() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
 
 
 def _leave(code: int, message: str) -> None:

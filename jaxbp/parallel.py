@@ -119,11 +119,15 @@ def _by_share(train_fn: Callable, mesh: Mesh) -> Callable:
         logits, state = train_fn(params, inputs, state)
         return logits, jax.lax.pmean(state, _AXIS)
 
-    split = jax.shard_map(share, mesh=mesh, in_specs=(_WHOLE, _SPLIT, _WHOLE), out_specs=(_SPLIT, _WHOLE))
-
     def train(params: Any, inputs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         _check_even(len(inputs), mesh)
-        return split(params, inputs, state)
+        within_a_sweep = (
+            not jax.sharding.get_abstract_mesh().empty
+        )  # which is split over this mesh's other axis already
+        return jax.shard_map(
+            share, mesh=None if within_a_sweep else mesh, in_specs=(_WHOLE, _SPLIT, _WHOLE), out_specs=(_SPLIT, _WHOLE),
+            axis_names={_AXIS},
+        )(params, inputs, state)  # fmt: skip
 
     return train
 
@@ -133,9 +137,9 @@ def _constrain(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def _check_even(batch_size: int, mesh: Mesh) -> None:
-    if batch_size < 1 or batch_size % mesh.size:
+    if batch_size < 1 or batch_size % mesh.shape[_AXIS]:
         raise ValueError(
-            f"batch_size must be a multiple of the {mesh.size} devices that share a batch, got {batch_size}: choose another, "
+            f"batch_size must be a multiple of the {mesh.shape[_AXIS]} devices that share a batch, got {batch_size}: choose another, "
             "or fewer devices"
         )
 
@@ -231,7 +235,7 @@ def _batches_in_chunk(memory: int, batch_size: int, splits: dict[str, HostArrays
     _check_even(batch_size, mesh)
     shapes = [[_on_device(array) for array in split] for split in splits.values()]
     example = max(sum(math.prod(each.shape[1:]) * each.dtype.itemsize for each in split) for split in shapes)
-    needed = 2 * example * batch_size // mesh.size
+    needed = 2 * example * batch_size // mesh.shape[_AXIS]
     if memory < needed:
         raise ValueError(
             f"memory must hold two batches of {batch_size} examples, {needed} bytes on each device, got {memory}: "

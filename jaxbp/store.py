@@ -39,23 +39,63 @@ class StoreError(RuntimeError):
     """The folder cannot serve this run: in use, of other settings, damaged or not writable."""
 
 
-class Store:
+class Reader:
+    """The finished pieces in a folder, whoever is writing to it."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / _PIECES / f"{quote(name, safe='')}.npz"
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def get(self, name: str) -> dict[str, np.ndarray]:
+        """Read a piece.
+
+        Raises:
+          KeyError: it is not there.
+          StoreError: its file is truncated or is no piece.
+        """
+        path = self._path(name)
+        if not path.exists():
+            raise KeyError(f"{self.folder} holds no piece {name!r}")
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept"
+            ) from error
+
+
+class Store(Reader):
     """The folder of one run; a context manager that holds the folder's lock until it is left.
 
     Args:
       folder: made if it is not there.
       settings: what identifies the run; anything JSON can write. Must equal what the folder holds.
       facts: what is worth knowing but does not identify it (versions, devices); kept from the first start.
+      process: of several that share the folder as one run; each holds a lock of its own.
 
     Raises:
       StoreError: another process uses the folder, its settings differ, it cannot be read or written.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], facts: Mapping[str, Any] | None = None):
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+        *,
+        process: int = 0,
+    ):
+        super().__init__(folder)
         try:
             (self.folder / _PIECES).mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until `close`
+            lock = f".lock-{process}" if process else ".lock"
+            self._lock = open(self.folder / lock, "w")  # noqa: SIM115 - held until `close`
         except OSError as error:
             raise StoreError(
                 f"cannot write to {self.folder} ({error.strerror}): name another folder with --out"
@@ -76,7 +116,7 @@ class Store:
     def _settle(self, config: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / CONFIG
         if not path.exists():
-            write_atomically(path, (json.dumps(config, indent=2) + "\n").encode())
+            self.write(CONFIG, (json.dumps(config, indent=2) + "\n").encode())
             return config
         try:
             found = json.loads(path.read_text("utf-8"))
@@ -90,45 +130,20 @@ class Store:
             )
         return found
 
-    def _path(self, name: str) -> Path:
-        return self.folder / _PIECES / f"{quote(name, safe='')}.npz"
-
-    def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
-
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write a piece; when this returns it is on disk whole."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
-        try:
-            write_atomically(self._path(name), buffer.getvalue())
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self._path(name)} ({error.strerror}); what was finished before is safe"
-            ) from error
+        _write(self._path(name), buffer.getvalue())
 
-    def get(self, name: str) -> dict[str, np.ndarray]:
-        """Read a piece.
-
-        Raises:
-          KeyError: it is not there.
-          StoreError: its file is truncated or is no piece.
-        """
-        path = self._path(name)
-        if not path.exists():
-            raise KeyError(f"{self.folder} holds no piece {name!r}")
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept"
-            ) from error
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the folder that is no piece, such as a table of all of them."""
+        _write(self.folder / name, data)
 
     def note(self, **facts: Any) -> None:
         """Add facts to config.json, such as the time a run took."""
         self.config = {**self.config, **facts}
-        write_atomically(self.folder / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
+        self.write(CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -143,10 +158,48 @@ class Store:
         self.close()
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    names = sorted({*there, *here})
-    return [
-        f"{name}: {there.get(name, 'not set')} there, {here.get(name, 'not set')} now"
-        for name in names
-        if name not in there or name not in here or there[name] != here[name]
-    ]
+class Memory:
+    """Pieces of a run that is not kept; as a `Store` without a folder."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self._pieces: dict[str, dict[str, np.ndarray]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pieces
+
+    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Keep a piece."""
+        self._pieces[name] = {key: np.asarray(value) for key, value in arrays.items()}
+
+    def get(self, name: str) -> dict[str, np.ndarray]:
+        """A piece that was kept."""
+        return self._pieces[name]
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts."""
+        self.config |= facts
+
+    def __enter__(self) -> "Memory":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({error.strerror}); what was finished before is safe") from error
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name in sorted({*there, *here}):
+        old, new = there.get(name, "not set"), here.get(name, "not set")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} there, {new} now")
+    return found

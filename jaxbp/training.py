@@ -135,31 +135,21 @@ def train(
         )
     data = _checked_split("data", data)
     test_data = None if test_data is None else _checked_split("test_data", test_data)
-    num_examples = data[0].shape[0]
-    steps_per_epoch = num_steps(num_examples, 1, batch_size)
     epochs = _checked_epochs(measure_epochs, num_epochs)
     projects = _checked_projections(project_fn, project_epochs, num_epochs)
-
     on_batch = step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn, perturb_fn)
-    draws_keys = augment_fn or perturb_fn
-
-    def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
-        batch, batch_key = draw
-        return on_batch(now, ((data[0][batch], data[1][batch]), batch_key))
+    train_epoch = epoch_fn(on_batch, data, batch_size, draws_keys=bool(augment_fn or perturb_fn))
 
     def epoch(now: TrainState, plan: tuple[jax.Array, jax.Array]) -> TrainState:
         epoch_key, projected = plan
-        order = jax.random.permutation(epoch_key, num_examples)
-        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        keys = jax.random.split(jax.random.fold_in(epoch_key, 1), steps_per_epoch) if draws_keys else None
-        now = jax.lax.scan(step, now, (batches, keys))[0]
+        now = train_epoch(now, epoch_key)
         if project_fn is None:
             return now
         return now._replace(params=jax.lax.cond(projected, project_fn, lambda params: params, now.params))
 
     def measure(now: TrainState) -> tuple[dict[str, jax.Array], Any]:
         extra = () if state is None else (now.model_state,)
-        history = _evaluate(lambda inputs: apply_fn(now.params, inputs, *extra), loss_fn, train=data, test=test_data)
+        history = evaluate(lambda inputs: apply_fn(now.params, inputs, *extra), loss_fn, train=data, test=test_data)
         return history, measure_fn(now) if measure_fn else None
 
     keys = jax.random.split(key, num_epochs)
@@ -196,6 +186,34 @@ def step_fn(
         return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
 
     return step
+
+
+def epoch_fn(
+    on_batch: Callable[[TrainState, tuple], tuple[TrainState, None]],
+    data: Arrays,
+    batch_size: int,
+    *,
+    draws_keys: bool = False,
+) -> Callable[[TrainState, jax.Array], TrainState]:
+    """One epoch of `train`, ``(now, key) -> next``: all whole batches of a fresh shuffle.
+
+    ``on_batch`` is that of `step_fn`, and ``draws_keys`` says whether it augments or perturbs. `train` gives epoch e the key
+    ``jax.random.split(key, num_epochs)[e]``.
+    """
+    num_examples = data[0].shape[0]
+    steps_per_epoch = num_steps(num_examples, 1, batch_size)
+
+    def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
+        batch, batch_key = draw
+        return on_batch(now, ((data[0][batch], data[1][batch]), batch_key))
+
+    def epoch(now: TrainState, key: jax.Array) -> TrainState:
+        order = jax.random.permutation(key, num_examples)
+        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+        keys = jax.random.split(jax.random.fold_in(key, 1), steps_per_epoch) if draws_keys else None
+        return jax.lax.scan(step, now, (batches, keys))[0]
+
+    return epoch
 
 
 def _checked_split(name: str, split: Arrays) -> Arrays:
@@ -258,10 +276,10 @@ def _scan_with_pauses(
     return state, buffer
 
 
-def _evaluate(
+def evaluate(
     logits_fn: Callable[[jax.Array], jax.Array], loss_fn: objectives.Loss, **splits: Arrays | None
 ) -> dict[str, jax.Array]:
-    """Mean loss and accuracy of each split, from one pass over all of them together."""
+    """Mean loss and accuracy of each split, as "NAME_loss" and "NAME_accuracy", from one pass over all of them together."""
     given = {name: split for name, split in splits.items() if split is not None}
     logits = logits_fn(jnp.concatenate([inputs for inputs, _ in given.values()]))
     measures, start = {}, 0

@@ -81,7 +81,7 @@ def run(key, inputs, labels):
     ).history
 
 
-history = sweep.run(run, sweep.keys(range(5)), jnp.asarray(inputs), jnp.asarray(labels))
+history = sweep.evaluate(run, sweep.keys(range(5)), jnp.asarray(inputs), jnp.asarray(labels))
 fig, ax = report.figure()
 report.curve(ax, range(0, 101, 5), history["train_loss"], label="default training", log=True)
 ax.axhline(certificate.loss, linestyle="--", color="black", label="embedded minimum")

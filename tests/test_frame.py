@@ -51,3 +51,56 @@ def test_neighbours_of_one_group_run_beside_each_other_and_groups_do_not(tmp_pat
         assert all(name in store for name in names)
     assert set(order[:2]) == {"a1", "a2"}
     assert order[2:] == ["b", "c", "d"]
+
+
+def test_a_study_leaves_a_log_and_a_status(tmp_path, capsys):
+    from jaxbp import progress
+    from jaxbp.store import Store
+
+    def fail():
+        raise ValueError("no data")
+
+    stages = []
+
+    def look():
+        (log,) = (tmp_path / "run").glob("log.txt")
+        stages.append(log.read_text().splitlines()[-1].split(" ", 1)[1])
+        return {}
+
+    pieces = [frame.Piece("first", look, weight=1.0), frame.Piece("second", look, weight=3.0)]
+    with Store(tmp_path / "run", {"settings": 1}, {}) as store:
+        with pytest.raises(ValueError, match="no data"):
+            frame.run_pieces(store, [*pieces, frame.Piece("third", fail)])
+        found = progress.read(tmp_path / "run")
+        assert (found.state, found.error, found.done) == ("failed", "ValueError: no data", ("first", "second"))
+        assert found.failed == {"third": "ValueError: no data"}
+        capsys.readouterr()
+        frame.run_pieces(store, [*pieces, frame.Piece("third", look)])
+    assert stages == ["started first", "started second", "started third"]
+    assert progress.read(tmp_path / "run").state == "finished"
+    assert "[3/3] third, 0 s, about 0 s left" in capsys.readouterr().out
+
+
+def test_a_piece_that_fails_in_a_thread_is_told_and_those_beside_it_are_left(tmp_path):
+    import threading
+
+    from jaxbp import progress
+    from jaxbp.store import Store
+
+    beside, told = threading.Event(), threading.Event()
+
+    def fail():
+        assert beside.wait(20)
+        raise ValueError("no data")
+
+    def slow():
+        beside.set()
+        told.wait(20)
+        return {}
+
+    pieces = [frame.Piece("bad", fail, group="a"), frame.Piece("slow", slow, group="a")]
+    with Store(tmp_path / "run", {"settings": 1}, {}) as store, pytest.raises(ValueError, match="no data"):
+        frame.run_pieces(store, pieces, num_workers=2)
+    found = progress.read(tmp_path / "run")
+    told.set()
+    assert (found.state, found.failed, found.left) == ("failed", {"bad": "ValueError: no data"}, ("slow",))

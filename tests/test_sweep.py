@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxbp import models, objectives, sweep, training
+from jaxbp import convolution, models, objectives, sweep, training
+from jaxbp.sweep import products
 
 REAL_PLANS = [plan for plan in sweep.PLANS if plan != "loop"]
 
@@ -43,7 +44,7 @@ def reference(problem):
 @pytest.mark.parametrize("num_runs", [1, 5])
 def test_every_plan_gives_the_runs_one_by_one(problem, reference, plan, num_runs):
     given = {"key": sweep.keys(range(num_runs)), "learning_rate": runs(5)["learning_rate"][:num_runs]}
-    found = sweep.run(train_fn, given, *problem, plan=plan)
+    found = sweep.evaluate(train_fn, given, *problem, plan=plan)
     assert found.history["train_loss"].shape == (num_runs, 4)
     for i in range(num_runs):
         one = jax.tree.map(lambda a: a[i], found)  # noqa: B023
@@ -53,7 +54,7 @@ def test_every_plan_gives_the_runs_one_by_one(problem, reference, plan, num_runs
 
 
 def test_seeds_differ_and_match_their_keys():
-    draws = np.asarray(sweep.run(lambda key: jax.random.normal(key, (2,)), sweep.keys([3, 1])))
+    draws = np.asarray(sweep.evaluate(lambda key: jax.random.normal(key, (2,)), sweep.keys([3, 1])))
     expected = [jax.random.normal(jax.random.key(s), (2,)) for s in (3, 1)]
     np.testing.assert_array_equal(draws, np.stack(expected))
 
@@ -66,10 +67,10 @@ def test_one_trace_serves_all_seeds_and_later_sweeps(plan):
         traces.append(key)
         return jax.random.normal(key)
 
-    sweep.run(counted, sweep.keys(range(4)), plan=plan)
+    sweep.evaluate(counted, sweep.keys(range(4)), plan=plan)
     first = len(traces)
-    sweep.run(counted, sweep.keys(range(4, 8)), plan=plan)
-    assert len(traces) == first <= 2  # lax.map may look at its body twice
+    sweep.evaluate(counted, sweep.keys(range(4, 8)), plan=plan)
+    assert len(traces) == first <= 3  # `auto` looks once, and a loop may look at its body twice
 
 
 def test_settings_share_one_program_with_the_seeds():
@@ -80,7 +81,7 @@ def test_settings_share_one_program_with_the_seeds():
         return one["rate"] * jax.random.normal(one["key"])
 
     for rate in (0.1, 0.2):
-        found = sweep.run(step, {"key": sweep.keys(range(3)), "rate": jnp.full(3, rate)}, plan="vmap")
+        found = sweep.evaluate(step, {"key": sweep.keys(range(3)), "rate": jnp.full(3, rate)}, plan="vmap")
         np.testing.assert_allclose(found, [rate * jax.random.normal(jax.random.key(s)) for s in range(3)], rtol=1e-6)
     assert len(traces) == 1
 
@@ -88,35 +89,72 @@ def test_settings_share_one_program_with_the_seeds():
 def test_shards_use_all_devices_and_no_more_than_there_are_runs():
     devices = jax.local_devices()
     assert len(devices) == 2
-    both = sweep.run(lambda key: jax.random.normal(key), sweep.keys(range(4)), plan="shard-map")
+    both = sweep.evaluate(lambda key: jax.random.normal(key), sweep.keys(range(4)), plan="shard-map")
     assert both.sharding.device_set == set(devices)
-    single = sweep.run(lambda key: jax.random.normal(key), sweep.keys(range(1)), plan="shard-map")
+    single = sweep.evaluate(lambda key: jax.random.normal(key), sweep.keys(range(1)), plan="shard-map")
     assert len(single.sharding.device_set) == 1
 
 
 def test_a_diverged_seed_leaves_the_others_alone(problem):
     given = {"key": sweep.keys(range(3)), "learning_rate": jnp.array([0.05, 1e30, 0.05])}
-    losses = np.asarray(sweep.run(train_fn, given, *problem).history["train_loss"])[:, -1]
+    losses = np.asarray(sweep.evaluate(train_fn, given, *problem).history["train_loss"])[:, -1]
     assert np.isfinite(losses).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
-    ("backend", "num_devices", "num_runs", "plan"),
+    ("backend", "num_devices", "num_runs", "of_a_run", "plan"),
     [
-        ("cpu", 2, 8, "shard-map"), ("cpu", 1, 8, "map"), ("cpu", 2, 1, "map"),
-        ("gpu", 1, 8, "vmap"), ("gpu", 8, 64, "shard-vmap"), ("tpu", 4, 1, "vmap"),
+        ("cpu", 2, 8, (10, 10 * 2**20, False), "shard-map"), ("cpu", 2, 8, (10, 10 * 2**12, True), "shard-map"),
+        ("cpu", 2, 8, (10, 10 * 2**12, False), "shard-vmap"), ("cpu", 1, 8, (10, 10 * 2**12, False), "vmap"),
+        ("cpu", 2, 8, (0, 0, False), "shard-map"), ("cpu", 1, 8, (1, 2**20, False), "map"), ("cpu", 2, 1, (1, 2**12, False), "map"),
+        ("gpu", 1, 8, (1, 2**20, True), "vmap"), ("gpu", 8, 64, (1, 2**20, True), "shard-vmap"), ("tpu", 4, 1, (1, 1, False), "map"),
     ],
 )  # fmt: skip
-def test_the_rule_of_auto(backend, num_devices, num_runs, plan):
-    assert sweep.choose(backend, num_devices, num_runs) == plan
+def test_the_rule_of_auto(backend, num_devices, num_runs, of_a_run, plan):
+    assert sweep.choose(backend, num_devices, num_runs, products.Products(*of_a_run)) == plan
+
+
+def test_auto_looks_at_what_a_run_multiplies():
+    def fn(matrix):
+        return matrix @ matrix
+
+    assert sweep.plan_of(fn, jnp.ones((4, 16, 16))) == "shard-vmap"
+    assert sweep.plan_of(fn, jnp.ones((4, 64, 64))) == "shard-map"
+
+
+def test_products_are_counted_through_loops_branches_and_convolutions():
+    def fn(a, b, flag, image, kernel):
+        loop = jax.lax.fori_loop(0, 7, lambda _, x: x @ b, a)  # a scan, as its length is known
+        branch = jax.lax.cond(flag, lambda: a @ b, lambda: (a @ b) @ b)
+        nested = jax.lax.scan(lambda x, _: (jax.jit(lambda y: y @ b)(x), None), a, length=3)[0]
+        while_loop = jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ b, a)
+        return loop + branch + nested + while_loop
+
+    a, b, image, kernel = jnp.ones((2, 5)), jnp.ones((5, 5)), jnp.ones((1, 8, 8, 1)), jnp.ones((3, 3, 1, 1))
+    arguments = (a, b, True, image, kernel)
+    assert products.count(fn, *arguments) == products.Products(7 + 2 + 3 + 1, 13 * 50, False)
+    assert (
+        products.count(lambda x, y: jnp.einsum("bij,bjk->bik", x, y), jnp.ones((3, 2, 4)), jnp.ones((3, 4, 5))).mean
+        == 3 * 2 * 4 * 5
+    )
+    for conv in (jax.lax.conv_general_dilated, convolution.conv_general_dilated):
+        found = products.count(
+            lambda x, k, conv=conv: jax.vmap(lambda k: conv(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))(k),
+            image, jnp.ones((2, 3, 3, 1, 1)),
+        )  # fmt: skip
+        assert found.convolutional
+    net = models.create("resnet", num_classes=2, width=4, stages=1, depth=1)
+    params, state = models.initialise(net, jax.random.key(0), image)
+    loss = lambda params: models.stateful_apply_fn(net, train=False)(params, image, state).sum()  # noqa: E731
+    assert products.count(jax.grad(loss), params).convolutional
 
 
 def test_misuse():
     with pytest.raises(ValueError, match=r"plan must be one of auto.*got 'fastest'"):
-        sweep.run(lambda k: k, sweep.keys(range(2)), plan="fastest")
+        sweep.evaluate(lambda k: k, sweep.keys(range(2)), plan="fastest")
     for bad in ({"a": jnp.ones(2), "b": jnp.ones(3)}, {"a": jnp.float32(1)}, {"a": jnp.ones((0, 2))}, {}):
         with pytest.raises(ValueError, match="common leading axis"):
-            sweep.run(lambda one: one, bad)
+            sweep.evaluate(lambda one: one, bad)
 
 
 def test_each_core_becomes_a_device_in_a_fresh_process():
@@ -137,5 +175,7 @@ def test_optax_state_travels_through_every_plan(problem):
             loss_fn=objectives.cross_entropy, num_epochs=2, batch_size=16,
         ).params  # fmt: skip
 
-    loop = sweep.run(adam, sweep.keys(range(2)), *problem, plan="loop")
-    np.testing.assert_allclose(sweep.run(adam, sweep.keys(range(2)), *problem, plan="pmap"), loop, rtol=1e-4, atol=1e-6)
+    loop = sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="loop")
+    np.testing.assert_allclose(
+        sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="pmap"), loop, rtol=1e-4, atol=1e-6
+    )

@@ -1,15 +1,16 @@
-"""Seed sweeps: whole training runs by each plan, against one seed after another in JAX and in PyTorch.
+"""Seed sweeps: whole training runs by ``auto``, against one seed after another in JAX, and against PyTorch in three ways.
 
-``python -m experiments.benchmarks.sweep [--quick] [--out FILE.json]``. Each run trains S networks of one kind on the same images with
-batches of 64. ``auto`` is timed against one JAX run after another (the same compiled program), every other plan, and PyTorch, one network
-after another, contiguous and channels last. The table says what ``auto`` chose and what the best choice would have been.
+``python -m experiments.benchmarks.sweep [--seeds 8 32] [--cases MLP ResNet] [--quick] [--out FILE.json]``. Each run trains S networks of
+one kind on the same images with batches of 64, from parameters and in orders of their own, and evaluates the training loss. The peers do
+the same work from the same parameters in the same orders, and their losses are compared with ours before anything is timed. A second
+table times the plans of `jaxbp.sweep` beside each other, and says what ``auto`` chose and what the best choice would have been.
 """
 
-import functools
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,67 +18,117 @@ import tyro
 from experiments import frame
 from experiments.benchmarks import harness
 
-_BATCH = 64
+_BATCH, _RATE, _MOMENTUM = 64, 0.01, 0.9
 _PLANS = ("loop", "map", "vmap", "shard-map", "shard-vmap")
-_CASES = {  # name: (data set, model, its options, examples, epochs)
-    "MLP 784-256-256-10": ("mnist5k", "mlp", {"width": 256, "depth": 2}, 2048, 3),
-    "MLP 40-64-64-64-64-10": ("mnist1d", "mlp", {"width": 64, "depth": 4}, 2048, 5),
-    "ConvNet, width 8, signals of 40": ("mnist1d", "convnet", {"width": 8, "pool": "stride"}, 1024, 2),
-    "ConvNet, width 8, 8x8": ("digits", "convnet", {"width": 8, "pool": "stride"}, 1024, 2),
-    "ConvNet, width 8, 28x28": ("mnist5k", "convnet", {"width": 8, "pool": "stride"}, 512, 1),
+_TOO_SLOW = 3.0  # times what auto takes: such a plan is not timed again with more seeds
+
+
+class _Case(NamedTuple):
+    dataset: str
+    model: str
+    options: dict[str, Any]
+    num_examples: int
+    num_epochs: int
+
+
+_CASES = {
+    "MLP 784-256-256-10": _Case("mnist5k", "mlp", {"width": 256, "depth": 2}, 2048, 3),
+    "MLP 64-16-16-10": _Case("digits", "mlp", {"width": 16, "depth": 2}, 1024, 5),
+    "MLP 40-64-64-64-64-10": _Case("mnist1d", "mlp", {"width": 64, "depth": 4}, 2048, 5),
+    "ConvNet, width 8, signals of 40": _Case("mnist1d", "convnet", {"width": 8, "pool": "stride"}, 1024, 2),
+    "ConvNet, width 8, 8x8": _Case("digits", "convnet", {"width": 8, "pool": "stride"}, 1024, 2),
+    "ConvNet, width 8, 28x28": _Case("mnist5k", "convnet", {"width": 8, "pool": "stride"}, 512, 1),
+    "ResNet, width 8, 8x8": _Case("digits", "resnet", {"width": 8, "stages": 2, "depth": 1}, 1024, 2),
+    "ResNet, width 16, 28x28": _Case("mnist5k", "resnet", {"width": 16, "stages": 2, "depth": 1}, 512, 1),
 }
+_QUICK = ("MLP 64-16-16-10", "ResNet, width 8, 8x8")
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Seed sweeps: seconds of a whole sweep of training runs, by plan and against PyTorch."""
 
-    seeds: int = 8
-    """Networks in a sweep."""
+    seeds: tuple[int, ...] = (8, 32)
+    """Networks in a sweep; several make a row each."""
+    cases: tuple[str, ...] = ()
+    """Cases whose name contains one of these; default all."""
+    runs: int = 5
+    """Interleaved runs against the peers."""
     quick: bool = False
-    """Two small cases, to see that it works."""
+    """Two small cases of two seeds, to see that it works."""
     out: Path | None = None
     """Write the rows here as JSON."""
 
 
 def main() -> None:
-    """Run all cases and print the table."""
+    """Run all cases and print the tables."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.sweep")
-    frame.start_jax()
-    if note := harness.missing_peer("torch"):
-        print(note)
-    names = list(_CASES)[1:3] if arguments.quick else list(_CASES)
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        rows += one_case(name, 2 if arguments.quick else arguments.seeds, num_runs=2 if arguments.quick else 5)
-    harness.finish(rows, arguments.out)
+    with frame.guarded("no folder: nothing is kept but what --out has"):
+        names = chosen(arguments)
+        frame.start_jax()
+        if note := harness.missing_peer("torch"):
+            print(note)
+        peers, plans = [], []
+        for name in names:
+            slow: set[str] = set()
+            for num_seeds in (2,) if arguments.quick else arguments.seeds:
+                found = one_case(name, num_seeds, num_runs=2 if arguments.quick else arguments.runs, slow=slow)
+                peers, plans = peers + found[0], plans + found[1]
+        harness.finish(plans, None)
+        harness.finish(peers, arguments.out)
 
 
-def one_case(name: str, num_seeds: int, *, num_runs: int) -> list[dict[str, Any]]:
-    """Time a sweep of ``num_seeds`` training runs by every plan and in PyTorch."""
+def chosen(arguments: Arguments) -> list[str]:
+    """The names of the cases to run.
+
+    Raises:
+      frame.SettingsError: none, or fewer than one seed or run.
+    """
+    names = [name for name in _CASES if not arguments.cases or any(part in name for part in arguments.cases)]
+    if not names:
+        raise frame.SettingsError(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(_CASES)}")
+    if min(*arguments.seeds, arguments.runs, 1) < 1:
+        raise frame.SettingsError(f"seeds and runs must be at least 1, got {arguments.seeds} and {arguments.runs}")
+    return list(_QUICK) if arguments.quick else names
+
+
+def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tuple[list[dict], list[dict]]:
+    """Rows against the peers and rows of plans; plans in ``slow`` are left out, and those that turn out to be so are added to it."""
     import jax
     import jax.numpy as jnp
 
     from jaxbp import data, models, sweep
 
-    dataset, model, options, num_examples, num_epochs = _CASES[name]
-    split = data.load(dataset, num_train=num_examples).train
-    net = models.create(model, num_classes=10, **options)
-    train_fn = _train_fn(net, num_epochs)
+    case = _CASES[name]
+    split = data.load(case.dataset, num_train=case.num_examples).train
+    net = models.create(case.model, num_classes=10, **case.options)
+    train_fn = _train_fn(net, case.num_epochs)
     shared = (jnp.asarray(split.inputs), jnp.asarray(split.labels))
     keys = sweep.keys(range(num_seeds))
+    title = f"{name}, {num_seeds} seeds"
 
     def by(plan: str) -> Callable[[], Any]:
-        return lambda: jax.block_until_ready(sweep.run(train_fn, keys, *shared, plan=plan))
+        return lambda: jax.block_until_ready(sweep.evaluate(train_fn, keys, *shared, plan=plan))
 
-    peers = {f"JAX, {plan}": by(plan) for plan in _PLANS}
-    if harness.missing_peer("torch") is None:
-        peers |= _torch(net, split.inputs, split.labels, num_seeds, num_epochs)
-    rows = harness.compare(f"{name}, {num_seeds} seeds", by("auto"), peers, num_runs=num_runs)
-    chosen = sweep.choose(jax.default_backend(), jax.local_device_count(), num_seeds)
-    plans = {row["peer_name"].removeprefix("JAX, "): row["peer"] for row in rows if row["peer_name"].startswith("JAX")}
-    print(f"{name}: auto chose {chosen}; the fastest plan was {min(plans, key=plans.__getitem__)}")
-    return rows
+    with contextlib.ExitStack() as stack:
+        peers = {"JAX, one after another": by("loop")}
+        if harness.missing_peer("torch") is None:
+            peers |= _torch(
+                stack, net, split.inputs, split.labels, num_seeds, case.num_epochs, np.asarray(by("auto")())
+            )
+        against_peers = harness.compare(title, by("auto"), peers, num_runs=num_runs)
+    among_plans = harness.compare(
+        title, by("auto"), {plan: by(plan) for plan in _PLANS if plan not in slow}, num_runs=2
+    )
+    slow |= {row["peer_name"] for row in among_plans if row["ratio"] > _TOO_SLOW}
+    took = sweep.plan_of(train_fn, keys, *shared)
+    best = min(among_plans, key=lambda row: row["peer"])
+    others = f"; not timed, since slow with fewer seeds: {', '.join(sorted(slow))}" if slow else ""
+    print(
+        f"{title}: auto chose {took}, the fastest was {best['peer_name']} ({best['ratio']:.2f} of auto's time){others}",
+        flush=True,
+    )
+    return against_peers, among_plans
 
 
 def _train_fn(net: Any, num_epochs: int) -> Callable:
@@ -87,41 +138,53 @@ def _train_fn(net: Any, num_epochs: int) -> Callable:
 
     def train(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         init_key, shuffle_key = jax.random.split(key)
+        params, state = models.initialise(net, init_key, inputs[:1])
         return training.train(
-            models.apply_fn(net), net.init(init_key, inputs[:1])["params"], training.sgd(0.01, momentum=0.9), (inputs, labels), shuffle_key,
+            models.stateful_apply_fn(net, train=False), params, training.sgd(_RATE, momentum=_MOMENTUM), (inputs, labels), shuffle_key,
             loss_fn=objectives.cross_entropy, num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=[num_epochs],
-        ).history["train_loss"]  # fmt: skip
+            state=state, train_fn=models.stateful_apply_fn(net, train=True),
+        ).history["train_loss"][0]  # fmt: skip
 
     return train
 
 
 def _torch(
-    net: Any, inputs: np.ndarray, labels: np.ndarray, num_seeds: int, num_epochs: int
+    stack: contextlib.ExitStack,
+    net: Any,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    num_seeds: int,
+    num_epochs: int,
+    expected: np.ndarray,
 ) -> dict[str, Callable[[], Any]]:
-    """PyTorch, one network after another; convolutions in both memory formats."""
+    """The peers, those with convolutions in both memory formats; AssertionError if their losses are not ``expected``, (S,)."""
     import jax
 
-    from experiments.benchmarks import torch_peers
+    from experiments.benchmarks import torch_sweeps
     from jaxbp import models
 
-    params = net.init(jax.random.key(0), inputs[:1])["params"]
-    rng = np.random.default_rng(0)
-    steps = len(inputs) // _BATCH
-    order = [
-        batch
-        for _ in range(num_epochs)
-        for batch in rng.permutation(len(inputs))[: steps * _BATCH].reshape(steps, _BATCH)
-    ]
-
-    def one_after_another(twin: Any) -> None:
-        for _ in range(num_seeds):
-            twin.train(order, 0.01, 0.9)
-
-    formats = {"PyTorch": False}
-    if isinstance(net, models.ConvNet):
-        formats["PyTorch, channels last"] = True
-    twins = {name: torch_peers.Twin(params, net, inputs, labels, channels_last=last) for name, last in formats.items()}
-    return {name: functools.partial(one_after_another, twin) for name, twin in twins.items()}
+    params, orders = [], []
+    for seed in range(num_seeds):  # as `_train_fn` and `jaxbp.training.train` draw them
+        init_key, shuffle_key = jax.random.split(jax.random.key(seed))
+        params.append(models.initialise(net, init_key, inputs[:1])[0])
+        epochs = [
+            np.asarray(jax.random.permutation(key, len(inputs))) for key in jax.random.split(shuffle_key, num_epochs)
+        ]
+        orders.append(np.concatenate([order[: len(order) // _BATCH * _BATCH].reshape(-1, _BATCH) for order in epochs]))
+    runs = torch_sweeps.Runs(net, inputs, labels, params, orders, _RATE, _MOMENTUM)
+    peers = {}
+    formats = {"": False} if isinstance(net, models.MLP) else {"": False, ", channels last": True}
+    for title, last in formats.items():
+        peers[f"PyTorch, one after another{title}"] = torch_sweeps.one_after_another(runs, channels_last=last)
+        peers[f"PyTorch, two processes{title}"] = stack.enter_context(
+            torch_sweeps.two_processes(runs, channels_last=last)
+        )
+    peers["PyTorch, torch.func.vmap"] = torch_sweeps.vmapped(runs)
+    for title, peer in peers.items():
+        # Training can amplify round-off in a seed or two (a ConvNet's from 1e-7 to 1e-1): most of them must agree.
+        if not (error := np.median(np.abs(peer() / expected - 1))) < 1e-2:
+            raise AssertionError(f"{title} ends with other losses: half of the seeds differ by more than {error:.1e}")
+    return peers
 
 
 if __name__ == "__main__":

@@ -1,29 +1,40 @@
-"""The same networks in PyTorch, from the same weights, as the peers of the benchmarks. Imported only where PyTorch is installed."""
+"""The same networks in PyTorch, from the same weights, as the peers of the benchmarks. Imported only where PyTorch is installed.
 
-import re
-from collections.abc import Sequence
-from typing import Any
+JAX is not imported, so that the worker processes of `torch_sweeps` do without it.
+"""
 
-import jax
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxbp import models
-
 Tensors = dict[str, torch.Tensor]
+Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # running mean and unbiased variance of each BatchNorm
+Norm = Callable[[torch.Tensor, str, torch.Tensor, torch.Tensor], torch.Tensor]  # (map, its layer, scale, bias) -> map
+
+_EPSILON = 1e-5  # of BatchNorm, as in `jaxbp.models.layers`, and so is
+_KEPT = 0.9  # the share of the old statistics that a step keeps
 
 
 def from_flax(params: Any) -> Tensors:
     """Flax parameters as PyTorch tensors: dense kernels (out, in), convolution kernels (out, in, h, w)."""
     tensors = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        kind = path[-1].key
+    for name, leaf in _leaves(params):
         value = np.array(leaf)
-        if kind == "kernel":
+        if name.endswith("kernel"):
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        tensors["/".join(step.key for step in path)] = torch.tensor(np.ascontiguousarray(value))
+        tensors[name] = torch.tensor(np.ascontiguousarray(value))
     return tensors
+
+
+def _leaves(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in sorted(params):
+        if isinstance(params[name], Mapping):
+            yield from _leaves(params[name], f"{prefix}{name}/")
+        else:
+            yield prefix + name, params[name]
 
 
 def to_flat(tensors: Tensors) -> np.ndarray:
@@ -42,40 +53,52 @@ def _flax_order(name: str) -> tuple[str, str]:
     return layer, kind
 
 
+class Plan(NamedTuple):
+    """What the parameters do not tell of a network: its family, and the stride of each convolution or block."""
+
+    family: str
+    strides: tuple[int, ...]
+
+
+def plan(net: Any) -> Plan:
+    """Of a `jaxbp.models` MLP, ConvNet (pool "stride") or ResNet (BatchNorm)."""
+    family = type(net).__name__
+    if family == "ResNet":
+        return Plan(family, tuple(stride for _, stride in net.blocks()))
+    return Plan(family, tuple(step.stride for step in net.steps()) if family == "ConvNet" else ())
+
+
 class Twin:
-    """A `jaxbp.models` MLP, ConvNet (pool "stride") or fresh ResNet (BatchNorm, stored statistics) with its data, in PyTorch."""
+    """A network that has a `plan` with its data, in PyTorch; its statistics are fresh and updated by training."""
 
     def __init__(self, params: Any, net: Any, inputs: np.ndarray, labels: np.ndarray, *, channels_last: bool = False):
-        self.net = net
-        self.params = from_flax(params)
-        self.inputs = torch.tensor(inputs).permute(0, 3, 1, 2).contiguous()
-        if channels_last:
-            self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)
-            self.params = {
-                k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in self.params.items()
-            }
+        self.plan = plan(net)
+        self.channels_last = channels_last
+        self.params = self.adopt(params)
+        # cloned, as contiguous() leaves images of one channel with strides that PyTorch then reads as channels last
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.inputs = torch.tensor(inputs).permute(0, 3, 1, 2).clone(memory_format=memory_format)
         self.labels = torch.tensor(np.asarray(labels), dtype=torch.long)
+        self.statistics = self.fresh_statistics()
+
+    def adopt(self, params: Any) -> Tensors:
+        """Flax parameters of the same network as tensors in the twin's memory format."""
+        tensors = from_flax(params)
+        if not self.channels_last:
+            return tensors
+        return {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in tensors.items()}
+
+    def fresh_statistics(self) -> Statistics:
+        """Mean 0 and variance 1 for every BatchNorm."""
         scales = {name.removesuffix("/scale"): value for name, value in self.params.items() if name.endswith("/scale")}
-        self.statistics = {name: (torch.zeros_like(value), torch.ones_like(value)) for name, value in scales.items()}
+        return {name: (torch.zeros_like(value), torch.ones_like(value)) for name, value in scales.items()}
 
     def logits(self, params: Tensors, inputs: torch.Tensor, *, train: bool = False) -> torch.Tensor:
-        """Logits (N, C) of inputs (N, C, H, W); BatchNorm, if ``train``, by the batch, updating statistics kept beside."""
-        features = inputs
-        convs = sorted(
-            (int(re.search(r"\d+", k)[0]) for k in params if k.startswith("Conv") and k.endswith("kernel")), key=int
-        )
-        if isinstance(self.net, models.ResNet):
-            return _resnet_logits(self.net, params, inputs, self.statistics if train else None)
-        if isinstance(self.net, models.ConvNet):
-            for i in convs:
-                stride = 2 if i >= len(convs) - 2 else 1
-                features = F.relu(_same_conv(features, params[f"Conv_{i}/kernel"], params[f"Conv_{i}/bias"], stride))
-        features = features.permute(0, 2, 3, 1).flatten(1)  # Flax flattens channels last
-        last = len([k for k in params if k.startswith("Dense")]) // 2 - 1
-        for i in range(last + 1):
-            features = F.linear(features, params[f"Dense_{i}/kernel"], params[f"Dense_{i}/bias"])
-            features = F.relu(features) if i < last else features
-        return features
+        """Logits (N, C) of inputs (N, C, H, W).
+
+        BatchNorm: if ``train`` by the batch, updating the statistics; else by those of a fresh network, whatever they are now.
+        """
+        return forward(self.plan, params, inputs, by_batch(self.statistics) if train else _by_fresh)
 
     def loss(self, params: Tensors) -> torch.Tensor:
         """Mean cross-entropy over all data."""
@@ -102,15 +125,36 @@ class Twin:
 
     def train(self, order: Sequence[np.ndarray], learning_rate: float, momentum: float) -> float:
         """Plain SGD over the batches of example indices in ``order``; returns the last batch's loss."""
-        params = {k: v.clone().requires_grad_() for k, v in self.params.items()}
+        return float(self.fit(self.params, self.statistics, order, learning_rate, momentum)[1])
+
+    def fit(
+        self,
+        params: Tensors,
+        statistics: Statistics,
+        order: Sequence[np.ndarray] | torch.Tensor,
+        learning_rate: float,
+        momentum: float,
+    ) -> tuple[Tensors, torch.Tensor]:
+        """`train` from any parameters: the trained ones and the last batch's loss; ``statistics`` are updated in place."""
+        params = {k: v.clone().requires_grad_() for k, v in params.items()}
         optimizer = torch.optim.SGD(params.values(), lr=learning_rate, momentum=momentum)
+        norm_fn = by_batch(statistics)
         loss = torch.zeros(())
         for batch in order:
             optimizer.zero_grad()
-            loss = F.cross_entropy(self.logits(params, self.inputs[batch], train=True), self.labels[batch])
+            loss = F.cross_entropy(forward(self.plan, params, self.inputs[batch], norm_fn), self.labels[batch])
             loss.backward()
             optimizer.step()
-        return float(loss.detach())
+        return params, loss.detach()
+
+    @torch.no_grad()
+    def evaluate(
+        self, params: Tensors, statistics: Statistics, *, num_steps: int, batch_size: int
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over all data, by the statistics that so many steps with such batches have left."""
+        logits = forward(self.plan, params, self.inputs, _by_stored(statistics, num_steps, batch_size))
+        hits = logits.argmax(1) == self.labels
+        return float(F.cross_entropy(logits, self.labels)), float(hits.float().mean())
 
 
 class Module(torch.nn.Module):
@@ -183,22 +227,60 @@ def ntk_pairs(twin: Twin, params: Tensors, num_pairs: int) -> torch.Tensor:
     return torch.stack(entries)
 
 
-def _resnet_logits(
-    net: models.ResNet, params: Tensors, features: torch.Tensor, statistics: dict[str, tuple] | None
-) -> torch.Tensor:
-    """By the batch, updating the statistics, or, without them, by those of a fresh network, mean 0 and variance 1."""
+def forward(plan: Plan, params: Tensors, inputs: torch.Tensor, norm_fn: Norm) -> torch.Tensor:
+    """Logits (N, C) of inputs (N, C, H, W); ``norm_fn``: what BatchNorm does to a map."""
+    if plan.family == "ResNet":
+        return _resnet_logits(plan, params, inputs, norm_fn)
+    features = inputs
+    for i, stride in enumerate(plan.strides):
+        features = F.relu(_same_conv(features, params[f"Conv_{i}/kernel"], params[f"Conv_{i}/bias"], stride))
+    features = features.permute(0, 2, 3, 1).flatten(1)  # Flax flattens channels last
+    last = (len(params) - 2 * len(plan.strides)) // 2 - 1
+    for i in range(last + 1):
+        features = F.linear(features, params[f"Dense_{i}/kernel"], params[f"Dense_{i}/bias"])
+        features = F.relu(features) if i < last else features
+    return features
 
+
+def by_batch(statistics: Statistics) -> Norm:
+    """BatchNorm by the batch, updating ``statistics`` in place; under `torch.func.vmap` they must be mapped with the maps."""
+
+    def norm(features: torch.Tensor, layer: str, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        running = statistics[layer]
+        return F.batch_norm(features, *running, scale, bias, training=True, momentum=1 - _KEPT, eps=_EPSILON)
+
+    return norm
+
+
+def _by_stored(statistics: Statistics, num_steps: int, batch_size: int) -> Norm:
+    """BatchNorm by what `by_batch` has gathered from fresh statistics, with Flax's variance.
+
+    PyTorch gathers unbiased variances, Flax biased ones, which are (n - 1) / n times as large, n being the values a channel
+    has in a batch. Both start from 1, of which _KEPT ** num_steps is left, so that one follows from the other.
+    """
+    left = _KEPT**num_steps
+
+    def norm(features: torch.Tensor, layer: str, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        mean, variance = statistics[layer]
+        biased = left + (variance - left) * (1 - 1 / (batch_size * features[0, 0].numel()))
+        return F.batch_norm(features, mean, biased, scale, bias, eps=_EPSILON)
+
+    return norm
+
+
+def _by_fresh(features: torch.Tensor, layer: str, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """By mean 0 and variance 1."""
+    return features * (scale / (1 + _EPSILON) ** 0.5)[:, None, None] + bias[:, None, None]
+
+
+def _resnet_logits(plan: Plan, params: Tensors, features: torch.Tensor, norm_fn: Norm) -> torch.Tensor:
     def conv_norm(x: torch.Tensor, prefix: str, layer: int, stride: int = 1) -> torch.Tensor:
         norm = f"{prefix}BatchNorm_{layer}"
         x = _same_conv(x, params[f"{prefix}Conv_{layer}/kernel"], None, stride)
-        if statistics is not None:
-            affine = params[f"{norm}/scale"], params[f"{norm}/bias"]
-            return F.batch_norm(x, *statistics[norm], *affine, training=True, momentum=0.1, eps=1e-5)
-        scale = params[f"{norm}/scale"] / (1 + 1e-5) ** 0.5
-        return x * scale[:, None, None] + params[f"{norm}/bias"][:, None, None]
+        return norm_fn(x, norm, params[f"{norm}/scale"], params[f"{norm}/bias"])
 
     features = F.relu(conv_norm(features, "", 0))
-    for block, (_, stride) in enumerate(net.blocks()):
+    for block, stride in enumerate(plan.strides):
         prefix = f"BasicBlock_{block}/"
         branch = conv_norm(F.relu(conv_norm(features, prefix, 0, stride)), prefix, 1)
         shortcut = conv_norm(features, prefix, 2, stride) if f"{prefix}Conv_2/kernel" in params else features

@@ -186,7 +186,7 @@ class Problem:
             params = self.net.init(key, example)["params"]
             return ravel_pytree(landscape.initialise(init, params, jax.random.fold_in(key, salt)))[0]
 
-        return np.asarray(sweep.run(start, sweep.keys(self.settings.seeds)))
+        return np.asarray(sweep.evaluate(start, sweep.keys(self.settings.seeds)))
 
     def recipe(self, arm: str) -> tuple[str, float, float]:
         """Init, learning rate and momentum of an arm."""
@@ -221,7 +221,7 @@ class Problem:
             "inputs": np.stack([inputs for inputs, _, _ in splits]),
             "labels": np.stack([labels for _, labels, _ in splits]),
         }
-        return jax.tree.map(np.asarray, sweep.run(self._run_fn, runs))
+        return jax.tree.map(np.asarray, sweep.evaluate(self._run_fn, runs))
 
     @functools.cached_property
     def _run_fn(self) -> Callable:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.frame import SettingsError
+from experiments.frame import ONE_PROCESS, Cluster, SettingsError
 
 DEFAULT, EMBEDDED, GENTLE = "default", "embedded", "embedded, gentle"
 PLAIN, BOLD = "no momentum", "no momentum, large steps"  # suffixes of arms
@@ -176,6 +176,7 @@ class Arguments:
     """Epochs of every training."""
     seeds: int | None = None
     """Number of seeds."""
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/local_minima-PRESET."""
     data_dir: Path | None = None

@@ -138,7 +138,7 @@ class Lab:
             plan = "loop" if device.platform == "cpu" else "vmap"
             program = _training_program(case, self.settings, self._fill(case), self.dataset(case).num_classes)
             shared = jnp.asarray(train.inputs), jnp.asarray(train.labels)
-            result = sweep.run(program, runs, *shared, plan=plan, devices=[device])
+            result = sweep.evaluate(program, runs, *shared, plan=plan, devices=[device])
         found = result.measured | {
             "train_loss": result.history["train_loss"],
             "params": result.params,

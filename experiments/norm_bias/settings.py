@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.frame import SettingsError
+from experiments.frame import ONE_PROCESS, Cluster, SettingsError
 
 NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
 ARMS = (NONE, DECAY, BIAS)
@@ -211,6 +211,7 @@ class Arguments:
     """Epochs of every training."""
     seeds: int | None = None
     """Number of seeds on which the arms are compared."""
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/norm_bias-PRESET."""
     data_dir: Path | None = None

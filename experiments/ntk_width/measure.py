@@ -122,7 +122,7 @@ class Lab:
         }
         program = _training_program(net, self.settings)
         plan = "map" if device.platform == "cpu" else "vmap"
-        return sweep.run(program, runs, plan=plan, devices=[device])
+        return sweep.evaluate(program, runs, plan=plan, devices=[device])
 
     def _measured(self, net: Any, network: Network, seed: int, row: int, snapshots: tuple) -> dict[str, np.ndarray]:
         """Everything about one seed's kernels, features and parameters."""

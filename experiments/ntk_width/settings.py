@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.frame import SettingsError
+from experiments.frame import ONE_PROCESS, Cluster, SettingsError
 
 STORED, CALIBRATED, BATCH = "stored", "calibrated", "batch"  # statistics that BatchNorm uses when a kernel is measured
 
@@ -231,6 +231,7 @@ class Arguments:
     """Learning rate of every training."""
     seeds: int | None = None
     """Number of seeds."""
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/ntk_width-PRESET."""
     data_dir: Path | None = None

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.frame import SettingsError
+from experiments.frame import ONE_PROCESS, Cluster, SettingsError
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 TRAININGS = (NATURAL, ADVERSARIAL)
@@ -204,6 +204,7 @@ class Arguments:
     """The smaller radius at which robustness is judged."""
     num_projections: int | None = None
     """Projections each time: 1 cuts kernels back to their window once, as in the paper; more alternate until it holds."""
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/rank_robustness-PRESET."""
     data_dir: Path | None = None

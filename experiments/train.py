@@ -1,0 +1,206 @@
+"""Train one of `jaxbp.models` over a grid of settings and many seeds: is an effect real, or one seed's luck?
+
+``python -m experiments.train --dataset digits --model resnet --width 8 16 --learning-rate 0.1 0.03 --seeds 16``. Every combination of the
+values given is a setting; each is trained with every seed, which decides initialisation and the order of the data. Losses and accuracies
+after every epoch, and the table of final ones, go to the folder of the run, from which the same command goes on if it was stopped.
+With ``--num-batch`` each run is split over several devices, and started in several processes the sweep is split among them.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import frame
+
+_SETTINGS = ("width", "depth", "learning_rate", "momentum", "weight_decay", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train a network over a grid of settings and many seeds.
+
+    Options that take several values make a grid: every combination is trained with every seed. A run that was stopped goes on when
+    the same command is given again.
+    """
+
+    dataset: str = "digits"
+    """digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    model: str = "mlp"
+    """A name of jaxbp.models: mlp, convnet, resnet, resnet18, densenet, vgg11, mobilenetv2, ..."""
+    width: tuple[int, ...] = (64,)
+    """Hidden units, or channels of the first convolution."""
+    depth: tuple[int, ...] = ()
+    """Hidden layers, or blocks of a stage; default the model's."""
+    learning_rate: tuple[float, ...] = (0.1,)
+    """Of SGD, decaying to 0 along a cosine."""
+    momentum: tuple[float, ...] = (0.9,)
+    """Heavy-ball momentum."""
+    weight_decay: tuple[float, ...] = (0.0,)
+    """Coefficient."""
+    batch_size: tuple[int, ...] = (64,)
+    """Examples in a step."""
+    epochs: int = 20
+    """Passes over the training data."""
+    seeds: int = 8
+    """Seeds 0, 1, ... of every setting."""
+    num_train: int | None = None
+    """Training examples, default all; the same for all seeds."""
+    plan: str = "auto"
+    """How runs are computed: auto, loop, map, vmap, shard-map, shard-vmap (or pmap)."""
+    memory_mib: int | None = None
+    """What a device may use; default most of an accelerator's, a share of half of the host's."""
+    num_batch: int = 1
+    """Devices that share the batches of a run."""
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    tensorboard: bool = False
+    """Write the curves as event files for TensorBoard, too."""
+    cluster: tyro.conf.OmitArgPrefixes[frame.Cluster] = frame.ONE_PROCESS
+    out: Path = Path("runs/train")
+    """Folder of the run."""
+    data_dir: Path | None = None
+    """Where TFDS data sets are, or are to be prepared."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out
+
+    def grid(self) -> dict[str, list]:
+        """The grid of the sweep, without a depth if none was given."""
+        return {name: list(values) for name in _SETTINGS if (values := getattr(self, name))}
+
+    def validate(self) -> None:
+        """Raise `frame.SettingsError` where the sweep cannot run as set."""
+        for name in ("epochs", "seeds", "num_batch", "keep"):
+            if getattr(self, name) < 1:
+                raise frame.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, values in self.grid().items():
+            if len(set(values)) < len(values):
+                raise frame.SettingsError(f"{name} must have different values, got {values}")
+            if not all(math.isfinite(value) and value >= 0 for value in values):
+                raise frame.SettingsError(f"{name} must be 0 or more, got {values}")
+
+
+def main() -> None:
+    """Run the sweep and print the table of final results."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.train")
+    with frame.guarded(arguments.folder):
+        arguments.validate()
+        frame.start_jax(arguments.cluster)
+        from jaxbp import distributed
+
+        found = train_all(arguments)
+        if distributed.is_first():
+            print_table(found)
+            print(f"results: {arguments.folder}")
+
+
+def train_all(arguments: Arguments) -> Any:
+    """The records of all runs; their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,)."""
+    import jax.numpy as jnp
+
+    from jaxbp import data, models, sweep
+
+    dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
+    mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
+    for width in arguments.width:
+        for depth in arguments.depth or (None,):
+            models.create(arguments.model, num_classes=dataset.num_classes, width=width, depth=depth)
+    return sweep.run(
+        segments(arguments, dataset.num_classes, mesh),
+        arguments.grid(),
+        seeds=arguments.seeds,
+        out=arguments.out,
+        shared=[tuple(map(jnp.asarray, (split.inputs, split.labels))) for split in (dataset.train, dataset.test)],
+        plan=arguments.plan,
+        mesh=mesh,
+        memory=arguments.memory_mib and arguments.memory_mib * 2**20,
+        checkpoint_every=arguments.checkpoint_every,
+        keep=arguments.keep,
+        tensorboard=arguments.tensorboard,
+        identity={"model": arguments.model, "dataset": arguments.dataset, "epochs": arguments.epochs},
+    )
+
+
+def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
+    """A training as `jaxbp.sweep.Segments`, one for each epoch, of ``(training data, test data)``; equal to `jaxbp.training.train`."""
+    import jax
+
+    from jaxbp import models, objectives, parallel, sweep, training
+
+    def parts(train: Any, width: int, depth: int | None, batch_size: int, **numbers: Any) -> tuple:
+        net = models.create(arguments.model, num_classes=num_classes, width=width, depth=depth)
+        apply_fn, train_fn = (models.stateful_apply_fn(net, train=mode) for mode in (False, True))
+        if mesh is not None:
+            apply_fn, train_fn = parallel.data_parallel(apply_fn, train_fn, mesh=mesh)
+        steps = training.num_steps(len(train[1]), arguments.epochs, batch_size)
+        return net, apply_fn, train_fn, training.sgd(**numbers, decay_steps=steps)
+
+    def init_fn(
+        key: jax.Array, train: Any, test: Any, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any
+    ) -> Any:
+        net, *_, optimizer = parts(train, width, depth, batch_size, **numbers)
+        init_key, order_key = jax.random.split(key)
+        params, state = models.initialise(net, init_key, train[0][:1])
+        return training.TrainState(params, optimizer.init(params), state), order_key
+
+    def segment_fn(
+        state: Any,
+        index: jax.Array,
+        train: Any,
+        test: Any,
+        *,
+        width: int,
+        batch_size: int,
+        depth: int | None = None,
+        **numbers: Any,
+    ) -> tuple:
+        now, order_key = state
+        _, apply_fn, train_fn, optimizer = parts(train, width, depth, batch_size, **numbers)
+        on_batch = training.step_fn(apply_fn, train_fn, optimizer, objectives.cross_entropy, None)
+        epoch_key = jax.random.split(order_key, arguments.epochs)[index]
+        now = training.epoch_fn(on_batch, train, batch_size)(now, epoch_key)
+        measures = training.evaluate(
+            lambda inputs: apply_fn(now.params, inputs, now.model_state),
+            objectives.cross_entropy,
+            train=train,
+            test=test,
+        )
+        return (now, order_key), measures
+
+    return sweep.Segments(init_fn, segment_fn, arguments.epochs)
+
+
+def print_table(found: Any) -> None:
+    """A line for each setting: final test accuracy and training loss over seeds, with 95 % intervals, and how many diverged."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="after the last epoch: mean over seeds [95 % interval]", title_justify="left")
+    names = list(found.settings[0])
+    for column in (*names, "test accuracy", "training loss", "seeds", "diverged"):
+        table.add_column(column, justify="right")
+    for setting in found.settings:
+        runs = found.where(**setting)
+        fine = [run for run in runs if run.status == "finished"]
+        cells = [_interval([float(run.values[name][-1]) for run in fine]) for name in ("test_accuracy", "train_loss")]
+        table.add_row(*map(str, setting.values()), *cells, str(len(fine)), str(len(runs.diverged)))
+    Console(width=150).print(table)
+
+
+def _interval(values: list[float]) -> str:
+    from jaxbp import evidence, report
+
+    if len(values) < 2:
+        return ", ".join(f"{value:.4g}" for value in values) or "-"
+    return report.format_interval(evidence.t_interval(values))
+
+
+if __name__ == "__main__":
+    main()

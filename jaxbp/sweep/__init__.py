@@ -1,0 +1,32 @@
+"""Many runs of one pure function: seeds and settings, on one device or many, on one host or many, and no finished one lost.
+
+`run` takes anybody's function ``fn(key, *shared, **setting) -> results`` and a grid of settings, and computes every setting with every
+seed. It writes each result to a folder as soon as there is one, goes on where it was stopped, and returns a table. `Segments` is the
+same for long runs, which are saved in between. `evaluate` is the part that computes a stack of runs, by one of several plans.
+
+A sweep of one's own:
+
+>>> import jax
+>>> from jaxbp import data, models, objectives, sweep, training
+>>> digits = data.load("digits@4", num_train=200)
+>>> def train(key, inputs, labels, *, learning_rate, width):
+...     init_key, order_key = jax.random.split(key)
+...     net = models.create("mlp", num_classes=10, width=width, depth=1)
+...     params = net.init(init_key, inputs[:1])["params"]
+...     found = training.train(
+...         models.apply_fn(net), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels), order_key,
+...         loss_fn=objectives.cross_entropy, num_epochs=3, batch_size=50, measure_epochs=[3])
+...     return {"loss": found.history["train_loss"][-1], "params": found.params}
+>>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
+>>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
+>>> found.frame().groupby(["learning_rate", "width"])["loss"].mean().idxmin()
+(0.1, 16)
+>>> found.where(width=8).stack("params/Dense_0/kernel").shape  # settings, seeds, then the kernel's own axes
+(2, 3, 16, 8)
+"""
+
+from jaxbp.stopping import Terminated
+from jaxbp.sweep.plans import PLANS, choose, evaluate, keys, make_mesh, plan_of, use_all_cores
+from jaxbp.sweep.results import Record, Results, load
+from jaxbp.sweep.runs import SweepError, run
+from jaxbp.sweep.segments import Segments

@@ -1,0 +1,103 @@
+"""Runs in segments that go through the devices together: advanced, watched, retired, saved and restored."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbp import distributed
+from jaxbp.sweep.checkpoints import Checkpoints
+from jaxbp.sweep.placement import rows_here
+from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep.segments import Carry
+
+
+class Chunk:
+    """Some runs, with their carry on the devices and their checkpoints.
+
+    Args:
+      names: of the runs.
+      places: the place of each in the leading axis of the carry.
+      carry: at the start of the runs; the newest checkpoint, if there is one, takes its place.
+      checkpoints: None for none.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        names: Sequence[str],
+        places: np.ndarray,
+        carry: Carry,
+        checkpoints: Checkpoints | None,
+    ):
+        self.recorder, self.names, self.places, self.checkpoints = recorder, names, places, checkpoints
+        self.num_done, self.carry = (checkpoints and checkpoints.latest(carry)) or (0, carry)
+        self.retired: set[str] = set()
+
+    def advance(
+        self,
+        segment: Callable[[Carry, int], Carry],
+        num_segments: int,
+        *,
+        checkpoint_every: float,
+        scalars: bool = False,
+    ) -> None:
+        """All segments that are left, or until no run is alive.
+
+        Args:
+          segment: the compiled program.
+          num_segments: of a run.
+          checkpoint_every: seconds between checkpoints.
+          scalars: whether measures go to TensorBoard.
+        """
+        self.recorder.start(self.names, self.num_done / num_segments)
+        written = time.monotonic()
+        for index in range(self.num_done, num_segments):
+            self.carry, self.num_done = segment(self.carry, index), index + 1
+            alive = self._retire()
+            self.recorder.advance(alive, self.num_done / num_segments)
+            if scalars:
+                self._show(alive, index)
+            if len(self.retired) == len(self.names):
+                return
+            self.recorder.stop_if_asked(self._save)
+            due = self.num_done < num_segments and time.monotonic() - written > checkpoint_every
+            if distributed.from_first(due):
+                self._save()
+                written = time.monotonic()
+
+    def finish(self, finish: Callable[[Carry], Any]) -> None:
+        """Record the results of the runs that reached the end."""
+        rows = self._rows(finish(self.carry))
+        ended = [name for name in self.names if name not in self.retired]
+        self.recorder.record(ended, {name: row for name, row in rows.items() if name not in self.retired})
+        if self.checkpoints:
+            self.checkpoints.delete()
+
+    def _retire(self) -> list[str]:
+        """Record the runs, of any process, that are not finite any more; returns those of this process that are."""
+        alive = {name: bool(row["alive"]) for name, row in self._rows({"alive": self.carry.alive}).items()}
+        dead = distributed.any_process([not alive.get(name, True) for name in self.names])
+        if new := [
+            name for name, is_dead in zip(self.names, dead, strict=True) if is_dead and name not in self.retired
+        ]:
+            rows = self._rows({**self.carry.history, "segments": self.carry.num_done})
+            self.recorder.record(new, {name: rows[name] for name in new if name in rows}, retired=True)
+            self.retired.update(new)
+        return [name for name, lives in alive.items() if lives]
+
+    def _rows(self, tree: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+        return {self.names[position]: row for position, row in rows_here(tree, self.places).items()}
+
+    def _show(self, names: Sequence[str], index: int) -> None:
+        measured = {name: values[:, index] for name, values in self.carry.history.items() if values.ndim == 2}
+        rows = self._rows(measured)
+        for name in names:
+            self.recorder.progress.scalars(
+                self.recorder.words[name], index, {k: float(v) for k, v in rows[name].items()}
+            )
+
+    def _save(self) -> None:
+        if self.checkpoints:
+            self.checkpoints.save(self.num_done, self.carry)

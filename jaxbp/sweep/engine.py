@@ -1,0 +1,140 @@
+"""The work of a sweep: runs go to the devices in chunks, results to the folder as soon as a chunk is done.
+
+Which runs share a chunk is decided by the plan alone, or does not matter (where one goes after another), so that a sweep that was
+stopped ends with the same numbers as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxbp import distributed
+from jaxbp.sweep import plans
+from jaxbp.sweep.checkpoints import Checkpoints
+from jaxbp.sweep.chunk import Chunk
+from jaxbp.sweep.placement import Placement, fitted, rows_here
+from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep.tasks import Task
+
+_SAVE_EVERY = 2.0  # seconds of work between writes, for short runs that go one after another
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep is computed; see `jaxbp.sweep.run`. ``checkpoints``: a folder for them, None for none."""
+
+    plan: str
+    mesh: Mesh
+    memory: int
+    checkpoints: Path | None
+    checkpoint_every: float
+    keep: int
+    scalars: bool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Computes the tasks of a sweep; ``shared``: what all runs share, on the devices."""
+
+    options: Options
+    shared: tuple
+    recorder: Recorder
+
+    def compute(self, task: Task) -> None:
+        """Compute the runs of ``task`` that are not in the store.
+
+        Raises:
+          stopping.Terminated, KeyboardInterrupt: asked to stop; what could be saved is saved.
+        """
+        if self.recorder.missing(task.names):
+            (self._in_segments if task.in_segments else self._whole)(task)
+
+    def _whole(self, task: Task) -> None:
+        placement, program = self._placed(task, task.whole, task.runs, self.shared)
+        for numbers in self._chunks(task, placement):
+            names = [task.names[n] for n in numbers]
+            self.recorder.start(names)
+            runs, counts, places = placement.place(task.runs, numbers)
+            rows = rows_here(program(counts, runs, self.shared), places)
+            self.recorder.record(names, {names[position]: row for position, row in rows.items()})
+            self.recorder.stop_if_asked()
+
+    def _chunks(self, task: Task, placement: Placement) -> Iterator[Sequence[int]]:
+        """Which runs to do next: of those that go one after another what is missing, in portions of `_SAVE_EVERY`; else whole chunks."""
+        missing = self.recorder.missing(task.names)
+        if placement.within == "vmap":
+            yield from (chunk for chunk in placement.chunks(len(task.names)) if set(chunk) & set(missing))
+            return
+        number = 1
+        while missing:
+            began, size = time.monotonic(), placement.num_devices * number
+            yield missing[:size]
+            missing, took = missing[size:], time.monotonic() - began
+            number = distributed.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
+
+    def _in_segments(self, task: Task) -> None:
+        init, segment, finish = task.phases
+        carries = jax.eval_shape(
+            lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared
+        )
+        # One after another nothing is gained by more than one run on a device, and less is lost to a kill with one.
+        indexed = (np.int32(0), *self.shared)
+        placement, program = self._placed(task, segment, carries, indexed, most=1, donate=True)
+        start, end = (plans.program(fn, placement.within, placement.mesh) for fn in (init, finish))
+        missing = set(self.recorder.missing(task.names))
+        for numbers in placement.chunks(len(task.names)):
+            if not missing & set(numbers):
+                continue
+            runs, counts, places = placement.place(task.runs, numbers)
+            names = [task.names[n] for n in numbers]
+            chunk = Chunk(
+                self.recorder, names, places, start(counts, runs, self.shared), self._checkpoints(names, placement)
+            )
+            chunk.advance(
+                lambda carry, index, counts=counts: program(counts, carry, (np.int32(index), *self.shared)),
+                task.fn.num_segments,
+                checkpoint_every=self.options.checkpoint_every,
+                scalars=self.options.scalars,
+            )
+            chunk.finish(lambda carry, counts=counts: end(counts, carry, self.shared))
+
+    def _checkpoints(self, names: Sequence[str], placement: Placement) -> Checkpoints | None:
+        if self.options.checkpoints is None:
+            return None
+        facts = {"runs": list(names), **placement.facts()}
+        return Checkpoints(self.options.checkpoints / names[0], facts, self.options.keep)
+
+    def _placed(
+        self, task: Task, fn: Callable, runs: Any, shared: tuple, *, most: int | None = None, donate: bool = False
+    ) -> tuple[Placement, Any]:
+        """Placement and compiled program of a task; those of an earlier start of the sweep if the devices are as many.
+
+        ``most``: runs on a device, one after another, at most.
+        """
+        mesh, store, num_runs = self.options.mesh, self.recorder.store, len(task.names)
+        devices = list(mesh.devices.flat)
+        plan = plans.resolve(self.options.plan, lambda: task.products(self.shared), num_runs=num_runs, devices=devices)
+        within = "vmap" if plan.endswith("vmap") else "map"
+        most, bound = most if within == "map" else None, self.options.memory
+
+        def lower(placement: Placement) -> Any:
+            places = jax.tree.map(lambda a: jax.ShapeDtypeStruct((placement.num_places, *a.shape[1:]), a.dtype), runs)
+            counts = jax.ShapeDtypeStruct((placement.num_devices,), np.int32)
+            return plans.program(fn, within, mesh, donate).lower(counts, places, shared)
+
+        noted = store.config.get("plans", {})
+        saved = distributed.from_first(noted.get(task.label))
+        if saved and Placement(mesh, within, saved["capacity"]).facts() == saved:
+            most, bound = saved["capacity"], math.inf
+        placement, program = fitted(mesh, within, num_runs, lower, most=most, bound=bound)
+        if placement.facts() != saved:
+            store.note(plans={**noted, task.label: placement.facts()})
+        self.recorder.progress.say(f"{task.label}: {num_runs} runs, {placement}")
+        return placement, program

@@ -1,0 +1,126 @@
+"""Settings of a sweep, and which of them can share a compiled program.
+
+A grid maps names to values, of which every combination is a setting, or lists the settings one by one. A name whose values are
+numbers, one of them at least a float (learning rates, coefficients), or that comes as an array is *traced*: its values are inputs of
+the program, which all of them share. Anything else (widths, depths, epochs, names of models) is *static*: it may decide shapes, so
+each of its values gets a program of its own.
+
+>>> from jaxbp.sweep import grid
+>>> settings = grid.expand({"learning_rate": [0.1, 0.01], "width": [64, 256]})
+>>> len(settings), settings[1]
+(4, {'learning_rate': 0.1, 'width': 256})
+>>> [(program.static, program.rows) for program in grid.programs(settings)]
+[({'width': 64}, (0, 2)), ({'width': 256}, (1, 3))]
+"""
+
+import itertools
+import json
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Setting = dict[str, Any]
+
+
+class Program(NamedTuple):
+    """Settings that share a program: ``static`` values, numbers of the settings, and ``traced`` values by name, (rows, ...)."""
+
+    static: Setting
+    rows: tuple[int, ...]
+    traced: dict[str, np.ndarray]
+
+
+def expand(grid: Mapping[str, Iterable] | Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """The settings of ``grid``, the last name varying fastest.
+
+    Raises:
+      ValueError: no values for a name, settings with different names, or the same setting twice.
+    """
+    if isinstance(grid, Mapping):
+        for name, values in grid.items():
+            if isinstance(values, str) or not isinstance(values, Iterable) or len(list(values)) == 0:
+                raise ValueError(f"{name} must have a list of values, one at least, got {values!r}")
+        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    settings = [{name: _fixed(value) for name, value in setting.items()} for setting in grid]
+    if not settings:
+        raise ValueError("the grid must have one setting at least, got none; {} is a grid of one without names")
+    if other := next((s for s in settings if s.keys() != settings[0].keys()), None):
+        raise ValueError(f"settings must have the same names, got {sorted(settings[0])} and {sorted(other)}")
+    labels = [label(setting) for setting in settings]
+    if repeated := next((each for each in labels if labels.count(each) > 1), None):
+        raise ValueError(f"settings must differ, got twice: {repeated}")
+    return settings
+
+
+def label(setting: Setting) -> str:
+    """A setting in words."""
+    return ", ".join(f"{name}={_word(value)}" for name, value in setting.items()) or "default"
+
+
+def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Program]:
+    """Group ``settings`` by their static values; ``static``: names that are static whatever their values.
+
+    Raises:
+      ValueError: an unknown name, a static value that cannot be compared and written as JSON, or traced ones of different shapes.
+    """
+    names = list(settings[0])
+    static = set(static)
+    if unknown := static - set(names):
+        raise ValueError(f"static must name some of {names}, got {sorted(unknown)}")
+    traced = [name for name in names if name not in static and _is_traced([s[name] for s in settings])]
+    groups: dict[str, list[int]] = {}
+    for row, setting in enumerate(settings):
+        fixed = {name: value for name, value in setting.items() if name not in traced}
+        groups.setdefault(_written(fixed), []).append(row)
+    return [_program([settings[row] for row in rows], rows, traced) for rows in groups.values()]
+
+
+def as_json(settings: Sequence[Setting]) -> dict[str, list]:
+    """Each name's values over the settings, as JSON can write them."""
+    return {name: [_plain(setting[name]) for setting in settings] for name in settings[0]}
+
+
+def _program(settings: Sequence[Setting], rows: Sequence[int], traced: Sequence[str]) -> Program:
+    values = {}
+    for name in traced:
+        arrays = [np.asarray(setting[name]) for setting in settings]
+        if len({array.shape for array in arrays}) > 1:
+            raise ValueError(f"values of {name} must have one shape, got {sorted({a.shape for a in arrays})}")
+        stacked = np.stack(arrays)
+        values[name] = stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
+    return Program({k: v for k, v in settings[0].items() if k not in traced}, tuple(rows), values)
+
+
+def _is_traced(values: Sequence[Any]) -> bool:
+    if any(_is_array(value) for value in values):
+        return True
+    are_numbers = all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values)
+    return are_numbers and any(isinstance(value, float) for value in values)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _fixed(value: Any) -> Any:
+    """Lists as tuples, so that programs can be found by them."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if _is_array(value) else value
+
+
+def _word(value: Any) -> str:
+    return str(_plain(value))
+
+
+def _written(fixed: Setting) -> str:
+    try:
+        return json.dumps(fixed, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(
+            f"static settings must be numbers, strings, booleans, None or lists of them, got {fixed!r} ({error})"
+        ) from error

@@ -1,0 +1,55 @@
+"""How many runs fit: the largest number whose compiled program stays within a bound on a device's memory."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+_SHARE_OF_HOST, _SHARE_OF_DEVICE = 0.5, 0.9
+
+
+def default_bound(device: Any, num_local_devices: int) -> int:
+    """Bytes a device may use: 90 % of what an accelerator has free, or a share of half of the host's memory."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(_SHARE_OF_DEVICE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # what is free now would change on resuming
+    return int(_SHARE_OF_HOST * installed / num_local_devices)
+
+
+def needed(compiled: Any) -> int:
+    """Bytes that a compiled program takes on a device: arguments, results and temporaries; 0 where the backend does not tell."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
+    parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
+    return sum(parts) - stats.alias_size_in_bytes
+
+
+def fit(compile_fn: Callable[[int], Any], most: int, bound: int) -> tuple[Any, int, int]:
+    """Compile for as many runs as ``bound`` bytes allow, from 1 to ``most``; memory is taken to be linear in their number.
+
+    Args:
+      compile_fn: the compiled program for a number of runs.
+      most: tried first.
+      bound: bytes.
+
+    Returns:
+      The program, its number of runs and the bytes it needs; those of one run though they exceed the bound.
+    """
+    seen: dict[int, tuple[Any, int]] = {}
+
+    def size(number: int) -> int:
+        if number not in seen:
+            compiled = compile_fn(number)
+            seen[number] = compiled, needed(compiled)
+        return seen[number][1]
+
+    if size(most) > bound and most > 1:
+        fewer = max(1, min(most - 1, most * bound // size(most)))
+        slope = (size(most) - size(fewer)) / (most - fewer)
+        best = int((bound - size(fewer)) / slope) + fewer if slope > 0 else fewer
+        best = max(1, min(best, most - 1))
+        while size(best) > bound and best > 1:
+            best -= max(1, best // 8)
+    best = max((number for number in seen if size(number) <= bound), default=min(seen))
+    return seen[best][0], best, size(best)

@@ -1,0 +1,104 @@
+"""Where runs go: the devices, how each works through its runs, how many it takes at a time, and which results this process holds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxbp.sweep import memory, plans
+
+
+class Placement(NamedTuple):
+    """A chunk of runs on the devices of ``mesh``: ``capacity`` runs each, ``within`` "map" (one after another) or "vmap" (at once).
+
+    ``needed``: bytes that a device needs for it.
+    """
+
+    mesh: Mesh
+    within: str
+    capacity: int
+    needed: int = 0
+
+    @property
+    def num_devices(self) -> int:
+        """Devices, or groups of them that share a run's batches."""
+        return self.mesh.shape[plans.SEEDS]
+
+    @property
+    def num_places(self) -> int:
+        """Runs in a chunk."""
+        return self.num_devices * self.capacity
+
+    def place(self, runs: Any, numbers: Sequence[int]) -> tuple[Any, np.ndarray, np.ndarray]:
+        """`plans.placed` for the runs (NumPy arrays) with these numbers, on the devices."""
+        chosen = jax.tree.map(lambda a: a[np.asarray(numbers)], runs)
+        runs, counts, places = plans.placed(chosen, len(numbers), self.num_devices, self.capacity)
+        return jax.tree.map(self._put, runs), self._put(counts), places
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        """Each process puts what its devices hold."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    def chunks(self, num_runs: int) -> Iterator[range]:
+        """The numbers of the runs of each chunk."""
+        for start in range(0, num_runs, self.num_places):
+            yield range(start, min(start + self.num_places, num_runs))
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the last bits of the results."""
+        return {"within": self.within, "capacity": self.capacity, "devices": self.num_devices}
+
+    def __str__(self) -> str:
+        how = {"map": "one after another", "vmap": "at once"}[self.within]
+        kind, sharing = self.mesh.devices.flat[0].platform, self.mesh.shape[plans.BATCH]
+        devices = f"{self.num_devices} x {kind}" + (f" (groups of {sharing} share each batch)" if sharing > 1 else "")
+        return f"{devices}, up to {self.capacity} each, {how}, {self.needed / 2**20:.3g} MiB a device"
+
+
+def fitted(
+    mesh: Mesh, within: str, num_runs: int, lower_fn: Callable[[Placement], Any], *, most: int | None, bound: int
+) -> tuple[Placement, Any]:
+    """The largest chunk that ``bound`` bytes on a device allow, chunks made even, and its compiled program.
+
+    Args:
+      mesh, within: see `Placement`.
+      num_runs: of the whole task.
+      lower_fn: the program for a placement, lowered.
+      most: runs on a device at most; default all.
+      bound: bytes.
+    """
+    start = Placement(mesh, within, 1)
+    share = -(-num_runs // start.num_devices)
+    programs: dict[int, Any] = {}
+
+    def compiled(capacity: int) -> Any:
+        if capacity not in programs:
+            programs[capacity] = lower_fn(start._replace(capacity=capacity)).compile()
+        return programs[capacity]
+
+    _, capacity, _ = memory.fit(compiled, min(share, most or share), bound)
+    num_chunks = -(-share // capacity)
+    even = -(-share // num_chunks)
+    return start._replace(capacity=even, needed=memory.needed(compiled(even))), compiled(even)
+
+
+def rows_here(tree: Mapping[str, jax.Array], places: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
+    """Results by run, of those runs (by their index in ``places``) of which this process holds the first copy."""
+    columns = {name: dict(_held(array)) for name, array in tree.items()}
+    held = next(iter(columns.values()), {})
+    return {
+        run: {name: column[int(place)] for name, column in columns.items()}
+        for run, place in enumerate(places)
+        if int(place) in held
+    }
+
+
+def _held(array: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            start = shard.index[0].start or 0
+            for offset, value in enumerate(np.asarray(shard.data)):
+                yield start + offset, value

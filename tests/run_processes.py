@@ -1,0 +1,62 @@
+"""Several processes of one program, on this host and over loopback only."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def run(
+    script: str, num_processes: int, num_devices: int = 1, timeout: float = 60.0, *, check: bool = True
+) -> list[subprocess.CompletedProcess]:
+    """Run ``script`` in ``num_processes`` processes of ``num_devices`` CPU devices each; returns their exit codes and outputs.
+
+    Its arguments are what `jaxbp.distributed.initialize` takes: coordinator, number of processes, number of this process. The
+    environment has nothing of the caller's but its search paths. No process outlives the call.
+
+    Raises:
+      AssertionError: the processes did not end in time or, with ``check``, one failed; it carries what all have printed.
+    """
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    env = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+    env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    where = [f"127.0.0.1:{free_port()}", str(num_processes)]
+    files = [[tempfile.TemporaryFile("w+") for _ in range(2)] for _ in range(num_processes)]  # noqa: SIM115 - closed below
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, *where, str(i)], env=env, stdout=out, stderr=err)
+        for i, (out, err) in enumerate(files)
+    ]
+    end = time.monotonic() + timeout
+    try:
+        while any(each.poll() is None for each in processes) and time.monotonic() < end:
+            if check and any(each.returncode for each in processes):
+                end = min(end, time.monotonic() + 2)  # the others may yet print why
+            time.sleep(0.02)
+        in_time = all(each.poll() is not None for each in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    done = []
+    for process, pair in zip(processes, files, strict=True):
+        printed = []
+        for file in pair:
+            with file:
+                file.seek(0)
+                printed.append(file.read())
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, *printed))
+    if not in_time or (check and any(each.returncode for each in done)):
+        said = [f"process {i}, exit code {e.returncode}:\n{e.stdout}\n{e.stderr}" for i, e in enumerate(done)]
+        raise AssertionError(f"{'a process failed' if in_time else f'not done in {timeout:g} s'}\n" + "\n".join(said))
+    return done

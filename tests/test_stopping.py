@@ -1,0 +1,120 @@
+"""Signals that ask a program to stop, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from jaxbp import stopping
+
+
+def process(body, *signals, pause=0.5):
+    """Run ``body`` until it prints, then send the signals; its exit code, output and what it said on stderr."""
+    script = "import signal, sys, time\nfrom jaxbp import stopping\n" + textwrap.dedent(body)
+    running = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert running.stdout.readline() == "ready\n"
+    for each in signals:
+        running.send_signal(each)
+        time.sleep(pause)
+    out, err = running.communicate(timeout=30)
+    return running.returncode, out, err
+
+
+PARTS = """
+    with stopping.watch(say=lambda text: print(text, flush=True)) as watch:
+        print("ready", flush=True)
+        for part in range(100):
+            time.sleep(0.05)
+            if watch.asked:
+                print("saved", watch.asked.name, flush=True)
+                watch.check()
+"""
+
+
+def test_sigterm_lets_the_part_end_and_gives_its_own_code():
+    code, out, err = process(PARTS, signal.SIGTERM)
+    assert (code, out, err) == (143, "asked to stop: saving what there is\nsaved SIGTERM\n", "")
+
+
+def test_ctrl_c_lets_the_part_end_and_is_a_keyboard_interrupt():
+    code, out, err = process(PARTS, signal.SIGINT)
+    assert out.endswith("saved SIGINT\n")
+    assert "KeyboardInterrupt" in err
+    assert code == -signal.SIGINT
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    body = "with stopping.watch():\n    print('ready', flush=True)\n    for _ in range(300): time.sleep(0.1)\n"
+    code, _, err = process(body, signal.SIGINT, signal.SIGINT)
+    assert code == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+
+
+def test_the_process_ends_after_the_grace_though_compiled_code_never_returns():
+    body = """
+        import ctypes
+        with stopping.watch(grace=0.5, last_words="Finished runs are safe."):
+            print("ready", flush=True)
+            ctypes.CDLL(None).pause()      # returns at a signal, without Python's handlers
+            ctypes.CDLL(None).sleep(60)
+    """
+    code, _, err = process(body, signal.SIGTERM)
+    assert (code, err) == (143, "\nterminated. Finished runs are safe.\n")
+
+
+def test_at_once_raises_between_instructions():
+    body = """
+        try:
+            with stopping.watch(at_once=True):
+                print("ready", flush=True)
+                for _ in range(300): time.sleep(0.1)
+        except stopping.Terminated:
+            print("caught", flush=True)
+            raise
+    """
+    assert process(body, signal.SIGTERM)[:2] == (143, "caught\n")
+
+
+def test_handlers_and_threads_are_given_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), threading.active_count()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with stopping.watch(), stopping.watch():
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before[2] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), threading.active_count()
+    assert after == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_nothing_happens_in_another_thread():
+    found = []
+
+    def work():
+        with stopping.watch() as watch:
+            found.append((watch.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(None, signal.getsignal(signal.SIGTERM))]
+
+
+def test_check_raises_what_was_asked():
+    watch = stopping.Watch()
+    watch.check()
+    for asked, error in ((signal.SIGTERM, stopping.Terminated), (signal.SIGINT, KeyboardInterrupt)):
+        watch.asked = asked
+        with pytest.raises(error):
+            watch.check()
