@@ -7,6 +7,7 @@ With ``--num-batch`` each run is split over several devices, and started in seve
 """
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ class Arguments:
 
     def validate(self) -> None:
         """Raise `frame.SettingsError` where the sweep cannot run as set."""
-        for name in ("epochs", "seeds", "num_batch", "keep"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "seeds", "num_batch", "keep", "memory_mib"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise frame.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, values in self.grid().items():
             if len(set(values)) < len(values):
@@ -91,7 +92,6 @@ def main() -> None:
     """Run the sweep and print the table of final results."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.train")
     with frame.guarded(arguments.folder):
-        arguments.validate()
         frame.start_jax(arguments.cluster)
         from jaxbp import distributed
 
@@ -103,21 +103,25 @@ def main() -> None:
 
 def train_all(arguments: Arguments) -> Any:
     """The records of all runs; their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,)."""
-    import jax.numpy as jnp
-
-    from jaxbp import data, models, sweep
+    arguments.validate()
+    from jaxbp import data, models, sweep, training
 
     dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
-    mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
-    for width in arguments.width:
-        for depth in arguments.depth or (None,):
+    try:
+        mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
+        for width, depth in itertools.product(arguments.width, arguments.depth or (None,)):
             models.create(arguments.model, num_classes=dataset.num_classes, width=width, depth=depth)
+        for batch_size in arguments.batch_size:
+            training.num_steps(len(dataset.train.labels), arguments.epochs, batch_size)
+        sweep.check_plan(arguments.plan)
+    except ValueError as error:
+        raise frame.SettingsError(str(error)) from error
     return sweep.run(
         segments(arguments, dataset.num_classes, mesh),
         arguments.grid(),
         seeds=arguments.seeds,
         out=arguments.out,
-        shared=[tuple(map(jnp.asarray, (split.inputs, split.labels))) for split in (dataset.train, dataset.test)],
+        shared=[(split.inputs, split.labels) for split in (dataset.train, dataset.test)],
         plan=arguments.plan,
         mesh=mesh,
         memory=arguments.memory_mib and arguments.memory_mib * 2**20,

@@ -100,7 +100,7 @@ def data_parallel(
     for name, value, choices in (("plan", plan, PLANS), ("batch_statistics", batch_statistics, BATCH_STATISTICS)):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    if plan == "single":
+    if plan == "single" or mesh.shape[_AXIS] == 1:
         return apply_fn, train_fn
     wrap = _by_share if batch_statistics == "device" else _together
     return _together(apply_fn, mesh), train_fn and wrap(train_fn, mesh)

@@ -19,14 +19,15 @@ A sweep of one's own:
 ...     return {"loss": found.history["train_loss"][-1], "params": found.params}
 >>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
 >>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
->>> found.frame().groupby(["learning_rate", "width"])["loss"].mean().idxmin()
-(0.1, 16)
+>>> table = found.frame()  # a row for each setting and seed
+>>> bool(table[table.learning_rate == 0.1].loss.mean() < table[table.learning_rate == 0.01].loss.mean())
+True
 >>> found.where(width=8).stack("params/Dense_0/kernel").shape  # settings, seeds, then the kernel's own axes
 (2, 3, 16, 8)
 """
 
 from jaxbp.stopping import Terminated
-from jaxbp.sweep.plans import PLANS, choose, evaluate, keys, make_mesh, plan_of, use_all_cores
+from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_mesh, plan_of, use_all_cores
 from jaxbp.sweep.results import Record, Results, load
 from jaxbp.sweep.runs import SweepError, run
 from jaxbp.sweep.segments import Segments

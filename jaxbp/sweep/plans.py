@@ -127,6 +127,12 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
     return jax.tree.map(lambda a: a[:num_runs], outputs) if num_runs % len(devices) else outputs
 
 
+def check_plan(plan: str) -> None:
+    """Raise ValueError if ``plan`` is none of `PLANS`."""
+    if plan not in PLANS:
+        raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
+
+
 def plan_of(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> str:
     """The plan by which `evaluate` computes these runs."""
 
@@ -143,8 +149,7 @@ def resolve(plan: str, of_a_run: Callable[[], products.Products], *, num_runs: i
     Raises:
       ValueError: it is none of `PLANS`.
     """
-    if plan not in PLANS:
-        raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
+    check_plan(plan)
     if plan == "auto":
         return choose(devices[0].platform, len(devices), num_runs, of_a_run())
     return "shard-vmap" if plan == "pmap" else plan
@@ -191,12 +196,13 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
     if mesh is None:
         return jax.jit(share, **options)
     by_run, whole = NamedSharding(mesh, PartitionSpec(SEEDS)), NamedSharding(mesh, PartitionSpec())
+    manual = {SEEDS} if mesh.shape[BATCH] > 1 else {SEEDS, BATCH}  # callbacks to the host need all axes to be
 
     def spread(counts: jax.Array, runs: Any, shared: tuple) -> Any:
         # Runs do not communicate, so there is nothing for the check of replicated values to find.
         return jax.shard_map(
             share, mesh=mesh, in_specs=(by_run.spec, by_run.spec, whole.spec), out_specs=by_run.spec,
-            axis_names={SEEDS}, check_vma=False,
+            axis_names=manual, check_vma=False,
         )(counts, runs, shared)  # fmt: skip
 
     return jax.jit(spread, in_shardings=(by_run, by_run, whole), out_shardings=by_run, **options)

@@ -25,6 +25,7 @@ from jaxbp.sweep.recorder import NOT_FINITE, Recorder
 from jaxbp.sweep.segments import Segments
 
 _TABLE = "results.parquet"
+_LAST_WORDS = "Finished runs are in {}; the same call goes on from there."
 
 
 class SweepError(RuntimeError):
@@ -102,8 +103,8 @@ def run(
     with _store(out, {**_identity(fn, settings, seeds, shared), **identity}) as store:
         words = _words(settings, seeds)
         with (
-            stopping.watch(last_words=f"Finished runs are in {out}; the same call goes on from there.") as watch,
             _progress(out, words, store, tensorboard=tensorboard, quiet=quiet) as progress,
+            stopping.watch(say=progress.say, last_words=_LAST_WORDS.format(out) if out else "") as watch,
         ):
             recorder = Recorder(store, progress, watch, {k: label for k, (label, _) in words.items()}, diverged_fn)
             errors = _compute(Engine(options, placed, recorder), todo)
@@ -132,8 +133,7 @@ def _compute(engine: Engine, todo: Sequence[tasks.Task]) -> dict[str, str]:
 
 def _default_mesh(plan: str) -> Mesh:
     """All devices, or, for a plan that does not spread runs over them, the first of each process."""
-    if plan not in plans.PLANS:
-        raise ValueError(f"plan must be one of {', '.join(plans.PLANS)}, got {plan!r}")
+    plans.check_plan(plan)
     if plan in ("auto", "pmap") or plan.startswith("shard"):
         return plans.make_mesh()
     return plans.make_mesh(devices=list({device.process_index: device for device in reversed(jax.devices())}.values()))
