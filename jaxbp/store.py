@@ -22,7 +22,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +33,7 @@ from jaxbp.evidence import write_atomically
 
 CONFIG = "config.json"
 _PIECES = "pieces"
+_SMALL = 1024  # bytes of an array's file that a number never exceeds
 
 
 class StoreError(RuntimeError):
@@ -58,16 +59,51 @@ class Reader:
           KeyError: it is not there.
           StoreError: its file is truncated or is no piece.
         """
+        return dict(self.lazy(name))
+
+    def lazy(self, name: str) -> "Piece":
+        """A piece whose arrays are read when they are asked for, each time anew; errors are those of `get`."""
         path = self._path(name)
         if not path.exists():
             raise KeyError(f"{self.folder} holds no piece {name!r}")
+        return Piece(path)
+
+
+class Piece(Mapping):
+    """The arrays of a piece by name, each read from its file when it is asked for.
+
+    Raises:
+      StoreError: its file is truncated or is no piece.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with self._archive() as archive:
+            self._names = tuple(archive.files)
+            sizes = [archive.zip.getinfo(f"{name}.npy").file_size for name in self._names]
+        self.small = frozenset(name for name, size in zip(self._names, sizes, strict=True) if size <= _SMALL)
+
+    @contextlib.contextmanager
+    def _archive(self) -> Iterator[Any]:
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
+            with open(self._path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                yield archive
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError) as error:
             raise StoreError(
-                f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept"
+                f"{self._path} is damaged ({error}): delete this file and start the run again; the rest is kept"
             ) from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._archive() as archive:
+            return archive[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Store(Reader):
@@ -172,7 +208,7 @@ class Memory:
         """Keep a piece."""
         self._pieces[name] = {key: np.asarray(value) for key, value in arrays.items()}
 
-    def get(self, name: str) -> dict[str, np.ndarray]:
+    def lazy(self, name: str) -> dict[str, np.ndarray]:
         """A piece that was kept."""
         return self._pieces[name]
 

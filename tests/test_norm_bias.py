@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import run_processes
 
 from experiments.norm_bias import measure, results
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE, PRESETS, Arguments, Case
@@ -189,3 +190,20 @@ def test_cifar10_from_tfds_to_the_end_of_a_run(tmp_path, monkeypatch):
     rows = pd.read_parquet(out / "measurements.parquet")
     assert set(rows.case) == {"ResNet, tfds:cifar10, normalised inputs", "MLP, tfds:cifar10, normalised inputs"}
     assert len(rows[rows.measure == "test_accuracy"]) == 2 * 3 * 3
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_find_what_one_finds(tmp_path):
+    run("--preset", "smoke", "--out", tmp_path / "alone")
+    place = ["--coordinator", f"127.0.0.1:{run_processes.free_port()}", "--num-processes", "2"]
+    two = [*COMMAND, "--preset", "smoke", "--out", tmp_path / "two", *place]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*two, "--process-id", str(i)], **pipes) for i in range(2)]
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "Verdicts" in said[0][0]
+    assert "Verdicts" not in said[1][0]
+    for log in ("log-0.txt", "log-1.txt"):  # both worked
+        assert " done " in (tmp_path / "two" / log).read_text()
+    ours, theirs = (pd.read_parquet(tmp_path / name / "measurements.parquet") for name in ("two", "alone"))
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=False, rtol=1e-4, atol=1e-4)

@@ -459,3 +459,39 @@ def test_a_chunk_keeps_within_the_memory_it_was_given(tmp_path):
 def test_measures_go_to_tensorboard(tmp_path):
     sweep.run(LONG, {"rate": [0.1, 0.2]}, seeds=1, shared=[DATA], out=tmp_path, tensorboard=True)
     assert len(list((tmp_path / "tensorboard").glob("*/events*"))) == 2
+
+
+def test_equal_sweeps_are_compiled_once_and_other_precisions_anew():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        fn = lambda key, *, rate: {"draw": rate * jax.random.normal(key)}  # noqa: E731
+        sweep.run(fn, {"rate": [1.0, 2.0]}, seeds=3, plan="vmap", quiet=True)
+        first = len(compiled)
+        sweep.run(fn, {"rate": [3.0, 4.0]}, seeds=range(3, 6), plan="vmap", quiet=True)
+        assert len(compiled) == first > 0
+        with jax.enable_x64(True):
+            found = sweep.run(fn, {"rate": [3.0, 4.0]}, seeds=3, plan="vmap", quiet=True)
+        assert len(compiled) > first
+        assert found.stack("draw").dtype == np.float64
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_results_are_read_from_the_folder_when_they_are_asked_for(tmp_path):
+    def fn(key, *, rate):
+        return {"loss": rate, "params": jax.random.normal(key, (1000,))}
+
+    found = sweep.run(fn, {"rate": [1.0, 2.0]}, seeds=2, out=tmp_path, quiet=True)
+    path = tmp_path / "pieces" / "setting0001-seed1.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255  # within params
+    path.write_bytes(content)
+    assert found.frame().loss.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert "params" not in found.frame().columns
+    with pytest.raises(StoreError, match=r"seed1\.npz is damaged"):
+        found.stack("params")
+    with pytest.raises(KeyError, match="a run has loss, params, got 'param'"):
+        found[0].values["param"]

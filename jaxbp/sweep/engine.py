@@ -124,17 +124,16 @@ class Engine:
         within = "vmap" if plan.endswith("vmap") else "map"
         most, bound = most if within == "map" else None, self.options.memory
 
-        def lower(placement: Placement) -> Any:
+        def compiled(placement: Placement) -> Any:
             places = jax.tree.map(lambda a: jax.ShapeDtypeStruct((placement.num_places, *a.shape[1:]), a.dtype), runs)
-            counts = jax.ShapeDtypeStruct((placement.num_devices,), np.int32)
-            return plans.program(fn, within, mesh, donate).lower(counts, places, shared)
+            return plans.compiled(fn, within, mesh, donate, placement.num_devices, places, shared)
 
         noted = store.config.get("plans", {})
         saved = distributed.from_first(noted.get(task.label))
         if saved and Placement(mesh, within, saved["capacity"]).facts() == saved:
             most, bound = saved["capacity"], math.inf
-        placement, program = fitted(mesh, within, num_runs, lower, most=most, bound=bound)
-        if placement.facts() != saved:
+        placement, program = fitted(mesh, within, num_runs, compiled, most=most, bound=bound)
+        if placement.facts() != saved and distributed.is_first():
             store.note(plans={**noted, task.label: placement.facts()})
         self.recorder.progress.say(f"{task.label}: {num_runs} runs, {placement}")
         return placement, program

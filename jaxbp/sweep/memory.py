@@ -25,7 +25,7 @@ def needed(compiled: Any) -> int:
     return sum(parts) - stats.alias_size_in_bytes
 
 
-def fit(compile_fn: Callable[[int], Any], most: int, bound: int) -> tuple[Any, int, int]:
+def fit(compile_fn: Callable[[int], Any], most: int, bound: float) -> tuple[Any, int, int]:
     """Compile for as many runs as ``bound`` bytes allow, from 1 to ``most``; memory is taken to be linear in their number.
 
     Args:
@@ -45,7 +45,7 @@ def fit(compile_fn: Callable[[int], Any], most: int, bound: int) -> tuple[Any, i
         return seen[number][1]
 
     if size(most) > bound and most > 1:
-        fewer = max(1, min(most - 1, most * bound // size(most)))
+        fewer = max(1, min(most - 1, int(most * bound / size(most))))
         slope = (size(most) - size(fewer)) / (most - fewer)
         best = int((bound - size(fewer)) / slope) + fewer if slope > 0 else fewer
         best = max(1, min(best, most - 1))

@@ -59,25 +59,22 @@ class Placement(NamedTuple):
 
 
 def fitted(
-    mesh: Mesh, within: str, num_runs: int, lower_fn: Callable[[Placement], Any], *, most: int | None, bound: int
+    mesh: Mesh, within: str, num_runs: int, compile_fn: Callable[[Placement], Any], *, most: int | None, bound: float
 ) -> tuple[Placement, Any]:
     """The largest chunk that ``bound`` bytes on a device allow, chunks made even, and its compiled program.
 
     Args:
       mesh, within: see `Placement`.
       num_runs: of the whole task.
-      lower_fn: the program for a placement, lowered.
+      compile_fn: the compiled program for a placement.
       most: runs on a device at most; default all.
       bound: bytes.
     """
     start = Placement(mesh, within, 1)
     share = -(-num_runs // start.num_devices)
-    programs: dict[int, Any] = {}
 
     def compiled(capacity: int) -> Any:
-        if capacity not in programs:
-            programs[capacity] = lower_fn(start._replace(capacity=capacity)).compile()
-        return programs[capacity]
+        return compile_fn(start._replace(capacity=capacity))
 
     _, capacity, _ = memory.fit(compiled, min(share, most or share), bound)
     num_chunks = -(-share // capacity)

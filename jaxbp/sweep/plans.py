@@ -208,6 +208,24 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
     return jax.jit(spread, in_shardings=(by_run, by_run, whole), out_shardings=by_run, **options)
 
 
+def compiled(
+    fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple
+) -> jax.stages.Compiled:
+    """`program` compiled ahead for runs of the shapes of ``places``, so that its memory can be looked at; kept for equal calls."""
+    leaves, structure = jax.tree.flatten((places, shared))
+    shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    return _compiled(fn, within, mesh, donate, num_devices, shapes, structure, context)
+
+
+@functools.cache
+def _compiled(
+    fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
+) -> jax.stages.Compiled:
+    counts = jax.ShapeDtypeStruct((num_devices,), np.int32)
+    return program(fn, within, mesh, donate).lower(counts, *structure.unflatten(shapes)).compile()
+
+
 def _one_by_one(fn: Callable, count: jax.Array, runs: Any) -> Any:
     """Results of the first ``count`` runs, zeros after them; the loop's length is known only when it runs."""
     capacity = jax.tree.leaves(runs)[0].shape[0]

@@ -18,6 +18,31 @@ FINISHED, DIVERGED = "finished", "diverged"
 _VALUE = "values/"  # before the names of results in a piece of the store
 
 
+class Values(Mapping):
+    """Results of a run by name; in a folder they are read when they are asked for, as those of all runs may be large."""
+
+    def __init__(self, piece: Mapping[str, np.ndarray]):
+        self._piece = piece
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._piece[_VALUE + name]
+        except KeyError:
+            raise KeyError(f"a run has {', '.join(self)}, got {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(_VALUE) for name in self._piece if name.startswith(_VALUE))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def numbers(self) -> dict[str, Any]:
+        """The results that are one number."""
+        small = getattr(self._piece, "small", self._piece.keys())
+        arrays = {name: self[name] for name in self if _VALUE + name in small}
+        return {name: value.item() for name, value in arrays.items() if value.ndim == 0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One run: its setting and seed, "finished" or "diverged", and its results by name."""
@@ -25,7 +50,7 @@ class Record:
     setting: dict[str, Any]
     seed: int
     status: str
-    values: Mapping[str, np.ndarray]
+    values: Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +98,6 @@ class Results(Sequence):
           KeyError: no such result.
           ValueError: its shape differs between settings, or records are missing.
         """
-        for record in self.records:
-            if name not in record.values:
-                raise KeyError(f"a run has {', '.join(record.values)}, got {name!r}")
         values = [record.values[name] for record in self.records]
         if len(shapes := {value.shape for value in values}) > 1:
             raise ValueError(f"{name} must have one shape, got {sorted(shapes)}: choose settings with `where`")
@@ -88,11 +110,12 @@ class Results(Sequence):
         """A pandas table: a row for each run, with its setting, seed, status and every result that is one number."""
         import pandas as pd
 
-        rows = []
-        for record in self.records:
-            numbers = {name: value.item() for name, value in record.values.items() if value.ndim == 0}
-            rows.append({**record.setting, "seed": record.seed, "status": record.status, **numbers})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            [
+                {**record.setting, "seed": record.seed, "status": record.status, **record.values.numbers()}
+                for record in self.records
+            ]
+        )
 
 
 def flat(tree: Any) -> dict[str, jax.Array]:
@@ -124,9 +147,8 @@ def collect(store: Any, settings: Sequence[grid.Setting], seeds: Sequence[int]) 
     for row, setting in enumerate(settings):
         for seed in seeds:
             if (name := piece_name(row, seed)) in store:
-                piece = store.get(name)
-                values = {k.removeprefix(_VALUE): v for k, v in piece.items() if k.startswith(_VALUE)}
-                records.append(Record(setting, seed, str(piece["status"]), values))
+                piece = store.lazy(name)
+                records.append(Record(setting, seed, str(piece["status"]), Values(piece)))
     return Results(tuple(records))
 
 

@@ -110,6 +110,7 @@ def run(
             errors = _compute(Engine(options, placed, recorder), todo)
         found = results.collect(store, settings, seeds)
         if out is not None and distributed.is_first():
+            _check_shared(found, len(words) - sum(len(task.names) for task in todo if task.label in errors), out)
             store.write(_TABLE, results.to_parquet(found))
     if errors:
         told = "\n  ".join(f"{label}: {error}" for label, error in errors.items())
@@ -131,6 +132,14 @@ def _compute(engine: Engine, todo: Sequence[tasks.Task]) -> dict[str, str]:
     return errors
 
 
+def _check_shared(found: results.Results, expected: int, out: str | Path) -> None:
+    if len(found) < expected:
+        raise SweepError(
+            f"{expected - len(found)} results are not in {out} of the first process: processes must share their folder; copy the "
+            "folders pieces of the others into this one, and call again to have the table"
+        )
+
+
 def _default_mesh(plan: str) -> Mesh:
     """All devices, or, for a plan that does not spread runs over them, the first of each process."""
     plans.check_plan(plan)
@@ -142,7 +151,7 @@ def _default_mesh(plan: str) -> Mesh:
 def _progress(
     out: str | Path | None, words: Mapping[str, tuple[str, str]], store: Any, *, tensorboard: bool, quiet: bool
 ) -> Progress:
-    there = {label: str(store.get(name)["status"]) for name, (label, _) in words.items() if name in store}
+    there = {label: str(store.lazy(name)["status"]) for name, (label, _) in words.items() if name in store}
     return Progress(
         {label: Work(setting, 1.0) for label, setting in words.values()},
         out,
