@@ -81,6 +81,8 @@ class Arguments:
         for name in ("epochs", "seeds", "num_batch", "keep", "memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise frame.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.checkpoint_every >= 0:
+            raise frame.SettingsError(f"checkpoint_every must be 0 or more seconds, got {self.checkpoint_every}")
         for name, values in self.grid().items():
             if len(set(values)) < len(values):
                 raise frame.SettingsError(f"{name} must have different values, got {values}")

@@ -16,7 +16,7 @@ PROBLEM = textwrap.dedent("""
 
     rng = np.random.default_rng(0)
     DATA = rng.normal(size=(32, 5)).astype(np.float32), rng.integers(0, 3, 32)
-    GRID = {"learning_rate": [0.05, 0.1], "width": [3, 4]}
+    GRID = {"learning_rate": [0.05, 0.1], "width": [3]}
     NET = {width: models.create("mlp", num_classes=3, width=width, depth=1) for width in GRID["width"]}
 
 
@@ -53,13 +53,7 @@ PROBLEM = textwrap.dedent("""
 
 
 # kind of run, devices that share a batch, plan
-SWEEPS = [
-    ("whole", 1, "auto"),
-    ("whole", 2, "shard-map"),
-    ("whole", 8, "shard-vmap"),
-    ("segments", 1, "shard-vmap"),
-    ("segments", 2, "shard-map"),
-]
+SWEEPS = [("whole", 1, "auto"), ("whole", 8, "shard-vmap"), ("segments", 2, "shard-map")]
 
 
 def script(folder, body="", sweeps=SWEEPS):
@@ -69,7 +63,7 @@ def script(folder, body="", sweeps=SWEEPS):
         mesh = sweep.make_mesh(num_batch)
         fn = segments(mesh if num_batch > 1 else None) if kind == "segments" else train_fn(mesh if num_batch > 1 else None)
         found = sweep.run(fn, GRID, seeds=5, shared=DATA, out=f"{folder}/{{kind}}-{{num_batch}}", mesh=mesh, plan=plan)
-        assert len(found) == 20
+        assert len(found) == 10
     """
     inside = textwrap.indent(textwrap.dedent(work) + textwrap.dedent(body), "    ")
     return PROBLEM + "\nwith distributed.session(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):\n" + inside
@@ -114,14 +108,14 @@ def test_two_processes_of_four_devices_give_what_one_gives(reference, tmp_path):
     run_processes.run(script(tmp_path, body), 2, 4, timeout=240)
     assert_equal_to(reference, tmp_path)
     status = progress.read(tmp_path / "whole-1")
-    assert (status.state, len(status.done), len(status.processes)) == ("finished", 20, 2)
+    assert (status.state, len(status.done), len(status.processes)) == ("finished", 10, 2)
 
 
 def test_another_number_of_processes_goes_on_from_what_is_there(reference, tmp_path):
     sweeps = [("whole", 1, "shard-map")]
     run_processes.run(script(tmp_path, sweeps=sweeps), 1, 2, timeout=240)
     kept = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "whole-1" / "pieces").iterdir())}
-    for path in list(kept)[3:12]:
+    for path in list(kept)[3:8]:
         path.unlink()
         del kept[path]
     run_processes.run(script(tmp_path, sweeps=sweeps), 2, 1, timeout=240)
@@ -145,6 +139,7 @@ def test_processes_that_disagree_are_told(tmp_path):
     assert "grid.learning_rate: [0.1] there, [1.1] now" in second.stdout
 
 
+@pytest.mark.slow
 def test_a_stopped_process_stops_the_others_and_all_go_on_bit_for_bit(tmp_path):
     body = """
     import os, signal, threading

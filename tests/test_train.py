@@ -71,6 +71,7 @@ def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
         ({"model": "resnet18", "depth": (2,)}, "the depth of resnet18 is part of its name"),
         ({"batch_size": (300,)}, "batch_size must be from 1 to the number of training examples 200, got 300"),
         ({"plan": "fastest"}, "plan must be one of auto"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every must be 0 or more seconds"),
         ({"memory_mib": 0}, "memory_mib must be at least 1"),
     ],
 )
