@@ -180,25 +180,6 @@ def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> 
             distributed.barrier(f"pieces of {group}")  # later ones may read them
 
 
-def make_room() -> None:
-    """Drop JAX's compiled programs once they hold half of the memory maps that Linux allows a process.
-
-    Each holds a thousand or two, and with none left XLA crashes. They come back from the compilation cache on disk.
-    """
-    held, allowed = _memory_maps()
-    if held > allowed / 2:
-        import jax
-
-        jax.clear_caches()
-
-
-def _memory_maps() -> tuple[int, int]:
-    """How many the process holds, and may; (0, 0) where the system does not say."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/self/maps").read_bytes().count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
-    return 0, 0
-
-
 def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_workers: int) -> None:
     def compute(piece: Piece) -> Mapping[str, Any]:
         progress.start(piece.name)
@@ -208,11 +189,13 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
             progress.failed(piece.name, error)
             raise
 
+    from jaxbp import sweep
+
     if num_workers == 1 or len(pieces) == 1:
         for piece in pieces:
             store.put(piece.name, compute(piece))
             progress.done(piece.name)
-            make_room()
+            sweep.make_room()
         return
     pool = ThreadPoolExecutor(num_workers)
     try:
@@ -223,7 +206,7 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
                 piece = futures.pop(future)
                 store.put(piece.name, future.result())
                 progress.done(piece.name)
-            make_room()
+            sweep.make_room()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -246,6 +229,8 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
                 from jaxbp import distributed
 
                 distributed.shutdown()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os._exit(stopping.PIPE_CLOSED)
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("jaxbp", "experiments"):
             _leave(2, f"error: {error}")

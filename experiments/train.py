@@ -17,6 +17,7 @@ import tyro
 from experiments import frame
 
 _SETTINGS = ("width", "depth", "learning_rate", "momentum", "weight_decay", "batch_size")
+_MOST_SEEDS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Arguments:
                 raise frame.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.checkpoint_every >= 0:
             raise frame.SettingsError(f"checkpoint_every must be 0 or more seconds, got {self.checkpoint_every}")
+        if self.seeds > _MOST_SEEDS:
+            raise frame.SettingsError(f"seeds must be at most {_MOST_SEEDS}, got {self.seeds}")
+        if empty := [name for name in _SETTINGS if name != "depth" and not getattr(self, name)]:
+            raise frame.SettingsError(f"{empty[0]} must have a value: give one, or leave the option out")
         for name, values in self.grid().items():
             if len(set(values)) < len(values):
                 raise frame.SettingsError(f"{name} must have different values, got {values}")
@@ -108,8 +113,8 @@ def train_all(arguments: Arguments) -> Any:
     arguments.validate()
     from jaxbp import data, models, sweep, training
 
-    dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
     try:
+        dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
         mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
         for width, depth in itertools.product(arguments.width, arguments.depth or (None,)):
             models.create(arguments.model, num_classes=dataset.num_classes, width=width, depth=depth)

@@ -182,7 +182,7 @@ def _leave(error: BaseException) -> None:
 
 def is_first() -> bool:
     """Whether this is process 0, or the only one."""
-    return _joined is None or jax.process_index() == 0
+    return not _are_several() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
@@ -197,7 +197,26 @@ def barrier(name: str) -> None:
 def any_process(flag: ArrayLike) -> np.ndarray:
     """Whether ``flag``, or each of an array of them, holds in at least one process; the same answer in all."""
     flags = np.asarray(flag, bool)
-    return flags if _joined is None else multihost_utils.process_allgather(flags).any(0)
+    return flags if not _are_several() else multihost_utils.process_allgather(flags).any(0)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's ``value``, by their number, as it comes back from JSON.
+
+    Raises:
+      TypeError, ValueError: not a value that JSON can write.
+    """
+    text = json.dumps(value).encode()
+    if not _are_several():
+        return [json.loads(text)]
+    room = 1 << int(multihost_utils.process_allgather(np.int32(len(text))).max()).bit_length()
+    texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(room), np.uint8))
+    return [json.loads(each.tobytes()) for each in texts]
+
+
+def _are_several() -> bool:
+    """Whoever joined them; JAX starts no device to tell."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def from_first(value: Any) -> Any:
@@ -207,7 +226,7 @@ def from_first(value: Any) -> Any:
       TypeError, ValueError: process 0's value is not one that JSON can write.
     """
     text = json.dumps(value).encode() if is_first() else b""
-    if _joined is not None:
+    if _are_several():
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
         room = 1 << size.bit_length()  # few sizes, few compilations; JSON ignores spaces at its end
         text = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(room), np.uint8)).tobytes()
@@ -222,7 +241,7 @@ def all_agree(value: Any, what: str = "value") -> None:
       TypeError, ValueError: not a value that JSON can write.
     """
     text = json.dumps(value, sort_keys=True)
-    if _joined is None:
+    if not _are_several():
         return
     digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
     if others := np.flatnonzero((digests != digests[0]).any(1)).tolist():

@@ -17,11 +17,10 @@ import contextlib
 import itertools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
-TERMINATED = 143  # 128 + SIGTERM, as shells have it
+TERMINATED, PIPE_CLOSED = 143, 141  # 128 + SIGTERM and SIGPIPE, as shells have it
 
 GRACE = 8.0  # seconds; pre-emptible machines leave 10 to 30
 
@@ -47,15 +46,20 @@ class Watch:
             raise KeyboardInterrupt
 
 
+_entered: list[Watch] = []  # the innermost last
+
+
 @contextlib.contextmanager
 def watch(
     grace: float = GRACE, *, say: Callable[[str], None] | None = None, at_once: bool = False, last_words: str = ""
 ) -> Iterator[Watch]:
     """Note signals instead of dying of them; does nothing outside the main thread, where signals do not arrive.
 
+    One that nobody looked at is raised when the body ends.
+
     Args:
       grace: seconds from SIGTERM to the end of the process, come what may.
-      say: is told what happens.
+      say: is told what happens, from another thread.
       at_once: raise as soon as Python runs, for work that has nothing to save; otherwise the work looks at ``asked``.
       last_words: for stderr when the grace is over.
     """
@@ -63,23 +67,22 @@ def watch(
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
+    if _entered:
+        found.asked = _entered[-1].asked  # JAX's callbacks may have swallowed what a handler raised
     over, interrupts = threading.Event(), itertools.count(1)
+    reader, writer = os.pipe()
 
     def listen() -> None:
         while number := os.read(reader, 1):  # one byte a signal, none at the end
-            if found.asked is None and say:
-                say("asked to stop: saving what there is")
+            first = found.asked is None
             if number[0] == signal.SIGTERM and found.asked != signal.SIGTERM:
-                threading.Thread(target=end_it, daemon=True).start()
-            if found.asked != signal.SIGTERM:
+                found.asked = signal.SIGTERM
+                threading.Thread(target=_end, args=(over, grace, last_words), daemon=True).start()
+            elif first:
                 found.asked = signal.Signals(number[0])
-
+            if first and say:  # which may fail, or wait for ever for somebody to read
+                threading.Thread(target=_say, args=(say, "asked to stop: saving what there is"), daemon=True).start()
         os.close(reader)
-
-    def end_it() -> None:
-        if not over.wait(grace):
-            print(f"\nterminated. {last_words}".rstrip(), file=sys.stderr, flush=True)
-            os._exit(TERMINATED)
 
     def handle(number: int, _: object) -> None:
         if number == signal.SIGINT and (at_once or next(interrupts) > 1):
@@ -87,12 +90,13 @@ def watch(
         if number == signal.SIGTERM and at_once:
             raise Terminated
 
-    reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     taken = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handle) for number in taken}
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _entered.append(found)
     try:
         yield found
     finally:
@@ -100,4 +104,23 @@ def watch(
         for number, handler in previous.items():
             signal.signal(number, handler)
         over.set()
-        os.close(writer)  # ends the listener, which is the last to look at the other end
+        os.close(writer)
+        listener.join()  # what has come is noted
+        _entered.remove(found)
+        if _entered:
+            _entered[-1].asked = _entered[-1].asked or found.asked
+    found.check()
+
+
+def _say(say: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        say(text)
+
+
+def _end(over: threading.Event, grace: float, last_words: str) -> None:
+    if not over.wait(grace):
+        text = f"\nterminated. {last_words}".rstrip() + "\n"
+        writing = threading.Thread(target=lambda: os.write(2, text.encode()), daemon=True)  # may fail, or never return
+        writing.start()
+        writing.join(0.5)
+        os._exit(TERMINATED)

@@ -33,6 +33,7 @@ from jaxbp.evidence import write_atomically
 
 CONFIG = "config.json"
 _PIECES = "pieces"
+_LONG = 20  # values of a list that are shown
 _SMALL = 1024  # bytes of an array's file that a number never exceeds
 
 
@@ -133,21 +134,28 @@ class Store(Reader):
             lock = f".lock-{process}" if process else ".lock"
             self._lock = open(self.folder / lock, "w")  # noqa: SIM115 - held until `close`
         except OSError as error:
-            raise StoreError(
-                f"cannot write to {self.folder} ({error.strerror}): name another folder with --out"
-            ) from error
+            raise StoreError(f"cannot write to {self.folder} ({error.strerror}): name another folder") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise StoreError(
-                f"{self.folder} is in use by another run: wait for it, or name another folder with --out"
-            ) from error
+            why = (
+                "is in use by another run" if isinstance(error, BlockingIOError) else f"has no locks ({error.strerror})"
+            )
+            raise StoreError(f"{self.folder} {why}: wait for it, or name another folder") from error
         try:
+            if process == 0:
+                self._tidy()
             self.config = self._settle({**(facts or {}), "settings": json.loads(json.dumps(settings))})
         except BaseException:
             self.close()
             raise
+
+    def _tidy(self) -> None:
+        """Remove what a kill left of files that were being written."""
+        for folder in (self.folder, self.folder / _PIECES):
+            for path in folder.glob(".*.????????"):
+                path.unlink(missing_ok=True)
 
     def _settle(self, config: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / CONFIG
@@ -158,11 +166,11 @@ class Store(Reader):
             found = json.loads(path.read_text("utf-8"))
             there = dict(found["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is damaged ({error}): delete the folder, or name another with --out") from error
+            raise StoreError(f"{path} is damaged ({error}): delete the folder, or name another") from error
         if changes := _differences(there, config["settings"]):
             raise StoreError(
                 f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
-                "give the settings of that run to go on with it, or name another folder with --out"
+                "give the settings of that run to go on with it, or name another folder"
             )
         return found
 
@@ -236,6 +244,15 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
         old, new = there.get(name, "not set"), here.get(name, "not set")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name}: {old} there, {new} now")
+        elif json.dumps(old) != json.dumps(new):  # 1, 1.0 and True are equal, but not the same
+            found.append(f"{prefix}{name}: {_told(old, new)}")
     return found
+
+
+def _told(old: Any, new: Any) -> str:
+    lists = isinstance(old, list) and isinstance(new, list)
+    if not lists or max(len(old), len(new)) <= _LONG:
+        return f"{old} there, {new} now"
+    where = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    first, second = (str(values[where]) if where < len(values) else "nothing" for values in (old, new))
+    return f"{len(old)} values there, {len(new)} now; at position {where} {first} there, {second} now"

@@ -11,13 +11,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --x
 import jax
 import pytest
 
-from experiments import frame
+from jaxbp import sweep
 
 
 @pytest.fixture(autouse=True, scope="module")
 def room():
     yield
-    frame.make_room()
+    sweep.make_room()
 
 
 @pytest.fixture

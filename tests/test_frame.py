@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import frame
+from jaxbp import sweep
 
 
 @pytest.mark.parametrize("held, forgets", [(40, True), (20, False), (0, False)])
@@ -17,14 +18,14 @@ def test_compiled_programs_go_when_memory_maps_run_short(monkeypatch, held, forg
         return x + 1
 
     fn(jnp.ones(3))
-    monkeypatch.setattr(frame, "_memory_maps", lambda: (held, 65))
-    frame.make_room()
+    monkeypatch.setattr(sweep.plans, "memory_maps", lambda: (held, 65))
+    sweep.make_room()
     fn(jnp.ones(3))
     assert len(traced) == (2 if forgets else 1)
 
 
 def test_memory_maps_are_counted():
-    held, allowed = frame._memory_maps()
+    held, allowed = sweep.plans.memory_maps()
     assert 0 < held < allowed
 
 

@@ -15,12 +15,11 @@ from jaxbp import stopping
 
 def process(body, *signals, pause=0.5):
     """Run ``body`` until it prints, then send the signals; its exit code, output and what it said on stderr."""
-    script = "import signal, sys, time\nfrom jaxbp import stopping\n" + textwrap.dedent(body)
+    head = "import os, signal, sys, time\nfrom jaxbp import stopping\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = head + textwrap.dedent(body)
     running = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert running.stdout.readline() == "ready\n"
     for each in signals:
         running.send_signal(each)
@@ -82,6 +81,50 @@ def test_at_once_raises_between_instructions():
             raise
     """
     assert process(body, signal.SIGTERM)[:2] == (143, "caught\n")
+
+
+def test_a_signal_that_nobody_looked_at_is_raised_at_the_end():
+    body = """
+        with stopping.watch():
+            print("ready", flush=True)
+            time.sleep(1)
+            print("work ends", flush=True)
+        print("not reached", flush=True)
+    """
+    assert process(body, signal.SIGTERM)[:2] == (143, "work ends\n")
+    code, out, err = process(body, signal.SIGINT)
+    assert (code, out) == (-signal.SIGINT, "work ends\n")
+    assert "KeyboardInterrupt" in err
+
+
+def test_what_swallows_an_exception_does_not_swallow_the_signal():
+    body = """
+        with stopping.watch(at_once=True):
+            try:
+                print("ready", flush=True)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                time.sleep(0.3)  # swallowed, as happens in a callback
+            with stopping.watch() as inner:
+                print(inner.asked.name, flush=True)
+        print("not reached", flush=True)
+    """
+    code, out, _ = process(body, signal.SIGINT)
+    assert (code, out) == (-signal.SIGINT, "SIGINT\n")
+
+
+@pytest.mark.parametrize("say", ["lambda text: 1 / 0", "lambda text: time.sleep(60)"])
+def test_the_end_comes_though_nobody_can_be_told(say):
+    body = f"""
+        with stopping.watch(grace=0.5, say={say}):
+            os.close(2)
+            print("ready", flush=True)
+            time.sleep(60)
+            time.sleep(60)
+    """
+    began = time.monotonic()
+    assert process(body, signal.SIGTERM)[0] == 143
+    assert time.monotonic() - began < 20
 
 
 def test_handlers_and_threads_are_given_back():

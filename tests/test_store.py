@@ -42,7 +42,7 @@ def test_an_unknown_piece_is_a_key_error(tmp_path):
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     Store(tmp_path, SETTINGS).close()
     Store(tmp_path, {"seeds": 3, "cases": ["a", "b"]}).close()  # the same once written as JSON
-    with pytest.raises(StoreError, match=r"seeds: 3 there, 5 now\n.*name another folder with --out"):
+    with pytest.raises(StoreError, match=r"seeds: 3 there, 5 now\n.*name another folder"):
         Store(tmp_path, {**SETTINGS, "seeds": 5})
     with pytest.raises(StoreError, match="width: not set there, 4 now"):
         Store(tmp_path, {**SETTINGS, "width": 4})

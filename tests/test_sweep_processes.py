@@ -100,6 +100,10 @@ def test_eight_devices_give_what_one_gives(reference, tmp_path):
 
 def test_two_processes_of_four_devices_give_what_one_gives(reference, tmp_path):
     body = f"""
+    me = jax.process_index()
+    assert distributed.gather({{"process": me, "long": "x" * me * 100}}) == [{{"process": i, "long": "x" * i * 100}} for i in range(2)]
+    uneven = sweep.run(train_fn(), GRID, seeds=5, shared=DATA, out="{tmp_path}/uneven", plan="shard-vmap", memory=[10**9, 5000][me])
+    assert len(uneven) == 10
     assert jax.device_count() == 8 and jax.process_count() == 2
     import os
     mine = [name for name in os.listdir("{tmp_path}/whole-1") if name.startswith(("log", "status"))]
@@ -161,7 +165,7 @@ def test_a_stopped_process_stops_the_others_and_all_go_on_bit_for_bit(tmp_path):
         done = run_processes.run(head + textwrap.indent(text, "    "), 2, 2, timeout=120, check=not stops)
         return [each.returncode for each in done]
 
-    assert run(tmp_path / "run", stops=True)[1] == 143
+    assert run(tmp_path / "run", stops=True) == [143, 143]
     assert list((tmp_path / "run" / "checkpoints").glob("*/2.json"))
     assert run(tmp_path / "run", stops=False) == [0, 0]
     assert run(tmp_path / "whole", stops=False) == [0, 0]

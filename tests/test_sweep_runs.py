@@ -187,7 +187,7 @@ def test_runs_that_go_at_once_are_computed_again_in_the_same_company(tmp_path):
         ({"seeds": 3}, r"seeds: \[0, 1\] there, \[0, 1, 2\] now"),
         ({"shared": [DATA + 1]}, r"shared: \['float32\[12, 3\] \w+'\] there, \['float32\[12, 3\] \w+'\] now"),
         ({"fn": sweep.Segments(init_fn, segment_fn, 5)}, "segments: 6 there, 5 now"),
-        ({"identity": {"data": "other"}}, "data: not set there, other now"),
+        ({"identity": {"data": "other"}}, r"identity\.data: not set there, other now"),
     ],
 )
 def test_another_sweep_is_refused_with_the_difference(tmp_path, change, told):
@@ -241,7 +241,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypatch, s
     assert seen[0] == pytest.approx(5 / 6)  # four segments were not done again
     for name in ("loss", "w", "index", "segments"):
         np.testing.assert_array_equal(found.stack(name), whole.stack(name))
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypatch):
@@ -267,7 +267,7 @@ def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypat
     assert saved == []
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "seal", "pickle", "facts"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "seal", "pickle", "list"])
 def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monkeypatch, damage):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap", checkpoint_every=0, keep=2)
     (folder,) = (tmp_path / "checkpoints").iterdir()
@@ -281,8 +281,8 @@ def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monk
         largest.unlink()
     elif damage == "seal":
         (folder / "4.json").write_text("{")
-    elif damage == "facts":
-        (folder / "4.json").write_text('{"facts": 3}')
+    elif damage == "list":
+        (folder / "4.json").write_text("[3]")
     else:
         largest.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-1]), "pickle": evil}[damage])
     with pytest.raises(StoreError, match=r"checkpoint .*4.* damaged .*: delete both .* goes on from the one before"):
@@ -306,10 +306,14 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
-def test_a_checkpoint_of_another_plan_is_not_used(tmp_path, monkeypatch):
+def test_checkpoints_of_two_plans_do_not_meet(tmp_path, monkeypatch):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap")
-    found, seen = resumed(monkeypatch, tmp_path, plan="shard-map")
+    seen = stopped_at(monkeypatch, tmp_path, 3, plan="shard-map")
     assert seen[0] == pytest.approx(1 / 6)
+    seen = stopped_at(monkeypatch, tmp_path, 1, plan="shard-map")
+    assert seen[0] == pytest.approx(4 / 6)
+    found, seen = resumed(monkeypatch, tmp_path, plan="vmap")
+    assert seen[0] == pytest.approx(5 / 6)
     for record in found:
         np.testing.assert_allclose(record.values["loss"], by_hand(record.setting["rate"], record.seed)[0], rtol=1e-4)
 
@@ -365,14 +369,25 @@ def test_what_the_device_refuses_is_told_and_the_rest_is_done(tmp_path):
         ({"seeds": []}, ValueError, "seeds must be different numbers"),
         ({"seeds": [1, 1]}, ValueError, "seeds must be different numbers"),
         ({"seeds": [-1]}, ValueError, "seeds must be different numbers"),
-        ({"keep": 0}, ValueError, "keep must be at least 1"),
+        ({"seeds": True}, ValueError, "seeds must be a number of them, or a list"),
+        ({"seeds": 0}, ValueError, "seeds must be a number from 1"),
+        ({"seeds": 10**11}, ValueError, "seeds must be a number from 1"),
+        ({"keep": 0}, ValueError, "keep must be a whole number from 1"),
+        ({"keep": 1.5}, ValueError, "keep must be a whole number from 1"),
+        ({"checkpoint_every": float("nan")}, ValueError, "checkpoint_every 0 or more"),
+        ({"memory": 0}, ValueError, "memory must be a number of bytes, got 0"),
+        ({"memory": "1G"}, ValueError, "memory must be a number of bytes, got '1G'"),
+        ({"shared": DATA}, TypeError, "shared must be a list .* got ndarray: put brackets around it"),
+        ({"mesh": jax.sharding.Mesh(np.array(jax.devices()), ("x",))}, ValueError, "mesh must be one of sweep.make_mesh"),
+        ({"grid": {"seed": [1.0]}}, ValueError, "must not be called 'seed'"),
+        ({"grid": {"rate": [{}]}}, ValueError, "settings must be numbers, strings"),
         ({"grid": {"rate": 0.1}}, ValueError, "rate must have a list of values"),
         ({"grid": {"rate": []}}, ValueError, "rate must have a list of values"),
         ({"grid": {"rate": "ab"}}, ValueError, "rate must have a list of values"),
         ({"grid": []}, ValueError, "one setting at least"),
         ({"grid": [{"rate": 0.1}, {"mu": 0.1}]}, ValueError, "the same names"),
         ({"grid": [{"rate": 0.1}, {"rate": 0.1}]}, ValueError, "settings must differ, got twice: rate=0.1"),
-        ({"grid": {"rate": [object()]}}, ValueError, "static settings must be numbers, strings"),
+        ({"grid": {"rate": [object()]}}, ValueError, "settings must be numbers, strings"),
         ({"grid": {"rate": [np.ones(2), np.ones(3)]}}, ValueError, "values of rate must have one shape"),
         ({"static": ["width"]}, ValueError, r"static must name some of \['rate'\]"),
         ({"grid": {"rte": [0.1]}}, TypeError, "unexpected keyword argument 'rte'"),
@@ -428,13 +443,16 @@ def test_the_largest_number_that_fits_is_found_in_few_compilations(fixed, each, 
     class Program:
         def __init__(self, number):
             self.number = number
-            compiled.append(number)
 
         def memory_analysis(self):
             sizes = {"argument": fixed, "output": each * self.number, "temp": 7, "alias": 7}
             return type("Stats", (), {f"{k}_size_in_bytes": v for k, v in sizes.items()})
 
-    program, number, needed = memory.fit(Program, 64, bound)
+    def compile_fn(number):
+        compiled.append(number)
+        return [Program(number // 2), Program(number)]  # the most demanding counts
+
+    (_, program), number, needed = memory.fit(compile_fn, 64, bound)
     best = max([n for n in range(1, 65) if fixed + each * n <= bound], default=1)
     assert (number, program.number, needed) == (best, best, fixed + each * best)
     assert len(compiled) <= 3
@@ -459,6 +477,166 @@ def test_a_chunk_keeps_within_the_memory_it_was_given(tmp_path):
 def test_measures_go_to_tensorboard(tmp_path):
     sweep.run(LONG, {"rate": [0.1, 0.2]}, seeds=1, shared=[DATA], out=tmp_path, tensorboard=True)
     assert len(list((tmp_path / "tensorboard").glob("*/events*"))) == 2
+
+
+def test_a_kill_while_a_checkpoint_is_sealed_leaves_the_one_before(tmp_path, monkeypatch):
+    """With one to keep: what is written, not sealed, is worth nothing, and what is sealed stays until then."""
+    real, calls = checkpoints._digests, []
+
+    class Killed(BaseException):
+        pass
+
+    def digests(folder):
+        calls.append(folder.name)
+        if calls == ["1", "2", "3"]:
+            raise Killed
+        return real(folder)
+
+    monkeypatch.setattr(checkpoints, "_digests", digests)
+    options = {"plan": "vmap", "checkpoint_every": 0, "keep": 1}
+    with pytest.raises(Killed):
+        sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=tmp_path, **options)
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "3"]
+    found, seen = resumed(monkeypatch, tmp_path, **options)
+    assert seen[0] == pytest.approx(3 / 6)
+    whole = sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], plan="vmap")
+    np.testing.assert_array_equal(found.stack("loss"), whole.stack("loss"))
+
+
+def test_a_disk_that_cannot_take_a_checkpoint_is_told_and_the_one_before_serves(tmp_path, monkeypatch):
+    stopped_at(monkeypatch, tmp_path, 2, plan="vmap")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
+    with pytest.raises(StoreError, match=r"cannot write a checkpoint .*No space left on device.* is safe"):
+        sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=tmp_path, plan="vmap", checkpoint_every=0)
+    monkeypatch.undo()
+    _, seen = resumed(monkeypatch, tmp_path, plan="vmap")
+    assert seen[0] == pytest.approx(3 / 6)
+
+
+def test_segments_that_sigterm_would_cut_off_are_saved_one_by_one(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
+    monkeypatch.setattr("jaxbp.stopping.GRACE", 0.0)
+    sweep.run(LONG, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path, checkpoint_every=3600)
+    assert saved == [1, 2, 3, 4, 5]
+
+
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path):
+    def finish_fn(state, data, *, rate):
+        def ask():
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(0.3)
+
+        jax.debug.callback(ask)
+        return {"w": state["w"]}
+
+    last = sweep.Segments(init_fn, segment_fn, 2, finish_fn)
+    with pytest.raises(sweep.Terminated):
+        sweep.run(last, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path)
+    assert [record.status for record in sweep.load(tmp_path)] == ["finished"]
+
+
+def test_incomplete_results_are_not_stacked(tmp_path):
+    fn = lambda key, *, rate: {"v": rate * jax.random.normal(key), "none": jnp.zeros((0, 3))}  # noqa: E731
+    found = sweep.run(fn, {"rate": [1.0, 100.0]}, seeds=3, out=tmp_path)
+    assert found.stack("none").shape == (2, 3, 0, 3)
+    for seed in (1, 2):
+        (tmp_path / "pieces" / f"setting0001-seed{seed}.npz").unlink()
+    partial = sweep.load(tmp_path)
+    with pytest.raises(ValueError, match="2 of 6 records are missing"):
+        partial.stack("v")
+    np.testing.assert_array_equal(partial.where(rate=1.0).stack("v"), found.where(rate=1.0).stack("v"))
+    with pytest.raises(ValueError, match="no setting has these values"):
+        partial.where(rate=3.0).stack("v")
+
+
+def test_what_is_loaded_is_found_by_the_same_settings(tmp_path):
+    grid = {"layers": [(8, 8), (4,)], "scale": np.array([[1.0, 2.0], [3.0, 4.0]]), "mix": [1, "a"], "flag": [np.True_]}
+    fn = lambda key, *, layers, scale, mix, flag: {"v": scale.sum() + len(layers)}  # noqa: E731
+    ran = sweep.run(fn, grid, seeds=2, out=tmp_path)
+    for found in (ran, sweep.load(tmp_path)):
+        for layers in ((8, 8), [8, 8], np.array([8, 8])):
+            assert found.where(layers=layers, scale=[3.0, 4.0], mix="a", flag=True).stack("v").tolist() == [[9.0, 9.0]]
+
+
+def test_results_of_every_type_and_name(tmp_path):
+    def fn(key, *, rate):
+        return {
+            "bfloat16": jnp.full(2, 0.5, jnp.bfloat16), "float8": jnp.full(2, jnp.nan, jnp.float8_e4m3fn), "int4": jnp.ones(2, jnp.int4),
+            "complex": jnp.complex64(1j), "flag": jnp.bool_(True), "nested": [jnp.ones(2), (jnp.zeros(3),)],
+        }  # fmt: skip
+
+    (record,) = sweep.run(fn, {"rate": [1.0]}, seeds=1, out=tmp_path)
+    kinds = {name: str(value.dtype) for name, value in record.values.items()}
+    assert kinds == {
+        "bfloat16": "float32", "float8": "float32", "int4": "int32", "complex": "complex64", "flag": "bool",
+        "nested/0": "float32", "nested/1/0": "float32",
+    }  # fmt: skip
+    assert record.status == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "told"),
+    [
+        (lambda key, *, rate: None, TypeError, "must return an array, .* got none"),
+        (lambda key, *, rate: {"rate": rate}, ValueError, "a result must not be called 'rate'"),
+        (lambda key, *, rate: {"seed": rate}, ValueError, "a result must not be called 'seed'"),
+        (lambda key, *, rate: {"a/b": rate, "a": {"b": rate}}, ValueError, "two results are called 'a/b'"),
+    ],
+)
+def test_results_that_cannot_be_told_apart_are_refused(fn, error, told):
+    with pytest.raises(error, match=told):
+        sweep.run(fn, {"rate": [1.0]}, seeds=1)
+
+
+def test_numbers_of_a_grid_are_as_exact_as_the_context():
+    fn = lambda key, *, rate, array: rate * jnp.ones(1) + array * 0  # noqa: E731
+    grid = {"rate": [0.1, 1], "array": np.array([0.1])}
+    with jax.enable_x64(True):
+        assert sweep.run(fn, grid, seeds=1).stack("value").ravel().tolist() == [
+            0.1,
+            1.0,
+        ]  # not what float32 makes of it
+    found = sweep.run(fn, grid, seeds=1).stack("value")
+    assert found.dtype == np.float32
+    assert found.ravel().tolist() == [np.float32(0.1), 1.0]
+
+
+def test_a_folder_knows_the_random_bits_it_was_made_with(tmp_path):
+    fn = lambda key, *, rate: rate * jax.random.normal(key)  # noqa: E731
+    first = sweep.run(fn, {"rate": [1.0]}, seeds=1, out=tmp_path)
+    with jax.default_prng_impl("rbg"):
+        with pytest.raises(StoreError, match="random_bits: threefry2x32 there, rbg now"):
+            sweep.run(fn, {"rate": [1.0]}, seeds=1, out=tmp_path)
+        other = sweep.run(fn, {"rate": [1.0]}, seeds=1)
+        assert other[0].values["value"] == fn(jax.random.key(0), rate=1.0)
+    assert other[0].values["value"] != first[0].values["value"]
+
+
+def test_the_most_demanding_program_decides_how_many_runs_fit(tmp_path, capsys):
+    def init_fn(key):
+        return jnp.linalg.norm(jax.random.normal(key, (128, 128)) @ jnp.ones((128, 128)))
+
+    long = sweep.Segments(init_fn, lambda state, index: (state, {"state": state}), 2)
+    sweep.run(long, seeds=16, out=tmp_path, plan="vmap", memory=500_000)
+    (plan,) = json.loads((tmp_path / "config.json").read_text())["plans"].values()
+    assert 1 <= plan["capacity"] < 8
+    capsys.readouterr()
+    sweep.run(long, seeds=2, plan="vmap", memory=1000)
+    assert "that is more than the 0.000954 MiB that a device may use" in capsys.readouterr().out
+
+
+def test_room_is_made_after_every_program(monkeypatch):
+    calls = []
+    monkeypatch.setattr(sweep.plans, "make_room", lambda: calls.append(1))
+    sweep.run(lambda key, *, width: jnp.ones(width).sum(), {"width": [1, 2, 3]}, seeds=1)
+    assert len(calls) == 3
 
 
 def test_equal_sweeps_are_compiled_once_and_other_precisions_anew():

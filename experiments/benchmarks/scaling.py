@@ -23,8 +23,8 @@ from experiments import frame
 from experiments.benchmarks import harness
 
 _CASES = {  # model, data set, its options, epochs, runs for each device
-    "MLP 64-64-64-10": ("mlp", "digits", {"width": 64, "depth": 2}, 20, 8),
-    "ResNet, width 8, 8x8": ("resnet", "digits", {"width": 8, "stages": 2, "depth": 1}, 2, 4),
+    "MLP 64-64-64-10": ("mlp", "digits", {"width": 64, "depth": 2}, 100, 8),
+    "ResNet, width 8, 8x8": ("resnet", "digits", {"width": 8, "stages": 2, "depth": 1}, 6, 4),
 }
 
 

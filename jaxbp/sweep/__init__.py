@@ -27,7 +27,7 @@ True
 """
 
 from jaxbp.stopping import Terminated
-from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_mesh, plan_of, use_all_cores
+from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_mesh, make_room, plan_of, use_all_cores
 from jaxbp.sweep.results import Record, Results, load
 from jaxbp.sweep.runs import SweepError, run
 from jaxbp.sweep.segments import Segments

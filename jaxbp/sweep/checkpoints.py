@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxbp import distributed
 from jaxbp.evidence import write_atomically
@@ -20,17 +19,18 @@ from jaxbp.store import StoreError
 
 
 class Checkpoints:
-    """The last ``keep`` checkpoints of one group of runs, in ``folder``.
+    """The last ``keep`` checkpoints of one group of runs.
 
     Args:
-      folder: made when first needed.
+      folder: made when first needed; one of its own for other ``facts`` of the same name.
+      name: of the group.
       facts: what a checkpoint must have been made for; anything JSON can write.
       keep: how many.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], keep: int):
-        self.folder, self.facts, self.keep = folder.absolute(), json.loads(json.dumps(facts)), keep
-        self._orbax: Any = None
+    def __init__(self, folder: Path, name: str, facts: Mapping[str, Any], keep: int):
+        code = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
+        self.folder, self.keep = folder.absolute() / f"{name}-{code}", keep
 
     def save(self, step: int, tree: Any) -> None:
         """Write ``tree``; when this returns it is on disk, whole.
@@ -39,93 +39,78 @@ class Checkpoints:
           StoreError: it cannot be written; earlier ones are kept.
         """
         try:
-            orbax = self._manager()
-            orbax.save(step, args=_orbax().args.StandardSave(_leaves(tree)), force=True)
-            orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                seal = {"facts": self.facts, "files": _digests(self.folder / str(step))}
-                write_atomically(self._seal(step), json.dumps(seal).encode())
-                for other in self.folder.glob("*.json"):
-                    if int(other.stem) not in orbax.all_steps():
-                        other.unlink()
-        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-            reason = str(error).splitlines()[0]
+            with _checkpointer() as orbax:
+                orbax.save(self.folder / str(step), _leaves(tree), force=True)
+            if distributed.is_first():
+                write_atomically(self._seal(step), json.dumps(_digests(self.folder / str(step))).encode())
+                for old in self._steps()[self.keep :]:
+                    self._seal(old).unlink()  # first, so that what is sealed is whole
+                    shutil.rmtree(self.folder / str(old))
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors, and long
+            reason = str(error).splitlines()[0][:200]
             raise StoreError(
                 f"cannot write a checkpoint to {self.folder} ({reason}); what was finished before is safe"
             ) from error
 
     def latest(self, like: Any) -> tuple[int, Any] | None:
-        """The newest step and its tree, placed on devices as ``like`` is; None if there is none for these facts.
+        """The newest step and its tree, placed on devices as ``like`` is (arrays, or shapes with shardings); None without one.
 
         Raises:
           StoreError: its files are not those that were written.
         """
-        step = distributed.from_first(self._newest() if jax.process_index() == 0 else None)
+        step = distributed.from_first(self._newest() if distributed.is_first() else None)
         if isinstance(step, str):
             raise StoreError(step)
         if step is None:
             return None
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _leaves(like))
-        found = self._manager().restore(step, args=_orbax().args.StandardRestore(abstract))
         leaves, tree = jax.tree.flatten(like)
-        return step, tree.unflatten([found.get(_name(i), leaf) for i, leaf in enumerate(leaves)])
+        with _checkpointer() as orbax:
+            found = orbax.restore(self.folder / str(step), _leaves(like))
+        empty = [jax.numpy.zeros(leaf.shape, leaf.dtype) if _is_empty(leaf) else None for leaf in leaves]
+        return step, tree.unflatten([found.get(_name(i), leaf) for i, leaf in enumerate(empty)])
 
     def delete(self) -> None:
         """Remove them all, their runs being finished."""
-        if self._orbax is not None:
-            self._orbax.close()
-            self._orbax = None
-        if jax.process_index() == 0:
+        distributed.barrier("checkpoints are not needed any more")
+        if distributed.is_first():
             shutil.rmtree(self.folder, ignore_errors=True)  # a leftover harms nothing: nobody looks there again
 
     def _newest(self) -> int | str | None:
         """The step of the newest sealed checkpoint, or what is wrong with it."""
-        steps = sorted((int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit()), reverse=True)
-        for step in steps:
-            folder, again = self.folder / str(step), "delete both and start again: the run goes on from the one before"
+        for step in self._steps()[:1]:
+            seal, folder = self._seal(step), self.folder / str(step)
+            again = "delete both and start again: the run goes on from the one before, or from its start"
             try:
-                seal = json.loads(self._seal(step).read_text("utf-8"))
-                facts, files = seal["facts"], seal["files"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                return f"{self._seal(step)}, of the checkpoint {folder}, is damaged ({error}): {again}"
-            if facts != self.facts:
-                return None
+                files = dict(json.loads(seal.read_text("utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                return f"{seal}, of the checkpoint {folder}, is damaged ({error}): {again}"
             if (found := _digests(folder)) != files:
                 wrong = sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
-                return f"the checkpoint {folder} is damaged ({wrong[0]}), sealed by {self._seal(step)}: {again}"
-            return step
-        return None
+                return f"the checkpoint {folder} is damaged ({wrong[0]}), sealed by {seal}: {again}"
+        return next(iter(self._steps()), None)
+
+    def _steps(self) -> list[int]:
+        """Steps that have a seal and a folder, the newest first."""
+        stems = (path.stem for path in self.folder.glob("*.json"))
+        return sorted((int(s) for s in stems if s.isdigit() and (self.folder / s).is_dir()), reverse=True)
 
     def _seal(self, step: int) -> Path:
         return self.folder / f"{step}.json"
 
-    def _manager(self) -> Any:
-        if self._orbax is None:
-            if jax.process_index() == 0:
-                self._drop_unsealed()
-            distributed.barrier(f"checkpoints {self.folder}")
-            options = _orbax().CheckpointManagerOptions(
-                max_to_keep=self.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-            )
-            self._orbax = _orbax().CheckpointManager(self.folder, options=options)
-        return self._orbax
 
-    def _drop_unsealed(self) -> None:
-        """What a kill left between the writing of a checkpoint and its seal."""
-        for path in self.folder.glob("*"):
-            if path.name.isdigit() and not self._seal(int(path.name)).exists():
-                shutil.rmtree(path)
-
-
-def _orbax() -> Any:
+def _checkpointer() -> Any:
     import orbax.checkpoint  # takes a while, and sweeps of short runs do without
 
-    return orbax.checkpoint
+    return orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler())
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
     """The leaves by number: no type of node has to be known when they are read. TensorStore takes no empty arrays."""
-    return {_name(i): jnp.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if jnp.size(leaf)}
+    return {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if not _is_empty(leaf)}
+
+
+def _is_empty(leaf: Any) -> bool:
+    return 0 in leaf.shape
 
 
 def _name(position: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp import distributed
+from jaxbp import distributed, stopping
 from jaxbp.sweep.checkpoints import Checkpoints
 from jaxbp.sweep.placement import rows_here
 from jaxbp.sweep.recorder import Recorder
@@ -19,7 +19,8 @@ class Chunk:
     Args:
       names: of the runs.
       places: the place of each in the leading axis of the carry.
-      carry: at the start of the runs; the newest checkpoint, if there is one, takes its place.
+      start: makes the carry at the start of the runs, unless there is a checkpoint.
+      like: shapes and placement of the carry.
       checkpoints: None for none.
     """
 
@@ -28,11 +29,12 @@ class Chunk:
         recorder: Recorder,
         names: Sequence[str],
         places: np.ndarray,
-        carry: Carry,
+        start: Callable[[], Carry],
+        like: Carry,
         checkpoints: Checkpoints | None,
     ):
         self.recorder, self.names, self.places, self.checkpoints = recorder, names, places, checkpoints
-        self.num_done, self.carry = (checkpoints and checkpoints.latest(carry)) or (0, carry)
+        self.num_done, self.carry = (checkpoints and checkpoints.latest(like)) or (0, start())
         self.retired: set[str] = set()
 
     def advance(
@@ -48,12 +50,13 @@ class Chunk:
         Args:
           segment: the compiled program.
           num_segments: of a run.
-          checkpoint_every: seconds between checkpoints.
+          checkpoint_every: seconds between checkpoints; segments that SIGTERM would not let end are saved one by one.
           scalars: whether measures go to TensorBoard.
         """
         self.recorder.start(self.names, self.num_done / num_segments)
         written = time.monotonic()
         for index in range(self.num_done, num_segments):
+            began = time.monotonic()
             self.carry, self.num_done = segment(self.carry, index), index + 1
             alive = self._retire()
             self.recorder.advance(alive, self.num_done / num_segments)
@@ -62,8 +65,9 @@ class Chunk:
             if len(self.retired) == len(self.names):
                 return
             self.recorder.stop_if_asked(self._save)
-            due = self.num_done < num_segments and time.monotonic() - written > checkpoint_every
-            if distributed.from_first(due):
+            now = time.monotonic()
+            due = now - written > checkpoint_every or now - began > stopping.GRACE / 2
+            if self.num_done < num_segments and distributed.from_first(due):
                 self._save()
                 written = time.monotonic()
 

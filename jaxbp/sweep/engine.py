@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +39,22 @@ class Options:
     scalars: bool
 
 
+class Part(NamedTuple):
+    """A program of a task: a function of (one of ``runs``, shared), where only the shapes of ``runs`` matter."""
+
+    fn: Callable
+    runs: Any
+    shared: tuple
+    donate: bool = False
+
+    def compiled(self, placement: Placement) -> Any:
+        """The program for a chunk."""
+        places = placement.like(self.runs)
+        return plans.compiled(
+            self.fn, placement.within, placement.mesh, self.donate, placement.num_devices, places, self.shared
+        )
+
+
 @dataclass(frozen=True)
 class Engine:
     """Computes the tasks of a sweep; ``shared``: what all runs share, on the devices."""
@@ -55,9 +71,10 @@ class Engine:
         """
         if self.recorder.missing(task.names):
             (self._in_segments if task.in_segments else self._whole)(task)
+            plans.make_room()
 
     def _whole(self, task: Task) -> None:
-        placement, program = self._placed(task, task.whole, task.runs, self.shared)
+        placement, (program,) = self._placed(task, [Part(task.whole, task.runs, self.shared)])
         for numbers in self._chunks(task, placement):
             names = [task.names[n] for n in numbers]
             self.recorder.start(names)
@@ -84,10 +101,13 @@ class Engine:
         carries = jax.eval_shape(
             lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared
         )
+        parts = [
+            Part(init, task.runs, self.shared),
+            Part(segment, carries, (np.int32(0), *self.shared), donate=True),
+            Part(finish, carries, self.shared),
+        ]
         # One after another nothing is gained by more than one run on a device, and less is lost to a kill with one.
-        indexed = (np.int32(0), *self.shared)
-        placement, program = self._placed(task, segment, carries, indexed, most=1, donate=True)
-        start, end = (plans.program(fn, placement.within, placement.mesh) for fn in (init, finish))
+        placement, (start, advance, end) = self._placed(task, parts, most=1)
         missing = set(self.recorder.missing(task.names))
         for numbers in placement.chunks(len(task.names)):
             if not missing & set(numbers):
@@ -95,45 +115,50 @@ class Engine:
             runs, counts, places = placement.place(task.runs, numbers)
             names = [task.names[n] for n in numbers]
             chunk = Chunk(
-                self.recorder, names, places, start(counts, runs, self.shared), self._checkpoints(names, placement)
+                self.recorder,
+                names,
+                places,
+                lambda counts=counts, runs=runs: start(counts, runs, self.shared),
+                like := placement.like(carries),
+                self._checkpoints(names, placement, like),
             )
             chunk.advance(
-                lambda carry, index, counts=counts: program(counts, carry, (np.int32(index), *self.shared)),
+                lambda carry, index, counts=counts: advance(counts, carry, (np.int32(index), *self.shared)),
                 task.fn.num_segments,
                 checkpoint_every=self.options.checkpoint_every,
                 scalars=self.options.scalars,
             )
             chunk.finish(lambda carry, counts=counts: end(counts, carry, self.shared))
 
-    def _checkpoints(self, names: Sequence[str], placement: Placement) -> Checkpoints | None:
+    def _checkpoints(self, names: Sequence[str], placement: Placement, like: Any) -> Checkpoints | None:
         if self.options.checkpoints is None:
             return None
-        facts = {"runs": list(names), **placement.facts()}
-        return Checkpoints(self.options.checkpoints / names[0], facts, self.options.keep)
+        shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(like)]
+        facts = {"runs": list(names), **placement.facts(), "shapes": shapes}
+        return Checkpoints(self.options.checkpoints, names[0], facts, self.options.keep)
 
-    def _placed(
-        self, task: Task, fn: Callable, runs: Any, shared: tuple, *, most: int | None = None, donate: bool = False
-    ) -> tuple[Placement, Any]:
-        """Placement and compiled program of a task; those of an earlier start of the sweep if the devices are as many.
+    def _placed(self, task: Task, parts: Sequence[Part], *, most: int | None = None) -> tuple[Placement, Sequence[Any]]:
+        """Placement and compiled programs of a task; those of an earlier start of the sweep if the devices are as many.
 
         ``most``: runs on a device, one after another, at most.
         """
-        mesh, store, num_runs = self.options.mesh, self.recorder.store, len(task.names)
+        mesh, store, num_runs, say = self.options.mesh, self.recorder.store, len(task.names), self.recorder.progress.say
         devices = list(mesh.devices.flat)
         plan = plans.resolve(self.options.plan, lambda: task.products(self.shared), num_runs=num_runs, devices=devices)
         within = "vmap" if plan.endswith("vmap") else "map"
         most, bound = most if within == "map" else None, self.options.memory
 
-        def compiled(placement: Placement) -> Any:
-            places = jax.tree.map(lambda a: jax.ShapeDtypeStruct((placement.num_places, *a.shape[1:]), a.dtype), runs)
-            return plans.compiled(fn, within, mesh, donate, placement.num_devices, places, shared)
+        def compiled(placement: Placement) -> Sequence[Any]:
+            return [part.compiled(placement) for part in parts]
 
         noted = store.config.get("plans", {})
         saved = distributed.from_first(noted.get(task.label))
         if saved and Placement(mesh, within, saved["capacity"]).facts() == saved:
             most, bound = saved["capacity"], math.inf
-        placement, program = fitted(mesh, within, num_runs, compiled, most=most, bound=bound)
+        placement, programs = fitted(mesh, within, num_runs, compiled, most=most, bound=bound)
         if placement.facts() != saved and distributed.is_first():
             store.note(plans={**noted, task.label: placement.facts()})
-        self.recorder.progress.say(f"{task.label}: {num_runs} runs, {placement}")
-        return placement, program
+        say(f"{task.label}: {num_runs} runs, {placement}")
+        if placement.needed > self.options.memory:
+            say(f"{task.label}: that is more than the {self.options.memory / 2**20:.3g} MiB that a device may use")
+        return placement, programs

@@ -33,53 +33,79 @@ class Program(NamedTuple):
 
 
 def expand(grid: Mapping[str, Iterable] | Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """The settings of ``grid``, the last name varying fastest.
+    """The settings of ``grid``, the last name varying fastest; numbers of NumPy become Python's, lists tuples.
 
     Raises:
       ValueError: no values for a name, settings with different names, or the same setting twice.
     """
     if isinstance(grid, Mapping):
+        columns = {}
         for name, values in grid.items():
-            if isinstance(values, str) or not isinstance(values, Iterable) or len(list(values)) == 0:
+            if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
                 raise ValueError(f"{name} must have a list of values, one at least, got {values!r}")
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    settings = [{name: _fixed(value) for name, value in setting.items()} for setting in grid]
+            if not (column := list(_elements(values))):
+                raise ValueError(f"{name} must have a list of values, one at least, got none")
+            columns[name] = column
+        grid = [dict(zip(columns, values, strict=True)) for values in itertools.product(*columns.values())]
+    settings = [{name: fixed(value) for name, value in setting.items()} for setting in grid]
     if not settings:
         raise ValueError("the grid must have one setting at least, got none; {} is a grid of one without names")
     if other := next((s for s in settings if s.keys() != settings[0].keys()), None):
         raise ValueError(f"settings must have the same names, got {sorted(settings[0])} and {sorted(other)}")
-    labels = [label(setting) for setting in settings]
-    if repeated := next((each for each in labels if labels.count(each) > 1), None):
-        raise ValueError(f"settings must differ, got twice: {repeated}")
+    if taken := {"seed", "status"} & settings[0].keys():
+        raise ValueError(f"a setting must not be called {sorted(taken)[0]!r}: results have a column of that name")
+    seen: set[str] = set()
+    for setting in settings:
+        if (text := _written(setting)) in seen:
+            raise ValueError(f"settings must differ, got twice: {label(setting)}")
+        seen.add(text)
     return settings
+
+
+def _elements(values: Iterable) -> Iterable:
+    """The values of a name; those of an array stay arrays, which says that they are traced."""
+    return (np.asarray(value) for value in np.asarray(values)) if _is_array(values) else values
 
 
 def label(setting: Setting) -> str:
     """A setting in words."""
-    return ", ".join(f"{name}={_word(value)}" for name, value in setting.items()) or "default"
+    return ", ".join(f"{name}={plain(value)}" for name, value in setting.items()) or "default"
 
 
 def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Program]:
     """Group ``settings`` by their static values; ``static``: names that are static whatever their values.
 
     Raises:
-      ValueError: an unknown name, a static value that cannot be compared and written as JSON, or traced ones of different shapes.
+      ValueError: an unknown name, a static value that is an array, or traced ones of different shapes.
     """
     names = list(settings[0])
-    static = set(static)
+    static = {static} if isinstance(static, str) else set(static)
     if unknown := static - set(names):
         raise ValueError(f"static must name some of {names}, got {sorted(unknown)}")
     traced = [name for name in names if name not in static and _is_traced([s[name] for s in settings])]
+    if wrong := next((name for name in static if any(_is_array(s[name]) for s in settings)), None):
+        raise ValueError(f"{wrong} comes as an array, and arrays are traced: leave it out of static, or give a list")
     groups: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
-        fixed = {name: value for name, value in setting.items() if name not in traced}
-        groups.setdefault(_written(fixed), []).append(row)
+        groups.setdefault(_written({k: v for k, v in setting.items() if k not in traced}), []).append(row)
     return [_program([settings[row] for row in rows], rows, traced) for rows in groups.values()]
 
 
 def as_json(settings: Sequence[Setting]) -> dict[str, list]:
     """Each name's values over the settings, as JSON can write them."""
-    return {name: [_plain(setting[name]) for setting in settings] for name in settings[0]}
+    return {name: [plain(setting[name]) for setting in settings] for name in settings[0]}
+
+
+def fixed(value: Any) -> Any:
+    """A value as settings keep it: lists as tuples, NumPy's scalars as Python's; arrays stay."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
+
+
+def plain(value: Any) -> Any:
+    """A value without arrays."""
+    return fixed(np.asarray(value).tolist()) if _is_array(value) else value
 
 
 def _program(settings: Sequence[Setting], rows: Sequence[int], traced: Sequence[str]) -> Program:
@@ -88,8 +114,7 @@ def _program(settings: Sequence[Setting], rows: Sequence[int], traced: Sequence[
         arrays = [np.asarray(setting[name]) for setting in settings]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(f"values of {name} must have one shape, got {sorted({a.shape for a in arrays})}")
-        stacked = np.stack(arrays)
-        values[name] = stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
+        values[name] = np.stack(arrays)
     return Program({k: v for k, v in settings[0].items() if k not in traced}, tuple(rows), values)
 
 
@@ -104,23 +129,12 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _fixed(value: Any) -> Any:
-    """Lists as tuples, so that programs can be found by them."""
-    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist() if _is_array(value) else value
-
-
-def _word(value: Any) -> str:
-    return str(_plain(value))
-
-
-def _written(fixed: Setting) -> str:
+def _written(setting: Setting) -> str:
     try:
-        return json.dumps(fixed, sort_keys=True)
+        text = json.dumps({name: plain(value) for name, value in setting.items()}, sort_keys=True)
+        hash(tuple(plain(value) for value in setting.values()))
     except TypeError as error:
         raise ValueError(
-            f"static settings must be numbers, strings, booleans, None or lists of them, got {fixed!r} ({error})"
+            f"settings must be numbers, strings, booleans, None, arrays, or lists of them, got {setting!r} ({error})"
         ) from error
+    return text

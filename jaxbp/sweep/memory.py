@@ -1,23 +1,32 @@
 """How many runs fit: the largest number whose compiled program stays within a bound on a device's memory."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 _SHARE_OF_HOST, _SHARE_OF_DEVICE = 0.5, 0.9
 
 
-def default_bound(device: Any, num_local_devices: int) -> int:
-    """Bytes a device may use: 90 % of what an accelerator has free, or a share of half of the host's memory."""
+def default_bound(device: Any, num_sharing: int) -> int:
+    """Bytes a device may use: 90 % of what an accelerator has free, or, of ``num_sharing`` on a host, a share of half of its memory."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(_SHARE_OF_DEVICE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # what is free now would change on resuming
-    return int(_SHARE_OF_HOST * installed / num_local_devices)
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit
+        installed = min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return int(_SHARE_OF_HOST * installed / num_sharing)
 
 
-def needed(compiled: Any) -> int:
-    """Bytes that a compiled program takes on a device: arguments, results and temporaries; 0 where the backend does not tell."""
+def needed(programs: Iterable[Any]) -> int:
+    """Bytes that the most demanding of some compiled programs takes on a device; 0 where the backend does not tell."""
+    return max(map(_needed, programs))
+
+
+def _needed(compiled: Any) -> int:
+    """Arguments, results and temporaries."""
     stats = compiled.memory_analysis()
     if stats is None:
         return 0
@@ -25,18 +34,18 @@ def needed(compiled: Any) -> int:
     return sum(parts) - stats.alias_size_in_bytes
 
 
-def fit(compile_fn: Callable[[int], Any], most: int, bound: float) -> tuple[Any, int, int]:
+def fit(compile_fn: Callable[[int], Sequence[Any]], most: int, bound: float) -> tuple[Sequence[Any], int, int]:
     """Compile for as many runs as ``bound`` bytes allow, from 1 to ``most``; memory is taken to be linear in their number.
 
     Args:
-      compile_fn: the compiled program for a number of runs.
+      compile_fn: the compiled programs for a number of runs.
       most: tried first.
       bound: bytes.
 
     Returns:
-      The program, its number of runs and the bytes it needs; those of one run though they exceed the bound.
+      The programs, their number of runs and the bytes they need; those of one run though they exceed the bound.
     """
-    seen: dict[int, tuple[Any, int]] = {}
+    seen: dict[int, tuple[Sequence[Any], int]] = {}
 
     def size(number: int) -> int:
         if number not in seen:

@@ -37,6 +37,13 @@ class Placement(NamedTuple):
         runs, counts, places = plans.placed(chosen, len(numbers), self.num_devices, self.capacity)
         return jax.tree.map(self._put, runs), self._put(counts), places
 
+    def like(self, tree: Any) -> Any:
+        """Shapes, and the devices, of a stack of this many runs; ``tree``: those of one stack of any."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((self.num_places, *a.shape[1:]), a.dtype, sharding=sharding), tree
+        )
+
     def _put(self, array: np.ndarray) -> jax.Array:
         """Each process puts what its devices hold."""
         sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
@@ -49,7 +56,8 @@ class Placement(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """What decides the last bits of the results."""
-        return {"within": self.within, "capacity": self.capacity, "devices": self.num_devices}
+        sharing = self.mesh.shape[plans.BATCH]
+        return {"within": self.within, "capacity": self.capacity, "devices": self.num_devices, "batch": sharing}
 
     def __str__(self) -> str:
         how = {"map": "one after another", "vmap": "at once"}[self.within]
@@ -59,27 +67,33 @@ class Placement(NamedTuple):
 
 
 def fitted(
-    mesh: Mesh, within: str, num_runs: int, compile_fn: Callable[[Placement], Any], *, most: int | None, bound: float
-) -> tuple[Placement, Any]:
-    """The largest chunk that ``bound`` bytes on a device allow, chunks made even, and its compiled program.
+    mesh: Mesh,
+    within: str,
+    num_runs: int,
+    compile_fn: Callable[[Placement], Sequence[Any]],
+    *,
+    most: int | None,
+    bound: float,
+) -> tuple[Placement, Sequence[Any]]:
+    """The largest chunk that ``bound`` bytes on a device allow, chunks made even, and its compiled programs.
 
     Args:
       mesh, within: see `Placement`.
       num_runs: of the whole task.
-      compile_fn: the compiled program for a placement.
+      compile_fn: the compiled programs for a placement.
       most: runs on a device at most; default all.
       bound: bytes.
     """
     start = Placement(mesh, within, 1)
     share = -(-num_runs // start.num_devices)
 
-    def compiled(capacity: int) -> Any:
+    def compiled(capacity: int) -> Sequence[Any]:
         return compile_fn(start._replace(capacity=capacity))
 
     _, capacity, _ = memory.fit(compiled, min(share, most or share), bound)
     num_chunks = -(-share // capacity)
-    even = -(-share // num_chunks)
-    return start._replace(capacity=even, needed=memory.needed(compiled(even))), compiled(even)
+    programs = compiled(even := -(-share // num_chunks))
+    return start._replace(capacity=even, needed=memory.needed(programs)), programs
 
 
 def rows_here(tree: Mapping[str, jax.Array], places: np.ndarray) -> dict[int, dict[str, np.ndarray]]:

@@ -19,10 +19,12 @@ calls reuse it. The plans give the same numbers up to rounding:
 (4, 3)
 """
 
+import contextlib
 import functools
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +38,11 @@ PLANS = ("auto", "loop", "map", "vmap", "shard-map", "shard-vmap", "pmap")
 SEEDS, BATCH = "seeds", "batch"  # axes of a mesh
 
 _SMALL = 2**17  # multiply-adds; see `choose`
+_KEPT = 32  # functions whose programs are kept
+_CONTEXT = (  # what JAX traces by, beside the arguments
+    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_debug_nans", "jax_disable_jit",
+)  # fmt: skip
 
 
 def use_all_cores() -> int:
@@ -175,10 +182,11 @@ def placed(
     return runs, counts, places
 
 
-jitted = functools.cache(jax.jit)  # one a function, so that looking at a run and compiling it trace it once
+# One a function, so that looking at a run and compiling it trace it once; few, since each keeps its function, and what that closes over.
+jitted = functools.lru_cache(_KEPT)(jax.jit)
 
 
-@functools.cache
+@functools.lru_cache(_KEPT)
 def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) -> Callable:
     """The compiled ``(counts, runs, *shared) -> results``; one for each function object, plan and set of devices.
 
@@ -214,11 +222,11 @@ def compiled(
     """`program` compiled ahead for runs of the shapes of ``places``, so that its memory can be looked at; kept for equal calls."""
     leaves, structure = jax.tree.flatten((places, shared))
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    context = tuple(getattr(jax.config, name) for name in _CONTEXT)
     return _compiled(fn, within, mesh, donate, num_devices, shapes, structure, context)
 
 
-@functools.cache
+@functools.lru_cache(_KEPT)
 def _compiled(
     fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
 ) -> jax.stages.Compiled:
@@ -238,6 +246,25 @@ def _one_by_one(fn: Callable, count: jax.Array, runs: Any) -> Any:
 
     places = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), jax.eval_shape(nth, 0))
     return jax.lax.fori_loop(0, count, body, places)
+
+
+def make_room() -> None:
+    """Drop compiled programs once they hold half of the memory maps that Linux allows a process.
+
+    Each holds some hundreds, and with none left XLA crashes. They come back from the compilation cache on disk.
+    """
+    held, allowed = memory_maps()
+    if held > allowed / 2:
+        for cache in (jitted, program, _compiled):
+            cache.cache_clear()
+        jax.clear_caches()
+
+
+def memory_maps() -> tuple[int, int]:
+    """How many the process holds, and may; (0, 0) where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/maps").read_bytes().count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
+    return 0, 0
 
 
 def _num_runs(runs: Any) -> int:

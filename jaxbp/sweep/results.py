@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Results(Sequence):
-    """The records of a sweep, all seeds of a setting after each other; those of other processes may be missing.
+    """The records of a sweep, all seeds of a setting after each other; those that are not finished yet are missing.
 
-    Nested results have names like ``params/kernel``.
+    ``settings`` and ``seeds``: all of the sweep. Nested results have names like ``params/kernel``.
     """
 
     records: tuple[Record, ...]
+    settings: tuple[dict[str, Any], ...]
+    seeds: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -72,24 +74,30 @@ class Results(Sequence):
         return iter(self.records)
 
     @property
-    def settings(self) -> list[dict[str, Any]]:
-        """The settings, in the order of the grid."""
-        return list({grid.label(record.setting): record.setting for record in self.records}.values())
+    def finished(self) -> "Results":
+        """The runs that ended with finite results."""
+        return dataclasses.replace(self, records=tuple(r for r in self.records if r.status == FINISHED))
 
     @property
-    def diverged(self) -> list[Record]:
-        """The runs that ended without a finite result."""
-        return [record for record in self.records if record.status == DIVERGED]
+    def diverged(self) -> "Results":
+        """The runs that did not."""
+        return dataclasses.replace(self, records=tuple(r for r in self.records if r.status == DIVERGED))
 
     def where(self, **setting: Any) -> "Results":
-        """The records of which the setting has these values.
+        """The records, and settings, that have these values.
 
         Raises:
           KeyError: a name that the settings do not have.
         """
-        if self.records and (unknown := setting.keys() - self.records[0].setting.keys()):
-            raise KeyError(f"settings have {sorted(self.records[0].setting)}, got {sorted(unknown)}")
-        return Results(tuple(r for r in self.records if all(r.setting[k] == v for k, v in setting.items())))
+        if unknown := setting.keys() - self.settings[0].keys():
+            raise KeyError(f"settings have {sorted(self.settings[0])}, got {sorted(unknown)}")
+        wanted = {name: grid.plain(grid.fixed(value)) for name, value in setting.items()}
+
+        def fits(other: Mapping[str, Any]) -> bool:
+            return all(grid.plain(other[name]) == value for name, value in wanted.items())
+
+        records = tuple(record for record in self.records if fits(record.setting))
+        return Results(records, tuple(filter(fits, self.settings)), self.seeds)
 
     def stack(self, name: str) -> np.ndarray:
         """One result of all records, (settings, seeds, ...).
@@ -98,13 +106,17 @@ class Results(Sequence):
           KeyError: no such result.
           ValueError: its shape differs between settings, or records are missing.
         """
+        if missing := len(self.settings) * len(self.seeds) - len(self.records):
+            raise ValueError(
+                f"every setting must have all seeds, {missing} of {missing + len(self.records)} records are missing: "
+                "let the sweep end, or look at the records one by one"
+            )
+        if not self.records:
+            raise ValueError("there are no records: no setting has these values")
         values = [record.values[name] for record in self.records]
         if len(shapes := {value.shape for value in values}) > 1:
             raise ValueError(f"{name} must have one shape, got {sorted(shapes)}: choose settings with `where`")
-        num_settings = len(self.settings)
-        if not num_settings or len(values) % num_settings:
-            raise ValueError(f"every setting must have all seeds, got {len(values)} records of {num_settings} settings")
-        return np.stack(values).reshape(num_settings, -1, *values[0].shape)
+        return np.stack(values).reshape(len(self.settings), len(self.seeds), *values[0].shape)
 
     def frame(self) -> Any:
         """A pandas table: a row for each run, with its setting, seed, status and every result that is one number."""
@@ -122,13 +134,31 @@ def flat(tree: Any) -> dict[str, jax.Array]:
     """Results by name, nested ones joined by "/", in types that files hold."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        value = jnp.asarray(leaf)
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
-        if value.dtype == jnp.bfloat16:
-            value = value.astype(jnp.float32)
-        found[jax.tree_util.keystr(path, simple=True, separator="/") or "value"] = value
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if name in found:
+            raise ValueError(f"two results are called {name!r}: rename one")
+        found[name] = _in_type_of_files(jnp.asarray(leaf))
     return found
+
+
+def _in_type_of_files(value: jax.Array) -> jax.Array:
+    """Random keys as their data, and numbers that NumPy has not (bfloat16, float8, int4) as longer ones."""
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(value)
+    if value.dtype.kind == "V":
+        return value.astype(jnp.float32 if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.int32)
+    return value
+
+
+def check_names(names: Iterable[str], setting: Mapping[str, Any]) -> None:
+    """Raise where the results of a run are none, or are called what a column of the table is called already."""
+    names = set(names)
+    if not names:
+        raise TypeError("the function must return an array, or a dictionary or another tree of arrays, got none")
+    if taken := names & {"seed", "status", *setting}:
+        raise ValueError(
+            f"a result must not be called {sorted(taken)[0]!r}, as the seed, status or a setting is: rename it"
+        )
 
 
 def piece_name(row: int, seed: int) -> str:
@@ -149,14 +179,15 @@ def collect(store: Any, settings: Sequence[grid.Setting], seeds: Sequence[int]) 
             if (name := piece_name(row, seed)) in store:
                 piece = store.lazy(name)
                 records.append(Record(setting, seed, str(piece["status"]), Values(piece)))
-    return Results(tuple(records))
+    return Results(tuple(records), tuple(settings), tuple(seeds))
 
 
 def to_parquet(found: Results) -> bytes:
-    """`Results.frame` as a file; values of static settings that no column holds as they are become text."""
+    """`Results.frame` as a file; a column that is not of numbers of one kind, or of words, becomes text."""
     frame = found.frame()
-    for name in found.records[0].setting if found.records else ():
-        if not all(isinstance(value, bool | int | float | str) for value in frame[name]):
+    for name in frame.columns:
+        kinds = {type(value) for value in frame[name]}
+        if not (kinds <= {int, float} or kinds in ({bool}, {str})):
             frame[name] = frame[name].map(str)
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
@@ -173,7 +204,10 @@ def load(folder: str | Path) -> Results:
     try:
         settings = json.loads(path.read_text("utf-8"))["settings"]
         by_name, seeds = settings["grid"], settings["seeds"]
-        rows = [dict(zip(by_name, values, strict=True)) for values in zip(*by_name.values(), strict=True)] or [{}]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = [
+            {name: grid.fixed(value) for name, value in zip(by_name, values, strict=True)}
+            for values in zip(*by_name.values(), strict=True)
+        ] or [{}]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} holds no sweep that can be read ({error!r}): give the folder of one") from error
     return collect(Reader(folder), rows, seeds)

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import operator
+import shutil
+import socket
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from jaxbp.sweep.recorder import NOT_FINITE, Recorder
 from jaxbp.sweep.segments import Segments
 
 _TABLE = "results.parquet"
+_MOST_SEEDS = 10**6
 _LAST_WORDS = "Finished runs are in {}; the same call goes on from there."
 
 
@@ -55,7 +58,8 @@ def run(
     Args:
       fn: ``fn(key, *shared, **setting) -> results``, a pytree of arrays; or the same in parts, `Segments`, which can be saved in between.
       grid: values by name, of which all combinations count, or a list of settings. Names with a float among their values, or
-        that come as arrays, are inputs of one program; others get a program for each value: see `jaxbp.sweep.grid`.
+        that come as arrays, are inputs of one program, arrays of float32 (of float64 where that is enabled); others get a program for
+        each value: see `jaxbp.sweep.grid`.
       seeds: how many, from 0 on, or which; the key of a run is ``jax.random.key(seed)``, the same for all settings.
       out: folder for results, checkpoints, log and status; call again with the same arguments to go on with what is missing. None
         keeps results in memory, of this process's runs only if there are several.
@@ -81,17 +85,17 @@ def run(
       ValueError, TypeError: a grid, seeds or functions that make no sense; whatever tracing ``fn`` raises, with the setting.
       SweepError: settings that the device refused, for want of memory for instance, once all others are done.
       jaxbp.store.StoreError: the folder is in use, of another sweep, damaged or not writable, or a checkpoint is damaged.
-      jaxbp.stopping.Terminated: SIGTERM; what is finished, and the segments that are done, are saved. Exit code 143.
+      jaxbp.stopping.Terminated: SIGTERM; what is finished, and the segments that are done, are saved; one that goes on for more than
+        8 seconds is lost. Exit code 143.
     """
     settings, seeds = grids.expand({} if grid is None else grid), _checked_seeds(seeds)
-    if keep < 1 or checkpoint_every < 0:
-        raise ValueError(f"keep must be at least 1 and checkpoint_every 0 or more, got {keep} and {checkpoint_every}")
+    _check(shared, keep, checkpoint_every, memory, mesh)
     todo = tasks.of_programs(fn, grids.programs(settings, static), seeds)
     mesh = mesh or _default_mesh(plan)
     options = Options(
         plan=plan,
         mesh=mesh,
-        memory=memory or memories.default_bound(mesh.local_mesh.devices.flat[0], jax.local_device_count()),
+        memory=_agreed_memory(memory, mesh),
         checkpoints=None if out is None else Path(out) / "checkpoints",
         checkpoint_every=checkpoint_every,
         keep=keep,
@@ -100,7 +104,7 @@ def run(
     placed = jax.device_put(tuple(shared), NamedSharding(mesh, PartitionSpec()))
     for task in todo:
         task.products(placed)  # traces it: what is wrong with a setting is told before any work is done
-    with _store(out, {**_identity(fn, settings, seeds, shared), **identity}) as store:
+    with _store(out, _identity(fn, settings, seeds, shared, identity)) as store:
         words = _words(settings, seeds)
         with (
             _progress(out, words, store, tensorboard=tensorboard, quiet=quiet) as progress,
@@ -110,6 +114,8 @@ def run(
             errors = _compute(Engine(options, placed, recorder), todo)
         found = results.collect(store, settings, seeds)
         if out is not None and distributed.is_first():
+            if not errors:
+                shutil.rmtree(options.checkpoints, ignore_errors=True)  # of plans that were given up
             _check_shared(found, len(words) - sum(len(task.names) for task in todo if task.label in errors), out)
             store.write(_TABLE, results.to_parquet(found))
     if errors:
@@ -133,11 +139,36 @@ def _compute(engine: Engine, todo: Sequence[tasks.Task]) -> dict[str, str]:
 
 
 def _check_shared(found: results.Results, expected: int, out: str | Path) -> None:
-    if len(found) < expected:
+    if len(found) < expected and jax.process_count() > 1:
         raise SweepError(
             f"{expected - len(found)} results are not in {out} of the first process: processes must share their folder; copy the "
             "folders pieces of the others into this one, and call again to have the table"
         )
+
+
+def _check(shared: Any, keep: Any, checkpoint_every: Any, memory: Any, mesh: Mesh | None) -> None:
+    if not isinstance(shared, list | tuple):
+        raise TypeError(
+            f"shared must be a list of what all runs get, got {type(shared).__name__}: put brackets around it"
+        )
+    if not isinstance(keep, int) or keep < 1 or not checkpoint_every >= 0:
+        raise ValueError(
+            f"keep must be a whole number from 1 on and checkpoint_every 0 or more seconds, got {keep} and {checkpoint_every}"
+        )
+    if memory is not None and (not isinstance(memory, int) or memory < 1):
+        raise ValueError(f"memory must be a number of bytes, got {memory!r}")
+    if mesh is not None and set(mesh.axis_names) != {plans.SEEDS, plans.BATCH}:
+        raise ValueError(
+            f"mesh must be one of sweep.make_mesh, with the axes 'seeds' and 'batch', got {mesh.axis_names}"
+        )
+
+
+def _agreed_memory(memory: int | None, mesh: Mesh) -> int:
+    """What every process has to spare on a device."""
+    hosts = distributed.gather([socket.gethostname(), jax.local_device_count()])
+    on_this_host = sum(count for host, count in hosts if host == socket.gethostname())
+    own = memory or memories.default_bound(mesh.local_mesh.devices.flat[0], on_this_host)
+    return min(distributed.gather(own))
 
 
 def _default_mesh(plan: str) -> Mesh:
@@ -172,7 +203,12 @@ def _store(out: str | Path | None, settings: Mapping[str, Any]) -> Store | Memor
 
 
 def _checked_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
-    found = tuple(range(seeds) if isinstance(seeds, int) else map(operator.index, seeds))
+    number = seeds if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool) else None
+    if number is not None and not 1 <= number <= _MOST_SEEDS:
+        raise ValueError(f"seeds must be a number from 1 to {_MOST_SEEDS}, or a list of seeds, got {seeds}")
+    if number is None and not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds must be a number of them, or a list, got {seeds!r}")
+    found = tuple(range(number)) if number is not None else tuple(map(operator.index, seeds))
     if not found or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**32:
         raise ValueError(f"seeds must be different numbers from 0 to 2**32 - 1, one at least, got {seeds!r}")
     return found
@@ -191,7 +227,7 @@ def _words(settings: Sequence[grids.Setting], seeds: Sequence[int]) -> dict[str,
 
 
 def _identity(
-    fn: Any, settings: Sequence[grids.Setting], seeds: Sequence[int], shared: Sequence[Any]
+    fn: Any, settings: Sequence[grids.Setting], seeds: Sequence[int], shared: Sequence[Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What makes a sweep this one, as its folder keeps it."""
     named = fn.segment_fn if isinstance(fn, Segments) else fn
@@ -206,6 +242,9 @@ def _identity(
         "seeds": list(seeds),
         "shared": [_digest(leaf) for leaf in jax.tree.leaves(tuple(shared))],
         "float64": bool(jax.config.jax_enable_x64),
+        "random_bits": str(jax.config.jax_default_prng_impl),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "identity": dict(more),
     }
 
 

@@ -41,9 +41,11 @@ class Task:
         return _functions(self.fn, *self._key)
 
     @property
-    def _key(self) -> tuple[str, tuple]:
-        static = self.program.static
-        return json.dumps(static), tuple(static.items())  # 1, 1.0 and True are one key, but not one text
+    def _key(self) -> tuple[str, tuple, str]:
+        static = (
+            self.program.static
+        )  # 1, 1.0 and True are one key, but not one text; and JAX caches keys of all kinds as one
+        return json.dumps(static), tuple(static.items()), jax.config.jax_default_prng_impl
 
     @property
     def in_segments(self) -> bool:
@@ -53,12 +55,14 @@ class Task:
     def products(self, shared: tuple) -> products.Products:
         """What a run, or a segment of one, multiplies; raises what is wrong with the function, telling the setting."""
         one = jax.eval_shape(lambda runs: jax.tree.map(lambda a: a[0], runs), self.runs)
+        setting = self.program.static | self.program.traced
         try:
             if not self.in_segments:
+                results.check_names(jax.eval_shape(plans.jitted(self.whole), one, *shared), setting)
                 return products.count(plans.jitted(self.whole), one, *shared)
             init, segment, finish = self.phases
             carry = jax.eval_shape(init, one, *shared)
-            jax.eval_shape(finish, carry, *shared)
+            results.check_names(jax.eval_shape(finish, carry, *shared), setting)
             return products.count(plans.jitted(segment), carry, jnp.int32(0), *shared)
         except Exception as error:
             error.add_note(f"while tracing the function of the sweep with {self.label}")
@@ -69,15 +73,18 @@ def of_programs(fn: Callable | segments.Segments, programs: Sequence[grid.Progra
     """The runs of every program, the seeds of a setting after each other."""
     found = []
     for program in programs:
-        traced = {name: np.repeat(values, len(seeds), axis=0) for name, values in program.traced.items()}
+        traced = {
+            name: np.repeat(values.astype(jax.dtypes.canonicalize_dtype(values.dtype)), len(seeds), axis=0)
+            for name, values in program.traced.items()
+        }
         runs = {"seed": np.tile(np.array(seeds, np.uint32), len(program.rows)), "traced": traced}
         names = tuple(results.piece_name(row, seed) for row in program.rows for seed in seeds)
         found.append(Task(fn, program, names, runs))
     return found
 
 
-@functools.cache
-def _functions(fn: Any, _: str, static: tuple) -> Any:
+@functools.lru_cache(32)  # few: each keeps the function, and what that closes over
+def _functions(fn: Any, _: str, static: tuple, __: str) -> Any:
     def bind(fn: Callable) -> Callable:
         return lambda run, *arguments: fn(*arguments, **dict(static), **run["traced"])
 
