@@ -298,6 +298,7 @@ def test_the_mode_of_a_free_batch_norm_is_steered():
         assert off(found, truth) < 1e-9  # Flax computes the variance as mean of squares minus square of mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupled", [False, True])
 def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
     net, variables, x = batch_normalised()

@@ -98,6 +98,7 @@ def test_two_devices_train_as_one(x64):
     check_devices(2)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one():
     env = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",

@@ -13,7 +13,7 @@ import pytest
 from jaxbp import stopping
 
 
-def process(body, *signals, pause=0.5):
+def process(body, *signals, pause=0.2):
     """Run ``body`` until it prints, then send the signals; its exit code, output and what it said on stderr."""
     head = "import os, signal, sys, time\nfrom jaxbp import stopping\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script = head + textwrap.dedent(body)

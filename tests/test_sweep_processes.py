@@ -115,6 +115,7 @@ def test_two_processes_of_four_devices_give_what_one_gives(reference, tmp_path):
     assert (status.state, len(status.done), len(status.processes)) == ("finished", 10, 2)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_from_what_is_there(reference, tmp_path):
     sweeps = [("whole", 1, "shard-map")]
     run_processes.run(script(tmp_path, sweeps=sweeps), 1, 2, timeout=240)

@@ -91,7 +91,14 @@ def finite_kernels(name, parametrisation):
     return dict(zip(("ntk", "nngp"), jax.jit(jax.vmap(kernels))(keys), strict=True))
 
 
-@pytest.mark.parametrize("name,parametrisation", [(name, "ntk") for name in CASES] + [("convnet, stride", "standard")])
+LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name,parametrisation",
+    [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name in LONG else []) for name in CASES]
+    + [("convnet, stride", "standard")],
+)
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
     kernel_fn = infinite_twin(net, x.shape[1:], normal_kernels=True)
