@@ -145,9 +145,21 @@ def plan_of(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: 
 
     def of_a_run() -> products.Products:
         one = jax.eval_shape(lambda runs: jax.tree.map(operator.itemgetter(0), runs), runs)
-        return products.count(jitted(fn), one, *shared)
+        return _products(fn, *_shapes((one, *shared)))
 
     return resolve(plan, of_a_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
+
+
+@functools.lru_cache(_KEPT)
+def _products(fn: Callable, shapes: tuple, structure: Any, _: tuple) -> products.Products:
+    return products.count(jitted(fn), *structure.unflatten(shapes))
+
+
+def _shapes(tree: Any) -> tuple[tuple, Any, tuple]:
+    """What programs for ``tree`` can be found by: shapes, structure, and the context."""
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return shapes, structure, tuple(getattr(jax.config, name) for name in _CONTEXT)
 
 
 def resolve(plan: str, of_a_run: Callable[[], products.Products], *, num_runs: int, devices: Sequence[Any]) -> str:
@@ -220,10 +232,7 @@ def compiled(
     fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple
 ) -> jax.stages.Compiled:
     """`program` compiled ahead for runs of the shapes of ``places``, so that its memory can be looked at; kept for equal calls."""
-    leaves, structure = jax.tree.flatten((places, shared))
-    shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    context = tuple(getattr(jax.config, name) for name in _CONTEXT)
-    return _compiled(fn, within, mesh, donate, num_devices, shapes, structure, context)
+    return _compiled(fn, within, mesh, donate, num_devices, *_shapes((places, shared)))
 
 
 @functools.lru_cache(_KEPT)
@@ -255,7 +264,7 @@ def make_room() -> None:
     """
     held, allowed = memory_maps()
     if held > allowed / 2:
-        for cache in (jitted, program, _compiled):
+        for cache in (jitted, program, _compiled, _products):
             cache.cache_clear()
         jax.clear_caches()
 
