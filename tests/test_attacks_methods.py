@@ -333,7 +333,10 @@ def test_the_order_of_strength(trained):
     assert square >= targeted - 0.01
 
 
-@pytest.mark.parametrize("restarts, norm, epsilon, kind", [(1, "l2", 0.4, "L2PGD"), (3, "linf", 0.07, "LinfPGD")])
+@pytest.mark.parametrize(
+    "restarts, norm, epsilon, kind",
+    [pytest.param(1, "l2", 0.4, "L2PGD", marks=pytest.mark.slow), (3, "linf", 0.07, "LinfPGD")],
+)
 def test_foolbox_agrees(trained, restarts, norm, epsilon, kind):
     foolbox = pytest.importorskip("foolbox")
     network, inputs, labels = trained

@@ -203,7 +203,7 @@ def test_flows_some_examples_at_a_time(at_a_time, monkeypatch):
     assert off(ntk.empirical_ntk(fn, params, x), whole) < 1e-12
 
 
-@pytest.mark.parametrize("logits", ["trace", "diagonal"])
+@pytest.mark.parametrize("logits", [pytest.param("trace", marks=pytest.mark.slow), "diagonal"])
 def test_logits_are_split_before_examples(logits, monkeypatch):
     fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
     seen = []

@@ -109,6 +109,7 @@ def test_eight_devices_train_as_one():
     subprocess.run([sys.executable, "-c", "import test_parallel\ntest_parallel.check_devices(8)"], check=True, env=env)
 
 
+@pytest.mark.slow
 def test_pmap_is_a_spelling_and_float32_loses_little():
     mesh = parallel.make_mesh(BATCH_SIZE)
     expected = train(*functions())

@@ -93,6 +93,7 @@ def assert_equal_to(reference, folder, sweeps=SWEEPS):
                 )
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(reference, tmp_path):
     run_processes.run(script(tmp_path, "assert jax.device_count() == 8"), 1, 8, timeout=240)
     assert_equal_to(reference, tmp_path)

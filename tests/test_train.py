@@ -27,6 +27,7 @@ def command(folder, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_trains_as_training_does(tmp_path):
     found = train.train_all(dataclasses.replace(SMALL, model="resnet", learning_rate=(0.1,), out=tmp_path))
     split = data.load("digits@4", num_train=200)

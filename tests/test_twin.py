@@ -91,7 +91,7 @@ def finite_kernels(name, parametrisation):
     return dict(zip(("ntk", "nngp"), jax.jit(jax.vmap(kernels))(keys), strict=True))
 
 
-LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm")  # to compile
+LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm", "convnet, average")  # to compile
 
 
 @pytest.mark.parametrize(
