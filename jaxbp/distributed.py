@@ -209,6 +209,7 @@ def gather(value: Any) -> list[Any]:
     text = json.dumps(value).encode()
     if not _are_several():
         return [json.loads(text)]
+    # Few sizes of messages mean few compilations; JSON ignores spaces at its end.
     room = 1 << int(multihost_utils.process_allgather(np.int32(len(text))).max()).bit_length()
     texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(room), np.uint8))
     return [json.loads(each.tobytes()) for each in texts]
@@ -225,12 +226,7 @@ def from_first(value: Any) -> Any:
     Raises:
       TypeError, ValueError: process 0's value is not one that JSON can write.
     """
-    text = json.dumps(value).encode() if is_first() else b""
-    if _are_several():
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-        room = 1 << size.bit_length()  # few sizes, few compilations; JSON ignores spaces at its end
-        text = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(room), np.uint8)).tobytes()
-    return json.loads(text)
+    return gather(value if is_first() else None)[0]
 
 
 def all_agree(value: Any, what: str = "value") -> None:

@@ -182,7 +182,7 @@ def step_fn(
 
         gradient, model_state = jax.grad(mean_loss, has_aux=True)(now.params)
         updates, opt_state = optimizer.update(gradient, now.opt_state, now.params)
-        opt_state = jax.tree.map(_in_dtype_of, now.opt_state, opt_state)  # traced settings may have widened it
+        opt_state = jax.tree.map(in_dtype_of, now.opt_state, opt_state)
         return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
 
     return step
@@ -223,7 +223,8 @@ def _checked_split(name: str, split: Arrays) -> Arrays:
     return inputs, labels
 
 
-def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+def in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+    """``new`` in the type of ``old``, which a loop carries: traced settings may have widened it."""
     return new if new.dtype == old.dtype else new.astype(old.dtype)
 
 

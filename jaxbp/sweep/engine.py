@@ -74,7 +74,7 @@ class Engine:
             plans.make_room()
 
     def _whole(self, task: Task) -> None:
-        placement, (program,) = self._placed(task, [Part(task.whole, task.runs, self.shared)])
+        placement, (program,) = self._placed(task, [Part(task.functions, task.runs, self.shared)])
         for numbers in self._chunks(task, placement):
             names = [task.names[n] for n in numbers]
             self.recorder.start(names)
@@ -97,7 +97,7 @@ class Engine:
             number = distributed.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
 
     def _in_segments(self, task: Task) -> None:
-        init, segment, finish = task.phases
+        init, segment, finish = task.functions
         carries = jax.eval_shape(
             lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared
         )

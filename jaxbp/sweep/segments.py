@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp import training
 from jaxbp.sweep import results
 
 
@@ -82,7 +83,7 @@ def phases(parts: Segments, bind: Callable[[Callable], Callable]) -> Phases:
             state, measures = segment_fn(carry.run, carry.state, index, *shared)
             measures = results.flat(measures)
             history = {name: carry.history[name].at[index].set(value) for name, value in measures.items()}
-            state = jax.tree.map(_in_dtype_of, carry.state, state)
+            state = jax.tree.map(training.in_dtype_of, carry.state, state)
             return Carry(carry.run, state, history, finite(measures), carry.num_done + 1)
 
         return jax.lax.cond(carry.alive, go_on, lambda: carry)
@@ -103,10 +104,6 @@ def finite(tree: Any) -> jax.Array:
     """Whether every number is."""
     numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers])) if numbers else jnp.bool_(True)
-
-
-def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
-    return new if new.dtype == old.dtype else new.astype(old.dtype)  # traced settings may have widened it
 
 
 def _blank(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -31,21 +31,11 @@ class Task:
         return grid.label(self.program.static) if self.program.static else "all settings"
 
     @functools.cached_property
-    def whole(self) -> Callable:
-        """``(run, *shared) -> results by name``, of a run that is one program; the same object for equal tasks."""
-        return _functions(self.fn, *self._key)
-
-    @functools.cached_property
-    def phases(self) -> segments.Phases:
-        """The programs of a run in segments."""
-        return _functions(self.fn, *self._key)
-
-    @property
-    def _key(self) -> tuple[str, tuple, str]:
-        static = (
-            self.program.static
-        )  # 1, 1.0 and True are one key, but not one text; and JAX caches keys of all kinds as one
-        return json.dumps(static), tuple(static.items()), jax.config.jax_default_prng_impl
+    def functions(self) -> Any:
+        """``(run, *shared) -> results by name`` of a run that is one program, or `segments.Phases`; the same objects for equal tasks."""
+        static = self.program.static
+        # 1, 1.0 and True are one key, but not one text; and JAX itself does not tell programs by the kind of random bits.
+        return _functions(self.fn, json.dumps(static), tuple(static.items()), jax.config.jax_default_prng_impl)
 
     @property
     def in_segments(self) -> bool:
@@ -58,9 +48,9 @@ class Task:
         setting = self.program.static | self.program.traced
         try:
             if not self.in_segments:
-                results.check_names(jax.eval_shape(plans.jitted(self.whole), one, *shared), setting)
-                return products.count(plans.jitted(self.whole), one, *shared)
-            init, segment, finish = self.phases
+                results.check_names(jax.eval_shape(plans.jitted(self.functions), one, *shared), setting)
+                return products.count(plans.jitted(self.functions), one, *shared)
+            init, segment, finish = self.functions
             carry = jax.eval_shape(init, one, *shared)
             results.check_names(jax.eval_shape(finish, carry, *shared), setting)
             return products.count(plans.jitted(segment), carry, jnp.int32(0), *shared)
