@@ -333,7 +333,10 @@ def _rule_from_text(text: str, measure: str) -> Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is tested: ``source`` is where the paper says it, ``paper_value`` what it reports, if anything."""
+    """What is tested: ``source`` is where the paper says it, ``paper_value`` what it found, None if it did not test it.
+
+    ``belief``: what theory or folklore says about it, a short sentence with its source.
+    """
 
     id: str
     statement: str
@@ -341,6 +344,7 @@ class Claim:
     measure: str
     rule: Rule
     paper_value: str | float | None = None
+    belief: str = dataclasses.field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -376,6 +380,7 @@ class Verdict:
             "holds_if": claim.rule.text(claim.measure),
             **_result_to_json(self),
             "paper_value": claim.paper_value,
+            "belief": claim.belief,
             "cases": [{"case": case.case, **_result_to_json(case)} for case in self.cases],
         }
 
@@ -461,12 +466,15 @@ def write_verdicts(path: str | os.PathLike, verdicts: Iterable[Verdict]) -> None
 
 
 def read_verdicts(path: str | os.PathLike) -> list[Verdict]:
-    """Read what `write_verdicts` wrote, rules included; only the ``method`` of each interval is not kept."""
+    """Read what `write_verdicts` wrote, rules included; only the ``method`` of each interval is not kept.
+
+    Entries without ``belief``, which older versions wrote, read as "".
+    """
     verdicts = []
     for entry in json.loads(Path(path).read_text("utf-8")):
         rule = _rule_from_text(entry["holds_if"], entry["measure"])
         fields = (entry[key] for key in ("id", "statement", "source", "measure"))
-        claim = Claim(*fields, rule, entry["paper_value"])
+        claim = Claim(*fields, rule, entry["paper_value"], belief=entry.get("belief", ""))
         cases = tuple(Case(case["case"], **_result_from_json(case)) for case in entry["cases"])
         verdicts.append(Verdict(claim, cases=cases, **_result_from_json(entry)))
     return verdicts

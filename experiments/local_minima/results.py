@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import frame
 from experiments.local_minima import claims, measure
 from experiments.local_minima.settings import (
     BOLD,
@@ -16,20 +17,15 @@ from experiments.local_minima.settings import (
     PLAIN,
     SHIFTED,
     Case,
-    Settings,
 )  # fmt: skip
 from jaxbp import evidence
-from jaxbp.store import Store
 
 _STAYS = 0.1  # share of the gap between the embedded minimum and default training
 _WORSE = 2.0  # a point is far worse from this many times the other's loss
 
 
-class Results:
+class Results(frame.Results):
     """Reads a finished run; every per-seed array has the seeds first."""
-
-    def __init__(self, settings: Settings, store: Store):
-        self.settings, self.store = settings, store
 
     @functools.cache  # noqa: B019 - lives as long as the program
     def _get(self, name: str) -> dict[str, np.ndarray]:

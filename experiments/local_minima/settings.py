@@ -6,12 +6,9 @@ loss on mnist1d (0.004 and 0.014), and well above it on mnist5k (0.33 of 0.76 an
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from experiments.frame import ONE_PROCESS, Cluster, SettingsError
+from experiments import frame
 
 DEFAULT, EMBEDDED, GENTLE = "default", "embedded", "embedded, gentle"
 PLAIN, BOLD = "no momentum", "no momentum, large steps"  # suffixes of arms
@@ -52,27 +49,27 @@ class Case:
         return f"{self.dataset}, {model} {self.depth}, {self.loss.replace('_', '-')}"
 
     def validate(self) -> None:
-        """Raise `SettingsError` for what can be known before anything is loaded."""
+        """Raise `frame.SettingsError` for what can be known before anything is loaded."""
         for field in ("depth", "num_epochs", "batch_size"):
             if getattr(self, field) < 1:
-                raise SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
+                raise frame.SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.num_train is not None and self.num_train < self.batch_size:
-            raise SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
+            raise frame.SettingsError(
+                f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}"
+            )
         if isinstance(self.width, tuple) and len(self.width) != self.depth:
-            raise SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
+            raise frame.SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(frame.Settings):
     """Everything that decides the numbers of a run.
 
     ``kicks``: norms of random steps off the embedded minimum, relative to its parameters' norm; ``num_densities``: seeds of which the
     spectral density is measured; ``slice_points``: points a side of the two-dimensional slice of the loss (0: none).
     """
 
-    preset: str
     cases: tuple[Case, ...]
-    num_seeds: int
     learning_rate: float = 0.01
     gentle_learning_rate: float = 1e-4
     momentum: float = 0.9
@@ -81,22 +78,16 @@ class Settings:
     num_densities: int = 0
     slice_points: int = 0
 
-    @property
-    def seeds(self) -> range:
-        """The seeds of the run."""
-        return range(self.num_seeds)
-
     def certified_seeds(self, case: Case) -> range:
         """The seeds whose end points are certified."""
         return self.seeds if case.certify_ends is None else self.seeds[: case.certify_ends]
 
     def validate(self) -> None:
-        """Raise `SettingsError` where the study cannot run as set."""
-        if self.num_seeds < 2:
-            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 10 or so")
+        """Raise `frame.SettingsError` where the study cannot run as set."""
+        super().validate()
         names = [case.name for case in self.cases]
         if len(set(names)) < len(names):
-            raise SettingsError(f"cases must differ in more than their width, got {names}")
+            raise frame.SettingsError(f"cases must differ in more than their width, got {names}")
         for case in self.cases:
             case.validate()
 
@@ -155,55 +146,16 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(frame.Arguments):
     """Study 1: build suboptimal local minima of deep networks, certify them, and see what training makes of them.
 
     Claims S1.a to S1.e over many seeds, each with an interval and a verdict, tables, figures and a page. A run that was stopped goes on
     when the same command is given again.
     """
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, Table 1, an accelerator."""
-    dataset: str | None = None
-    """Run the preset's networks on this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    presets = PRESETS
+
     loss: Literal["cross_entropy", "squared_error"] | None = None
     """Use this loss in every case. Cross-entropy has no minimiser where classes are linearly separable; squared error always has."""
-    num_train: int | None = None
-    """Training examples that each seed draws."""
     width: int | None = None
     """Width of every network."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Epochs of every training."""
-    seeds: int | None = None
-    """Number of seeds."""
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
-    out: Path | None = None
-    """Folder of the run; default runs/local_minima-PRESET."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are, or are to be prepared."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return self.out or Path("runs") / f"local_minima-{self.preset}"
-
-    def settings(self) -> Settings:
-        """The preset with the arguments' changes, validated."""
-        changes = {
-            "dataset": self.dataset,
-            "loss": self.loss,
-            "num_train": self.num_train,
-            "width": self.width,
-            "num_epochs": self.epochs,
-        }
-        changes = {field: value for field, value in changes.items() if value is not None}
-        preset = PRESETS[self.preset]
-        cases = [dataclasses.replace(case, **changes) for case in preset.cases]
-        unique = tuple({case.name: case for case in reversed(cases)}.values())[
-            ::-1
-        ]  # a case on another data set may occur twice
-        settings = dataclasses.replace(
-            preset, cases=unique, num_seeds=preset.num_seeds if self.seeds is None else self.seeds
-        )
-        settings.validate()
-        return settings

@@ -18,6 +18,7 @@ S2A = Claim(
     "test accuracy with weight decay minus without, percentage points",
     Above(0.0),
     "0.60 to 3.01 on ResNet-18 and DenseNet-40, 0 to 0.80 on MobileNetV2, 0.07 on an MLP",
+    belief="Weight decay seeks solutions of small norm, which generalise better (Krogh & Hertz, NeurIPS 1991).",
 )
 S2B = Claim(
     "S2.b",
@@ -26,6 +27,7 @@ S2B = Claim(
     "test accuracy with norm-bias minus with weight decay, percentage points",
     Above(-MARGIN),
     "0.00 to 0.80",
+    belief="A small norm is what helps (Neyshabur et al., COLT 2015), so being pulled to a large one should do worse.",
 )
 S2C = Claim(
     "S2.c",
@@ -34,6 +36,7 @@ S2C = Claim(
     "test accuracy with norm-bias minus with weight decay, percentage points",
     Above(0.0),
     "0.00 to 0.80",
+    belief="Bounds on the test error grow with the norm (Bartlett et al., NeurIPS 2017): a large one should not help.",
 )
 S2D = Claim(
     "S2.d",
@@ -42,6 +45,7 @@ S2D = Claim(
     "test accuracy with norm-bias minus with weight decay, percentage points",
     Above(-MARGIN),
     "0.13 on ResNet-20 with Fixup, 0.18 on an MLP",
+    belief="BatchNorm undoes the scale of weights (van Laarhoven, 2017); without it a small norm should matter more.",
 )
 S2E = Claim(
     "S2.e",
@@ -49,4 +53,5 @@ S2E = Claim(
     _SOURCE,
     "log2 of (final norm of all parameters with norm-bias / with weight decay)",
     Above(0.0),
+    belief="Folklore: the solution that generalises better is the one of smaller norm.",
 )

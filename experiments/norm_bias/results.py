@@ -5,17 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from experiments import frame
 from experiments.norm_bias import claims, measure
-from experiments.norm_bias.settings import BIAS, DECAY, NONE, Case, Settings
+from experiments.norm_bias.settings import BIAS, DECAY, NONE, Case
 from jaxbp import evidence
-from jaxbp.store import Store
 
 
-class Results:
+class Results(frame.Results):
     """Reads a finished run."""
-
-    def __init__(self, settings: Settings, store: Store):
-        self.settings, self.store = settings, store
 
     @functools.cache  # noqa: B019 - lives as long as the program
     def get(self, case: Case, stage: str) -> dict[str, np.ndarray]:

@@ -10,12 +10,8 @@ and that flaw, not its outcome.
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from experiments.frame import ONE_PROCESS, Cluster, SettingsError
+from experiments import frame
 
 NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
 ARMS = (NONE, DECAY, BIAS)
@@ -48,7 +44,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(frame.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_train``: examples that each seed draws from the training part, None for all; ``scan_ratios``: norms, relative as in
@@ -56,12 +52,10 @@ class Settings:
     along a run at which norms are measured.
     """
 
-    preset: str
     cases: tuple[Case, ...]
     num_train: int | None
     num_epochs: int
     batch_size: int
-    num_seeds: int
     num_tuning_seeds: int
     decay_grid: tuple[float, ...]
     bias_grid: tuple[float, ...]
@@ -74,11 +68,6 @@ class Settings:
     validation: float = 0.2
 
     @property
-    def seeds(self) -> range:
-        """The seeds whose test accuracy counts."""
-        return range(self.num_seeds)
-
-    @property
     def tuning_seeds(self) -> range:
         """The seeds on which regularisers are tuned."""
         return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
@@ -89,19 +78,14 @@ class Settings:
         return tuple(sorted({round(self.num_epochs * i / self.num_pauses) for i in range(self.num_pauses + 1)}))
 
     def validate(self) -> None:
-        """Raise `SettingsError` where the study cannot run as set."""
-        if self.num_seeds < 2:
-            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 10 or so")
+        """Raise `frame.SettingsError` where the study cannot run as set."""
+        super().validate()
         if self.num_seeds > FIRST_TUNING_SEED:
-            raise SettingsError(
+            raise frame.SettingsError(
                 f"seeds from {FIRST_TUNING_SEED} on are for tuning, so at most as many, got {self.num_seeds}"
             )
-        if self.num_epochs < 1:
-            raise SettingsError(f"epochs must be at least 1, got {self.num_epochs}")
-        if self.num_train is not None and self.num_train < self.batch_size:
-            raise SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
         if len(self.decay_grid) != len(self.bias_grid) * len(self.norm_ratios):
-            raise SettingsError(
+            raise frame.SettingsError(
                 f"both regularisers must be tuned over as many settings, got {len(self.decay_grid)} for weight decay and "
                 f"{len(self.bias_grid)} x {len(self.norm_ratios)} for norm-bias"
             )
@@ -194,42 +178,11 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(frame.Arguments):
     """Study 2: train with weight decay, with norm-bias and without either, each tuned with the same budget, and compare.
 
     Claims S2.a to S2.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was
     stopped goes on when the same command is given again.
     """
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, accelerators."""
-    dataset: str | None = None
-    """Use this data set for all networks: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
-    num_train: int | None = None
-    """Training examples that each seed draws."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Epochs of every training."""
-    seeds: int | None = None
-    """Number of seeds on which the arms are compared."""
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
-    out: Path | None = None
-    """Folder of the run; default runs/norm_bias-PRESET."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are, or are to be prepared."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return self.out or Path("runs") / f"norm_bias-{self.preset}"
-
-    def settings(self) -> Settings:
-        """The preset with the arguments' changes, validated."""
-        preset = PRESETS[self.preset]
-        changes = {"num_train": self.num_train, "num_epochs": self.epochs, "num_seeds": self.seeds}
-        changes = {field: value for field, value in changes.items() if value is not None}
-        if self.dataset is not None:
-            cases = [dataclasses.replace(case, dataset=self.dataset) for case in preset.cases]
-            changes["cases"] = tuple(dict.fromkeys(cases))  # several data sets become one
-        settings = dataclasses.replace(preset, **changes)
-        settings.validate()
-        return settings
+    presets = PRESETS

@@ -11,6 +11,7 @@ S3A = Claim(
     "change of the correlation per doubling of width",
     Above(0.0),
     "rises towards 1",
+    belief="The kernel stays constant in training as width grows (Jacot et al., NeurIPS 2018).",
 )
 S3B = Claim(
     "S3.b",
@@ -19,6 +20,7 @@ S3B = Claim(
     "change of the correlation per doubling of width",
     Below(0.0),
     "falls",
+    belief="The theory holds for any architecture, ResNets with BatchNorm included (Yang, arXiv 2006.14548).",
 )
 S3C = Claim(
     "S3.c",
@@ -27,6 +29,7 @@ S3C = Claim(
     "interaction in the 2 x 2 factorial of the change of the correlation per doubling of width",
     Below(0.0),
     "responsible, by inspection",
+    belief="Skip connections and BatchNorm change what the limit is, not that there is one (Yang, arXiv 2006.14548).",
 )
 S3D = Claim(
     "S3.d",
@@ -35,6 +38,7 @@ S3D = Claim(
     "share of the squared change that the best rescaling accounts for",
     Above(0.5),
     "most",
+    belief="A wide network's kernel does not change at all, so not by a rescaling either (Jacot et al., NeurIPS 2018).",
 )
 S3E = Claim(
     "S3.e",
@@ -42,7 +46,7 @@ S3E = Claim(
     "Jacot et al., NeurIPS 2018; rate by the central limit theorem",
     "exponent of the relative distance to the exact kernel over width",
     Within(0.25, centre=-0.5),
-    None,
+    belief="At initialisation a wide network has the kernel of the infinitely wide one (Jacot et al., NeurIPS 2018).",
 )
 S3F = Claim(
     "S3.f",
@@ -50,5 +54,5 @@ S3F = Claim(
     f"{_SOURCE}; compared with the twin without BatchNorm",
     "exponent of the relative distance to the exact kernel over width",
     Above(-0.25),
-    None,
+    belief="With BatchNorm the kernel has a limit, but another one (Yang, arXiv 2006.14548).",
 )

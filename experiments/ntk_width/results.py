@@ -6,17 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments import frame
 from experiments.ntk_width import claims, measure
-from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network, Settings
+from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network
 from jaxbp import evidence
-from jaxbp.store import Store
 
 
-class Results:
+class Results(frame.Results):
     """Reads a finished run; every per-seed array has the seeds first."""
-
-    def __init__(self, settings: Settings, store: Store):
-        self.settings, self.store = settings, store
 
     @functools.cache  # noqa: B019 - lives as long as the program
     def _get(self, name: str) -> dict[str, np.ndarray]:

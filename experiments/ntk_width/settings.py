@@ -7,12 +7,9 @@ and epochs of the quick preset are what eight minutes on two cores allow; it lea
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-import tyro
-
-from experiments.frame import ONE_PROCESS, Cluster, SettingsError
+from experiments import frame
 
 STORED, CALIBRATED, BATCH = "stored", "calibrated", "batch"  # statistics that BatchNorm uses when a kernel is measured
 
@@ -45,7 +42,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(frame.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_probes``: class-balanced training images whose kernel is measured, ``exact_probes`` those of the comparison with
@@ -54,14 +51,12 @@ class Settings:
     kernel's temporaries may take.
     """
 
-    preset: str
     dataset: str
     num_train: int | None
     networks: tuple[Network, ...]
     num_epochs: int
     measure_epochs: tuple[int, ...]
     batch_size: int
-    num_seeds: int
     num_probes: int
     exact_probes: int
     seeds_per_piece: int
@@ -74,32 +69,23 @@ class Settings:
     memory: float = 2.0 * 2**30
 
     @property
-    def seeds(self) -> range:
-        """The seeds of the run."""
-        return range(self.num_seeds)
-
-    @property
     def groups(self) -> list[range]:
         """Seeds that are trained together."""
         size = self.seeds_per_piece
         return [self.seeds[start : start + size] for start in range(0, self.num_seeds, size)]
 
     def validate(self) -> None:
-        """Raise `SettingsError` where the study cannot run as set."""
-        if self.num_seeds < 2:
-            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or so")
-        if self.num_epochs < 1:
-            raise SettingsError(f"epochs must be at least 1, got {self.num_epochs}")
-        if self.num_train is not None and self.num_train < max(self.batch_size, self.num_probes):
-            raise SettingsError(
-                f"num_train must be at least the batch size {self.batch_size} and the number of probes {self.num_probes}, "
-                f"got {self.num_train}"
+        """Raise `frame.SettingsError` where the study cannot run as set."""
+        super().validate()
+        if self.num_train is not None and self.num_train < self.num_probes:
+            raise frame.SettingsError(
+                f"num_train must be at least the number of probes {self.num_probes}, got {self.num_train}"
             )
         for network in self.networks:
             if len(set(network.widths)) < 2:
-                raise SettingsError(f"a trend needs at least 2 widths, got {network.widths} for {network.name}")
+                raise frame.SettingsError(f"a trend needs at least 2 widths, got {network.widths} for {network.name}")
             if min(network.widths) < 1:
-                raise SettingsError(f"widths must be at least 1, got {network.widths} for {network.name}")
+                raise frame.SettingsError(f"widths must be at least 1, got {network.widths} for {network.name}")
 
 
 def log_spaced(num_epochs: int) -> tuple[int, ...]:
@@ -209,56 +195,29 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(frame.Arguments):
     """Study 3: measure tangent kernels of finite networks over widths and training, and compare them with the exact
     infinite-width ones.
 
     Claims S3.a to S3.f over many seeds, each with an interval and a verdict, tables, figures and a page. A run that
-    was stopped goes on when the same command is given again.
+    was stopped goes on when the same command is given again. Kernels are measured before training and at epochs 1, 2, 5, 10, 20, ...
     """
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, 600 epochs, accelerators."""
-    dataset: str | None = None
-    """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
-    num_train: int | None = None
-    """Training examples that each seed draws."""
+    presets = PRESETS
+
     max_width: int | None = None
     """Leave out wider networks."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Epochs of every training; kernels are then measured at 0, 1, 2, 5, 10, 20, ... and at the end."""
     learning_rate: float | None = None
     """Learning rate of every training."""
-    seeds: int | None = None
-    """Number of seeds."""
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
-    out: Path | None = None
-    """Folder of the run; default runs/ntk_width-PRESET."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are, or are to be prepared."""
 
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return self.out or Path("runs") / f"ntk_width-{self.preset}"
-
-    def settings(self) -> Settings:
-        """The preset with the arguments' changes, validated."""
-        preset = PRESETS[self.preset]
-        changes = {
-            "dataset": self.dataset,
-            "num_train": self.num_train,
-            "learning_rate": self.learning_rate,
-            "num_seeds": self.seeds,
-        }
-        changes = {field: value for field, value in changes.items() if value is not None}
+    def changes(self) -> dict[str, Any]:
+        """As `frame.Arguments.changes`; epochs change when kernels are measured, too."""
+        changes = super().changes()
         if self.epochs is not None:
-            changes |= {"num_epochs": self.epochs, "measure_epochs": log_spaced(self.epochs)}
-        if self.max_width is not None:
+            changes["measure_epochs"] = log_spaced(self.epochs)
+        if (most := changes.pop("max_width", None)) is not None:
             changes["networks"] = tuple(
-                dataclasses.replace(net, widths=tuple(w for w in net.widths if w <= self.max_width))
-                for net in preset.networks
+                dataclasses.replace(network, widths=tuple(width for width in network.widths if width <= most))
+                for network in self.presets[self.preset].networks
             )
-        settings = dataclasses.replace(preset, **changes)
-        settings.validate()
-        return settings
+        return changes

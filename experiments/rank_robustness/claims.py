@@ -25,6 +25,8 @@ S4A = Claim(
     _SOURCE,
     "log2 of the ratio of effective ranks to the network left alone, sign turned for RankMin",
     Above(0.0),
+    "as intended",
+    belief="Setting the singular values of a convolution sets its rank (Sedghi et al., ICLR 2019).",
 )
 S4B = Claim(
     "S4.b",
@@ -33,6 +35,7 @@ S4B = Claim(
     "clean test accuracy minus that of the network left alone, percentage points",
     Within(CLEAN_MARGIN),
     "-0.22 and -1.00 (natural), -0.38 and -0.34 (adversarial) for RankMin and RankMax",
+    belief="Layers of low rank can be compressed, and so generalise better (Arora et al., ICML 2018).",
 )
 S4C = Claim(
     "S4.c",
@@ -41,6 +44,7 @@ S4C = Claim(
     "robust test accuracy after RankMin minus that of the network left alone, percentage points",
     Below(ROBUST_MARGIN),
     "-0.45 (natural, 1/255), -0.51 and -2.53 (adversarial, 1/255 and 8/255), under PGD-20",
+    belief="Layers of low rank make a network more robust (Langenberg et al., arXiv 1901.10371).",
 )
 S4D = Claim(
     "S4.d",
@@ -48,6 +52,8 @@ S4D = Claim(
     _SOURCE,
     "log2 of the ratio of effective ranks, adversarially to naturally trained",
     Above(-RANK_MARGIN),
+    "not low",
+    belief="Adversarial training promotes low rank (Langenberg et al., arXiv 1901.10371).",
 )
 S4E = Claim(
     "S4.e",
@@ -55,4 +61,6 @@ S4E = Claim(
     _SOURCE,
     "log2 of the ratio of effective ranks, untrained to trained",
     Above(0.0),
+    "higher",
+    belief="Gradient descent is biased towards low rank (Arora et al., NeurIPS 2019).",
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from experiments import frame
 from experiments.rank_robustness import claims, measure
 from experiments.rank_robustness.settings import (
     ADVERSARIAL,
@@ -20,14 +21,10 @@ from experiments.rank_robustness.settings import (
     Settings,
 )
 from jaxbp import evidence
-from jaxbp.store import Store
 
 
-class Results:
+class Results(frame.Results):
     """Reads a finished run; everything comes with seeds first."""
-
-    def __init__(self, settings: Settings, store: Store):
-        self.settings, self.store = settings, store
 
     @functools.cache  # noqa: B019 - lives as long as the program
     def get(self, case: Case, kind: str, name: str) -> np.ndarray:

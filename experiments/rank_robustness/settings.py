@@ -9,12 +9,9 @@ accuracy of no arm was looked at in it.
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-import tyro
-
-from experiments.frame import ONE_PROCESS, Cluster, SettingsError
+from experiments import frame
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 TRAININGS = (NATURAL, ADVERSARIAL)
@@ -40,7 +37,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(frame.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_train`` and ``num_test``: examples that a seed draws and that are attacked, None for all; ``radius``: of adversarial
@@ -50,7 +47,6 @@ class Settings:
     ``num_queries``: of the strongest attack.
     """
 
-    preset: str
     cases: tuple[Case, ...]
     num_train: int | None
     num_test: int | None
@@ -58,7 +54,6 @@ class Settings:
     num_fine_tuning: int
     project_epochs: tuple[int, ...]
     batch_size: int
-    num_seeds: int
     radius: float
     small_radius: float
     curve: tuple[float, ...]
@@ -78,27 +73,17 @@ class Settings:
     flip: bool = False
 
     @property
-    def seeds(self) -> range:
-        """The seeds of the run."""
-        return range(self.num_seeds)
-
-    @property
     def measure_epochs(self) -> tuple[int, ...]:
         """When ranks are measured along fine-tuning: at its start, right after each projection, and at its end."""
         return tuple(sorted({0, *self.project_epochs, self.num_fine_tuning}))
 
     def validate(self) -> None:
-        """Raise `SettingsError` where the study cannot run as set."""
-        if self.num_seeds < 2:
-            raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or so")
-        if self.num_epochs < 1:
-            raise SettingsError(f"epochs must be at least 1, got {self.num_epochs}")
-        if self.num_train is not None and self.num_train < self.batch_size:
-            raise SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
+        """Raise `frame.SettingsError` where the study cannot run as set."""
+        super().validate()
         if self.num_projections < 1:
-            raise SettingsError(f"num_projections must be at least 1, got {self.num_projections}")
+            raise frame.SettingsError(f"num_projections must be at least 1, got {self.num_projections}")
         if not 0 < self.small_radius < self.radius <= 1:
-            raise SettingsError(
+            raise frame.SettingsError(
                 f"radii must be 0 < small < large <= 1, for inputs from 0 to 1, got {self.small_radius} and {self.radius}"
             )
 
@@ -179,53 +164,26 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(frame.Arguments):
     """Study 4: push the ranks of a network's layers down and up, and see what becomes of its accuracy, attacked and not.
 
     Claims S4.a to S4.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was
     stopped goes on when the same command is given again.
     """
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: under a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: CIFAR-10, accelerators."""
-    dataset: str | None = None
-    """Use this data set: digits, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
-    num_train: int | None = None
-    """Training examples that each seed draws."""
+    presets = PRESETS
+
     num_test: int | None = None
     """Test examples that are attacked."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Epochs of the base networks' training."""
-    seeds: int | None = None
-    """Number of seeds."""
     radius: float | None = None
     """Radius of adversarial training, l_inf, inputs from 0 to 1."""
     small_radius: float | None = None
     """The smaller radius at which robustness is judged."""
     num_projections: int | None = None
     """Projections each time: 1 cuts kernels back to their window once, as in the paper; more alternate until it holds."""
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
-    out: Path | None = None
-    """Folder of the run; default runs/rank_robustness-PRESET."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are, or are to be prepared."""
 
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return self.out or Path("runs") / f"rank_robustness-{self.preset}"
-
-    def settings(self) -> Settings:
-        """The preset with the arguments' changes, validated."""
-        preset = PRESETS[self.preset]
-        named = ("num_train", "num_test", "radius", "small_radius", "num_projections")
-        changes = {name: getattr(self, name) for name in named}
-        changes |= {"num_epochs": self.epochs, "num_seeds": self.seeds}
-        changes = {field: value for field, value in changes.items() if value is not None}
-        if self.dataset is not None:
-            changes["cases"] = tuple(dataclasses.replace(case, dataset=self.dataset) for case in preset.cases)
-        settings = dataclasses.replace(preset, **changes)
-        radii = {settings.small_radius, settings.radius} - set(settings.curve)
-        settings = dataclasses.replace(settings, curve=tuple(sorted({*settings.curve, *radii})))
-        settings.validate()
-        return settings
+    def changes(self) -> dict[str, Any]:
+        """As `frame.Arguments.changes`; radii that are judged belong to the curve of the figure, too."""
+        changes = super().changes()
+        radii = {changes[name] for name in ("radius", "small_radius") if name in changes}
+        return changes | {"curve": tuple(sorted(radii | set(self.presets[self.preset].curve)))}

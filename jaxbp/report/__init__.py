@@ -1,0 +1,15 @@
+"""Figures and tables of a study, and the one HTML page that carries them.
+
+The page is a single file: figures are embedded, there is no script, and no font or other resource is fetched. It fits a
+phone, a dark screen, paper, a keyboard and a screen reader. Verdicts come first, each with its interval drawn against the region in which
+the claim holds; then each study's figures and tables, its settings, and what to type to repeat it.
+
+>>> from jaxbp import evidence, report
+>>> report.format_interval(evidence.t_interval([0.931, 0.934, 0.929, 0.937]))
+'0.9328 [0.9272, 0.9383]'
+"""
+
+from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, mean_cell
+from jaxbp.report.figures import PALETTE, curve, figure, paired_lines, panels, save_all, save_figure, strip, style
+from jaxbp.report.page import Part, write_page
+from jaxbp.report.text import format_interval, format_number

@@ -1,0 +1,202 @@
+"""Figures in one style, with every seed shown.
+
+They are plain `matplotlib.figure.Figure` objects made without pyplot, so no backend is chosen or changed; matplotlib is imported
+when the first one is drawn. The same measurements give the same bytes.
+"""
+
+import contextlib
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxbp import evidence
+from jaxbp.report.blocks import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out as it vanishes on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+_STYLE = {
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.wspace": 0.06,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+    "savefig.dpi": 170,
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "jaxbp",  # element ids are random without it
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw with the house style inside this context; settings and backend are as before after it."""
+    import matplotlib
+    from cycler import cycler
+
+    with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=PALETTE)}):
+        yield
+
+
+def figure(
+    num_rows: int = 1, num_cols: int = 1, *, width: float = 6.4, height: float | None = None, **subplots
+) -> "tuple[Figure, Any]":
+    """Make a styled figure of ``width`` inches and its axes; ``subplots`` as for ``plt.subplots``.
+
+    Legends, titles and texts added later follow `style` only inside its context. A phone shrinks figures to
+    its width: beyond 7 inches text becomes too small there, so stack panels in rows.
+    """
+    from matplotlib.figure import Figure
+
+    with style():
+        fig = Figure(figsize=(width, height or num_rows * min(4.2, 0.62 * width / num_cols + 0.6)))
+        return fig, fig.subplots(num_rows, num_cols, **subplots)
+
+
+def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Path, Path]:
+    """Write ``folder/name.png`` and ``.svg``, the same bytes for the same figure; close it, return paths."""
+    if Path(name).name != name:
+        raise ValueError(f"a figure's name is a file name without its ending, got {name!r}")
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        with style():
+            fig.savefig(buffer, format=kind, metadata=metadata)
+        paths.append(Path(folder) / f"{name}.{kind}")
+        evidence.write_atomically(paths[-1], buffer.getvalue())
+    if pyplot := sys.modules.get("matplotlib.pyplot"):  # a figure of the caller's own may be registered there
+        pyplot.close(fig)
+    return paths[0], paths[1]
+
+
+def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
+    """A figure of small panels, two a row, one for each title, and their axes; ``subplots`` as for `figure`."""
+    fig, axes = figure(-(-len(titles) // 2), 2, width=7.0, squeeze=False, **subplots)
+    shown, hidden = list(axes.ravel())[: len(titles)], list(axes.ravel())[len(titles) :]
+    for ax in hidden:
+        ax.set_visible(False)
+    with style():
+        for ax, title in zip(shown, titles, strict=True):
+            ax.set_title(title, fontsize=9)
+    return fig, shown
+
+
+def save_all(
+    makers: Mapping[str, "Callable[[], tuple[Figure, str, str]]"], folder: str | os.PathLike
+) -> "list[Picture]":
+    """Draw figures by name, each by a function that returns it with its alternative text and caption, and save them."""
+    pictures = []
+    for name, make in makers.items():
+        fig, alternative, caption = make()
+        pictures.append(Picture(save_figure(fig, folder, name)[1], alternative, caption))
+    return pictures
+
+
+def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:
+    """Mean and 95 % t interval, on a log axis those of the logarithms; one value has no interval."""
+    values = np.log(values) if log else values
+    if len(values) < 2:
+        ends = [values[0] if len(values) else math.nan] * 3
+    else:
+        interval = evidence.t_interval(values)
+        ends = [interval.estimate, interval.low, interval.high]
+    return tuple(np.exp(ends) if log else ends)
+
+
+def _usable(values: np.ndarray, log: bool) -> np.ndarray:
+    return np.isfinite(values) & ((values > 0) | (not log))
+
+
+@style()
+def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> None:
+    """Draw one row a group: a dot for every seed, the mean and its 95 % t interval (of logs with ``log``).
+
+    Values that cannot be drawn (not finite; not positive with ``log``) are counted beside the group's name.
+    """
+    names = []
+    for row, (label, values) in enumerate(groups.items()):
+        values = np.asarray(values, np.float64)
+        shown = values[_usable(values, log)]
+        colour = PALETTE[row % len(PALETTE)]
+        golden = (np.arange(len(shown)) * 0.618034 + 0.5) % 1  # spreads evenly, the same in every run
+        jitter = 0.3 * (golden - 0.5)
+        ax.scatter(shown, row + jitter, s=22, color=colour, alpha=0.55, linewidths=0)
+        if len(shown):
+            mean, low, high = _summary(shown, log)
+            ax.plot([low, high], [row + 0.32] * 2, color=colour, linewidth=3, solid_capstyle="butt")
+            ax.plot(mean, row + 0.32, "o", color=colour, markeredgecolor="white", markersize=7)
+        missing = len(values) - len(shown)
+        names.append(f"{label}\n({missing} of {len(values)} not shown)" if missing else label)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.5)  # first group on top
+    ax.grid(False, axis="y")
+    if log:
+        ax.set_xscale("log")
+        _label_log_axis(ax.xaxis)
+
+
+def _label_log_axis(axis: Any) -> None:
+    """Label decades only, or, within less than one and a half, also twos and fives: never labels that overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high / low < 10**1.5:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+@style()
+def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False) -> None:
+    """Draw ``values`` (num_seeds, num_points) over ``x``: a thin line a seed, the mean, its 95 % band.
+
+    Seeds that are missing at a point (not finite; not positive with ``log``) are left out there. The colour
+    is the next of the axes' cycle.
+    """
+    x, values = np.asarray(x, np.float64), np.asarray(values, np.float64)
+    usable = _usable(values, log)
+    points = [_summary(column[keep], log) for column, keep in zip(values.T, usable.T, strict=True)]
+    mean, low, high = np.array(points).T
+    (line,) = ax.plot(x, mean, "o-", label=label, markersize=4)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+    lines = np.where(usable, values, np.nan).T
+    ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)
+    if log:
+        ax.set_yscale("log")
+
+
+@style()
+def paired_lines(ax: "Axes", before: ArrayLike, after: ArrayLike, *, labels: tuple[str, str]) -> None:
+    """Join the two values of every seed, both (num_seeds,); lines that do not rise are dashed."""
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    for left, right in zip(before, after, strict=True):
+        rises = right > left
+        ax.plot([0, 1], [left, right], "o-" if rises else "o--", color=PALETTE[not rises], alpha=0.75)
+    ax.set_xticks([0, 1], labels)
+    ax.set_xlim(-0.25, 1.25)
+    ax.set_title(f"higher with {labels[1]} in {np.count_nonzero(after > before)} of {len(before)} seeds")

@@ -1,0 +1,54 @@
+"""Numbers, intervals and text from outside, as a page writes them."""
+
+import html
+import math
+from numbers import Integral
+from typing import Any
+from urllib.parse import quote
+
+from jaxbp import evidence
+
+# What HTML has no place for; tabs and ends of lines it has.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
+
+
+def escape(value: Any) -> str:
+    """Write ``value`` so that HTML shows it as it is, between tags and between quotes; control characters as U+FFFD."""
+    return html.escape(str(value).translate(_CONTROLS), quote=True)
+
+
+def link(anchor: str, text: str) -> str:
+    """A link to an anchor of the page."""
+    return f'<a href="#{quote(anchor, safe="")}">{escape(text)}</a>'
+
+
+def plural(count: int, noun: str) -> str:
+    """Write "1 seed", "2 seeds"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write ``value`` to so many significant digits, whole numbers in full; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, Integral) or not math.isfinite(value):
+        return str(value)
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    if -4 <= exponent < 6:
+        return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def format_interval(interval: evidence.Interval | None) -> str:
+    """Write "estimate [low, high]" with two digits of the interval's half width; a dash for None."""
+    if interval is None:
+        return "–"
+    ends = (interval.estimate, interval.low, interval.high)
+    half, largest = (interval.high - interval.low) / 2, max(map(abs, ends))
+    decimals = 1 - math.floor(math.log10(half)) if half else 4
+    if decimals <= 6 and largest < 1e6:
+        estimate, low, high = (f"{end:.{max(decimals, 0)}f}" for end in ends)
+    else:
+        digits = 1 + decimals + math.floor(math.log10(largest)) if half else 4
+        estimate, low, high = (f"{end:.{min(max(digits - 1, 1), 8)}e}" for end in ends)
+    return f"{estimate} [{low}, {high}]"
