@@ -100,33 +100,34 @@ def difference(a: Any, b: Any) -> Any:
 
 
 def show(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
-    """Print the table, and how many verdicts moved; returns that number."""
+    """Print the table, and which verdicts moved; returns how many did."""
     from rich.markup import escape
     from rich.table import Table
 
     from jaxbp.report import format_interval
 
     table = Table(title="A and B, 95 % intervals", title_justify="left")
-    for column in ("id", "claim", "A", "B", "B - A", "verdict A", "verdict B", ""):
+    for column in ("id", "A", "B", "B - A", "verdict A", "verdict B"):
         table.add_column(column, no_wrap=column in ("id", "verdict A", "verdict B"))
-    moved = 0
+    moved = []
     for id_ in dict.fromkeys([*a, *b]):
         pair = [run.get(id_) for run in (a, b)]
-        known = pair[0] or pair[1]
-        cells = [escape(_told(one, format_interval)) for one in pair]
-        change = difference(*(one and one.interval for one in pair))
+        change = format_interval(difference(*(one and one.interval for one in pair)))
         words = [frame.outcome(one.verdict) if one else "not in it" for one in pair]
-        differs = None not in pair and pair[0].verdict != pair[1].verdict
-        moved += differs
-        row = (*cells, escape(format_interval(change)), *words, "moved" if differs else "")
-        table.add_row(id_, escape(known.claim.statement), *row)
+        table.add_row(id_, *(escape(cell) for cell in (*map(_told, pair), change)), *words)
+        if None not in pair and pair[0].verdict != pair[1].verdict:
+            moved.append(f"{id_} {pair[0].claim.statement} {pair[0].verdict} -> {pair[1].verdict}")
     frame.print_table(table)
-    both = len(a.keys() & b.keys())
-    print(f"{moved} of {both} verdicts moved; {len(a.keys() ^ b.keys())} claims are in one run only")
-    return moved
+    both, others = len(a.keys() & b.keys()), len(a.keys() ^ b.keys())
+    print(f"{len(moved)} of {both} verdicts moved; {others} claim{'s are' if others != 1 else ' is'} in one run only")
+    for line in moved:
+        print(f"  {line}")
+    return len(moved)
 
 
-def _told(verdict: Any, format_interval: Any) -> str:
+def _told(verdict: Any) -> str:
+    from jaxbp.report import format_interval
+
     if verdict is None:
         return "-"
     return format_interval(verdict.interval) if verdict.interval else verdict.note

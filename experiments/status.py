@@ -1,7 +1,7 @@
 """Where a run stands, from any terminal.
 
 ``python -m experiments.status FOLDER [--follow]`` prints state, counts, time left, what is in work, what diverged or failed, and a
-table of the settings. It only reads the folder, so it disturbs nothing, and it works for a run of any state, killed ones included.
+table of the settings; of each study in the folder of the whole lab. It only reads the folder, so it disturbs nothing, and it works for a run of any state, killed ones included.
 Exit code 2 with one line where there is no run.
 """
 
@@ -33,12 +33,30 @@ def main() -> None:
     from jaxbp import progress
 
     try:
-        show(arguments.folder, follow=arguments.follow)
+        inside = runs_in(arguments.folder)
+        if inside and arguments.follow:
+            raise progress.StatusError(
+                f"{arguments.folder} holds several runs: follow one of them, such as {inside[-1]}"
+            )
+        for folder in inside:
+            print(f"{folder}:")
+            show(folder, follow=False)
+        if not inside:
+            show(arguments.folder, follow=arguments.follow)
     except progress.StatusError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs in the folder of a whole lab, in the order of their start; none in that of a single run."""
+    from jaxbp import progress
+
+    if any(folder.glob("status*.json")):
+        return []
+    return sorted({path.parent for path in folder.glob("*/status*.json")}, key=lambda run: progress.read(run).started)
 
 
 def show(folder: Path, *, follow: bool) -> None:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import scipy.special as special  # scipy.stats takes a second to import and serves only the bootstrap
 from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
@@ -86,6 +85,8 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
     as the bootstrap covers too little with few seeds. DataError below two seeds or for values that are not
     finite.
     """
+    from scipy import special  # what scipy needs a third of a second for, no command line waits for
+
     values = _checked(values, confidence)
     n = len(values)
     if np.ptp(values) == 0:  # the computed mean of equal numbers may differ from them in the last bit
@@ -141,6 +142,8 @@ def proportion_interval(successes: int, trials: int, *, confidence: float = CONF
     approximate ones fall below it for some (Brown, Cai and DasGupta, Statistical Science 16, 2001); a verdict
     must not.
     """
+    from scipy import special
+
     successes, trials = int(successes), int(trials)
     if not 0 <= successes <= trials:
         raise ValueError(f"successes lie between 0 and trials = {trials}, got {successes}")
@@ -211,6 +214,8 @@ def p_value(
 
     Values without spread give 0 if they lie on the side of the alternative, else 1.
     """
+    from scipy import special
+
     tests = {"two-sided": abs, "greater": lambda t: t, "less": lambda t: -t}
     if alternative not in tests:
         raise ValueError(f"alternative is one of {list(tests)}, got {alternative!r}")

@@ -1,11 +1,17 @@
 """What the frame of the studies does beside their own tests."""
 
+import dataclasses
+import queue
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pandas as pd
 import pytest
 
 from experiments import frame
-from jaxbp import sweep
+from jaxbp import evidence, sweep
 
 
 @pytest.mark.parametrize("held, forgets", [(40, True), (20, False), (0, False)])
@@ -105,3 +111,118 @@ def test_a_piece_that_fails_in_a_thread_is_told_and_those_beside_it_are_left(tmp
     found = progress.read(tmp_path / "run")
     told.set()
     assert (found.state, found.failed, found.left) == ("failed", {"bad": "ValueError: no data"}, ("slow",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    dataset: str
+    width: int
+
+    @property
+    def name(self):
+        return f"{self.dataset}, wide" if self.width > 2 else self.dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(frame.Settings):
+    cases: tuple[Case, ...]
+    num_epochs: int = 3
+    batch_size: int = 8
+    num_train: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(frame.Arguments):
+    presets = {"quick": Settings("quick", 4, (Case("a", 1), Case("b", 1), Case("a", 5)))}  # noqa: RUF012
+    width: int | None = None
+
+
+def test_arguments_change_settings_or_every_case():
+    assert Arguments().settings() == Arguments.presets["quick"]
+    found = Arguments(epochs=7, seeds=3, num_train=9).settings()
+    assert (found.num_epochs, list(found.seeds), found.num_train) == (7, [0, 1, 2], 9)
+    found = Arguments(dataset="c").settings()
+    assert found.cases == (Case("c", 1), Case("c", 5))  # two of three have become one
+    assert [case.width for case in Arguments(width=2).settings().cases] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "paper"}, "this study has no preset 'paper': choose one of quick"),
+        ({"seeds": 1}, "an interval needs at least 2 seeds, got 1: give --seeds 5 or more"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"num_train": 7}, "num_train must be at least the batch size 8, got 7"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused(arguments, message):
+    with pytest.raises(frame.SettingsError, match=message):
+        Arguments(**arguments).settings()
+
+
+def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):
+    devices = [SimpleNamespace(platform="gpu", number=n) for n in range(2)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    free = frame.pieces._free_devices(3)
+    assert [free.get().number for _ in range(3)] == [0, 1, 0]
+    for one in devices:
+        one.platform = "cpu"
+    free = frame.pieces._free_devices(2)
+    assert [free.get().number for _ in range(2)] == [0, 0]
+
+
+def test_a_piece_runs_on_the_device_of_its_worker():
+    last = jax.local_devices()[-1]
+    free = queue.SimpleQueue()
+    free.put(last)
+    piece = frame.Piece("a", lambda: {"device": frame.device(), "array": jnp.ones(2) + 1})
+    found = frame.pieces._on_free_device(free, lambda piece: piece.compute(), piece)
+    assert found["device"] == last
+    assert found["array"].devices() == {last}
+    assert free.get() == last
+    assert frame.device() == jax.local_devices()[0]
+
+
+ABOVE = evidence.Claim("T.a", "Values are above 0.", "folklore", "value <b>", evidence.Above(0.0))
+
+
+def pieces(settings, store, data_dir):
+    """A study in one file: this one."""
+    return [frame.Piece(case.name, lambda case=case: {"value": 1.0 + np.arange(4.0)}) for case in settings.cases]
+
+
+class Results(frame.Results):
+    @property
+    def measurements(self):
+        return {ABOVE: {case.name: self.store.get(case.name)["value"] for case in self.settings.cases}}
+
+
+def test_a_study_in_one_file_needs_pieces_and_measurements(tmp_path):
+    study = frame.Study("T", "Title", "Lead", Arguments, __name__)
+    part = study.run(Arguments().settings(), tmp_path / "run", devices=["cpu"], command="python -m this")
+    (verdict,) = part.verdicts
+    assert (verdict.verdict, verdict.interval.estimate) == ("supported", 2.5)
+    assert [v.verdict for v in evidence.read_verdicts(tmp_path / "run/verdicts.json")] == ["supported"]
+    rows = pd.read_parquet(tmp_path / "run/measurements.parquet")
+    assert rows[rows.case == "b"].value.tolist() == [1, 2, 3, 4]
+    assert rows.seed.tolist() == [0, 1, 2, 3] * 3
+    page = (tmp_path / "run/report.html").read_text()
+    assert "value &lt;b&gt;" in page
+    assert "python -m this" in page
+    assert (tmp_path / "run/figures/Ta.svg").exists()
+
+
+def test_a_study_is_known_by_its_module():
+    study = frame.Study("S2", "", "", Arguments, "experiments.norm_bias")
+    assert (study.command, study.name) == ("python -m experiments.norm_bias", "norm_bias")
+    from experiments.norm_bias import figures, measure, page, results
+
+    homes = {
+        "pieces": measure,
+        "Results": results,
+        "verdicts": results,
+        "rows": results,
+        "draw": figures,
+        "sections": page,
+    }
+    assert all(study.function(name) is getattr(home, name) for name, home in homes.items())

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import frame
 from experiments.local_minima import measure, results
-from experiments.local_minima.settings import DEFAULT, EMBEDDED, PRESETS, Arguments, Case, Settings, SettingsError
+from experiments.local_minima.settings import DEFAULT, EMBEDDED, PRESETS, Arguments, Case, Settings
 from jaxbp import evidence
 from jaxbp.store import Store
 
@@ -166,7 +167,7 @@ def test_arguments_change_every_case():
 
 
 def test_unequal_widths_need_one_each():
-    with pytest.raises(SettingsError, match="3 hidden layers need as many widths"):
+    with pytest.raises(frame.SettingsError, match="3 hidden layers need as many widths"):
         dataclasses.replace(PRESETS["paper"].cases[0], width=(8, 8)).validate()
 
 

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,12 +54,12 @@ SMALL = dataclasses.replace(
 def finished(tmp_path_factory):
     """A run of one small case, stage by stage; the test set may be read in the last stage only."""
     with Store(tmp_path_factory.mktemp("run"), {"settings": 1}, {}) as store:
-        lab, (case,), device = measure.Lab(SMALL, store, None), SMALL.cases, jax.devices()[0]
+        lab, (case,) = measure.Lab(SMALL, store, None), SMALL.cases
         whole = lab.dataset(case)
         hidden = dataclasses.replace(whole, test=None)
         for stage in ("tune", "scan", "compare"):
             lab.dataset = lambda _, stage=stage: whole if stage == "compare" else hidden
-            store.put(measure.piece_name(case, stage), getattr(lab, stage)(case, device))
+            store.put(measure.piece_name(case, stage), getattr(lab, stage)(case))
         yield results.Results(SMALL, store), case
 
 

@@ -286,3 +286,23 @@ def test_the_command_tells_a_folder_without_a_run(tmp_path):
     done = status_command(tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"error: \S+ holds no run .*\n", done.stderr)
+
+
+def test_the_folder_of_several_runs_shows_each_in_the_order_of_their_start(tmp_path, capsys):
+    from experiments import status
+
+    for name in ("z", "a"):
+        with Progress({name: ("", 1.0)}, tmp_path / name, log=print):
+            pass
+    assert status.runs_in(tmp_path) == [tmp_path / "z", tmp_path / "a"]
+    assert status.runs_in(tmp_path / "z") == []
+    assert status.runs_in(tmp_path / "none") == []
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.status", tmp_path], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.replace("\n", "").index(f"{tmp_path}/z:") < done.stdout.replace("\n", "").index(f"{tmp_path}/a:")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.status", tmp_path, "--follow"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"holds several runs: follow one of them, such as {tmp_path}/a" in done.stderr.replace("\n", "")

@@ -62,9 +62,9 @@ SMALL = dataclasses.replace(
 def finished(tmp_path_factory):
     """Both seeds of a small network under natural training."""
     with Store(tmp_path_factory.mktemp("run"), {"settings": 1}, {}) as store:
-        lab, (case,), device = measure.Lab(SMALL, None), SMALL.cases, jax.devices()[0]
+        lab, (case,) = measure.Lab(SMALL, None), SMALL.cases
         for seed in SMALL.seeds:
-            store.put(measure.piece_name(case, NATURAL, seed), lab.run(case, NATURAL, seed, device))
+            store.put(measure.piece_name(case, NATURAL, seed), lab.run(case, NATURAL, seed))
         yield results.Results(SMALL, store), case
 
 

@@ -9,7 +9,7 @@ goes on from there. JAX is imported by `start_jax`, after the arguments have bee
 
 from experiments.frame.ending import guarded
 from experiments.frame.machine import facts, start_jax
-from experiments.frame.pieces import Piece, run_pieces
+from experiments.frame.pieces import Piece, device, run_pieces
 from experiments.frame.results import Results
 from experiments.frame.settings import ONE_PROCESS, Arguments, Cluster, Settings, SettingsError
 from experiments.frame.study import Study

@@ -1,6 +1,7 @@
 """Pieces of work: named, safe on disk before the program says so, with progress and an estimate of the time left."""
 
 import itertools
+import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ class Piece:
     """A named piece of work.
 
     ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; neighbours of one ``group``
-    may run beside each other in threads.
+    may run beside each other in threads, on
+    a `device` each.
     """
 
     name: str
@@ -68,8 +70,9 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
             sweep.make_room()
         return
     pool = ThreadPoolExecutor(num_workers)
+    free = _free_devices(num_workers)
     try:
-        futures = {pool.submit(compute, piece): piece for piece in pieces}
+        futures = {pool.submit(_on_free_device, free, compute, piece): piece for piece in pieces}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -79,3 +82,31 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
             sweep.make_room()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def device() -> Any:
+    """The device of the piece that is being computed."""
+    import jax
+
+    return jax.config.jax_default_device or jax.local_devices()[0]
+
+
+def _free_devices(num_workers: int) -> queue.SimpleQueue:
+    """A device for each worker, or one CPU for all: it serves several threads, and programs are compiled for each device anew."""
+    import jax
+
+    devices, free = jax.local_devices(), queue.SimpleQueue()
+    for worker in range(num_workers):
+        free.put(devices[0 if devices[0].platform == "cpu" else worker % len(devices)])
+    return free
+
+
+def _on_free_device(free: queue.SimpleQueue, compute: Callable, piece: Piece) -> Mapping[str, Any]:
+    import jax
+
+    one = free.get()
+    try:
+        with jax.default_device(one):
+            return compute(piece)
+    finally:
+        free.put(one)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import frame
 from experiments.frame import Piece
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, Case, Settings
 from jaxbp import augment, data, models, norms, objectives, sweep, training
@@ -41,17 +42,15 @@ def piece_name(case: Case, stage: str) -> str:
 
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
     """All the work of the study; stages one after another, cases beside each other."""
-    devices = itertools.cycle(jax.local_devices())
     lab = Lab(settings, store, data_dir)
     ordered = sorted(settings.cases, key=lambda case: -_cost(case))
-    placed = [(case, next(devices)) for case in ordered]
     tuning = settings.num_tuning_seeds * (1 + 2 * len(settings.decay_grid))
     num_runs = {"tune": tuning, "scan": settings.num_tuning_seeds * len(settings.scan_ratios)}
     todo = []
     for stage in _STAGES:
-        for case, device in placed:
+        for case in ordered:
             runs = num_runs.get(stage, settings.num_seeds * len(arms_of(case)))
-            compute = functools.partial(getattr(lab, stage), case, device)
+            compute = functools.partial(getattr(lab, stage), case)
             todo.append(Piece(piece_name(case, stage), compute, weight=runs * _cost(case), group=stage))
     return todo
 
@@ -79,15 +78,15 @@ class Lab:
             case.dataset, seed=0, normalise=case.normalise, validation=self.settings.validation, data_dir=self.data_dir
         )
 
-    def tune(self, case: Case, device: Any) -> Mapping[str, np.ndarray]:
+    def tune(self, case: Case) -> Mapping[str, np.ndarray]:
         """Validation accuracy of every setting, (settings, seeds), and the settings that won."""
         settings = self.settings
-        plain = self._trained(case, [Arm(0.0, 0.0)], settings.tuning_seeds, device)
+        plain = self._trained(case, [Arm(0.0, 0.0)], settings.tuning_seeds)
         unit = float(np.mean(plain["norm"][0, :, -1]))
         decay = [Arm(coefficient, 0.0) for coefficient in settings.decay_grid]
         bias = [Arm(c, ratio * unit) for c, ratio in itertools.product(settings.bias_grid, settings.norm_ratios)]
-        found = self._trained(case, decay + bias, settings.tuning_seeds, device)
-        accuracy = self._accuracies(case, found, "validation", device)
+        found = self._trained(case, decay + bias, settings.tuning_seeds)
+        accuracy = self._accuracies(case, found, "validation")
         means = np.split(accuracy.mean(1), [len(decay)])
         chosen = [
             arms[int(np.argmax(mean))] for arms, mean in zip((decay, bias), means, strict=True)
@@ -95,50 +94,49 @@ class Lab:
         return {
             "arms": np.array(decay + bias),
             "accuracy": accuracy,
-            "plain accuracy": self._accuracies(case, plain, "validation", device),
+            "plain accuracy": self._accuracies(case, plain, "validation"),
             "final norm": found["norm"][:, :, -1],
             "plain norm": np.array(unit),
             "chosen": np.array(chosen),
         }
 
-    def scan(self, case: Case, device: Any) -> Mapping[str, np.ndarray]:
+    def scan(self, case: Case) -> Mapping[str, np.ndarray]:
         """Validation accuracy and final norm over the norm wanted, (ratios, seeds), with norm-bias's coefficient."""
         tuned = self.store.get(piece_name(case, "tune"))
         coefficient, unit = float(tuned["chosen"][1][0]), float(tuned["plain norm"])
         arms = [Arm(coefficient, ratio * unit) for ratio in self.settings.scan_ratios]
-        found = self._trained(case, arms, self.settings.tuning_seeds, device)
+        found = self._trained(case, arms, self.settings.tuning_seeds)
         return {
             "mu": np.array([arm.mu for arm in arms]),
-            "accuracy": self._accuracies(case, found, "validation", device),
+            "accuracy": self._accuracies(case, found, "validation"),
             "final norm": found["norm"][:, :, -1],
         }
 
-    def compare(self, case: Case, device: Any) -> Mapping[str, np.ndarray]:
+    def compare(self, case: Case) -> Mapping[str, np.ndarray]:
         """Test accuracy, (arms, seeds), and curves along training, (arms, seeds, times)."""
         decay, bias = (Arm(*map(float, arm)) for arm in self.store.get(piece_name(case, "tune"))["chosen"])
         arms = [Arm(0.0, 0.0), decay, bias]
         if case.published:
             squared_norm, coefficient, usual = case.published
             arms += [Arm(usual, 0.0), Arm(coefficient, squared_norm**0.5)]
-        found = self._trained(case, arms, self.settings.seeds, device)
+        found = self._trained(case, arms, self.settings.seeds)
         curves = {name: found[name] for name in CURVES}
-        return curves | {"test_accuracy": self._accuracies(case, found, "test", device), "arms": np.array(arms)}
+        return curves | {"test_accuracy": self._accuracies(case, found, "test"), "arms": np.array(arms)}
 
-    def _trained(self, case: Case, arms: Sequence[Arm], seeds: range, device: Any) -> dict[str, Any]:
+    def _trained(self, case: Case, arms: Sequence[Arm], seeds: range) -> dict[str, Any]:
         """All arms on all seeds: curves and final "params" and "state", with axes (arms, seeds, ...)."""
         train = self.dataset(case).train
         pairs = list(itertools.product(arms, seeds))
-        with jax.default_device(device):
-            runs = {
-                "key": jnp.stack([self._key(case, seed) for _, seed in pairs]),
-                "rows": jnp.stack([self._rows(case, seed) for _, seed in pairs]),
-                "coefficient": jnp.array([arm.coefficient for arm, _ in pairs]),
-                "mu": jnp.array([arm.mu for arm, _ in pairs]),
-            }
-            plan = "loop" if device.platform == "cpu" else "vmap"
-            program = _training_program(case, self.settings, self._fill(case), self.dataset(case).num_classes)
-            shared = jnp.asarray(train.inputs), jnp.asarray(train.labels)
-            result = sweep.evaluate(program, runs, *shared, plan=plan, devices=[device])
+        runs = {
+            "key": jnp.stack([self._key(case, seed) for _, seed in pairs]),
+            "rows": jnp.stack([self._rows(case, seed) for _, seed in pairs]),
+            "coefficient": jnp.array([arm.coefficient for arm, _ in pairs]),
+            "mu": jnp.array([arm.mu for arm, _ in pairs]),
+        }
+        plan = "loop" if frame.device().platform == "cpu" else "vmap"
+        program = _training_program(case, self.settings, self._fill(case), self.dataset(case).num_classes)
+        shared = jnp.asarray(train.inputs), jnp.asarray(train.labels)
+        result = sweep.evaluate(program, runs, *shared, plan=plan, devices=[frame.device()])
         found = result.measured | {
             "train_loss": result.history["train_loss"],
             "params": result.params,
@@ -146,13 +144,12 @@ class Lab:
         }
         return jax.tree.map(lambda a: np.asarray(a).reshape(len(arms), len(seeds), *a.shape[1:]), found)
 
-    def _accuracies(self, case: Case, found: dict[str, Any], part: str, device: Any) -> np.ndarray:
+    def _accuracies(self, case: Case, found: dict[str, Any], part: str) -> np.ndarray:
         """Accuracy in per cent of the trained networks, (arms, seeds); a network that diverged gets what it earns."""
         split, net = getattr(self.dataset(case), part), _network(case, self.dataset(case).num_classes)
         shape = found["norm"].shape[:2]
-        with jax.default_device(device):
-            inputs, labels = jnp.asarray(split.inputs), jnp.asarray(split.labels)
-            every = [float(_accuracy(net, *_at(found, index), inputs, labels)) for index in np.ndindex(*shape)]
+        inputs, labels = jnp.asarray(split.inputs), jnp.asarray(split.labels)
+        every = [float(_accuracy(net, *_at(found, index), inputs, labels)) for index in np.ndindex(*shape)]
         return np.reshape(every, shape)
 
     def _key(self, case: Case, seed: int) -> jax.Array:

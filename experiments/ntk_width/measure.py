@@ -7,7 +7,6 @@ seed only.
 """
 
 import functools
-import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import frame
 from experiments.frame import Piece
 from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network, Settings
 from jaxbp import data, models, ntk, objectives, sweep, training
@@ -33,7 +33,6 @@ MAPS = ("distance", "cosine", "inner_product")
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
     """All the work of the study; independent pieces, spread over the devices."""
     del store  # nothing builds on earlier pieces
-    devices = itertools.cycle(jax.local_devices())
     lab = Lab(settings, data_dir)
     todo = []
     for network in settings.networks:
@@ -41,13 +40,13 @@ def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piec
             cost = _cost(network, width)
             for group in settings.groups if network.trained else ():
                 name = train_name(network, width, group)
-                compute = functools.partial(lab.train, network, width, group, next(devices))
+                compute = functools.partial(lab.train, network, width, group)
                 todo.append(Piece(name, compute, weight=cost * max(settings.num_epochs * len(group), 30), group="all"))
             if network.exact:
-                compute = functools.partial(lab.compare_with_exact, network, width, next(devices))
+                compute = functools.partial(lab.compare_with_exact, network, width)
                 todo.append(Piece(exact_name(network, width), compute, weight=15 * cost, group="all"))
         if network.regression:
-            compute = functools.partial(lab.regress, network, next(devices))
+            compute = functools.partial(lab.regress, network)
             todo.append(Piece(regression_name(network), compute, weight=20 * cost, group="all"))
     return sorted(todo, key=lambda piece: -piece.weight)  # long ones first, so that no device is left with one
 
@@ -100,19 +99,18 @@ class Lab:
         """A random key of its own for each purpose."""
         return jax.random.fold_in(jax.random.key(seed), zlib.crc32(repr(purpose).encode()))
 
-    def train(self, network: Network, width: int, group: range, device: Any) -> Mapping[str, Any]:
+    def train(self, network: Network, width: int, group: range) -> Mapping[str, Any]:
         """Train the seeds of a group, then measure: arrays with the seeds first."""
-        with jax.default_device(device):
-            net = create(network, width, self.dataset(0).num_classes)
-            run = self._trained(net, network, width, group, device)
-            rows = [self._measured(net, network, seed, i, run.measured) for i, seed in enumerate(group)]
-            found = {name: np.stack([row[name] for row in rows]) for name in rows[0] if not name.startswith("kernel")}
-            if group[0] == 0:
-                found |= {name: value for name, value in rows[0].items() if name.startswith("kernel")}
-            history = {name: np.asarray(curve) for name, curve in run.history.items()}
-            return found | history | {"epochs": np.array(self.settings.measure_epochs)}
+        net = create(network, width, self.dataset(0).num_classes)
+        run = self._trained(net, network, width, group)
+        rows = [self._measured(net, network, seed, i, run.measured) for i, seed in enumerate(group)]
+        found = {name: np.stack([row[name] for row in rows]) for name in rows[0] if not name.startswith("kernel")}
+        if group[0] == 0:
+            found |= {name: value for name, value in rows[0].items() if name.startswith("kernel")}
+        history = {name: np.asarray(curve) for name, curve in run.history.items()}
+        return found | history | {"epochs": np.array(self.settings.measure_epochs)}
 
-    def _trained(self, net: Any, network: Network, width: int, group: range, device: Any) -> training.TrainResult:
+    def _trained(self, net: Any, network: Network, width: int, group: range) -> training.TrainResult:
         """The run of all seeds; ``measured``: parameters and state at the measured epochs, with axes (S, E)."""
         splits = [self.dataset(seed) for seed in group]
         runs = {
@@ -121,8 +119,8 @@ class Lab:
             "test": _stacked(split.test for split in splits),
         }
         program = _training_program(net, self.settings)
-        plan = "map" if device.platform == "cpu" else "vmap"
-        return sweep.evaluate(program, runs, plan=plan, devices=[device])
+        plan = "map" if frame.device().platform == "cpu" else "vmap"
+        return sweep.evaluate(program, runs, plan=plan, devices=[frame.device()])
 
     def _measured(self, net: Any, network: Network, seed: int, row: int, snapshots: tuple) -> dict[str, np.ndarray]:
         """Everything about one seed's kernels, features and parameters."""
@@ -147,25 +145,24 @@ class Lab:
         options = {"coupled": mode == BATCH, "memory": self.settings.memory, "compiler_options": ntk.QUICKLY}
         return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
-    def compare_with_exact(self, network: Network, width: int, device: Any) -> Mapping[str, Any]:
+    def compare_with_exact(self, network: Network, width: int) -> Mapping[str, Any]:
         """Distances of fresh networks' kernels, NTK parametrisation, to the exact kernel; (S,) for each kind of statistics."""
         dataset = self.dataset(0)
         probes = jnp.asarray(self.probes(0, self.settings.exact_probes))  # alike for all seeds: one exact kernel
-        with jax.default_device(device):
-            net = create(network, width, dataset.num_classes, parametrisation="ntk")
-            exact = self.exact_kernel(network, probes)
-            target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(dataset.num_classes))
-            found: dict[str, list] = {}
-            for seed in self.settings.seeds:
-                params, state = _initialised(net, self.key(seed, network.name, width, "exact"), probes)
-                for mode in network.modes:
-                    kernel = self._kernel(net, params, state, probes, mode, jnp.asarray(dataset.train.inputs))
-                    found.setdefault(f"{mode}: distance", []).append(measures.relative_change(target, kernel))
-                    found.setdefault(f"{mode}: rescaled distance", []).append(
-                        measures.rescaled_change(target, kernel).change
-                    )
-            arrays = {name: np.array(values, float) for name, values in found.items()}
-            return arrays | {"kernel exact": np.asarray(exact), "kernel finite": _trace(kernel)}
+        net = create(network, width, dataset.num_classes, parametrisation="ntk")
+        exact = self.exact_kernel(network, probes)
+        target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(dataset.num_classes))
+        found: dict[str, list] = {}
+        for seed in self.settings.seeds:
+            params, state = _initialised(net, self.key(seed, network.name, width, "exact"), probes)
+            for mode in network.modes:
+                kernel = self._kernel(net, params, state, probes, mode, jnp.asarray(dataset.train.inputs))
+                found.setdefault(f"{mode}: distance", []).append(measures.relative_change(target, kernel))
+                found.setdefault(f"{mode}: rescaled distance", []).append(
+                    measures.rescaled_change(target, kernel).change
+                )
+        arrays = {name: np.array(values, float) for name, values in found.items()}
+        return arrays | {"kernel exact": np.asarray(exact), "kernel finite": _trace(kernel)}
 
     def exact_kernel(self, network: Network, x1: jax.Array, x2: jax.Array | None = None, get: str = "ntk") -> jax.Array:
         """The twin's kernel (N, M), in blocks, since pooled kernels hold all pairs of pixels."""
@@ -178,7 +175,7 @@ class Lab:
         columns = [x2[j : j + _EXACT_BLOCK] for j in range(0, len(x2), _EXACT_BLOCK)]
         return jnp.concatenate([jnp.concatenate([kernel_fn(a, b) for b in columns], 1) for a in rows])
 
-    def regress(self, network: Network, device: Any) -> Mapping[str, Any]:
+    def regress(self, network: Network) -> Mapping[str, Any]:
         """Test accuracy of regression with the exact kernels and with the empirical one of the widest network, seed 0.
 
         The ridge is chosen on half as many validation images, from the same grid for each kernel.
@@ -191,22 +188,19 @@ class Lab:
         }
         parts = {name: (split.inputs[:n], split.labels[:n]) for name, (split, n) in splits.items()}
         everything = jnp.concatenate([jnp.asarray(inputs) for inputs, _ in parts.values()])
-        with jax.default_device(device):
-            train = jnp.asarray(parts["train"][0])
-            width = max(network.widths)
-            net = create(network, width, dataset.num_classes, parametrisation="ntk")
-            params, _ = _initialised(net, self.key(0, network.name, width), train)
-            empirical = ntk.empirical_ntk(
-                models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory
-            )
-            kernels = {
-                "NNGP, exact": self.exact_kernel(network, everything, train, "nngp"),
-                "NTK, exact": self.exact_kernel(network, everything, train),
-                f"NTK, empirical at width {width}": empirical / dataset.num_classes,
-            }
-            accuracies = [
-                _regression_accuracy(np.asarray(k, float), parts, dataset.num_classes) for k in kernels.values()
-            ]
+        train = jnp.asarray(parts["train"][0])
+        width = max(network.widths)
+        net = create(network, width, dataset.num_classes, parametrisation="ntk")
+        params, _ = _initialised(net, self.key(0, network.name, width), train)
+        empirical = ntk.empirical_ntk(
+            models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory
+        )
+        kernels = {
+            "NNGP, exact": self.exact_kernel(network, everything, train, "nngp"),
+            "NTK, exact": self.exact_kernel(network, everything, train),
+            f"NTK, empirical at width {width}": empirical / dataset.num_classes,
+        }
+        accuracies = [_regression_accuracy(np.asarray(k, float), parts, dataset.num_classes) for k in kernels.values()]
         return {"names": np.array(list(kernels)), "accuracies": np.array(accuracies)}
 
 

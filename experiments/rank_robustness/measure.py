@@ -31,14 +31,13 @@ def piece_name(case: Case, kind: str, seed: int) -> str:
 
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
     """All the work of the study, each piece on one device."""
-    devices = itertools.cycle(jax.local_devices())
     lab = Lab(settings, data_dir)
     todo = []
-    for case, kind in itertools.product(settings.cases, TRAININGS):
-        for seed in settings.seeds:
-            compute = functools.partial(lab.run, case, kind, seed, next(devices))
-            weight = 1.0 + settings.training_steps * (kind == ADVERSARIAL)
-            todo.append(Piece(piece_name(case, kind, seed), compute, weight=weight, group="runs"))
+    # Seeds come first, so that workers beside each other compile the programs of different networks.
+    for seed, kind, case in itertools.product(settings.seeds, TRAININGS, settings.cases):
+        compute = functools.partial(lab.run, case, kind, seed)
+        weight = 1.0 + settings.training_steps * (kind == ADVERSARIAL)
+        todo.append(Piece(piece_name(case, kind, seed), compute, weight=weight, group="runs"))
     return sorted(todo, key=lambda piece: -piece.weight)
 
 
@@ -81,31 +80,30 @@ class Lab:
         moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
         return _programs(case, kind, self.settings, moments, dataset.num_classes)
 
-    def run(self, case: Case, kind: str, seed: int, device: Any) -> Mapping[str, np.ndarray]:
+    def run(self, case: Case, kind: str, seed: int) -> Mapping[str, np.ndarray]:
         """Everything about one seed: arrays over arms, and over layers, epochs or radii."""
-        with jax.default_device(device):
-            programs = self.programs(case, kind)
-            inputs, labels = self._rows(case, "train", self.settings.num_train, seed)
-            start_key, order_key, tune_key, attack_key = jax.random.split(self._key(case, seed), 4)
-            fresh = programs.start(start_key, inputs)
-            base = programs.train(*fresh, inputs, labels, order_key)
-            start = base.params, base.state, inputs, labels, tune_key
-            tuned = {arm: programs.tune(place, *start) for place, arm in enumerate(ARMS)}
-            ends = {arm: (result.params, result.state) for arm, result in tuned.items()}
-            found = {
-                "loss": np.array([float(tuned[arm].history["train_loss"][-1]) for arm in ARMS]),
-                "ranks along": np.stack([np.asarray(tuned[arm].measured) for arm in ARMS]),
-                "untrained rank": _ranks(programs.spectra(*fresh, inputs)),
-            }
-            by_layer = {arm: programs.spectra(*ends[arm], inputs) for arm in ARMS}
-            found["rank"] = np.stack([_ranks(by_layer[arm]) for arm in ARMS])
-            found["layers"] = np.array(list(by_layer[ALONE]))
-            for arm in ARMS:
-                found |= {f"values; {arm}; {name}": np.asarray(s.values) for name, s in by_layer[arm].items()}
-            networks = {arm: jax.tree_util.Partial(programs.logits, *ends[arm]) for arm in ARMS}
-            trained = [self._accuracy(networks[arm], inputs, labels) for arm in ARMS]
-            test = self._rows(case, "test", self.settings.num_test, seed)
-            return found | {"train accuracy": np.array(trained)} | self._attacked(networks, *test, attack_key)
+        programs = self.programs(case, kind)
+        inputs, labels = self._rows(case, "train", self.settings.num_train, seed)
+        start_key, order_key, tune_key, attack_key = jax.random.split(self._key(case, seed), 4)
+        fresh = programs.start(start_key, inputs)
+        base = programs.train(*fresh, inputs, labels, order_key)
+        start = base.params, base.state, inputs, labels, tune_key
+        tuned = {arm: programs.tune(place, *start) for place, arm in enumerate(ARMS)}
+        ends = {arm: (result.params, result.state) for arm, result in tuned.items()}
+        found = {
+            "loss": np.array([float(tuned[arm].history["train_loss"][-1]) for arm in ARMS]),
+            "ranks along": np.stack([np.asarray(tuned[arm].measured) for arm in ARMS]),
+            "untrained rank": _ranks(programs.spectra(*fresh, inputs)),
+        }
+        by_layer = {arm: programs.spectra(*ends[arm], inputs) for arm in ARMS}
+        found["rank"] = np.stack([_ranks(by_layer[arm]) for arm in ARMS])
+        found["layers"] = np.array(list(by_layer[ALONE]))
+        for arm in ARMS:
+            found |= {f"values; {arm}; {name}": np.asarray(s.values) for name, s in by_layer[arm].items()}
+        networks = {arm: jax.tree_util.Partial(programs.logits, *ends[arm]) for arm in ARMS}
+        trained = [self._accuracy(networks[arm], inputs, labels) for arm in ARMS]
+        test = self._rows(case, "test", self.settings.num_test, seed)
+        return found | {"train accuracy": np.array(trained)} | self._attacked(networks, *test, attack_key)
 
     def _attacked(
         self, networks: Mapping[str, Any], inputs: np.ndarray, labels: np.ndarray, key: jax.Array

@@ -1,0 +1,167 @@
+"""The README's table and picture of claims, from a run of the whole lab; never by hand.
+
+``python -m experiments.publish RUN`` copies the verdicts of a finished ``python -m experiments`` and what is worth knowing about it to
+``experiments/published``, which is kept under version control, draws the picture there, and writes the README's table between its
+markers. Without RUN table and picture are made anew from what was published last.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from experiments import frame
+
+if TYPE_CHECKING:
+    from jaxbp.evidence import Verdict
+
+FOLDER = Path(__file__).parent / "published"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- begin: python -m experiments.publish -->", "<!-- end -->"
+_FACTS = ("started", "python", "packages", "devices", "git_commit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Publish a run of the whole lab in the README, or make table and picture anew from what was published."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a finished `python -m experiments`."""
+
+
+def main() -> None:
+    """Parse the command line, publish."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.publish")
+    with frame.guarded(FOLDER):
+        from jaxbp import evidence
+
+        if arguments.run:
+            take(arguments.run)
+        verdicts = evidence.read_verdicts(FOLDER / "verdicts.json")
+        draw(verdicts)
+        text = README.read_text("utf-8")
+        evidence.write_atomically(README, with_table(text, table(verdicts, facts())).encode())
+        print(f"{len(verdicts)} claims are in {README} and {FOLDER}")
+
+
+def take(run: Path) -> None:
+    """Copy verdicts, seconds and versions of a run to the published ones.
+
+    Raises:
+      SettingsError: it is no finished run of the lab.
+    """
+    from jaxbp import evidence
+
+    configs = {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(run.glob("*/config.json"))}
+    if not configs or not (run / "verdicts.json").exists():
+        raise frame.SettingsError(
+            f"{run} is no finished run of the lab: name the folder that `python -m experiments` wrote"
+        )
+    first = min(configs.values(), key=lambda config: config["started"])
+    known = {name: first[name] for name in _FACTS if name in first}
+    known["seconds"] = {name: config["wall_seconds"] for name, config in configs.items()}
+    known["preset"] = first["settings"]["preset"]
+    evidence.write_verdicts(FOLDER / "verdicts.json", evidence.read_verdicts(run / "verdicts.json"))
+    evidence.write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
+
+
+def facts() -> dict[str, Any]:
+    """What is known about the published run."""
+    return json.loads((FOLDER / "facts.json").read_text("utf-8"))
+
+
+def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
+    """The claims in Markdown: what the paper found, what we measured, the verdict, the command."""
+    from experiments.__main__ import chosen
+    from jaxbp.report import format_interval
+
+    commands = {study.id: study.command for study in chosen(None)}
+    lines = ["| claim | paper | ours, 95 % interval | verdict | command |", "|---|---|---|---|---|"]
+    for verdict in verdicts:
+        claim = verdict.claim
+        paper = "not tested" if claim.paper_value is None else claim.paper_value
+        ours = f"{claim.measure}: {format_interval(verdict.interval)}, {verdict.num_seeds} seeds"
+        if len(verdict.cases) > 1:
+            ours += f", least favourable of {len(verdict.cases)} cases"
+        command = f"`{commands[claim.id.partition('.')[0]]}`"
+        cells = (f"{claim.id} {claim.statement}", paper, ours, f"**{verdict.verdict}**", command)
+        lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
+    minutes = sum(known["seconds"].values()) / 60
+    packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
+    devices = f"{len(known['devices'])} x {known['devices'][0]}"
+    note = f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}, {minutes:.0f} minutes."
+    return "\n".join([*lines, "", note])
+
+
+def with_table(text: str, new: str) -> str:
+    """The README's text with ``new`` between its markers.
+
+    Raises:
+      SettingsError: the markers are not there once each, in order.
+    """
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not (found and closed) or BEGIN in after:
+        raise frame.SettingsError(f"{README} needs the lines {BEGIN} and {END}, once, around the table")
+    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+
+
+def draw(verdicts: Sequence["Verdict"]) -> None:
+    """The picture: a row a claim, its interval over the region in which the claim holds, each row on a scale of its own."""
+    from jaxbp import report
+
+    colours = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#777777"}
+    fig, ax = report.figure(width=11, height=0.36 * len(verdicts) + 1.1)
+    with report.style():
+        for row, verdict in enumerate(verdicts):
+            _draw_row(ax, row, verdict, colours[verdict.verdict])
+        ax.set_xlim(0, 1.6)
+        ax.set_ylim(len(verdicts) - 0.4, -0.6)
+        ax.set_yticks(
+            range(len(verdicts)), [f"{v.claim.id}  {_shortened(v.claim.statement)}" for v in verdicts], fontsize=9
+        )
+        ax.set_xticks([])
+        ax.grid(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set_title(
+            "Shaded: where the claim holds. Bar: what was measured, 95 % interval over seeds; scales differ.",
+            fontsize=10,
+            x=-1.0,
+        )
+    report.save_figure(fig, FOLDER, "verdicts")
+    (FOLDER / "verdicts.png").unlink()  # the README shows the other
+
+
+def _draw_row(ax: Any, row: int, verdict: "Verdict", colour: str) -> None:
+    import numpy as np
+
+    interval, region = verdict.interval, verdict.claim.rule.region
+    ends = [end for end in (*region, *((interval.low, interval.high) if interval else ())) if np.isfinite(end)]
+    start, width = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> float:
+        return float(np.clip(0.1 + 0.8 * (value - start) / width, 0.0, 1.0))
+
+    left, right = map(place, region)
+    ax.barh(row, right - left, left=left, height=0.8, color="#e8eef4", linewidth=0)
+    if interval:
+        ax.plot(
+            [place(interval.low), place(interval.high)], [row, row], color=colour, linewidth=3, solid_capstyle="butt"
+        )
+        ax.plot(place(interval.estimate), row, "o", color=colour, markeredgecolor="white", markersize=7)
+    ax.text(1.04, row, verdict.verdict, color=colour, va="center", fontsize=10, fontweight="bold")
+
+
+def _shortened(text: str, most: int = 92) -> str:
+    """A statement cut at a word."""
+    text = text.rstrip(".")
+    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} …"
+
+
+if __name__ == "__main__":
+    main()
