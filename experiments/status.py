@@ -1,7 +1,8 @@
 """Where a run stands, from any terminal.
 
 ``python -m experiments.status FOLDER [--follow]`` prints state, counts, time left, what is in work, what diverged or failed, and a
-table of the settings; of each study in the folder of the whole lab. It only reads the folder, so it disturbs nothing, and it works for a run of any state, killed ones included.
+table of the settings; of each study in the folder of the whole lab. It only reads the folder, so it disturbs nothing, and it works for
+a run of any state, killed ones included.
 Exit code 2 with one line where there is no run.
 """
 
