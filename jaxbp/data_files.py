@@ -2,6 +2,16 @@
 
 Nothing is ever unpickled. A file that is truncated, mislabelled, empty or wrongly shaped raises `DataError`, which
 names it; what is returned may be split and trained on. ``jaxbp.data.load("file:...")`` is the way in.
+
+>>> import tempfile
+>>> from pathlib import Path
+>>> import numpy as np
+>>> from jaxbp import data_files
+>>> path = Path(tempfile.mkdtemp()) / "mine.npz"
+>>> np.savez(path, x=np.zeros((6, 4, 4), np.uint8), y=np.array([0, 1, 2, 0, 1, 2]))
+>>> found = data_files.read(path)
+>>> found.train.images.shape, found.test, found.num_classes
+((6, 4, 4, 1), None, 3)
 """
 
 import gzip
@@ -136,11 +146,11 @@ def _read_npz(path: Path) -> list[tuple[_Named, _Named]]:
         raise DataError(f"{path} cannot be read as .npz without unpickling: {error}") from error
     if tuple(wanted) not in (_NPZ_KEYS, (("x", "y"),)):
         raise DataError(f"{path} holds {found}: it needs either x_train, y_train, x_test, y_test or x, y")
-    return [tuple((f"{path}: {key}", arrays[key]) for key in pair) for pair in wanted]
+    return [((f"{path}: {x}", arrays[x]), (f"{path}: {y}", arrays[y])) for x, y in wanted]
 
 
 def _read_idx_folder(folder: Path) -> list[tuple[_Named, _Named]]:
-    return [tuple(_read_idx(*_find_idx(folder, stem)) for stem in pair) for pair in _IDX_FILES]
+    return [(_read_idx(*_find_idx(folder, x)), _read_idx(*_find_idx(folder, y))) for x, y in _IDX_FILES]
 
 
 def _find_idx(folder: Path, stem: str) -> tuple[Path, int]:

@@ -3,6 +3,11 @@
 A set is prepared once, which takes a network and TensorFlow; from then on its records are read without either. Sets that
 `tfds.load` has prepared before serve too, but their records, TFRecord by default, only TensorFlow reads. It is kept away
 from accelerators, which JAX wants for itself. ``jaxbp.data.load("tfds:...")`` is the way in.
+
+>>> from jaxbp import data_tfds
+>>> data_tfds.read("fashion_mnst", None)
+Traceback (most recent call last):
+jaxbp.data_files.DataError: TFDS cannot make anything of 'fashion_mnst' (Dataset fashion_mnst not found.): did you mean fashion_mnist?
 """
 
 import contextlib

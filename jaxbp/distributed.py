@@ -260,8 +260,8 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     """
     if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
         num_processes, process_id = int(environ.get("SLURM_STEP_NUM_TASKS", "1")), int(environ["SLURM_PROCID"])
-        first = re.match(r"(\[[^]]*\]|[^,\[])*", environ["SLURM_STEP_NODELIST"]).group()  # of a[001-015,020]b,other
-        host = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first)
+        (first, *_) = re.finditer(r"(\[[^]]*\]|[^,\[])*", environ["SLURM_STEP_NODELIST"])  # of a[001-015,020]b,other
+        host = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first.group())
         port = 61440 + int(environ.get("SLURM_JOB_ID", "0")) % 4096
     elif "TPU_WORKER_ID" in environ and (names := _tpu_hosts(environ)):
         num_slices, slice_id = (
@@ -302,7 +302,7 @@ def _has_started() -> bool:
 def _checked(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place | None:
     if (coordinator, num_processes, process_id) == (None, 1, None):
         return None
-    if None in (coordinator, num_processes, process_id):
+    if coordinator is None or num_processes is None or process_id is None:
         raise DistributedError(
             "coordinator, num_processes and process_id go together, "
             f"got {coordinator!r}, {num_processes!r}, {process_id!r}: give all three or none"
@@ -331,7 +331,11 @@ def _join(ids: list[int]) -> str:
 
 def _meet(place: Place, timeout: float) -> dict[str, Any]:
     """Wait until all processes are there; returns what `jax.distributed.initialize` needs to know of them."""
-    address = _gather(place, timeout) if place.process_id == 0 else _report(place, timeout)
+    address = None  # process 0 alone listens
+    if place.process_id == 0:
+        address = _gather(place, timeout)
+    else:
+        _report(place, timeout)
     return {
         "coordinator_address": place.coordinator,
         "num_processes": place.num_processes,
@@ -394,7 +398,8 @@ def _listen(address: str) -> tuple[socket.socket, str, str]:
             f"process 0 cannot listen on {address} ({error}): name an address of its own host and a free port, and "
             "give only one process the number 0"
         ) from error
-    return server, where[0], f"[{where[0]}]:{port}" if family == socket.AF_INET6 else f"{where[0]}:{port}"
+    number = str(where[0])
+    return server, number, f"[{number}]:{port}" if family == socket.AF_INET6 else f"{number}:{port}"
 
 
 def _report(place: Place, timeout: float) -> None:

@@ -325,8 +325,8 @@ def _layer(eqn: Any, operands: list, output: Any, source_fn: Callable[[Any], int
     geometry = _GEOMETRIES[eqn.primitive.name](eqn.params, side, weight.value)
     if geometry is None:
         return None
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (data, output)]
-    return Layer(weight.leaf, geometry, *shapes, source_fn(data), weight.steps)
+    seen, made = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (data, output))
+    return Layer(weight.leaf, geometry, seen, made, source_fn(data), weight.steps)
 
 
 def _matmul(params: dict, side: int, weight: Any) -> Matmul:

@@ -5,10 +5,10 @@
 of one program for the whole batch one program a device, so gradients are those of the whole batch; sums over a batch are
 taken in another order, and nothing else differs from one device. What a batch is to BatchNorm is a choice:
 
-``global``  statistics of the whole batch, those of one device;
-``device``  each device normalises its share by the statistics of its share, running statistics being averaged over devices,
-            as `torch.nn.parallel.DistributedDataParallel` and Goyal et al. (2017, section 4) do: the batch size that BatchNorm sees is
-            the share's.
+- ``global``  statistics of the whole batch, those of one device;
+- ``device``  each device normalises its share by the statistics of its share, running statistics being averaged over devices,
+              as `torch.nn.parallel.DistributedDataParallel` and Goyal et al. (2017, section 4) do: the batch size that BatchNorm sees is
+              the share's.
 
 *Large data*: `stream` is `training.train` with data that stay on the host. Chunks of whole batches, in the order of the
 resident run, go to the device two at a time: one trains while the next arrives.
@@ -178,7 +178,8 @@ def stream(
     Raises:
       ValueError: ``memory`` is less than two batches take, and whatever `training.train` refuses.
     """
-    splits = {name: tuple(map(np.asarray, split)) for name, split in (("train", data), ("test", test_data)) if split}
+    given = {"train": data} | ({"test": test_data} if test_data else {})
+    splits = {name: (np.asarray(inputs), np.asarray(labels)) for name, (inputs, labels) in given.items()}
     _check_as_resident(
         apply_fn, params, optimizer, splits, key, loss_fn=loss_fn, num_epochs=num_epochs, batch_size=batch_size,
         measure_epochs=measure_epochs, measure_fn=measure_fn, state=state, train_fn=train_fn, augment_fn=augment_fn,
@@ -194,7 +195,7 @@ def stream(
         return _fold(train_chunk, now, _training_chunks(splits["train"], keys, *sizes, augment_fn is not None), mesh)
 
     def measure(now: training.TrainState) -> tuple[dict[str, jax.Array], Any]:
-        history = {}
+        history: dict[str, jax.Array] = {}
         for name, split in splits.items():
             sums = _fold(
                 lambda sums, chunk: jax.tree.map(operator.add, sums, sums_of_chunk(now, chunk)),
@@ -256,10 +257,9 @@ def _evaluation_program(apply_fn: Callable, loss_fn: objectives.Loss) -> Callabl
         def sums_of_batch(batch: tuple) -> tuple[jax.Array, jax.Array]:
             inputs, labels, counted = batch
             logits = apply_fn(now.params, inputs, *extra)
-            return tuple(
-                jnp.where(counted, value, 0).sum()
-                for value in (loss_fn(logits, labels), objectives.accuracy(logits, labels))
-            )
+            values = loss_fn(logits, labels), objectives.accuracy(logits, labels)
+            loss, accuracy = (jnp.where(counted, value, 0).sum() for value in values)
+            return loss, accuracy
 
         return jax.tree.map(jnp.sum, jax.lax.map(sums_of_batch, (inputs, labels, counted)))
 
@@ -277,7 +277,10 @@ def _training_chunks(
         batches = order[: num_batches * batch_size].reshape(num_batches, batch_size)
         batch_keys = jax.random.split(jax.random.fold_in(key, 1), num_batches) if augments else None
         for start, stop in _cuts(num_batches, most):
-            yield tuple(array[batches[start:stop]] for array in split), batch_keys[start:stop] if augments else None
+            yield (
+                tuple(array[batches[start:stop]] for array in split),
+                None if batch_keys is None else batch_keys[start:stop],
+            )
 
 
 def _evaluation_chunks(split: HostArrays, batch_size: int, most: int) -> Iterator[tuple[tuple, np.int32]]:

@@ -169,8 +169,8 @@ def step_fn(
     """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(now, ((inputs, labels), batch_key)) -> (next, None)``."""
     forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
 
-    def step(now: TrainState, draw: tuple[Arrays, jax.Array | None]) -> tuple[TrainState, None]:
-        (inputs, labels), batch_key = draw
+    def step(now: TrainState, draw: tuple[Arrays, Any]) -> tuple[TrainState, None]:
+        (inputs, labels), batch_key = draw  # no key, but None, where nothing is drawn
         if augment_fn:
             inputs = augment_fn(batch_key, inputs)
         if perturb_fn:

@@ -52,7 +52,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array, *, padding: Padding, precision: 
     """The product of x (N, H, W, C) and y (N, H', W', O) that returns the shape of k: (3, 3, C, O)."""
     num_tiles = _num_tiles(y.shape[1:3])
 
-    def group(operands: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def group(operands: tuple[jax.Array, ...]) -> jax.Array:
         data = _grid(_transform(_columns(_B), _tiles(operands[0], padding, num_tiles, 4)))
         deltas = _grid(_transform(_A, _tiles(operands[1], ((0, 0), (0, 0)), num_tiles, 2)))
         return lax.dot_general(data, deltas, (((1,), (1,)), ((0,), (0,))), precision=precision)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxbp import attacks, data, objectives, training
 from jaxbp.attacks import losses
-from jaxbp.attacks.square import bumps, shares
+from jaxbp.attacks.square import _mass, bumps, shares, windows
 
 FREE = (-np.inf, np.inf)
 MAKERS = {
@@ -507,6 +507,20 @@ def test_bumps_are_equation_2():
         ]  # fmt: skip
 
     np.testing.assert_allclose(found, np.hstack([pyramid(5, 2), -np.array(pyramid(5, 3))]), rtol=1e-6)
+
+
+def test_a_proposal_in_l2_moves_mass_between_its_windows_and_adds_what_was_unused():
+    """What lies outside both windows stays, and the whole step has the length epsilon: each channel has its part of the rest."""
+    key, maps = jax.random.key(0), jnp.zeros((3, 8, 8, 2))
+    _, propose = _mass(attacks.Threat("l2", 1.0, FREE), maps)
+    step = jax.random.normal(key, maps.shape)
+    best = 0.6 * step / jnp.linalg.norm(step.reshape(3, -1), axis=1).reshape(3, 1, 1, 1)  # 0.64 of 1 is unused
+    side = jnp.array([3, 3])
+    found = propose(key, best, side)
+    np.testing.assert_allclose(jnp.linalg.norm(found.reshape(3, -1), axis=1), 1, rtol=1e-5)
+    from_key, to_key, *_ = jax.random.split(key, 4)
+    inside = windows(from_key, maps.shape, *side).inside | windows(to_key, maps.shape, *side).inside
+    np.testing.assert_allclose(jnp.where(inside, 0, found), jnp.where(inside, 0, best), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm, shape", [("l2", (9,)), ("linf", (5, 4)), ("l2", (5, 4, 2)), ("linf", (9, 1, 3))])

@@ -133,6 +133,19 @@ def test_plain_networks_are_not_suspected_and_masking_ones_are():
     assert {s.name: s.value for s in found["quantised"].signs}["zero_gradients"] == 1.0
 
 
+def test_the_huge_radius_holds_every_image_in_l2_too():
+    """Only images brighter than 0.9 throughout are taken for the other class: from black, a distance of almost 4."""
+
+    def bright(params, inputs):
+        total = inputs.sum(-1) - 14.4
+        return jnp.stack([-total, total], -1)
+
+    signs = attacks.masking_signs(
+        jax.tree_util.Partial(bright, None), jax.random.key(0), jnp.zeros((5, 16)), jnp.zeros(5, int), attacks.Threat("l2", 0.1)
+    )  # fmt: skip
+    assert {sign.name: sign.value for sign in signs}["huge_radius"] == 0
+
+
 def test_one_step_that_beats_many_is_a_sign():
     """The loss rises from the input for as long as the step of FGSM, and falls back at every shorter one."""
 

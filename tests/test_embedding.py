@@ -71,6 +71,14 @@ def test_loss_is_kept_and_the_gradient_vanishes(depth, loss):
         assert np.linalg.norm(gradient) <= 1e-8
 
 
+def test_each_hidden_layer_is_rotated_on_its_own():
+    inputs, _, fit = problem()
+    params = landscape.embed_affine(mlp(7, 3), fit, inputs, key=jax.random.key(0))
+    for name in ("Dense_1", "Dense_2"):  # R diag R' for one rotation R, which would be symmetric
+        kernel = np.asarray(params[name]["kernel"])
+        assert np.abs(kernel - kernel.T).max() > 0.1 * np.abs(kernel).max()
+
+
 def test_a_low_rank_and_a_constant_map_need_less_width():
     inputs, _, fit = problem(max_rank=1)
     net = mlp(1)
@@ -230,6 +238,12 @@ def test_a_residual_net():
     inputs, _, fit = problem((4, 4, 2), num_examples=100)
     params = landscape.embed_affine(Residual(), fit, inputs, key=jax.random.key(0))
     check(Residual(), params, inputs, fit)
+
+
+def test_a_window_given_as_one_number():
+    inputs, _, fit = problem((6, 2), num_examples=100)
+    net = nn.Sequential([nn.Conv(4, 3, 2), nn.relu, lambda x: x.reshape(len(x), -1), nn.Dense(NUM_CLASSES)])
+    check(net, landscape.embed_affine(net, fit, inputs), inputs, fit)
 
 
 def test_channels_that_do_not_vary_need_no_room():

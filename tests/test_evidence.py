@@ -292,7 +292,7 @@ def test_judge_equal_seeds_and_other_intervals():
 
 def test_verdicts_file_holds_the_agreed_keys_and_reads_back(tmp_path):
     one = evidence.judge(claim(Above(np.float32(0.25)), "rises"), {"digits/mlp": np.float32(FIVE), "none": []})
-    two = evidence.judge(Claim("S0.b", "ü <b>", "§ 2", "x of y", Within(1, 0.5), 0.3), {})
+    two = evidence.judge(Claim("S0.b", "ü <b>", "§ 2", "x of y", Within(1, 0.5), 0.3, belief="All are ü."), {})
     path = tmp_path / "new" / "verdicts.json"
     evidence.write_verdicts(path, [one, two])
 
@@ -301,7 +301,8 @@ def test_verdicts_file_holds_the_agreed_keys_and_reads_back(tmp_path):
 
     first, second = json.loads(path.read_text("utf-8"), parse_constant=refuse)
     agreed = {"id", "statement", "source", "measure", "holds_if", "estimate", "ci95", "seeds", "verdict"}
-    assert set(first) == agreed | {"paper_value", "cases", "note"}
+    assert set(first) == agreed | {"paper_value", "belief", "cases", "note"}
+    assert (first["belief"], second["belief"]) == ("", "All are ü.")
     assert first["ci95"] == [one.interval.low, one.interval.high]
     assert set(first["cases"][0]) == {"case", "estimate", "ci95", "seeds", "verdict"}
     assert first["holds_if"] == "the whole 95 % interval of gain lies above 0.25"
@@ -311,6 +312,15 @@ def test_verdicts_file_holds_the_agreed_keys_and_reads_back(tmp_path):
     assert [verdict.to_json() for verdict in again] == [first, second]
     assert [verdict.claim.rule for verdict in again] == [Above(0.25), Within(1, 0.5)]
     assert os.listdir(path.parent) == ["verdicts.json"]
+
+
+def test_verdicts_written_before_beliefs_were_read_back(tmp_path):
+    verdict = evidence.judge(claim(Above(0)), {"a": FIVE})
+    entry = verdict.to_json()
+    del entry["belief"]
+    (tmp_path / "verdicts.json").write_text(json.dumps([entry]))
+    (again,) = evidence.read_verdicts(tmp_path / "verdicts.json")
+    assert again.claim == verdict.claim
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -187,6 +187,21 @@ def test_tolerances_stop_the_iteration(x64):
     assert tight.smallest.value == pytest.approx(-1e-3, rel=1e-3)
 
 
+def test_the_ends_of_minus_an_operator_are_its_ends_turned_about(x64):
+    # The same Krylov spaces: what is converged, and how soon, must not depend on the sign of the spectrum.
+    spectrum = jnp.concatenate([jnp.array([1000.0]), jnp.linspace(0.0, 1.0, 299)])
+    plus, minus = (
+        landscape.extreme_eigenvalues(lambda v, s=sign: s * spectrum * v, gaussian(300), rtol=0, atol=1e-6)
+        for sign in (1, -1)
+    )
+    assert minus.num_products == plus.num_products
+    rounding = 1e4 * EPS[np.float64]  # ten times the norm's
+    assert minus.smallest.value == pytest.approx(-plus.largest.value, abs=rounding)
+    assert minus.largest.value == pytest.approx(-plus.smallest.value, abs=rounding)
+    assert minus.largest.converged
+    assert plus.smallest.converged
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_operator_that_is_not_finite_comes_back_as_a_value(bad):
     found = landscape.extreme_eigenvalues(lambda v: bad * v, gaussian(21, dtype=np.float32))
@@ -281,6 +296,16 @@ def test_trace_within_its_error(dtype):
     expected = math.sqrt(2 * (off_diagonal**2).sum() / 400)  # Hutchinson: variance 2 sum of squares off the diagonal
     assert error == pytest.approx(expected, rel=4 / math.sqrt(2 * 400))
     assert abs(mean - np.trace(matrix)) < 4 * expected
+
+
+def test_the_error_of_a_trace_is_that_of_the_mean_of_its_probes(x64):
+    matrix, probes = rotated(np.arange(4.0)), []
+    mean, error = landscape.hutchinson_trace(
+        lambda v: probes.append(np.asarray(v)) or matrix @ v, 4, jax.random.key(0), num_probes=3, dtype=float
+    )
+    values = np.array([v @ matrix @ v for v in probes])
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(math.sqrt(((values - values.mean()) ** 2).sum() / 2 / 3))  # of 3 probes, 2 free
 
 
 def test_trace_of_a_diagonal_is_exact():

@@ -1,8 +1,12 @@
 import base64
+import collections
+import dataclasses
+import importlib
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import matplotlib
 import numpy as np
@@ -10,9 +14,10 @@ import pytest
 
 from jaxbp import evidence, report
 from jaxbp.evidence import Above, Below, Claim, Interval, Within
+from jaxbp.report import blocks, outcomes
 
 EVIL = "<script>alert('x')</script>&\"digits\""
-VOID = {"meta", "img", "br"}  # elements of HTML without an end tag
+VOID = {"meta", "img", "link", "input"}  # elements of HTML without an end tag
 SELF_CLOSED = {"path", "rect", "circle"}  # those of the inline drawings
 
 
@@ -22,6 +27,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.headings, self.words = [], [], [], ""
+        self.texts, self.cells = collections.defaultdict(list), []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -30,6 +36,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+            self.texts[tag].append("")
+        if tag == "td":
+            self.cells.append(["", dict(attrs)])
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
 
@@ -42,6 +51,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.words += data
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+        if "td" in self.open:
+            self.cells[-1][0] += data
 
     def all(self, tag, **attributes):
         wanted = attributes.items()
@@ -54,7 +67,7 @@ def seeds(mean=0.62, spread=1.0):
 
 def some_verdicts():
     return [
-        evidence.judge(Claim("S1.a", "It is a minimum.", EVIL, EVIL, Above(0), 0.0156), {EVIL: seeds()}),
+        evidence.judge(Claim("S1.a", "It is.", EVIL, EVIL, Above(0), 0.0156, belief=EVIL), {EVIL: seeds()}),
         evidence.judge(Claim("S1.b", EVIL, "Table 1", "loss", Below(0)), {"a": seeds(), "b": seeds(-9)}),
         evidence.judge(Claim("S1.c", "It stays.", "Table 1", "share", Within(1), EVIL), {EVIL: [], "b": seeds()}),
         evidence.judge(Claim("S1.d", "Nothing was run.", "Table 1", "loss", Above(3)), {}),
@@ -62,21 +75,53 @@ def some_verdicts():
     ]
 
 
-@pytest.fixture
-def picture(tmp_path):
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
     fig, ax = report.figure()
     report.strip(ax, {EVIL: seeds(), "other": seeds(2)})
-    return report.Picture(report.save_figure(fig, tmp_path, "strip")[1], f"dots {EVIL}", f"caption {EVIL}")
+    return report.Picture(
+        report.save_figure(fig, tmp_path_factory.mktemp("figures"), "strip")[1], f"dots {EVIL}", f"caption {EVIL}"
+    )
+
+
+CONFIG = {
+    "started": "2026-01-02T03:04:05Z",
+    "command": f"__main__.py --out {EVIL}",
+    "python": "3.11.7",
+    "packages": {"jaxbp": "0.1.0", "jax": "0.10.2", "odd one": "1"},
+    "devices": ["cpu", "cpu"],
+    "git_commit": "cad038273aea-dirty",
+    "wall_seconds": 3725.4,
+    "settings": {
+        "seeds": [0, 1],
+        "cases": [{"width": 8, EVIL: EVIL}, {"width": None}],
+        "training": {"learning_rate": 0.01},
+        "none": {},
+    },
+}
 
 
 @pytest.fixture
-def page(tmp_path, picture):
+def part(picture):
     table = report.Table(["data", EVIL, "loss"], [[EVIL, 3, 0.12345], ["x", None, None]], f"table {EVIL}")
     sections = [report.Section(EVIL, [EVIL, picture, report.Section("Inner", [table])])]
-    path = tmp_path / "report.html"
-    nested = {"seeds": [0, 1], "training": {"learning_rate": 0.01, EVIL: EVIL}, "none": {}}
-    report.write_page(path, title=EVIL, lead=EVIL, verdicts=some_verdicts(), sections=sections, settings=nested)
-    return path.read_text("utf-8")
+    return report.Part("S1", EVIL, EVIL, some_verdicts(), sections, CONFIG, f"python -m study --data {EVIL}")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*parts):
+        path = tmp_path / "page" / "report.html"
+        report.write_page(path, title="The title", lead="The lead", parts=parts)
+        assert [other.name for other in path.parent.iterdir()] == ["report.html"]
+        return path.read_text("utf-8")
+
+    return write
+
+
+@pytest.fixture
+def page(write, part):
+    return write(part)
 
 
 # The page
@@ -87,37 +132,106 @@ def test_page_is_well_formed_and_in_order(page):
     assert parsed.headings == [1, 2, 2, 3, 2]
     assert parsed.all("html", lang="en")
     assert parsed.all("meta", name="viewport")
-    assert page.index("Verdicts</h2>") < page.index("<img")
-    for name, value in (("training.learning_rate", "0.01"), ("seeds", "[0, 1]"), ("none", "{}")):
-        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert page.index("<h2>Verdicts</h2>") < page.index("<img")
+    assert page.count("The lead") == 1
+    (image,) = parsed.all("img", decoding="async")
+    assert (image["width"], image["height"]) == ("614", "403")  # 6.4 by 4.2 inches, 96 pixels each
+
+
+def test_page_of_a_study_does_not_repeat_its_title(write, part):
+    one = dataclasses.replace(part, title="The title", lead="The lead")
+    words = Page(write(one)).words
+    assert words.count("The title") == 2  # once in the tab
+    assert words.count("The lead") == 1
+
+
+def test_page_of_several_studies_has_all_verdicts_first(write, part):
+    other = evidence.judge(Claim("S2.a", "Another.", "Table 2", "loss", Below(0)), {"a": seeds(-9)})
+    second = report.Part("S2", "Second", "Its lead", [other], [report.Section("Figures", ["none"])])
+    page = write(part, second)
+    parsed = Page(page)
+    assert parsed.headings == [1, 2, 3, 3, 2, 3, 4, 3, 2, 3]
+    assert "6 claims: 2 supported, 1 contradicted, 3 undecided." in page
+    assert "1 claim: 1 supported, 0 contradicted, 0 undecided" in page
+    assert page.index('id="S2.a"') < page.index('id="S1-1"') < page.index('id="S2"')
+    assert page.index("Its lead") > page.index('id="S2"')
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_link_leads_somewhere(write, part, count):
+    odd = evidence.judge(Claim("S2.<b>'\"%41", "Odd.", "Table 2", "loss", Below(0)), {"a": seeds(-9)})
+    second = report.Part("S2&é", "Second", "Its lead", [odd], settings={"a": 1})
+    parsed = Page(write(*[part, second][-count:]))
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    assert {"S2&é", odd.claim.id} <= set(ids)
+    links = [attrs["href"] for attrs in parsed.all("a")]
+    assert len(links) == 4 if count == 1 else len(links) > 4
+    assert {unquote(link.removeprefix("#")) for link in links} <= set(ids)
+    assert all(link.startswith("#") for link in links)
+
+
+def test_page_tells_how_to_reproduce_it(page):
+    parsed = Page(page)
+    said = parsed.words
+    assert (
+        "git checkout cad038273aea\npip install -e . jax==0.10.2 'odd one==1'\n"
+        f"python -m study --data {EVIL}\n" in f"{parsed.texts['code'][0]}\n"
+    )
+    assert "had changes that are not in the commit" in said
+    facts = dict(zip(parsed.texts["dt"], parsed.texts["dd"], strict=True))
+    expected = {
+        "Wall time": "1:02:05 (h:mm:ss)",
+        "Devices": "2 × cpu",
+        "Packages": "jaxbp 0.1.0, jax 0.10.2, odd one 1",
+        "Started as": f"__main__.py --out {EVIL}",
+        "seeds": "[0, 1]",
+        "cases[0].width": "8",
+        f"cases[0].{EVIL}": EVIL,
+        "cases[1].width": "null",
+        "training.learning_rate": "0.01",
+        "none": "{}",
+    }
+    assert expected.items() <= facts.items()
+    assert "Every setting (6)" in said
 
 
 def test_page_escapes_what_it_is_given(page):
     assert "<script" not in page
     parsed = Page(page)
     assert not parsed.all("script")
-    assert parsed.words.count("<script>alert('x')</script>&\"digits\"") >= 12
+    assert parsed.words.count("<script>alert('x')</script>&\"digits\"") >= 16
     (image,) = parsed.all("img")
     assert image["alt"] == f"dots {EVIL}"
 
 
+def test_page_shows_text_that_no_file_can_hold(write):
+    page = write(report.Part("S1", "", "", [], [report.Section("a\x00b\x1bc\x85d\te\ud800f", ["x"])]))
+    assert "a\ufffdb\ufffdc\ufffdd\te?f" in page
+
+
 def test_page_fetches_nothing(page):
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe", page)
-    sources = [value for _, attrs in Page(page).tags for key, value in attrs.items() if key in ("src", "href")]
-    assert len(sources) == 1
-    assert sources[0].startswith("data:image/svg+xml;base64,")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<iframe|<script", page)
+    parsed = Page(page)
+    assert not [key for _, attrs in parsed.tags for key in attrs if key.startswith("on")]
+    (policy,) = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline';")
+    sources = [value for _, attrs in parsed.tags for key, value in attrs.items() if key in ("src", "href")]
+    assert {source.partition(",")[0] for source in sources if source[0] != "#"} == {
+        "data:",
+        "data:image/svg+xml;base64",
+    }
 
 
 def test_page_tells_verdicts_in_words_and_drawings(page):
     assert "5 claims: 1 supported, 1 contradicted, 3 undecided." in page
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
-    assert [badges.count(f"badge {outcome}") for outcome in report._BADGES] == [
-        3,
-        2,
-        4,
-    ]  # S1.b and S1.c list two cases each
-    assert len(set(report._BADGES.values())) == 3
+    found = [badges.count(f"badge {outcome}") for outcome in outcomes.BADGES]
+    assert found == [3, 2, 4]  # S1.b and S1.c list two cases each
+    assert len(set(outcomes.BADGES.values())) == 3
+    cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
+    assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
     assert "0.62 [0.38, 0.86]" in page
     drawings = [attrs for tag, attrs in parsed.tags if attrs.get("class", "").startswith("interval")]
     assert len(drawings) == 7  # four claims with data, three of the four cases listed
@@ -126,19 +240,29 @@ def test_page_tells_verdicts_in_words_and_drawings(page):
 
 def test_interval_is_drawn_where_it_lies():
     found = Interval(1.0, 0.0, 2.0, 0.95, 5, "by hand")
-    drawn = report._drawn_interval(found, Above(1.5), "undecided", (0.0, 2.0))
-    left, right, middle = (220 * (value + 0.16) / 2.32 for value in (0.0, 2.0, 1.0))  # margins of 8 %
-    limit = 220 * (1.5 + 0.16) / 2.32
+    drawn = outcomes.drawn_interval(found, Above(1.5), "undecided", (0.0, 2.0))
+    left, right, middle = (220 * (value + 0.3) / 2.6 for value in (0.0, 2.0, 1.0))  # margins of 15 %
+    limit = 220 * (1.5 + 0.3) / 2.6
     assert f'd="M{limit:.1f} 0V26"' in drawn
     assert f'x="{limit:.1f}" width="{220 - round(limit, 1):.1f}"' in drawn  # shaded to the right
     assert f"M{left:.1f} 13H{right:.1f}" in drawn
     assert f'cx="{middle:.1f}"' in drawn
+    assert f'<text x="{limit:.1f}" y="37">1.5</text>' in drawn
+    assert 'aria-label="95 % interval from 0.00 to 2.00; the claim holds above 1.5"' in drawn
 
 
-def test_an_empty_page_is_a_page(tmp_path):
-    report.write_page(tmp_path / "p.html", title="T", lead="L", verdicts=[])
-    assert Page((tmp_path / "p.html").read_text("utf-8")).headings == [1]
-    assert [path.name for path in tmp_path.iterdir()] == ["p.html"]
+def test_limits_that_would_touch_are_written_as_one():
+    found = Interval(0.0, -9.0, 9.0, 0.95, 5, "by hand")
+    drawn = outcomes.drawn_interval(found, Within(0.25, centre=-0.5), "undecided", (-9.0, 9.0))
+    assert re.findall("<text[^>]*>(.*?)</text>", drawn) == ["-0.75 to -0.25"]
+    assert "the claim holds between -0.75 and -0.25" in drawn
+    drawn = outcomes.drawn_interval(found, Within(5), "undecided", (-9.0, 9.0))
+    assert re.findall("<text[^>]*>(.*?)</text>", drawn) == ["-5", "5"]
+
+
+def test_an_empty_page_is_a_page(write):
+    assert Page(write()).headings == [1]
+    assert Page(write(report.Part("S1", "", "", []))).headings == [1]
 
 
 def test_misuse_is_refused(tmp_path):
@@ -150,6 +274,22 @@ def test_misuse_is_refused(tmp_path):
         report.save_figure(report.figure()[0], tmp_path, "a/b")
     with pytest.raises(ValueError, match=r"\.svg or \.png"):
         report.Picture(tmp_path / "p.pdf", "alt", "caption").to_html()
+
+
+@pytest.mark.parametrize(
+    "ids,message", [(["S 1"], "white space"), ([""], "white space"), (["S1", "S1"], "S1"), (["verdicts"], "verdicts")]
+)
+def test_ids_that_cannot_be_linked_to_are_refused(tmp_path, ids, message):
+    with pytest.raises(ValueError, match=message):
+        report.write_page(tmp_path / "p.html", title="", lead="", parts=[report.Part(i, "", "", []) for i in ids])
+
+
+@pytest.mark.parametrize("study", ["local_minima", "norm_bias", "ntk_width", "rank_robustness"])
+def test_every_claim_of_the_paper_tells_what_was_believed(study):
+    module = importlib.import_module(f"experiments.{study}.claims")
+    claims = [value for value in vars(module).values() if isinstance(value, Claim)]
+    assert len(claims) >= 5
+    assert all(claim.belief.endswith(".") and len(claim.belief) < 120 for claim in claims)
 
 
 # Numbers and tables
@@ -183,6 +323,8 @@ def test_format_number(value, expected):
         ((0.5, 0.5, 0.5), "0.5000 [0.5000, 0.5000]"),
         ((0.0, 0.0, 0.0), "0.0000 [0.0000, 0.0000]"),
         ((2e8, 1e8, 3e8), "2.0e+08 [1.0e+08, 3.0e+08]"),
+        ((2.3025024, 2.3024975, 2.3025073), "2.3025024 [2.3024975, 2.3025073]"),
+        ((0.5, 0.5 - 1e-12, 0.5 + 1e-12), "0.500000000 [0.500000000, 0.500000000]"),
     ],
 )
 def test_format_interval(ends, expected):
@@ -192,7 +334,12 @@ def test_format_interval(ends, expected):
 def test_table_aligns_columns_of_numbers():
     found = report.Table(["name", "value"], [["a", 1.5], [None, None]], "caption").to_html()
     assert '<th scope="col">name</th><th scope="col" class="number">value</th>' in found
-    assert '<td>–</td><td class="number">–</td>' in found
+    assert '<th scope="row">–</th><td class="number">–</td>' in found
+    mixed = report.Table(["a", "b"], [["x", 1.5], ["y", 2.5], ["z", "diverged"]], "caption").to_html()
+    assert '<td class="number">diverged</td>' in mixed
+    empty = report.Table(["a", "b"], [["x", None]], "a 95 % interval").to_html()
+    assert "<td>–</td>" in empty
+    assert "<figcaption>a 95\u00a0% interval</figcaption>" in empty
 
 
 # Figures
@@ -261,8 +408,9 @@ def test_a_pyplot_figure_is_closed(tmp_path):
 
 
 def test_heavy_drawings_are_embedded_as_bitmaps(picture, monkeypatch):
-    monkeypatch.setattr(report, "MAX_SVG_BYTES", 100)
+    monkeypatch.setattr(blocks, "MAX_SVG_BYTES", 100)
     found = picture.to_html()
     assert "data:image/png;base64," in found
+    assert ' width="614" height="403"' in found
     data = re.search(r"base64,([^\"]+)", found)[1]
     assert base64.b64decode(data) == picture.path.with_suffix(".png").read_bytes()

@@ -77,6 +77,25 @@ def test_the_layers_are_the_operators_that_the_network_applies():
         np.testing.assert_allclose(moved, layer.kernel_fn(params["w"]) + change, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_no_fixed_operator_is_named_or_left_out():
+    def scaled(p, x):
+        return (x.mean((1, 2)) @ (p["w"] * x.sum())) @ p["head"]
+
+    def dilated(p, x):
+        options = {"lhs_dilation": (2, 2), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        return lax.conv_general_dilated(x, p["w"], (2, 2), [(1, 1), (1, 1)], **options).mean((1, 2)) @ p["head"]
+
+    x, head = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 2))
+    for fn, weight, reason in (
+        (scaled, jnp.ones((3, 3)), "multiplied by a number that is known only at run time"),
+        (dilated, jnp.ones((3, 3, 3, 3)), "input dilation together with strides"),
+    ):
+        params = {"w": weight, "head": head}
+        with pytest.raises(ValueError, match=f"w is no fixed operator: .*{reason}.*leave it out by a pattern"):
+            spectra.layers_of(fn, params, x)
+        assert [layer.name for layer in spectra.layers_of(fn, params, x, pattern="head")] == ["head"]
+
+
 def test_of_network_is_each_layer_alone_also_over_seeds():
     fn, params = resnet()
     found = spectra.of_network(fn, params, IMAGES, padding="circular", pattern="Conv")
@@ -158,6 +177,33 @@ def test_a_dense_layer_reaches_exactly_what_is_asked(x64):
         reached, report = project(spectra.rank_max, **rule)
         assert float(report.rank_after) == pytest.approx(2.7, rel=1e-9)
         np.testing.assert_allclose(reached, np.minimum(values, reached[0]), atol=1e-12)
+
+
+def test_a_rank_that_no_ceiling_gives_leaves_the_values(x64):
+    left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(size, 3)))[0] for s, size in ((1, 12), (2, 8)))
+    kernel = jnp.asarray((left * [3.0, 2.0, 1.0]) @ right.T)  # three values: an effective rank of 3 at most
+    project = spectra.rank_max(lambda p, x: x @ p["w"], {"w": kernel}, jnp.ones((1, 12)), target_rank=5.0, pattern="w")
+    found, report = jax.jit(project)({"w": kernel})
+    np.testing.assert_allclose(found["w"], kernel, atol=1e-12)
+    assert float(report["w"].rank_after) == pytest.approx(6 / np.sqrt(14))
+
+
+def test_a_layer_of_which_nothing_is_asked_rests_while_its_like_is_projected():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 4))
+
+    def net(p, x):
+        labels = ("NHWC", "HWIO", "NHWC")
+        for name in ("small", "large"):
+            x = lax.conv_general_dilated(x, p[name], (1, 1), "SAME", dimension_numbers=labels)
+        return x
+
+    params = {"small": 1e-3 * kernel, "large": kernel}
+    ceiling = float(spectra.of_network(net, params, jnp.zeros((1, 8, 8, 4)), padding="circular")["large"].values[8])
+    project = spectra.rank_max(net, params, jnp.zeros((1, 8, 8, 4)), ceiling=ceiling, num_projections=5, pattern=None)
+    found, report = jax.jit(project)(params)
+    assert (int(report["small"].num_projections), int(report["large"].num_projections)) == (0, 5)
+    np.testing.assert_array_equal(found["small"], params["small"])
+    assert not np.array_equal(found["large"], params["large"])
 
 
 @pytest.mark.parametrize("which, rule", [(spectra.rank_min, {"threshold": 0.6}), (spectra.rank_max, {"ceiling": 0.8})])

@@ -112,6 +112,16 @@ def test_the_bound_on_the_largest_value_is_tight_on_large_maps(x64):
     assert ends.values[0] <= found.upper[0]
 
 
+def test_the_bound_on_the_largest_value_by_hand(x64):
+    # y_i = x_{i-1} - x_{i+1} on 6 pixels has the values 2 cos(k pi / 7). Its symbol 2 |sin| is sqrt 3 at most at the 6 frequencies of
+    # the torus, 2 between them, and that factor, 1 / cos(pi / 6), is the one allowed for.
+    kernel = jnp.array([1.0, 0.0, -1.0]).reshape(3, 1, 1)
+    circular, dense = (spectra.singular_values(kernel, (6,), padding="zero", method=m) for m in ("circular", "dense"))
+    np.testing.assert_allclose([circular.values[0], circular.upper[0]], [3**0.5, 2], rtol=1e-12)
+    np.testing.assert_allclose(dense.values[0], 2 * np.cos(np.pi / 7), rtol=1e-12)
+    assert circular.values[0] < dense.values[0] < circular.upper[0]
+
+
 @pytest.mark.parametrize("strides, outputs", [(1, 3), (2, 2), (1, 2)])
 def test_extremes_by_golub_and_kahan(x64, strides, outputs):
     kernel, options = kernel_of(3, 3, 3, outputs), {"strides": strides, "padding": "zero"}
@@ -189,6 +199,16 @@ def test_the_nuclear_norm_has_finite_gradients_at_repeated_and_zero_values(x64):
     assert jax.grad(lambda k: spectra.nuclear_norm(spectra.singular_values(k)))(rank_one).tolist() == [[1, 0], [0, 0]]
 
 
+def test_the_rounding_of_zeros_has_no_gradient(x64):
+    # U diag(3, 2, 0, 0, 0) V': zeros come out as rounding, along directions that mean nothing. What is left is U V' of the rest.
+    left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(size, 2)))[0] for s, size in ((1, 7), (2, 5)))
+    matrix = jnp.asarray((left * [3.0, 2.0]) @ right.T)
+    found = spectra.singular_values(matrix)
+    assert (found.values[2:] > 0).any()
+    gradient = jax.grad(lambda m: spectra.nuclear_norm(spectra.singular_values(m)))(matrix)
+    np.testing.assert_allclose(gradient, left @ right.T, atol=1e-12)
+
+
 def test_ranks_by_hand():
     values = jnp.array([3.0, 4.0, 0.0])
     assert float(spectra.effective_rank(values)) == pytest.approx(7 / 5)
@@ -197,6 +217,8 @@ def test_ranks_by_hand():
     assert float(spectra.entropy_rank(values)) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert int(spectra.numerical_rank(values)) == 2
     assert int(spectra.numerical_rank(values, 0.8)) == 1
+    noise = jnp.finfo(values.dtype).eps * jnp.array([1.0, 3.0, 5.0])  # of four values, four times epsilon is noise
+    assert int(spectra.numerical_rank(jnp.append(noise, 1.0))) == 2
 
 
 @pytest.mark.parametrize(
@@ -211,6 +233,7 @@ def test_ranks_by_hand():
             "method must be one of": lambda k: spectra.singular_values(k, (4, 4), method="lanczos"),
             "route must be one of": lambda k: spectra.singular_values(k, (4, 4), route="qr"),
             "strides must be a positive integer": lambda k: spectra.singular_values(k, (4, 4), strides=(1, 2, 3)),
+            "extents must be at least 1, got map .0, 4.": lambda k: spectra.singular_values(k, (0, 4)),
             "reaches over": lambda k: spectra.singular_values(k, (2, 2), padding="VALID"),
             "the matrix would have shape": lambda k: spectra.singular_values(
                 k, (99, 99), padding="zero", method="dense"

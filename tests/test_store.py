@@ -48,6 +48,12 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         Store(tmp_path, {**SETTINGS, "width": 4})
 
 
+def test_numbers_that_are_equal_but_not_the_same_are_other_settings(tmp_path):
+    Store(tmp_path, {"rate": 1, "flag": True}).close()
+    with pytest.raises(StoreError, match=r"flag: True there, 1 now\n  rate: 1 there, 1.0 now"):
+        Store(tmp_path, {"rate": 1.0, "flag": 1})
+
+
 def test_facts_do_not_identify_a_run(tmp_path):
     Store(tmp_path, SETTINGS, {"started": "monday"}).close()
     with Store(tmp_path, SETTINGS, {"started": "tuesday"}) as store:

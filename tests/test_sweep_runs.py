@@ -1,11 +1,13 @@
 """`sweep.run`: grids, plans, folders, resuming, retiring, checkpoints and what may go wrong with them."""
 
+import itertools
 import json
 import os
 import pickle
 import shutil
 import signal
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -267,6 +269,15 @@ def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypat
     assert saved == []
 
 
+def test_the_clock_of_checkpoints_starts_anew_with_each(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
+    ticks = types.SimpleNamespace(monotonic=itertools.count().__next__)  # one second a look: two or three a segment
+    monkeypatch.setattr("jaxbp.sweep.chunk.time", ticks)
+    sweep.run(LONG, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path, checkpoint_every=5)
+    assert saved == [3]  # the segments end at 2, 4, 6, and 9, 11, 13 seconds; it is saved at 6, and not at the end
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "seal", "pickle", "list"])
 def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monkeypatch, damage):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap", checkpoint_every=0, keep=2)
@@ -412,6 +423,11 @@ def test_a_segment_that_cannot_go_on_is_told_with_the_setting(segment, told):
     with pytest.raises(TypeError, match=told) as caught:
         sweep.run(walk, {"rate": [1.0]}, seeds=1)
     assert "while tracing the function of the sweep" in "".join(caught.value.__notes__)
+
+
+def test_a_run_has_a_segment_at_least():
+    with pytest.raises(ValueError, match="num_segments must be at least 1, got 0"):
+        sweep.Segments(init_fn, segment_fn, 0)
 
 
 def test_measures_and_final_results_have_different_names():
@@ -654,6 +670,10 @@ def test_equal_sweeps_are_compiled_once_and_other_precisions_anew():
             found = sweep.run(fn, {"rate": [3.0, 4.0]}, seeds=3, plan="vmap", quiet=True)
         assert len(compiled) > first
         assert found.stack("draw").dtype == np.float64
+        longer = len(compiled)
+        with jax.default_matmul_precision("highest"):
+            sweep.run(fn, {"rate": [3.0, 4.0]}, seeds=3, plan="vmap", quiet=True)
+        assert len(compiled) > longer
     finally:
         jax.monitoring.clear_event_listeners()
 

@@ -381,6 +381,22 @@ def test_batches_are_augmented_with_keys_of_their_own(x64):
     assert float(doubled.history["train_loss"][0]) == pytest.approx(start)  # evaluated as they are
 
 
+def test_what_augments_and_what_perturbs_draw_apart():
+    keys = {"augment": [], "perturb": []}
+
+    def noted(who, key):
+        jax.debug.callback(lambda data: keys[who].append(tuple(data.tolist())), jax.random.key_data(key))
+
+    train(
+        training.sgd(0.1),
+        num_epochs=2,
+        augment_fn=lambda key, inputs: (noted("augment", key), inputs)[1],
+        perturb_fn=lambda key, now, inputs, labels: (noted("perturb", key), inputs)[1],
+    )
+    jax.effects_barrier()
+    assert len({*keys["augment"], *keys["perturb"]}) == 2 * training.num_steps(NUM_EXAMPLES, 2, BATCH_SIZE)
+
+
 def test_batches_are_perturbed_against_the_network_as_it_stands(x64):
     def away(key, now, inputs, labels):  # a step up the loss, by hand
         return inputs + 0.1 * jnp.sign(

@@ -162,5 +162,7 @@ class _Apgd:
             state, _ = jax.lax.scan(iterate, state, plan)
             return worse(state.found, evaluated(logits_fn, goal, state.now))
 
-        options = {"loss": self.loss, "targets": self.targets, "num_restarts": self.num_restarts, "runs": self.runs}
-        return worst_of_runs(run, key, logits_fn, inputs, labels, **options)
+        return worst_of_runs(
+            run, key, logits_fn, inputs, labels,
+            loss=self.loss, targets=self.targets, num_restarts=self.num_restarts, runs=self.runs,
+        )  # fmt: skip

@@ -24,7 +24,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -35,7 +35,7 @@ from jaxbp.attacks import losses
 from jaxbp.attacks.threat import Threat
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # inputs (N, ...) -> logits (N, C)
-Targets = int | str | None
+Targets = int | Literal["given"] | None
 RUNS = ("auto", "loop", "batch")
 
 
@@ -97,13 +97,13 @@ class Goal(NamedTuple):
         """The loss to maximise, (N,)."""
         chex.assert_rank(logits, 2)
         if self.targets is None:
-            return losses.LOSSES[self.loss](logits, self.labels)
+            return losses.LOSSES[self.loss](logits, self.labels)  # type: ignore[arg-type]  # given if there are no targets
         return losses.TARGETED[self.loss](logits, self.labels, self.targets)
 
     def reached(self, logits: jax.Array) -> jax.Array:
         """Whether the goal is reached, (N,); NaN logits are a mistake, and no target."""
         if self.labels is None:
-            return objectives.accuracy(logits, self.targets) > 0
+            return objectives.accuracy(logits, self.targets) > 0  # type: ignore[arg-type]  # given if there are no labels
         return objectives.accuracy(logits, self.labels) == 0
 
 
@@ -130,8 +130,8 @@ def worse(first: AttackResult, second: AttackResult) -> AttackResult:
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(second_wins.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
 
-    chosen = jax.tree.map(pick, first[:3], second[:3])
-    return AttackResult(*chosen, first.num_evaluations + second.num_evaluations)
+    adversarial, success, loss = jax.tree.map(pick, first[:3], second[:3])
+    return AttackResult(adversarial, success, loss, first.num_evaluations + second.num_evaluations)
 
 
 def worst_of_runs(

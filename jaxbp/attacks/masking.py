@@ -4,12 +4,12 @@ Athalye et al. (ICML 2018, section 3.1) and Carlini et al. (arXiv 1902.06705, se
 cannot show. Four of them are measured here, each against a threshold that is a named constant. A sign is a suspicion, not a
 proof; and no sign proves nothing.
 
-``gradient_free``: the share of examples that a gradient-free attack breaks and no gradient attack does. Gradient attacks too
-weak do it as well: ten steps of PGD on the cross-entropy alone may leave a few percent of them, even on a linear network, so
-look again with `jaxbp.attacks.strongest`.
-``zero_gradients``: the share of examples whose cross-entropy has a gradient of exactly 0 with respect to the input.
-``huge_radius``: the accuracy under PGD when the ball holds the whole box, where every image is within reach.
-``one_step``: how much lower accuracy is under one step (FGSM) than under many (PGD).
+- ``gradient_free``: the share of examples that a gradient-free attack breaks and no gradient attack does. Gradient attacks too
+  weak do it as well: ten steps of PGD on the cross-entropy alone may leave a few percent of them, even on a linear network, so
+  look again with `jaxbp.attacks.strongest`.
+- ``zero_gradients``: the share of examples whose cross-entropy has a gradient of exactly 0 with respect to the input.
+- ``huge_radius``: the accuracy under PGD when the ball holds the whole box, where every image is within reach.
+- ``one_step``: how much lower accuracy is under one step (FGSM) than under many (PGD).
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks

@@ -103,8 +103,9 @@ def fgsm(
 ) -> Attack:
     """The fast gradient sign method: one step, of length epsilon by default, from the input or a random start."""
     step_size = threat.epsilon if step_size is None else step_size
-    options = {"random_start": random_start, "loss": loss, "targets": targets, "keep": "last"}
-    return pgd(threat, num_steps=1, step_size=step_size, **options)
+    return pgd(
+        threat, num_steps=1, step_size=step_size, random_start=random_start, loss=loss, targets=targets, keep="last"
+    )
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,10 @@ class _Pgd:
                 return found._replace(num_evaluations=found.num_evaluations + self.num_steps)
             return worse(best, found)
 
-        options = {"loss": self.loss, "targets": self.targets, "num_restarts": self.num_restarts, "runs": self.runs}
-        return worst_of_runs(run, key, logits_fn, inputs, labels, **options)
+        return worst_of_runs(
+            run, key, logits_fn, inputs, labels,
+            loss=self.loss, targets=self.targets, num_restarts=self.num_restarts, runs=self.runs,
+        )  # fmt: skip
 
 
 def evaluated(logits_fn: LogitsFn, goal: Goal, now: jax.Array) -> AttackResult:

@@ -108,8 +108,8 @@ class RobustEvaluation:
 def robust_accuracy(
     logits_fn: LogitsFn,
     key: jax.Array,
-    inputs: jax.Array,
-    labels: jax.Array,
+    inputs: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
     attacks: Mapping[str, Attack],
     *,
     batch_size: int = 128,
@@ -164,7 +164,7 @@ def robust_accuracy(
             spent[name] += int(evaluations) * len(places)
         left &= ~broken[name]
 
-    signs = ()
+    signs: tuple[Sign, ...] = ()
     if check_masking and attacks and correct.any():
         rows = np.resize(np.flatnonzero(correct), batch_size)  # in turn, so that filling up shifts no share by much
         threat = next(iter(attacks.values())).threat

@@ -105,8 +105,8 @@ def bumps(row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Array
     width = jnp.where(second, width - half, half)
     n = jnp.maximum(height, width) // 2
     steps = n - jnp.maximum(jnp.abs(row - height // 2), jnp.abs(column - width // 2))
-    table = np.concatenate([[0], np.cumsum(1 / np.arange(1, 4096.0) ** 2)])  # sums of 1 / j^2, j = 1, 2, ...
-    table = jnp.asarray(table, jnp.float32)
+    sums = np.concatenate([[0], np.cumsum(1 / np.arange(1, 4096.0) ** 2)])  # of 1 / j^2, j = 1, 2, ...
+    table = jnp.asarray(sums, jnp.float32)
     value = table[n + 1] - table[jnp.clip(n - steps, 0, len(table) - 1)]
     return jnp.where(second, -value, value)
 
@@ -134,8 +134,8 @@ class _Square:
         shape = _map_shape(inputs.shape)
         maps = inputs.reshape(shape)
         start, propose = (_corners if threat.norm == "linf" else _mass)(threat, maps)
-        sides = _sides(shares(self.share, self.num_queries), shape, 1 if threat.norm == "linf" else _SMALLEST_L2)
-        sides = jnp.asarray(sides)
+        smallest = 1 if threat.norm == "linf" else _SMALLEST_L2
+        sides = jnp.asarray(_sides(shares(self.share, self.num_queries), shape, smallest))
 
         def run(run_key: jax.Array, goal: Goal) -> AttackResult:
             def found_at(candidates: jax.Array) -> AttackResult:
@@ -155,8 +155,10 @@ class _Square:
             _, best = jax.lax.while_loop(goes_on, query, (jnp.ones((), jnp.int32), first))
             return best._replace(adversarial=best.adversarial.reshape(inputs.shape))
 
-        options = {"loss": "margin", "targets": self.targets, "num_restarts": self.num_restarts, "runs": self.runs}
-        return worst_of_runs(run, key, logits_fn, inputs, labels, **options)
+        return worst_of_runs(
+            run, key, logits_fn, inputs, labels,
+            loss="margin", targets=self.targets, num_restarts=self.num_restarts, runs=self.runs,
+        )  # fmt: skip
 
 
 def _map_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

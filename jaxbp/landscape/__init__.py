@@ -3,6 +3,22 @@
 `hessian` multiplies with the curvature of any loss; `extreme_eigenvalues`, `spectral_density` and `hutchinson_trace` question it;
 `fit_affine` finds shallow minimisers, `embed_affine` and `embed_mlp` build deep networks of them; `analyse` and `stable_radius` say how far
 the nearest ReLU kink is; `certify` puts all of it together; `classify` names what a point is.
+
+A local minimum of a deep network, built from the best affine map and proven:
+
+>>> import flax.linen as nn
+>>> import jax, numpy as np
+>>> from jaxbp import landscape
+>>> rng = np.random.default_rng(0)
+>>> x, y = rng.normal(size=(100, 4)), rng.integers(0, 3, 100)
+>>> fit = landscape.fit_affine(x, y, 3, loss="squared_error")
+>>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
+>>> def apply_fn(params, inputs):
+...     return net.apply({"params": params}, inputs)
+>>> certificate = landscape.certify(apply_fn, landscape.embed_affine(net, fit, x), x, y, loss="squared_error",
+...     key=jax.random.key(0), lower_bound=fit.lower_bound)
+>>> certificate.status
+'proven'
 """
 
 from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius

@@ -158,7 +158,7 @@ def _walk(apply_fn: ApplyFn, params: Any, inputs: jax.Array) -> tuple[list[_Data
     """Pre-activations of all ReLUs with their bounds, and the rank of the narrowest place."""
     closed = jax.make_jaxpr(apply_fn)(params, inputs)
     still = jnp.zeros(inputs.shape[0])
-    arguments = [_Param(leaf, leaf.size, 1.0) for leaf in jax.tree.leaves(params)]
+    arguments: list[_Param | _Data] = [_Param(leaf, leaf.size, 1.0) for leaf in jax.tree.leaves(params)]
     arguments.append(_Data(inputs, lambda _: (still, jnp.zeros(())), math.prod(inputs.shape[1:])))
     units: list[_Data] = []
     outputs = _run(closed.jaxpr, closed.consts, arguments, units)

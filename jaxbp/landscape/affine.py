@@ -84,7 +84,7 @@ def fit_affine(
     kernel = basis @ (weights[:-1] / scale[:, None])
     bias = weights[-1] - inputs.mean(0) @ kernel
     value, gradient_norm, accuracy = _evaluate(inputs, labels, kernel, bias, loss)
-    rank = int(np.linalg.matrix_rank(kernel, tol=1e-12 * max(np.linalg.norm(kernel, 2), 1e-300)))
+    rank = int(np.linalg.matrix_rank(kernel, tol=1e-12 * max(float(np.linalg.norm(kernel, 2)), 1e-300)))
     return AffineFit(kernel, bias, rank, value, gradient_norm, lower_bound, max_rank, accuracy, rank_lower_bound)
 
 

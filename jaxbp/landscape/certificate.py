@@ -150,7 +150,7 @@ def classify(
     than the share ``drop`` of it; else *suboptimal minimum*. Stochastic training ends near its points, not on them, so these
     tolerances are coarser than a certificate's.
     """
-    if certificate.extremes is None:
+    if certificate.extremes is None or certificate.probes is None:
         return "diverged"
     if certificate.loss <= near_global_loss:
         return "near-global"
@@ -176,7 +176,7 @@ def _scale(extremes: Extremes) -> float:
 
 def _on_device(key: jax.Array) -> jax.Array:
     """The same key, where and in the mode that we compute in."""
-    return jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+    return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))), impl=jax.random.key_impl(key))
 
 
 def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array) -> None:

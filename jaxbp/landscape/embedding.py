@@ -22,7 +22,7 @@ True
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -79,7 +79,7 @@ def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndar
     """Refuse what the construction could not know beforehand."""
 
     def apply_fn(params: Any, inputs: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, inputs)
+        return cast(jax.Array, module.apply({"params": params}, inputs))
 
     try:
         report = analyse(apply_fn, params, inputs)
@@ -90,10 +90,10 @@ def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndar
             f"only {report.active_share:.1%} of the ReLUs are active: some act on the image itself, or on a sum with it, before any bias"
         )
     logits = apply_fn(params, inputs)
-    error = float(jnp.abs(logits - expected).max() / (1 + jnp.abs(expected).max()))
-    if logits.dtype != jnp.float64 or not error < 1e-10:
+    gap = float(jnp.abs(logits - expected).max() / (1 + jnp.abs(expected).max()))
+    if logits.dtype != jnp.float64 or not gap < 1e-10:
         raise NotRepresentable(
-            f"the network's logits ({logits.dtype}) differ from the affine map's by {error:.1g} (relative): the image does not reach "
+            f"the network's logits ({logits.dtype}) differ from the affine map's by {gap:.1g} (relative): the image does not reach "
             "the dense layers whole. Convolutions need at least (product of strides) x input channels, kernels as wide as their "
             "strides, padding SAME, no pooling between, and no dtype of their own"
         )
@@ -181,7 +181,7 @@ class _Builder:
         self.fit, self.key, self.margin = fit, key, margin
         self.inputs = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
         self.logits = self.inputs @ fit.kernel + fit.bias
-        self.chosen: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+        self.chosen: dict[tuple[str, ...], dict[str, jax.Array]] = {}
         self.dense_widths = _dense_widths(module, inputs[:1])
         self.dense_layers: list[Layer] | None = None
         self.applying = False  # a layer's own call is intercepted again: let it pass
@@ -203,7 +203,7 @@ class _Builder:
     def _apply(self, layer: nn.Module, params: dict[str, jax.Array], features: jax.Array) -> jax.Array:
         self.applying = True
         try:
-            return layer.clone(parent=None, name=None).apply({"params": params}, features)
+            return cast(jax.Array, layer.clone(parent=None, name=None).apply({"params": params}, features))
         finally:
             self.applying = False
 
@@ -268,11 +268,12 @@ def _copying_kernel(layer: nn.Conv, features: np.ndarray) -> np.ndarray:
     """A kernel whose output channels copy (offset, input channel) pairs, as many as the channels and the window have room for."""
     if layer.feature_group_count != 1:
         raise NotRepresentable(f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image")
-    strides, dilation = (_per_axis(v, len(layer.kernel_size)) for v in (layer.strides, layer.kernel_dilation))
-    reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, dilation, strict=True)]
+    window = (layer.kernel_size,) if isinstance(layer.kernel_size, int) else tuple(layer.kernel_size)
+    strides, dilation = (_per_axis(v, len(window)) for v in (layer.strides, layer.kernel_dilation))
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     padding = _leading_padding(layer, features.shape[1:-1], reach, strides)
     varying = np.flatnonzero(np.ptp(features, axis=tuple(range(features.ndim - 1))) > 0)
-    kernel = np.zeros((*layer.kernel_size, features.shape[-1], layer.features))
+    kernel = np.zeros((*window, features.shape[-1], layer.features))
     for out, (*offset, channel) in enumerate(np.ndindex(*strides, varying.size)):
         place = [p + o for p, o in zip(padding, offset, strict=True)]  # in the window, of the pixel to copy
         if out < layer.features and all(p < r for p, r in zip(place, reach, strict=True)):

@@ -34,9 +34,11 @@ def initialise(name: str, params: Any, key: jax.Array) -> Any:
     if name == "zero":
         return jax.tree.map(jnp.zeros_like, params)
     if match := re.fullmatch(r"constant ([\d.]+)", name):
-        return jax.tree.map(lambda leaf: jnp.full_like(leaf, float(match[1])), params)
+        value = float(match[1])
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)
     if match := re.fullmatch(r"bias ([+-][\d.]+)", name):
-        return _change_biases(params, key, lambda bias, _: bias + float(match[1]))
+        shift = float(match[1])
+        return _change_biases(params, key, lambda bias, _: bias + shift)
     if match := re.fullmatch(r"bias U\(-([\d.]+), ([\d.]+)\)", name):
         low, high = -float(match[1]), float(match[2])
         return _change_biases(params, key, lambda bias, k: jax.random.uniform(k, bias.shape, bias.dtype, low, high))

@@ -126,11 +126,11 @@ def extreme_eigenvalues(
         if done.all() or step >= limit or len(diagonal) < step:
             break
     bounds = -_largest(-ritz[::-1], off, least_component), _largest(ritz, off, least_component)
-    ends = [
+    smallest, largest = (
         _eigenvalue(matvec, basis, vectors[:, i], bound, rtol, atol * scale, confidence)
         for i, bound in zip((0, -1), bounds, strict=True)
-    ]
-    return Extremes(*ends, num_products=step + 2)
+    )
+    return Extremes(smallest, largest, step + 2)
 
 
 def spectral_density(

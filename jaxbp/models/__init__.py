@@ -19,7 +19,7 @@ A network with BatchNorm has a state beside its parameters, and two modes:
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import flax.errors
 import flax.linen as nn
@@ -33,10 +33,12 @@ from jaxbp.models.resnet import ResNet
 from jaxbp.models.vgg import VGG
 
 Width = int | Sequence[int]
+_OneOrEach = int | tuple[int, ...]  # a width as the builders get it
+_Net = TypeVar("_Net", bound=nn.Module)
 State = Mapping[str, Any]  # the collections of a network beside its parameters: {"batch_stats": ...}, or {}
 
 
-def _mlp(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> MLP:
+def _mlp(name: str, num_classes: int, width: _OneOrEach, depth: int | None, options: dict) -> MLP:
     if not isinstance(width, tuple):
         width = (width,) * (2 if depth is None else depth)
     elif depth not in (None, len(width)):
@@ -44,14 +46,14 @@ def _mlp(name: str, num_classes: int, width: Width, depth: int | None, options: 
     return _build(MLP, name, num_classes, width, options)
 
 
-def _convnet(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> ConvNet:
+def _convnet(name: str, num_classes: int, width: _OneOrEach, depth: int | None, options: dict) -> ConvNet:
     return _build(ConvNet, name, num_classes, width, ({} if depth is None else {"depth": depth}) | options)
 
 
 def _staged(family: type[nn.Module], sizes: str, number: str, each: str) -> Callable[..., nn.Module]:
     """Builder of a network given by its depth (``each`` says of what) and a ``number``, or by its field ``sizes``."""
 
-    def build(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> nn.Module:
+    def build(name: str, num_classes: int, width: _OneOrEach, depth: int | None, options: dict) -> nn.Module:
         usual = getattr(family, sizes)
         if sizes not in options:
             options[sizes] = (usual[0] if depth is None else depth,) * options.pop(number, len(usual))
@@ -66,7 +68,7 @@ def _staged(family: type[nn.Module], sizes: str, number: str, each: str) -> Call
 def _fixed(family: type[nn.Module], **settled: Any) -> Callable[..., nn.Module]:
     """Builder of a network whose depth, and the fields that make it up, ``settled`` here, are part of its name."""
 
-    def build(name: str, num_classes: int, width: Width, depth: int | None, options: dict) -> nn.Module:
+    def build(name: str, num_classes: int, width: _OneOrEach, depth: int | None, options: dict) -> nn.Module:
         given = [option for option in settled if option in options] + ["depth"] * (depth is not None)
         if given:
             raise ValueError(f"the depth of {name} is part of its name: leave out {', '.join(given)}")
@@ -75,7 +77,7 @@ def _fixed(family: type[nn.Module], **settled: Any) -> Callable[..., nn.Module]:
     return build
 
 
-def _build(family: type[nn.Module], name: str, num_classes: int, width: Width, options: dict) -> nn.Module:
+def _build(family: type[_Net], name: str, num_classes: int, width: _OneOrEach, options: dict) -> _Net:
     if isinstance(width, tuple) and family is not MLP:
         raise ValueError(f"the {name} takes one width, of its first convolution, got {width}")
     fields = [field.name for field in dataclasses.fields(family) if field.name not in ("parent", "name")]
@@ -145,7 +147,7 @@ def apply_fn(net: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         try:
-            return net.apply({"params": params}, inputs)
+            return cast(jax.Array, net.apply({"params": params}, inputs))
         except flax.errors.ScopeCollectionNotFound as error:
             raise ValueError(
                 f"{type(net).__name__} keeps a state beside its parameters (BatchNorm's statistics): use models.initialise and "
@@ -164,7 +166,7 @@ def stateful_apply_fn(net: nn.Module, train: bool) -> Callable[..., Any]:
     """
 
     def evaluate(params: Any, inputs: jax.Array, state: State) -> jax.Array:
-        return net.apply({"params": params, **state}, inputs, train=False)
+        return cast(jax.Array, net.apply({"params": params, **state}, inputs, train=False))
 
     def update(params: Any, inputs: jax.Array, state: State) -> tuple[jax.Array, State]:
         return net.apply({"params": params, **state}, inputs, train=True, mutable=list(state))

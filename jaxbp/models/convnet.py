@@ -5,7 +5,7 @@ everywhere, so two relatives are kept beside it: average pooling, and strides of
 lose no information if the layers are wide.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,7 +54,11 @@ class ConvNet(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C); the same whether ``train`` or not."""
         check_choice("pool", self.pool, POOLS)
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
+        options: dict[str, Any] = {
+            "parametrisation": self.parametrisation,
+            "formulation": self.formulation,
+            "dtype": self.dtype,
+        }
         features = plain_features(inputs, self.steps(), pool=self.pool, **options)
         self.sow("intermediates", "features", features)
         return dense(self.num_classes, parametrisation=self.parametrisation)(features)
@@ -67,7 +71,7 @@ def plain_features(
     pool: str,
     norm: str = "none",
     train: bool = False,
-    **options: str,
+    **options: Any,
 ) -> jax.Array:
     """The flattened map (N, F) after convolutions, each with its norm, ReLU and pooling, of the module that calls this.
 

@@ -76,7 +76,11 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
-        options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
+        options: dict[str, Any] = {
+            "parametrisation": self.parametrisation,
+            "formulation": self.formulation,
+            "dtype": self.dtype,
+        }
         features = conv(self.width, inputs.shape[1:3], use_bias=False, **options)(inputs)
         for block, num_layers in enumerate(self.block_sizes):
             if block > 0:

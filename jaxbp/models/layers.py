@@ -36,8 +36,12 @@ def dense(features: int, *, gain: float = 1.0, parametrisation: str = "standard"
 
     ``dtype``: one of `DTYPES`, of the computation.
     """
-    scaled = {"dot_general": _ntk_dot_general} if parametrisation == "ntk" else {}
-    return nn.Dense(features, kernel_init=_initialiser(parametrisation, gain), dtype=_computed_in(dtype), **scaled)
+    return nn.Dense(
+        features,
+        kernel_init=_initialiser(parametrisation, gain),
+        dtype=_computed_in(dtype),
+        dot_general=_ntk_dot_general if parametrisation == "ntk" else None,
+    )
 
 
 def conv(

@@ -147,7 +147,7 @@ class ResNet(nn.Module):
         head = dense(self.num_classes, gain=0.0 if fixup else 1.0, parametrisation=self.parametrisation)
         return head(features)
 
-    def _options(self) -> tuple[tuple[str, str], ...]:
+    def _options(self) -> tuple[tuple[str, Any], ...]:
         return (
             ("parametrisation", self.parametrisation),
             ("formulation", self.formulation),

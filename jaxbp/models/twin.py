@@ -67,8 +67,8 @@ def infinite_twin(
     _refuse(net, normal_kernels)
     input_shape = tuple(input_shape)
     layers = _Layers(net.parametrisation)
-    build = {MLP: _mlp, ConvNet: _plain, VGG: _plain, ResNet: _resnet}[type(net)]
-    kernels = layers.stax.serial(*build(layers, net, input_shape))[2]
+    builders: dict[type, Callable[..., list]] = {MLP: _mlp, ConvNet: _plain, VGG: _plain, ResNet: _resnet}
+    kernels = layers.stax.serial(*builders[type(net)](layers, net, input_shape))[2]
 
     def kernel_fn(x1: jax.Array, x2: jax.Array | None = None, get: str = "ntk") -> jax.Array:
         if get not in KERNELS:

@@ -1,10 +1,18 @@
 """Study 3's instruments: tangent kernels of finite networks, measures that compare them, and what they predict.
 
-`compat` loads neural-tangents, for the exact kernels of infinitely wide networks.
+`empirical_ntk` takes any function, `flax_ntk` a Flax model with BatchNorm's mode; `ntk_vector_product` and `ntk_extremes` need no
+kernel in memory; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
+infinitely wide networks (`jaxbp.models.twin`).
 
+>>> import jax, jax.numpy as jnp
 >>> from jaxbp import ntk
->>> callable(ntk.empirical_ntk)
-True
+>>> def apply_fn(params, inputs):
+...     return jnp.tanh(inputs @ params["hidden"]) @ params["head"]
+>>> hidden, head, inputs = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 16), (16, 3), (4, 5)]))
+>>> before = ntk.empirical_ntk(apply_fn, {"hidden": hidden, "head": head}, inputs)
+>>> after = ntk.empirical_ntk(apply_fn, {"hidden": 1.1 * hidden, "head": head}, inputs)
+>>> before.shape, bool(0.9 < ntk.measures.correlation(before, after) < 1)
+((4, 4, 3, 3), True)
 """
 
 from jaxbp.ntk import compat, measures, regression

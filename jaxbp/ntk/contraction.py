@@ -5,10 +5,10 @@ A layer y = a W has n examples with P positions, G groups (1 for most), K inputs
 p, q of (a_ip . a_jq)(d_ikp . d_jlq). Three orders of summation, with the operations for one set of n examples against
 another of m:
 
-``gradients``   form each weight gradient sum_p a_p (x) d_p, then their Gram matrix: 2 (n + m) C P K o + 2 n m C^2 K o;
-``positions``   S = a . a' for all pairs of positions, then (S d') . d: S + 2 n m P^2 C o + 2 n m C^2 P o;
-``products``    S, and d . d' for all pairs of positions, multiplied and summed: S + 2 n m C^2 P^2 o (without C^2 but
-C for a trace).
+- ``gradients``   form each weight gradient sum_p a_p (x) d_p, then their Gram matrix: 2 (n + m) C P K o + 2 n m C^2 K o;
+- ``positions``   S = a . a' for all pairs of positions, then (S d') . d: S + 2 n m P^2 C o + 2 n m C^2 P o;
+- ``products``    S, and d . d' for all pairs of positions, multiplied and summed: S + 2 n m C^2 P^2 o (without C^2 but
+  C for a trace).
 
 S costs 2 n m P^2 K from patches. A convolution's patches overlap: from the products of pixels, U to a padded image of
 c channels, it costs 2 n m U^2 c and one addition for each pair of positions and weight of the window. The orders are
@@ -60,7 +60,8 @@ def sizes(layer: Layer) -> Sizes:
         image = jax.eval_shape(layer.geometry.image, layer.data)
         if image.shape[0] == 1:  # one image an example
             pixels, channels, window = math.prod(image.shape[1:-1]), image.shape[-1], math.prod(layer.geometry.window)
-    return Sizes(*patches.shape, deltas.shape[-1], pixels, channels, window)
+    positions, groups, inputs = patches.shape
+    return Sizes(positions, groups, inputs, deltas.shape[-1], pixels, channels, window)
 
 
 def operations(size: Sizes, num_examples: int, num_outputs: int, logits: str) -> dict[str, float]:
@@ -119,7 +120,9 @@ class Contraction(NamedTuple):
         deltas = jax.vmap(lambda d: geometry.deltas(d, data))(deltas)  # (C, P, g, o)
         if self.method == "gradients":
             return Operand(data, jnp.moveaxis(deltas, 0, 2))
-        return Operand(geometry.image(data)[0] if self.from_pixels else geometry.patches(data)[:, 0], deltas[:, :, 0])
+        if self.from_pixels and isinstance(geometry, Convolution):
+            return Operand(geometry.image(data)[0], deltas[:, :, 0])
+        return Operand(geometry.patches(data)[:, 0], deltas[:, :, 0])
 
     def _by_gradients(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
         """Gram matrices of the weight gradients, some inputs of the weight at a time."""
@@ -153,14 +156,15 @@ class Contraction(NamedTuple):
 
     def _similarity(self, one: jax.Array, columns: jax.Array) -> jax.Array:
         """S (P, m, Q): inner products of what the weight sees at a position of one example and one of the others."""
-        products = jnp.tensordot(one, columns, (-1, -1))
-        if not self.from_pixels:
+        products, geometry = jnp.tensordot(one, columns, (-1, -1)), self.layer.geometry
+        if not (self.from_pixels and isinstance(geometry, Convolution)):
             return products
         m, extents = columns.shape[0], one.shape[:-1]
-        steps = (*self.layer.geometry.strides, 1, *self.layer.geometry.strides)
-        total: jax.Array | float = 0.0
-        for start, stop in self.layer.geometry.taps(extents):
-            total = total + lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps)
+        steps = (*geometry.strides, 1, *geometry.strides)
+        cuts = (
+            lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps) for start, stop in geometry.taps(extents)
+        )
+        total = functools.reduce(jnp.add, cuts)
         positions = math.prod(total.shape[: len(extents)])
         return total.reshape(positions, m, positions)
 

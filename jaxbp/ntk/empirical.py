@@ -85,9 +85,9 @@ def empirical_ntk(
       ValueError: arguments that do not suit one another.
     """
     params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
-    num_devices = len(devices or ()) or 1
+    devices = tuple(devices or ())
     options = tuple(sorted((compiler_options or {}).items()))
-    problem = Problem(apply_fn, logits, pairs, coupled, method, tuple(devices) if num_devices > 1 else (), options)
+    problem = Problem(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
     num_outputs = _check(problem, params, x1, x2, state)
     params, x1, x2, state = _placed(problem, (params, x1, x2, state))
     sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -142,8 +142,8 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
         raise ValueError(
             f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs"
         )
-    named, number = problem.logits in (*contraction.LOGITS, "sum"), isinstance(problem.logits, int)
-    if not named and not (number and 0 <= problem.logits < out.shape[1]):
+    named = problem.logits in (*contraction.LOGITS, "sum")
+    if not named and not (isinstance(problem.logits, int) and 0 <= problem.logits < out.shape[1]):
         raise ValueError(
             f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {problem.logits!r}"
         )
@@ -201,8 +201,8 @@ def _in_blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], me
     dtype = jnp.result_type(*jax.tree.leaves(params))
 
     def block(side: _Side, start: int, shape: _Block) -> tuple:
-        x, directions = side.block(start, shape.size, shape.logits)
-        directions = jnp.asarray(directions, dtype)
+        x, unit_vectors = side.block(start, shape.size, shape.logits)
+        directions = jnp.asarray(unit_vectors, dtype)
         return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
 
     if _traced(params, state, sides[0].x, sides[-1].x):

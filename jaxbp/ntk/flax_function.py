@@ -14,7 +14,7 @@ Flax lets a model choose silently; here the caller has to.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -86,7 +86,7 @@ def _function(module: nn.Module, batch_norm: str | None, options: tuple) -> Call
         with nn.intercept_methods(steer):
             if batch_norm == "batch":  # Flax updates the stored statistics as it goes; they are let go
                 return module.apply(variables, inputs, mutable=["batch_stats"], **dict(options))[0]
-            return module.apply(variables, inputs, **dict(options))
+            return cast(jax.Array, module.apply(variables, inputs, **dict(options)))
 
     return apply
 

@@ -43,7 +43,7 @@ def relative_change(before: jax.Array, after: jax.Array) -> jax.Array:
 def rescaled_change(before: jax.Array, after: jax.Array) -> Rescaling:
     """What no rescaling explains: min over s of ||after - s before||_F / ||after||_F, from 0 to 1, and the best s.
 
-    s = <before, after> / <before, before>. The change is relative to ``after``, so that it equals sqrt(1 - cosine^2)
+    s = ``<before, after> / <before, before>``. The change is relative to ``after``, so that it equals sqrt(1 - cosine^2)
     and depends on the scale of neither kernel. The residual is formed before its norm is taken: 1 - cosine^2 would lose
     half of the digits where kernels are nearly parallel.
     """
@@ -53,7 +53,7 @@ def rescaled_change(before: jax.Array, after: jax.Array) -> Rescaling:
 
 
 def cosine(before: jax.Array, after: jax.Array) -> jax.Array:
-    """<before, after> / (||before||_F ||after||_F), from -1 to 1: alignment (Cristianini et al., NeurIPS 2001)."""
+    """``<before, after> / (||before||_F ||after||_F)``, from -1 to 1: alignment (Cristianini et al., NeurIPS 2001)."""
     before, after = _alike(before, after)
     return jnp.sum(_unit(before) * _unit(after))
 

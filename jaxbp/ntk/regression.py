@@ -153,7 +153,7 @@ def mean_prediction(
     times = np.asarray(time, np.float64)
     if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
         raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
-    moved = _moved(*map(_matrix, kernels), targets - train, np.atleast_1d(times))
+    moved = _moved(_matrix(kernels[0]), _matrix(kernels[1]), targets - train, np.atleast_1d(times))
     train, test = (
         out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), moved, strict=True)
     )
@@ -208,9 +208,11 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def _checked(k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike) -> tuple:
+def _checked(
+    k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[int, ...]]:
     """(kernels, targets, trace_axes) in float64; trace_axes say whether the logits are in the kernel."""
-    kernels = [np.asarray(k, np.float64) for k in (k_train_train, k_test_train)]
+    kernels = np.asarray(k_train_train, np.float64), np.asarray(k_test_train, np.float64)
     targets = np.asarray(targets, np.float64)
     if targets.ndim != 2:
         raise ValueError(f"targets must be (N, C), got shape {targets.shape}")

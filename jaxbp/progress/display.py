@@ -53,7 +53,7 @@ class Lines:
         now = clock.now()
         left = self._all.seconds_left(now)
         estimate = "" if left is None else f", about {left:.0f} s left"
-        return f"[{self._all.ended}/{self._all.total}] {what}, {now - self._all.began:.0f} s{estimate}"
+        return f"[{self._all.ended}/{self._all.total}] {what}, {self._all.seconds(now):.0f} s{estimate}"
 
     def say(self, text: str) -> None:
         """Print a message."""
@@ -77,7 +77,8 @@ class Bars:
         text = functools.partial(TextColumn, markup=False)
         columns = (BarColumn(), text("{task.fields[count]}"), text("{task.percentage:3.0f} %"), Times())
         self._bar = Progress(*columns, text("{task.description}"), console=console)
-        self._all, self._several, self._rows = everything, several, {}
+        self._all, self._several = everything, several
+        self._rows: dict[str, Any] = {}  # of settings
         self._row = self._add("starting", everything)
         self._bar.start()
 
@@ -93,7 +94,7 @@ class Bars:
     def show(self, name: str, unit: Unit, setting: Tally | None, *, urgent: bool) -> None:
         """Move the bars that a unit's change concerns; ``setting`` is the one it belongs to, and every change is drawn."""
         self._update(self._row, self._all, description=name)
-        if not self._several or setting is None:
+        if not self._several or setting is None or unit.group is None:
             return
         if not setting.counts["running"]:
             if unit.group in self._rows:
@@ -116,5 +117,5 @@ def _times(tally: Tally) -> str:
     """Elapsed and left, in words."""
     now = clock.now()
     left = tally.seconds_left(now)
-    elapsed = clock.format_seconds(now - (now if tally.began is None else tally.began))
+    elapsed = clock.format_seconds(tally.seconds(now))
     return elapsed if left is None else f"{elapsed}, left {clock.format_seconds(left)}"

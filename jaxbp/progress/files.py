@@ -6,6 +6,7 @@ it free knows that the process is gone.
 
 import contextlib
 import fcntl
+import io
 import json
 import re
 import sys
@@ -24,8 +25,10 @@ class Files:
 
     def __init__(self, folder: Path, process: int, num_processes: int):
         self._folder, self._process, self._num_processes = folder, process, num_processes
-        self._suffix, self._told = _suffix(process, num_processes), set()
-        self._log, self._locked, self._began = None, False, time.time()
+        self._suffix = _suffix(process, num_processes)
+        self._told: set[str] = set()
+        self._log: io.FileIO | None = None
+        self._locked, self._began = False, time.time()
 
     @contextlib.contextmanager
     def _writing(self, path: Path, what: str) -> Iterator[None]:

@@ -71,7 +71,8 @@ class Progress:
         self._tallies = {group: Tally(self._units[name] for name in names) for group, names in self._members.items()}
         self._process, self._num_processes, self._print = process, num_processes, log
         self._files = None if folder is None else Files(Path(folder), process, num_processes)
-        self._tensorboard, self._open, self._timer, self._next_status = tensorboard, False, None, -math.inf
+        self._tensorboard, self._open, self._next_status = tensorboard, False, -math.inf
+        self._timer: threading.Timer | None = None
         self._lock = threading.RLock()
 
     def __enter__(self) -> "Progress":
@@ -126,7 +127,7 @@ class Progress:
             if name not in self._units:  # no folder for a slip of the pen
                 raise KeyError(name)
             with self._lock:
-                if self._open:
+                if self._open and self._files:
                     self._files.scalars(name, step, values)
 
     def _move(self, name: str, state: str, share: float, verb: str, note: str = "", *, inherited: float = 0.0) -> None:
@@ -144,7 +145,8 @@ class Progress:
                 self._files.log(f"{verb} {name}" + (f": {note}" if note else ""))
             if self._display:
                 urgent = state == "failed" or (self._all.ended == self._all.total and state != "running")
-                self._display.show(name, unit, self._tallies.get(unit.group), urgent=urgent)
+                setting = None if unit.group is None else self._tallies[unit.group]
+                self._display.show(name, unit, setting, urgent=urgent)
             self._status_due()
 
     def _tallies_of(self, unit: Unit) -> list[Tally]:
@@ -152,8 +154,6 @@ class Progress:
 
     def _status_due(self) -> None:
         """Write the status, or let a timer do it if that was done a moment ago."""
-        if not self._files:
-            return
         wait = self._next_status - time.monotonic()
         if wait <= 0:
             self._write_status("running")
@@ -168,6 +168,8 @@ class Progress:
                 self._write_status("running")
 
     def _write_status(self, state: str, error: str = "") -> None:
+        if not self._files:
+            return
         began, now = time.monotonic(), clock.now()
         self._timer = None
         by_state = {s: {name: unit for name, unit in self._units.items() if unit.state == s} for s in STATES}
@@ -181,7 +183,7 @@ class Progress:
                 "host": socket.gethostname(),
                 "started": self._started,
                 "updated": clock.stamp(),
-                "seconds": round(now - self._all.began, 3),
+                "seconds": round(self._all.seconds(now), 3),
                 "seconds_left": self._all.seconds_left(now) if state == "running" else None,
                 "counts": {"total": self._all.total, **self._all.counts},
                 "settings": {
@@ -216,7 +218,7 @@ class Progress:
                 state, why = ("failed" if isinstance(error, Exception) else "stopped"), _describe(error)
             if self._files:
                 counts = ", ".join(f"{n} {s}" for s, n in reversed(self._all.counts.items()) if n)
-                seconds = clock.now() - self._all.began
+                seconds = self._all.seconds(clock.now())
                 self._files.log(f"{state}{f' ({why})' if why else ''} after {seconds:.1f} s: {counts or 'no work'}")
                 self._write_status(state, why)
                 self._files.close()

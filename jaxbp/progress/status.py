@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 from jaxbp.progress.files import is_abandoned, status_files
 from jaxbp.progress.tally import STATES
 
+State = Literal["running", "finished", "stopped", "failed", "killed"]
+
 
 class StatusError(RuntimeError):
     """The folder holds no status that can be read."""
@@ -24,7 +26,7 @@ class ProcessStatus:
 
     process: int
     num_processes: int
-    state: Literal["running", "finished", "stopped", "failed", "killed"]
+    state: State
     error: str
     pid: int
     host: str
@@ -43,7 +45,7 @@ class Status:
     state and in ``total``, of each setting. ``seconds`` and ``seconds_left`` are those of the slowest process, as of ``updated``.
     """
 
-    state: Literal["running", "finished", "stopped", "failed", "killed"]
+    state: State
     error: str
     started: datetime
     updated: datetime
@@ -80,7 +82,7 @@ def read(folder: str | os.PathLike) -> Status:
     return _merge([_parse(path) for path in paths])
 
 
-_FIELDS = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "error", "host", "started", "updated"), str),
     **dict.fromkeys(("process", "num_processes", "pid"), int),
     **dict.fromkeys(("settings", "running", "diverged", "failed"), dict),
@@ -113,9 +115,9 @@ def _parse(path: Path) -> _Report:
         members = {group: [str(name) for name in counts["names"]] for group, counts in entry["settings"].items()}
         if missing := {name for names in members.values() for name in names} - units.keys():
             raise ValueError(f"{min(missing)!r} has no state")
-        times = {key: datetime.fromisoformat(entry[key]).astimezone(UTC) for key in ("started", "updated")}
+        started, updated = (datetime.fromisoformat(entry[key]).astimezone(UTC) for key in ("started", "updated"))
         shared = ("process", "num_processes", "state", "error", "pid", "host", "seconds", "seconds_left")
-        process = ProcessStatus(**{key: entry[key] for key in shared}, **times)
+        process = ProcessStatus(**{key: entry[key] for key in shared}, started=started, updated=updated)
     except OSError as error:
         raise StatusError(f"cannot read {path} ({error.strerror or error})") from error
     except KeyError as error:
@@ -157,13 +159,14 @@ def _merge(reports: list[_Report]) -> Status:
         for group, names in report.members.items():
             members.setdefault(group, {}).update(dict.fromkeys(names))
     settings = {}
-    for group, names in members.items():
-        settings[group] = {"total": len(names), **dict.fromkeys(STATES, 0)}
-        for name in names:
+    for group, listed in members.items():
+        settings[group] = {"total": len(listed), **dict.fromkeys(STATES, 0)}
+        for name in listed:
             settings[group][units[name][0]] += 1
     processes = tuple(report.process for report in reports)
     found = {process.state for process in processes}
-    state = next((s for s in ("running", "killed", "failed") if s in found), "stopped")
+    first_found: tuple[State, ...] = ("running", "killed", "failed")
+    state: State = next((s for s in first_found if s in found), "stopped")
     by_state = {s: {name: note for name, (own, note) in units.items() if own == s} for s in STATES}
     if state == "stopped" and not by_state["left"]:  # though each process may have left units to the others
         state = "finished"
@@ -174,7 +177,11 @@ def _merge(reports: list[_Report]) -> Status:
         updated=max(process.updated for process in processes),
         seconds=max(process.seconds for process in processes),
         seconds_left=max((p.seconds_left for p in processes if p.seconds_left is not None), default=None),
-        **{s: tuple(by_state[s]) if s in ("done", "left") else by_state[s] for s in STATES},
+        done=tuple(by_state["done"]),
+        running=by_state["running"],
+        diverged=by_state["diverged"],
+        failed=by_state["failed"],
+        left=tuple(by_state["left"]),
         settings=settings,
         processes=processes,
     )

@@ -32,7 +32,8 @@ class Tally:
     def __init__(self, units: Iterable[Unit]):
         self.counts = dict.fromkeys(STATES, 0)
         self.weight = self.before = self.gained = 0.0  # of all, of what earlier starts did, of what this one did
-        self.began = self._finish = None
+        self.began: float | None = None
+        self._finish: float | None = None
         for unit in units:
             self.counts[unit.state] += 1
             self.weight += unit.weight
@@ -65,6 +66,10 @@ class Tally:
         """Count a running unit as left: nothing runs any more."""
         self.counts[unit.state] -= 1
         self.counts["left"] += 1
+
+    def seconds(self, now: float) -> float:
+        """Elapsed since the work began; 0 before."""
+        return 0.0 if self.began is None else now - self.began
 
     def seconds_left(self, now: float) -> float | None:
         """As estimated at the last change, counted down since; None where it cannot be told."""

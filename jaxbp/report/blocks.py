@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import evidence
-from jaxbp.report.text import escape, format_interval, format_number
+from jaxbp.report.text import escape, format_interval, format_number, prose
 
 MAX_SVG_BYTES = 250_000  # a figure beyond this goes into the page as PNG
 
@@ -51,7 +51,7 @@ class Table:
         body = "".join(_row(map(_written, row), kinds) for row in self.rows)
         caption = escape(self.caption)
         return (
-            f"<figure><figcaption>{caption}</figcaption>"
+            f"<figure><figcaption>{prose(self.caption)}</figcaption>"
             f'<div class="scroll" role="group" tabindex="0" aria-label="{caption}">'
             f"<table><thead>{head}</thead><tbody>{body}</tbody></table></div></figure>"
         )
@@ -67,17 +67,18 @@ def _row(texts: Iterable[str], kinds: Sequence[str], *, head: bool = False) -> s
 
 
 def _mostly_numbers(cells: Sequence[Any]) -> bool:
-    return 2 * sum(map(_is_number, cells)) > len(cells)
+    filled = [cell for cell in cells if cell is not None]
+    return 2 * sum(map(_is_number, filled)) > len(filled)
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, Real | evidence.Interval) and not isinstance(value, bool))
+    return isinstance(value, Real | evidence.Interval) and not isinstance(value, bool)
 
 
 def _written(value: Any) -> str:
-    if not _is_number(value):
-        return str(value)
-    return format_interval(value) if isinstance(value, evidence.Interval) else format_number(value)
+    if isinstance(value, evidence.Interval):
+        return format_interval(value)
+    return format_number(value) if value is None or _is_number(value) else str(value)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Picture:
     caption: str
 
     def to_html(self) -> str:
-        """Embed the figure as an image: the ids in several inline SVGs of matplotlib would collide."""
+        """Embed the figure as an image: the ids in several inline SVGs of matplotlib would collide. A phone may enlarge it."""
         path, bitmap = Path(self.path), Path(self.path).with_suffix(".png")
         if path.suffix == ".svg" and path.stat().st_size > MAX_SVG_BYTES and bitmap.exists():
             path = bitmap
@@ -99,9 +100,10 @@ class Picture:
         content = path.read_bytes()
         data, size = base64.b64encode(content).decode(), _size(content)
         return (
-            '<figure><div class="scroll" role="group" tabindex="0" aria-label="Figure">'
-            f'<img src="data:image/{kind};base64,{data}" alt="{escape(self.alt)}" decoding="async"{size}></div>'
-            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
+            '<figure class="picture"><div class="scroll">'
+            f'<img src="data:image/{kind};base64,{data}" alt="{escape(self.alt)}" decoding="async"{size}>'
+            '<label class="enlarge"><input type="checkbox"> enlarge</label></div>'
+            f"<figcaption>{prose(self.caption)}</figcaption></figure>"
         )
 
 
@@ -139,5 +141,5 @@ class Section:
             if isinstance(block, Section):
                 parts.append(block.to_html(min(level + 1, 6)))
             else:
-                parts.append(f"<p>{escape(block)}</p>" if isinstance(block, str) else block.to_html())
+                parts.append(f"<p>{prose(block)}</p>" if isinstance(block, str) else block.to_html())
         return "\n".join([*parts, "</section>"])

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from jaxbp import evidence
-from jaxbp.report.text import escape, format_interval, format_number, link, plural
+from jaxbp.report.text import escape, format_interval, format_number, link, plural, prose
 
 # Outcomes are told apart without colour: tick in a disc, cross in a square, dash in a ring.
 BADGES = {
@@ -50,12 +50,12 @@ def table(verdicts: Sequence[evidence.Verdict], name: str) -> str:
 
 def _rows(verdict: evidence.Verdict) -> str:
     claim = verdict.claim
-    note = f'<p class="small">{escape(verdict.note)}</p>' if verdict.note else ""
+    note = f'<p class="small">{prose(verdict.note)}</p>' if verdict.note else ""
     paper = "not tested" if claim.paper_value is None else escape(claim.paper_value)
     cells = {
-        "claim": f"<p>{escape(claim.statement)}</p>"
+        "claim": f"<p>{prose(claim.statement)}</p>"
         f'<p class="small">{escape(claim.source)}</p>'
-        f'<p class="small">Holds if {escape(claim.rule.text(claim.measure))}.</p>',
+        f'<p class="small">Holds if {prose(claim.rule.text(claim.measure))}.</p>',
         "belief": f"<p>{escape(claim.belief) or '–'}</p>",
         "paper": f"<p>{paper}</p>",
         "ours": f"{_result(verdict, claim.rule, [verdict])}{note}",

@@ -15,7 +15,7 @@ from jaxbp import evidence
 from jaxbp.report import outcomes
 from jaxbp.report.blocks import Section
 from jaxbp.report.reproduce import reproduce
-from jaxbp.report.text import escape, link
+from jaxbp.report.text import escape, link, prose
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEAD = """<!DOCTYPE html>
@@ -101,7 +101,7 @@ def _one(title: str, lead: str, part: Part) -> list[str]:
     contents = ({"verdicts": "Verdicts"} if part.verdicts else {}) | part.anchors()
     table = [outcomes.table(part.verdicts, "Verdicts")]
     return [
-        f'<header><h1 id="{escape(part.id)}">{escape(title)}</h1><p>{escape(lead)}</p></header>',
+        f'<header><h1 id="{escape(part.id)}">{escape(title)}</h1><p>{prose(lead)}</p></header>',
         _contents("Contents", contents),
         '<main id="content" tabindex="-1">',
         _overview(part.verdicts, table),
@@ -120,7 +120,7 @@ def _several(title: str, lead: str, parts: Sequence[Part]) -> list[str]:
     ]
     contents = ({"verdicts": "Verdicts"} if every else {}) | {part.id: f"{part.id} {part.title}" for part in parts}
     return [
-        f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
+        f"<header><h1>{escape(title)}</h1><p>{prose(lead)}</p></header>",
         _contents("Contents", contents),
         '<main id="content" tabindex="-1">',
         _overview(every, tables),
@@ -132,14 +132,14 @@ def _several(title: str, lead: str, parts: Sequence[Part]) -> list[str]:
 def _overview(verdicts: Sequence[evidence.Verdict], tables: Sequence[str]) -> str:
     if not verdicts:
         return ""
-    told = f"<p>{outcomes.tally(verdicts)}. {outcomes.EXPLANATION}</p>"
+    told = f"<p>{outcomes.tally(verdicts)}. {prose(outcomes.EXPLANATION)}</p>"
     return "\n".join(['<section id="verdicts"><h2>Verdicts</h2>', told, *tables, "</section>"])
 
 
 def _study(part: Part) -> str:
     found = "".join(f"<li>{link(v.claim.id, v.claim.id)} {outcomes.badge(v.verdict)}</li>" for v in part.verdicts)
     return "\n".join([
-        f'<section class="study" id="{escape(part.id)}"><h2>{escape(part.id)} {escape(part.title)}</h2><p>{escape(part.lead)}</p>',
+        f'<section class="study" id="{escape(part.id)}"><h2>{escape(part.id)} {escape(part.title)}</h2><p>{prose(part.lead)}</p>',
         f'<ul class="outcomes" aria-label="Verdicts of {escape(part.id)}">{found}</ul>' if found else "",
         _contents(f"Contents of {part.id}", part.anchors()),
         part.to_html(3),

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from numbers import Integral
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,11 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 def escape(value: Any) -> str:
     """Write ``value`` so that HTML shows it as it is, between tags and between quotes; control characters as U+FFFD."""
     return html.escape(str(value).translate(_CONTROLS), quote=True)
+
+
+def prose(text: str) -> str:
+    """Escape a text whose per cent signs shall not begin a line."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", escape(text))
 
 
 def link(anchor: str, text: str) -> str:
@@ -46,8 +52,8 @@ def format_interval(interval: evidence.Interval | None) -> str:
     ends = (interval.estimate, interval.low, interval.high)
     half, largest = (interval.high - interval.low) / 2, max(map(abs, ends))
     decimals = 1 - math.floor(math.log10(half)) if half else 4
-    if decimals <= 6 and largest < 1e6:
-        estimate, low, high = (f"{end:.{max(decimals, 0)}f}" for end in ends)
+    if largest < 1e6 and (decimals <= 6 or largest >= 1e-3):
+        estimate, low, high = (f"{end:.{min(max(decimals, 0), 9)}f}" for end in ends)
     else:
         digits = 1 + decimals + math.floor(math.log10(largest)) if half else 4
         estimate, low, high = (f"{end:.{min(max(digits - 1, 1), 8)}e}" for end in ends)

@@ -1,4 +1,17 @@
-"""Study 4's instrument: singular values of layers as operators, the ranks they show, and nets cut or capped to a rank."""
+"""Study 4's instrument: singular values of layers as operators, the ranks they show, and nets cut or capped to a rank.
+
+`singular_values` are those of one kernel on a map, `of_network` those of all layers of a function; `effective_rank` and its kin measure
+them; `rank_min` and `rank_max` change a network's parameters such that its layers have lower or higher rank.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp import spectra
+>>> def apply_fn(params, inputs):
+...     return jax.nn.relu(inputs @ params["hidden"]) @ params["head"]
+>>> params = {"hidden": jnp.eye(8), "head": jnp.ones((8, 3))}
+>>> found = spectra.of_network(apply_fn, params, jnp.ones((1, 8)))
+>>> {name: round(float(spectra.effective_rank(spectrum) ** 2), 3) for name, spectrum in found.items()}  # all values equal, and one
+{'hidden': 8.0, 'head': 1.0}
+"""
 
 from jaxbp.spectra import extremes, symbol, values
 from jaxbp.spectra.geometry import Geometry

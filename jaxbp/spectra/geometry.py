@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Geometry:
     window: tuple[int, ...]
     spatial: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: str | tuple[tuple[int, int], ...]
+    padding: Literal["circular"] | tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
     inputs: int
@@ -99,8 +99,13 @@ class Geometry:
     def circular(self) -> bool:
         """Whether indices count modulo the map; also true of a layer whose taps never leave it."""
         return self.padding == "circular" or all(
-            pads == (0, 0) and w == 1 for pads, w in zip(self.padding, self.window, strict=True)
+            pads == (0, 0) and w == 1 for pads, w in zip(self.zeros, self.window, strict=True)
         )
+
+    @property
+    def zeros(self) -> tuple[tuple[int, int], ...]:
+        """Zeros before and behind each axis: none where indices count modulo the map."""
+        return ((0, 0),) * len(self.spatial) if self.padding == "circular" else self.padding
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -112,7 +117,7 @@ class Geometry:
         """The extents of the output map."""
         if self.padding == "circular":
             return tuple(n // s for n, s in zip(self.spatial, self.strides, strict=True))
-        sizes = zip(self.spatial, self.padding, self.reach, self.strides, strict=True)
+        sizes = zip(self.spatial, self.zeros, self.reach, self.strides, strict=True)
         return tuple((n + sum(pads) - reach) // s + 1 for n, pads, reach, s in sizes)
 
     @property
@@ -133,13 +138,12 @@ class Geometry:
         axes = len(self.spatial)
         if axes == 0 and self.groups == 1:
             return jnp.matmul(features, kernel, precision="highest")
-        batch, pads = features[None], self.padding
-        if pads == "circular":
+        batch = features[None]
+        if self.padding == "circular":
             batch = jnp.pad(batch, [(0, 0), *((0, reach - 1) for reach in self.reach), (0, 0)], mode="wrap")
-            pads = [(0, 0)] * axes
         last = (0, axes + 1, *range(1, axes + 1))
         return lax.conv_general_dilated(
-            batch, kernel, self.strides, pads, rhs_dilation=self.dilation, feature_group_count=self.groups,
+            batch, kernel, self.strides, self.zeros, rhs_dilation=self.dilation, feature_group_count=self.groups,
             dimension_numbers=lax.ConvDimensionNumbers(last, (axes + 1, axes, *range(axes)), last), precision="highest",
         )[0]  # fmt: skip
 
@@ -157,7 +161,7 @@ class Geometry:
             return 0
         rows, columns = [], []
         for n, m, taps, stride, reach, dilation, pads in zip(
-            self.spatial, self.torus, self.window, self.strides, self.reach, self.dilation, self.padding, strict=True
+            self.spatial, self.torus, self.window, self.strides, self.reach, self.dilation, self.zeros, strict=True
         ):
             sight = np.arange(m)[:, None] * stride + np.arange(taps) * dilation - pads[0]
             kept = (sight >= 0) & (sight < n) & (np.arange(m)[:, None] < (n + sum(pads) - reach) // stride + 1)
@@ -185,8 +189,7 @@ class Geometry:
 
     def sights(self) -> list[np.ndarray]:
         """For each axis (outputs, taps): the pixel that an output sees through a tap, be it on the map or not."""
-        pads = [(0, 0)] * len(self.spatial) if self.padding == "circular" else self.padding
-        sizes = zip(self.output_spatial, self.window, self.strides, self.dilation, pads, strict=True)
+        sizes = zip(self.output_spatial, self.window, self.strides, self.dilation, self.zeros, strict=True)
         return [np.arange(m)[:, None] * s + np.arange(w) * d - low for m, w, s, d, (low, _) in sizes]
 
 
@@ -197,7 +200,7 @@ def _per_axis(name: str, value: Any, axes: int) -> tuple[int, ...]:
     return tuple(int(v) for v in values)
 
 
-def _pads(padding: Padding, spatial: tuple, reach: Sequence[int], strides: tuple) -> str | tuple:
+def _pads(padding: Padding, spatial: tuple, reach: Sequence[int], strides: tuple) -> Literal["circular"] | tuple:
     if isinstance(padding, str):
         name = {"zero": "SAME"}.get(padding, padding.upper())
         if name == "CIRCULAR":

@@ -2,10 +2,10 @@
 
 All take values (..., count), non-negative, or a `Spectrum`, and reduce the last axis. None changes when the operator is scaled.
 
-``effective_rank``  ||W||_* / ||W||_F, the paper's (Study 4); between 1 and sqrt(count), reached where all values are equal;
-``stable_rank``     ||W||_F^2 / ||W||_2^2 (Rudelson and Vershynin, J. ACM 54, 2007);
-``entropy_rank``    exp of the entropy of values / their sum (Roy and Vetterli, EUSIPCO 2007, there called effective rank);
-``numerical_rank``  values above a tolerance relative to the largest (Golub and Van Loan, section 5.4.1).
+- ``effective_rank``  ||W||_* / ||W||_F, the paper's (Study 4); between 1 and sqrt(count), reached where all values are equal;
+- ``stable_rank``     ||W||_F^2 / ||W||_2^2 (Rudelson and Vershynin, J. ACM 54, 2007);
+- ``entropy_rank``    exp of the entropy of values / their sum (Roy and Vetterli, EUSIPCO 2007, there called effective rank);
+- ``numerical_rank``  values above a tolerance relative to the largest (Golub and Van Loan, section 5.4.1).
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import spectra

@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,17 +85,22 @@ def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes[0])]
     found = linear_layers.uses(fn, *shapes)
-    readers = collections.defaultdict(list)
+    readers: dict[int, list[_Reader]] = collections.defaultdict(list)
     for use in found:
         if isinstance(use.geometry, linear_layers.Convolution):
-            readers[use.source].append(use)
+            readers[use.source].append(_Reader(use, use.geometry))
     layers: list[Layer] = []
     refused: dict[str, str] = {}
     for use in found:
         kind = "conv" if isinstance(use.geometry, linear_layers.Convolution) else "dense"
         name, again = paths[use.leaf], [layer for layer in layers if layer.leaf == use.leaf]
         try:
-            geometry, arrange = (_convolution if kind == "conv" else _matmul)(use)
+            if use.steps is None:
+                raise _NotFixed("its weight is multiplied by a number that is known only at run time")
+            if isinstance(use.geometry, linear_layers.Convolution):
+                geometry, arrange = _convolution(use, use.geometry)
+            else:
+                geometry, arrange = _matmul(use, use.geometry)
         except _NotFixed as reason:
             refused[name] = str(reason)
             continue
@@ -190,19 +195,23 @@ def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
     return kernel_fn
 
 
-def _is_shortcut(use: linear_layers.Layer, readers: Sequence[linear_layers.Layer]) -> bool:
-    def size(other: linear_layers.Layer) -> tuple[int, int]:
-        outputs = other.output.shape[other.geometry.output_spec[1]]
-        return math.prod(other.geometry.window), -outputs
+class _Reader(NamedTuple):
+    """A convolution that reads a map."""
 
-    return len(readers) > 1 and use is min(readers, key=size)
+    use: linear_layers.Layer
+    geometry: linear_layers.Convolution
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return math.prod(self.geometry.window), -self.use.output.shape[self.geometry.output_spec[1]]
 
 
-def _convolution(use: linear_layers.Layer) -> tuple[Geometry, Callable]:
+def _is_shortcut(use: linear_layers.Layer, readers: Sequence[_Reader]) -> bool:
+    return len(readers) > 1 and use is min(readers, key=lambda reader: reader.size).use
+
+
+def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
     """The geometry, and from the weight to its kernel; a transposed convolution is taken by its adjoint."""
-    if use.steps is None:
-        raise _NotFixed("its weight is multiplied by a number that is known only at run time")
-    g = use.geometry
     extents = [use.data.shape[axis] for axis in g.data_spec[2:]]
     outward, inward, *space = g.weight_spec
     if max(g.data_dilation, default=1) == 1:
@@ -227,11 +236,8 @@ def _convolution(use: linear_layers.Layer) -> tuple[Geometry, Callable]:
     return geometry, lambda weight: jnp.flip(weight.transpose(*space, outward, inward), axes)
 
 
-def _matmul(use: linear_layers.Layer) -> tuple[Geometry, Callable]:
+def _matmul(use: linear_layers.Layer, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
     """The geometry of a dense layer; weights that share axes with the data are groups of it."""
-    if use.steps is None:
-        raise _NotFixed("its weight is multiplied by a number that is known only at run time")
-    g = use.geometry
     groups, inputs = (math.prod(use.data.shape[axis] for axis in axes) for axes in (g.batch, g.contract))
     positions = math.prod(use.data.shape) // (groups * inputs)
     outputs = math.prod(use.output.shape) // (groups * positions)

@@ -169,11 +169,6 @@ class _Parts(NamedTuple):
     vectors: tuple[jax.Array, jax.Array]  # V, or U
     by_rows: bool
 
-    def all_values(self) -> jax.Array:
-        """(L, count) in no order, those of pairs twice."""
-        own, paired = (values.reshape(len(values), -1) for values in self.values)
-        return jnp.concatenate([own, paired, paired], -1)
-
     def changed(self, factors: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
         """H(f) - H, ``factors`` being f(sigma) / sigma - 1."""
         found = []
@@ -183,6 +178,12 @@ class _Parts(NamedTuple):
             else:
                 found.append(_product(image * factor[..., None, :], vectors.conj().swapaxes(-1, -2)))
         return found
+
+
+def _joined(values: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Values of real symbols and of pairs as (L, count) in no order, those of pairs twice."""
+    own, paired = (part.reshape(len(part), -1) for part in values)
+    return jnp.concatenate([own, paired, paired], -1)
 
 
 def _decompose(kernels: jax.Array, transform: Transform) -> _Parts:
@@ -200,7 +201,8 @@ def _decompose(kernels: jax.Array, transform: Transform) -> _Parts:
         # Lengths of images, not roots of eigenvalues: these lose the small values.
         values = jnp.sqrt(jnp.sum(jnp.abs(image) ** 2, axis=-1 if by_rows else -2))
         found.append((values, image, vectors))
-    return _Parts(*zip(*found, strict=True), by_rows)
+    all_values, all_images, all_vectors = zip(*found, strict=True)
+    return _Parts(all_values, all_images, all_vectors, by_rows)
 
 
 def _project(
@@ -209,14 +211,15 @@ def _project(
     """Changes (L, *kernel) of a stack of kernels, and the report with fields (L,)."""
     transform = Transform(geometry)
     first = _decompose(kernels, transform)
-    goal = rule_fn(_sorted(first.all_values()))  # of targets relative to the start: fixed here for all projections
+    goal = rule_fn(_sorted(_joined(first.values)))  # of targets relative to the start: fixed here for all projections
 
     def step(parts: _Parts) -> tuple[jax.Array, jax.Array]:
         """The change of the kernels by one projection, and the share (L,) of their norm that is taken away."""
-        bounds = goal(_sorted(parts.all_values()))
-        factors = tuple(bounds.factor(values) for values in parts.values)
-        lost = _Parts(tuple(f * v for f, v in zip(factors, parts.values, strict=True)), (), (), False).all_values()
-        share = _norm(lost) / jnp.maximum(_norm(parts.all_values()), jnp.finfo(lost.dtype).tiny)
+        values = _joined(parts.values)
+        bounds = goal(_sorted(values))
+        factors = bounds.factor(parts.values[0]), bounds.factor(parts.values[1])
+        lost = _joined((factors[0] * parts.values[0], factors[1] * parts.values[1]))
+        share = _norm(lost) / jnp.maximum(_norm(values), jnp.finfo(lost.dtype).tiny)
         return transform.kernel(*parts.changed(factors)), share
 
     change, share = step(first)
@@ -236,7 +239,7 @@ def _project(
     change, count, _ = state if num_projections == 1 else jax.lax.while_loop(again, project, state)
     left = kernels + change
     after = of_geometry(left, geometry).values
-    before = _sorted(first.all_values())
+    before = _sorted(_joined(first.values))
     bounds = goal(after)
     lost_after = _norm(bounds.factor(after) * after) / jnp.maximum(_norm(after), jnp.finfo(after.dtype).tiny)
     report = LayerReport(

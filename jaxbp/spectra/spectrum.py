@@ -1,9 +1,9 @@
 """All singular values of a linear layer as an operator, and a plain word on how they were got.
 
-``exact``     circular padding and dense layers, by the symbol (`jaxbp.spectra.symbol`); zero padding by the dense matrix while
-              that is small;
-``extremes``  zero padding, the ends of the spectrum by Golub and Kahan, with a residual each;
-``circular``  zero padding taken for the circular convolution out of which it is cut, with proven bounds.
+- ``exact``     circular padding and dense layers, by the symbol (`jaxbp.spectra.symbol`); zero padding by the dense matrix while
+                that is small;
+- ``extremes``  zero padding, the ends of the spectrum by Golub and Kahan, with a residual each;
+- ``circular``  zero padding taken for the circular convolution out of which it is cut, with proven bounds.
 
 The bounds. Filled up with zeros the zero-padded operator T is the circular one C without some entries, E = C - T, those of taps that
 fall off the map. So ||E||_F^2 = ||C||_F^2 - ||T||_F^2, both from the kernel's taps; sum_i (sigma_i(C) - sigma_i(T))^2 <= ||E||_F^2

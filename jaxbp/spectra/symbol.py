@@ -22,6 +22,7 @@ has few taps, so a product with a (frequencies, taps) matrix replaces the fast t
 import functools
 import itertools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,11 @@ class Transform:
             jnp.einsum("gpt,...tiho->...hgpio", jnp.asarray(waves, kernel.dtype), taps, precision="highest")
             for waves in (self.own, self.pairs.real, self.pairs.imag)
         )
-        return tuple(
-            a.reshape(*a.shape[:-3], math.prod(a.shape[-3:-1]), a.shape[-1]) for a in (own, lax.complex(real, imag))
-        )
+
+        def joined(a: jax.Array) -> jax.Array:
+            return a.reshape(*a.shape[:-3], math.prod(a.shape[-3:-1]), a.shape[-1])
+
+        return joined(own), joined(lax.complex(real, imag))
 
     def kernel(self, own: jax.Array, paired: jax.Array) -> jax.Array:
         """The kernel of the window (..., \\*window, inputs / groups, outputs) whose symbols are closest to those given."""
@@ -80,10 +83,11 @@ class Transform:
             jnp.asarray(w / self.crowd / self.num_frequencies, own.dtype)
             for w in (self.own, 2 * self.pairs.real, 2 * self.pairs.imag)
         ]
-        taps = sum(
+        parts = (
             jnp.einsum("gpt,...hgpio->...tiho", w, part, precision="highest")
             for w, part in zip(waves, (own, paired.real, paired.imag), strict=True)
         )
+        taps = functools.reduce(operator.add, parts)
         lead, g = taps.shape[:-4], self.geometry
         return taps.reshape(*lead, *g.window, g.inputs // g.groups, g.outputs)
 

@@ -34,6 +34,8 @@ class Chunk:
         checkpoints: Checkpoints | None,
     ):
         self.recorder, self.names, self.places, self.checkpoints = recorder, names, places, checkpoints
+        self.num_done: int
+        self.carry: Carry
         self.num_done, self.carry = (checkpoints and checkpoints.latest(like)) or (0, start())
         self.retired: set[str] = set()
 

@@ -21,6 +21,7 @@ from jaxbp.sweep.checkpoints import Checkpoints
 from jaxbp.sweep.chunk import Chunk
 from jaxbp.sweep.placement import Placement, fitted, rows_here
 from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep.segments import Segments
 from jaxbp.sweep.tasks import Task
 
 _SAVE_EVERY = 2.0  # seconds of work between writes, for short runs that go one after another
@@ -70,7 +71,10 @@ class Engine:
           stopping.Terminated, KeyboardInterrupt: asked to stop; what could be saved is saved.
         """
         if self.recorder.missing(task.names):
-            (self._in_segments if task.in_segments else self._whole)(task)
+            if isinstance(task.fn, Segments):
+                self._in_segments(task, task.fn.num_segments)
+            else:
+                self._whole(task)
             plans.make_room()
 
     def _whole(self, task: Task) -> None:
@@ -96,7 +100,7 @@ class Engine:
             missing, took = missing[size:], time.monotonic() - began
             number = distributed.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
 
-    def _in_segments(self, task: Task) -> None:
+    def _in_segments(self, task: Task, num_segments: int) -> None:
         init, segment, finish = task.functions
         carries = jax.eval_shape(
             lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared
@@ -107,28 +111,33 @@ class Engine:
             Part(finish, carries, self.shared),
         ]
         # One after another nothing is gained by more than one run on a device, and less is lost to a kill with one.
-        placement, (start, advance, end) = self._placed(task, parts, most=1)
+        placement, programs = self._placed(task, parts, most=1)
         missing = set(self.recorder.missing(task.names))
         for numbers in placement.chunks(len(task.names)):
-            if not missing & set(numbers):
-                continue
-            runs, counts, places = placement.place(task.runs, numbers)
-            names = [task.names[n] for n in numbers]
-            chunk = Chunk(
-                self.recorder,
-                names,
-                places,
-                lambda counts=counts, runs=runs: start(counts, runs, self.shared),
-                like := placement.like(carries),
-                self._checkpoints(names, placement, like),
-            )
-            chunk.advance(
-                lambda carry, index, counts=counts: advance(counts, carry, (np.int32(index), *self.shared)),
-                task.fn.num_segments,
-                checkpoint_every=self.options.checkpoint_every,
-                scalars=self.options.scalars,
-            )
-            chunk.finish(lambda carry, counts=counts: end(counts, carry, self.shared))
+            if missing & set(numbers):
+                self._one_chunk(task, numbers, placement, programs, placement.like(carries), num_segments)
+
+    def _one_chunk(
+        self, task: Task, numbers: Sequence[int], placement: Placement, programs: Sequence, like: Any, num_segments: int
+    ) -> None:
+        start, advance, end = programs
+        runs, counts, places = placement.place(task.runs, numbers)
+        names = [task.names[n] for n in numbers]
+        chunk = Chunk(
+            self.recorder,
+            names,
+            places,
+            lambda: start(counts, runs, self.shared),
+            like,
+            self._checkpoints(names, placement, like),
+        )
+        chunk.advance(
+            lambda carry, index: advance(counts, carry, (np.int32(index), *self.shared)),
+            num_segments,
+            checkpoint_every=self.options.checkpoint_every,
+            scalars=self.options.scalars,
+        )
+        chunk.finish(lambda carry: end(counts, carry, self.shared))
 
     def _checkpoints(self, names: Sequence[str], placement: Placement, like: Any) -> Checkpoints | None:
         if self.options.checkpoints is None:
@@ -146,7 +155,8 @@ class Engine:
         devices = list(mesh.devices.flat)
         plan = plans.resolve(self.options.plan, lambda: task.products(self.shared), num_runs=num_runs, devices=devices)
         within = "vmap" if plan.endswith("vmap") else "map"
-        most, bound = most if within == "map" else None, self.options.memory
+        most = most if within == "map" else None
+        bound: float = self.options.memory
 
         def compiled(placement: Placement) -> Sequence[Any]:
             return [part.compiled(placement) for part in parts]

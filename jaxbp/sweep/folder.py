@@ -16,7 +16,8 @@ def open_together(out: str | os.PathLike, settings: Mapping[str, Any], facts: Ma
     Raises:
       StoreError: as `Store` does, in all processes if in any.
     """
-    store, error = None, None
+    store: Store | None = None
+    error: StoreError | None = None
     for first in (True, False):  # the first process writes the settings, the others compare theirs
         if distributed.is_first() == first:
             try:
@@ -27,4 +28,4 @@ def open_together(out: str | os.PathLike, settings: Mapping[str, Any], facts: Ma
             if store:
                 store.close()
             raise error or StoreError(f"another process could not open {out}: see what it said")
-    return store
+    return store  # type: ignore[return-value]  # whoever has none has raised

@@ -31,7 +31,7 @@ class Placement(NamedTuple):
         """Runs in a chunk."""
         return self.num_devices * self.capacity
 
-    def place(self, runs: Any, numbers: Sequence[int]) -> tuple[Any, np.ndarray, np.ndarray]:
+    def place(self, runs: Any, numbers: Sequence[int]) -> tuple[Any, jax.Array, np.ndarray]:
         """`plans.placed` for the runs (NumPy arrays) with these numbers, on the devices."""
         chosen = jax.tree.map(lambda a: a[np.asarray(numbers)], runs)
         runs, counts, places = plans.placed(chosen, len(numbers), self.num_devices, self.capacity)

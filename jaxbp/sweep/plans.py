@@ -4,12 +4,12 @@ A *run* is a pure function of (what differs between runs, what they share). `eva
 of what differs: keys, initial parameters, learning rates, data of their own. All of them share one compiled program, and equal
 calls reuse it. The plans give the same numbers up to rounding:
 
-``loop``        one call after another, from Python;
-``map``         one after another inside one program;
-``vmap``        all at once (`jax.vmap`);
-``shard-map``   split over devices, each doing its share one after another;
-``shard-vmap``  split over devices, each doing its share at once; ``pmap`` is another spelling;
-``auto``        the rule of `choose`, which states the measurements it rests on.
+- ``loop``        one call after another, from Python;
+- ``map``         one after another inside one program;
+- ``vmap``        all at once (`jax.vmap`);
+- ``shard-map``   split over devices, each doing its share one after another;
+- ``shard-vmap``  split over devices, each doing its share at once; ``pmap`` is another spelling;
+- ``auto``        the rule of `choose`, which states the measurements it rests on.
 
 >>> import jax
 >>> from jaxbp import sweep
@@ -199,7 +199,7 @@ jitted = functools.lru_cache(_KEPT)(jax.jit)
 
 
 @functools.lru_cache(_KEPT)
-def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) -> Callable:
+def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) -> jax.stages.Wrapped:
     """The compiled ``(counts, runs, *shared) -> results``; one for each function object, plan and set of devices.
 
     ``counts``, (D,), says how many of its runs each device is to do when it does one after another. ``donate`` gives the memory
@@ -212,9 +212,9 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
 
         return jax.vmap(one)(runs) if within == "vmap" else _one_by_one(one, counts[0], runs)
 
-    options = {"donate_argnums": 1} if donate else {}
+    donated = (1,) if donate else ()
     if mesh is None:
-        return jax.jit(share, **options)
+        return jax.jit(share, donate_argnums=donated)
     by_run, whole = NamedSharding(mesh, PartitionSpec(SEEDS)), NamedSharding(mesh, PartitionSpec())
     manual = {SEEDS} if mesh.shape[BATCH] > 1 else {SEEDS, BATCH}  # callbacks to the host need all axes to be
 
@@ -225,7 +225,8 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
             axis_names=manual, check_vma=False,
         )(counts, runs, shared)  # fmt: skip
 
-    return jax.jit(spread, in_shardings=(by_run, by_run, whole), out_shardings=by_run, **options)
+    shardings = (by_run, by_run, whole)
+    return jax.jit(spread, in_shardings=shardings, out_shardings=by_run, donate_argnums=donated)
 
 
 def compiled(

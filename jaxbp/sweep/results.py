@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ FINISHED, DIVERGED = "finished", "diverged"
 _VALUE = "values/"  # before the names of results in a piece of the store
 
 
-class Values(Mapping):
+class Values(Mapping[str, np.ndarray]):
     """Results of a run by name; in a folder they are read when they are asked for, as those of all runs may be large."""
 
     def __init__(self, piece: Mapping[str, np.ndarray]):
@@ -54,7 +54,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Results(Sequence):
+class Results(Sequence[Record]):
     """The records of a sweep, all seeds of a setting after each other; those that are not finished yet are missing.
 
     ``settings`` and ``seeds``: all of the sweep. Nested results have names like ``params/kernel``.
@@ -67,7 +67,11 @@ class Results(Sequence):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Record:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
+    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
         return self.records[index]
 
     def __iter__(self) -> Iterator[Record]:

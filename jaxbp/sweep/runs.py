@@ -113,10 +113,12 @@ def run(
             recorder = Recorder(store, progress, watch, {k: label for k, (label, _) in words.items()}, diverged_fn)
             errors = _compute(Engine(options, placed, recorder), todo)
         found = results.collect(store, settings, seeds)
-        if out is not None and distributed.is_first():
-            if not errors:
+        if isinstance(store, Store) and distributed.is_first():
+            if options.checkpoints and not errors:
                 shutil.rmtree(options.checkpoints, ignore_errors=True)  # of plans that were given up
-            _check_shared(found, len(words) - sum(len(task.names) for task in todo if task.label in errors), out)
+            _check_shared(
+                found, len(words) - sum(len(task.names) for task in todo if task.label in errors), store.folder
+            )
             store.write(_TABLE, results.to_parquet(found))
     if errors:
         told = "\n  ".join(f"{label}: {error}" for label, error in errors.items())
@@ -138,7 +140,7 @@ def _compute(engine: Engine, todo: Sequence[tasks.Task]) -> dict[str, str]:
     return errors
 
 
-def _check_shared(found: results.Results, expected: int, out: str | Path) -> None:
+def _check_shared(found: results.Results, expected: int, out: Path) -> None:
     if len(found) < expected and jax.process_count() > 1:
         raise SweepError(
             f"{expected - len(found)} results are not in {out} of the first process: processes must share their folder; copy the "
@@ -203,12 +205,13 @@ def _store(out: str | Path | None, settings: Mapping[str, Any]) -> Store | Memor
 
 
 def _checked_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
-    number = seeds if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool) else None
-    if number is not None and not 1 <= number <= _MOST_SEEDS:
-        raise ValueError(f"seeds must be a number from 1 to {_MOST_SEEDS}, or a list of seeds, got {seeds}")
-    if number is None and not isinstance(seeds, Iterable):
+    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+        if not 1 <= seeds <= _MOST_SEEDS:
+            raise ValueError(f"seeds must be a number from 1 to {_MOST_SEEDS}, or a list of seeds, got {seeds}")
+        return tuple(range(seeds))
+    if not isinstance(seeds, Iterable):
         raise ValueError(f"seeds must be a number of them, or a list, got {seeds!r}")
-    found = tuple(range(number)) if number is not None else tuple(map(operator.index, seeds))
+    found = tuple(map(operator.index, seeds))
     if not found or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**32:
         raise ValueError(f"seeds must be different numbers from 0 to 2**32 - 1, one at least, got {seeds!r}")
     return found
@@ -253,5 +256,5 @@ def _digest(leaf: Any) -> str:
     if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.ascontiguousarray(leaf)
-    code = hashlib.blake2b(array.view(np.uint8) if array.ndim else array.tobytes(), digest_size=8).hexdigest()
+    code = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
     return f"{array.dtype}{list(array.shape)} {code}"
