@@ -110,7 +110,7 @@ class Picture:
 def _size(content: bytes) -> str:
     """Attributes that keep an image's place until it is decoded, in CSS pixels (96 an inch); none where its file does not tell."""
     if content.startswith(b"\x89PNG"):
-        ends = struct.unpack(">II", content[16:24])
+        ends: Iterable[float] = struct.unpack(">II", content[16:24])
         at = content.find(b"pHYs", 0, 1000)
         per_metre = struct.unpack(">I", content[at + 4 : at + 8])[0] if at > 0 else 96 / 0.0254
         scale = 96 / 0.0254 / per_metre

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out as it vanishes on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,

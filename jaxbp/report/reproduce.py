@@ -6,7 +6,7 @@ Reads what a run's config.json holds: facts of the run, all optional, and what d
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxbp.progress import format_seconds
@@ -14,7 +14,7 @@ from jaxbp.report.text import escape
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 
-_FACTS = {  # what a reader asks first, in words
+_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks first, in words
     "started": ("Started", str),
     "wall_seconds": ("Wall time", lambda seconds: f"{format_seconds(seconds)} (h:mm:ss)"),
     "peak_memory_mib": ("Peak memory", lambda mib: f"{mib} MiB"),

@@ -33,7 +33,6 @@ from jaxbp import linear_layers
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.spectrum import Spectrum, of_geometry
 
-Pattern = str | Callable[["Layer"], bool] | None
 KINDS = ("conv", "dense")
 
 
@@ -68,6 +67,9 @@ class Layer:
         # kernel_fn is scale times a permutation, so its adjoint is scale^2 times its inverse.
         (squared_scale,) = pullback(self.kernel_fn(jnp.ones_like(parameter)))
         return parameter + back / squared_scale
+
+
+Pattern = str | Callable[[Layer], bool] | None
 
 
 def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None) -> tuple[Layer, ...]:
