@@ -36,6 +36,26 @@ def test_every_verdict_of_the_quick_lab_has_five_seeds():
     assert all(lab._settings(study, arguments).num_seeds >= 5 for study in lab.chosen(None))
 
 
+def test_help_of_every_module_comes_without_what_is_slow_to_import():
+    names = [
+        f"experiments.benchmarks.{name}"
+        for name in ("attacks", "curvature", "ntk", "scaling", "spectra", "sweep", "training")
+    ]
+    names += [f"experiments.{name}" for name in (*lab.STUDIES, "compare", "publish", "status", "train")]
+    script = (
+        "import runpy, sys, warnings\nwarnings.simplefilter('ignore')\n"
+        f"for name in {['experiments', *names]}:\n"
+        "    sys.argv = ['x', '--help']\n"
+        "    try: runpy.run_module(name, run_name='__main__')\n"
+        "    except SystemExit as end: assert end.code in (0, None), name\n"
+        "    slow = {'jax', 'matplotlib', 'tensorflow', 'pandas', 'scipy', 'torch'} & set(sys.modules)\n"
+        "    assert not slow, (name, slow)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(names) + 1
+
+
 @pytest.mark.slow
 def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
     command = [sys.executable, "-m", "experiments", "--preset", "smoke", "--only", "S2,S5", "--out", str(tmp_path)]

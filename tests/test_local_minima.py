@@ -134,17 +134,6 @@ def test_bad_input_ends_with_one_clear_line(tmp_path, arguments, message):
     assert "Traceback" not in ended.stderr
 
 
-def test_help_comes_without_jax():
-    script = (
-        "import sys, runpy\nsys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('experiments.local_minima', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert not {'jax', 'matplotlib', 'tensorflow', 'pandas'} & set(sys.modules)\n"
-    )
-    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert "--preset {smoke,quick,paper}" in said
-
-
 # Settings and measures
 
 

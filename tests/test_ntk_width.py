@@ -67,9 +67,6 @@ def test_the_same_command_again_has_nothing_to_compute(smoke):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "1"], "an interval needs at least 2 seeds, got 1"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--num-train", "5"], "num_train must be at least the batch size 50"),
         (["--max-width", "8"], "a trend needs at least 2 widths, got (8,) for MLP, 2 layers"),
         (["--dataset", "nothing"], "nothing"),
     ],

@@ -197,9 +197,6 @@ def test_presets_are_consistent():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "1"], "an interval needs at least 2 seeds, got 1"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--num-train", "5"], "num_train must be at least the batch size 50, got 5"),
         (["--radius", "0.01"], "radii must be 0 < small < large <= 1, for inputs from 0 to 1, got 0.05 and 0.01"),
         (["--num-projections", "0"], "num_projections must be at least 1, got 0"),
         (["--dataset", "nothing"], "no data set is named 'nothing'"),
