@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from jaxbp import evidence, report
 from jaxbp.evidence import Above, Below, Claim, Interval, Within
@@ -381,6 +382,19 @@ def test_paired_lines_count_risers():
     report.paired_lines(ax, [1.0, 2.0, 3.0], [2.0, 1.0, 4.0], labels=("none", "decay"))
     assert ax.get_title(loc="left") == "higher with decay in 2 of 3 seeds"
     assert [line.get_linestyle() for line in ax.get_lines()] == ["-", "--", "-"]
+
+
+def test_long_titles_of_panels_stay_inside():
+    title = "ResNet, Fixup, mnist5k@7, normalised"
+    fig, axes = report.panels([title, title, "short"])
+    for ax in axes:
+        report.strip(ax, {"weight decay": [1.0, 2.0]})
+    fig.draw_without_rendering()
+    titles = [text for ax in axes for text in ax.findobj(Text) if text.get_text().startswith("ResNet")]
+    ends = [text.get_window_extent().x1 for text in titles]
+    assert ends[0] < axes[1].get_window_extent().x0
+    assert ends[1] < fig.bbox.x1
+    assert [ax.get_visible() for ax in fig.axes] == [True, True, True, False]
 
 
 def test_a_caller_keeps_backend_and_settings(tmp_path):

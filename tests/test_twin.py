@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbp import models, ntk
+from jaxbp.models import layers
 from jaxbp.models.twin import NoTwin, infinite_twin
 
 NUM_NETS = 400
@@ -70,6 +71,32 @@ def test_twin_is_the_recursion(net, input_shape, fan_ins, parametrisation, x64):
     # Rounding under the root of 1 - cos(angle)^2, on the diagonal where it is 0: about the root of 1e-16.
     np.testing.assert_allclose(kernel_fn(x, get="nngp"), nngp, rtol=1e-6)
     np.testing.assert_allclose(kernel_fn(x), tangent, rtol=1e-6)
+
+
+def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
+    # On one pixel, where convolutions are dense layers. What enters the second block has variance 2, so that each LayerNorm counts.
+    def dense(k, t):
+        return 2 * k, 2 * k + 1 + 2 * t
+
+    def normalise(k, t):
+        variances = np.diag(k) + layers.EPSILON
+        return k / np.sqrt(np.outer(variances, variances)), t / np.sqrt(np.outer(variances, variances))
+
+    def relu(k, t):
+        norms = np.sqrt(np.outer(np.diag(k), np.diag(k)))
+        angle = np.arccos(np.clip(k / norms, -1, 1))
+        return norms * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / (2 * math.pi), t * (math.pi - angle) / (
+            2 * math.pi
+        )
+
+    x = np.asarray(inputs_of(4, (1, 1, 6)))
+    kernels = relu(*normalise(*dense(x.reshape(4, 6) @ x.reshape(4, 6).T / 6, 0.0)))
+    for _ in range(2):
+        branch, shortcut = normalise(*dense(*relu(*normalise(*dense(*kernels))))), normalise(*dense(*kernels))
+        kernels = relu(branch[0] + shortcut[0], branch[1] + shortcut[1])
+    net = models.ResNet(3, 4, (2,), norm="layer", shortcut="projection", parametrisation="ntk")
+    for get, expected in zip(("nngp", "ntk"), dense(*kernels), strict=True):
+        np.testing.assert_allclose(infinite_twin(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
 
 
 # Against finite networks

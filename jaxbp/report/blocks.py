@@ -102,7 +102,7 @@ class Picture:
         return (
             '<figure class="picture"><div class="scroll">'
             f'<img src="data:image/{kind};base64,{data}" alt="{escape(self.alt)}" decoding="async"{size}>'
-            '<label class="enlarge"><input type="checkbox"> enlarge</label></div>'
+            '<label class="enlarge"><input type="checkbox"> enlarge the figure</label></div>'
             f"<figcaption>{prose(self.caption)}</figcaption></figure>"
         )
 

@@ -9,6 +9,7 @@ import io
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
         ax.set_visible(False)
     with style():
         for ax, title in zip(shown, titles, strict=True):
-            ax.set_title(title, fontsize=9)
+            ax.set_title(textwrap.fill(title, 28), fontsize=9)  # letters that fit above the axes
     return fig, shown
 
 
