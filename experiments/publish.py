@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def take(run: Path) -> None:
-    """Copy verdicts, seconds and versions of a run to the published ones.
+    """Copy verdicts, preset and versions of a run to the published ones.
 
     Raises:
       SettingsError: it is no finished run of the lab.
@@ -62,7 +62,6 @@ def take(run: Path) -> None:
         )
     first = min(configs.values(), key=lambda config: config["started"])
     known = {name: first[name] for name in _FACTS if name in first}
-    known["seconds"] = {name: config["wall_seconds"] for name, config in configs.items()}
     known["preset"] = first["settings"]["preset"]
     evidence.write_verdicts(FOLDER / "verdicts.json", evidence.read_verdicts(run / "verdicts.json"))
     evidence.write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
@@ -89,10 +88,9 @@ def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
         command = f"`{commands[claim.id.partition('.')[0]]}`"
         cells = (f"{claim.id} {claim.statement}", paper, ours, f"**{verdict.verdict}**", command)
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
-    minutes = sum(known["seconds"].values()) / 60
     packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
     devices = f"{len(known['devices'])} x {known['devices'][0]}"
-    note = f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}, {minutes:.0f} minutes."
+    note = f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
     return "\n".join([*lines, "", note])
 
 

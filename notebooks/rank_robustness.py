@@ -171,29 +171,24 @@ print(*{e.warning for e in evaluations} - {""} or ["no sign of masked gradients"
 
 # %%
 layer = list(values)[-1]
-fig, axes = report.figure(1, 2, width=10.5, height=4.8)
 share = np.linspace(0, 100, values[layer].shape[-1])
+fig, axes = report.figure(1, 2, width=10.5, height=4.8)
 with report.style():
-    axes[0].plot(share, values[layer][0, :, 0].T, color="#888888", linewidth=1)
-    for place, arm in enumerate(ARMS):
-        axes[0].plot(share, values[layer][place, :, 1].T, color=report.PALETTE[place], linewidth=1, alpha=0.8)
-    for level in (THRESHOLD, CEILING):
+    thin = {"linewidth": 1, "alpha": 0.8}
+    axes[0].plot(share, values[layer][0, :, 0].T, color="#888888", **thin)
+    for place in range(len(ARMS)):
+        axes[0].plot(share, values[layer][place, :, 1].T, color=report.PALETTE[place], **thin)
+    for level, name in ((THRESHOLD, "RankMin's threshold"), (CEILING, "RankMax's ceiling")):
         axes[0].axhline(level, color="#444444", linestyle=":", linewidth=1.2)
+        axes[0].annotate(name, (100, level), (0, 3), textcoords="offset points", ha="right", fontsize=9)
 for place, arm in enumerate(ARMS):
     report.curve(axes[1], RADII, curve[place], label=arm)
 with report.style():
-    axes[1].plot([], [], color="#888888", label="untrained (left)")
-    axes[0].set(
-        xlabel="share of singular values, %",
-        ylabel="singular value",
-        title=f"Singular values of {layer.removesuffix('/kernel')}",
-    )
-    axes[1].set(
-        xlabel="radius of the l_inf ball, pixels from 0 to 1",
-        ylabel="accuracy under PGD-20, %",
-        title="Accuracy under attack",
-    )
-    axes[1].legend()
+    axes[1].plot([], [], color="#888888", label="untrained")
+    axes[0].legend(handles=axes[1].get_legend_handles_labels()[0])
+    axes[0].set(xlabel="share of singular values, %", ylabel="singular value", title=layer.removesuffix("/kernel"))
+    axes[1].set(xlabel="radius of the attack (pixels from 0 to 1)", ylabel="accuracy under PGD-20, %")
+    axes[1].set_title("Accuracy under attack")
 fig
 
 # %% [markdown]
@@ -212,12 +207,9 @@ with report.style():
         ax.scatter(2 ** (rank[place] - rank[0])[:, 1], gain, s=60, alpha=0.75, color=report.PALETTE[place], label=label)
     ax.axhline(0, color="#444444", linewidth=1)
     ax.axvline(1, color="#444444", linewidth=1)
-    ax.set(
-        xlabel="effective rank / that of the network left alone",
-        ylabel="change of robust accuracy, points",
-        title=f"Strongest attack, radius {RADIUS}",
-    )
-    ax.legend()
+    ax.set(xlabel="effective rank / that of the network left alone", ylabel="change of robust accuracy, points")
+    ax.set_title(f"Strongest attack, radius {RADIUS}: low rank would protect in the upper left")
+    ax.legend(loc="lower right")
 fig
 
 # %% [markdown]

@@ -146,6 +146,13 @@ def test_angles_of_steps(x64):
         norms.angular_updates(optax.sgd(0.1).init(params))
 
 
+@pytest.mark.parametrize(
+    "step,angle", [((-1.0, 1.0), math.pi / 4), ((-2.0, -2.0), math.pi / 2), ((1.0, 0.0), 0.0), ((-3.0, 0.0), math.pi)]
+)
+def test_angles_of_steps_that_change_the_length(x64, step, angle):
+    assert float(norms._angle(jnp.array([2.0, 0.0]), jnp.array(step))) == pytest.approx(angle, abs=1e-15)
+
+
 def test_the_effective_rate_is_the_rate_on_the_sphere(x64):
     # For f(w) = g(w / |w|), a step of learning rate r from w turns as one of r / |w|^2 turns from w / |w|.
     def loss(w):
