@@ -189,19 +189,19 @@ def slopes(widths: ArrayLike, values: ArrayLike, *, log_values: bool = False) ->
     ``log_values`` the slope is that of log2(value), the exponent of a power law. A slope tells a direction; it does
     not show that the measure is monotone. DataError for values that are not finite, or not positive with ``log_values``.
     """
-    widths, values = np.asarray(widths, np.float64), _checked(values, ndim=2)
-    if widths.shape != values.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
+    widths, found = np.asarray(widths, np.float64), _checked(values, ndim=2)
+    if widths.shape != found.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
         raise ValueError(
             "a trend needs two or more different positive widths, one per column of values: "
-            f"got widths {widths.tolist()} and values of shape {values.shape}"
+            f"got widths {widths.tolist()} and values of shape {found.shape}"
         )
     if log_values:
-        if num_bad := np.count_nonzero(values.min(1) <= 0):
-            raise DataError(f"{num_bad} of {len(values)} seeds hold values without a logarithm")
-        values = np.log2(values)
+        if num_bad := np.count_nonzero(found.min(1) <= 0):
+            raise DataError(f"{num_bad} of {len(found)} seeds hold values without a logarithm")
+        found = np.log2(found)
     x = np.log2(widths)
     x -= x.mean()
-    return (values - values.mean(1, keepdims=True)) @ x / (x @ x)
+    return (found - found.mean(1, keepdims=True)) @ x / (x @ x)
 
 
 def p_value(
@@ -223,7 +223,7 @@ def p_value(
     gap = tests[alternative](mean.estimate - threshold)
     if mean.low == mean.high:
         return float(gap <= 0)
-    t = gap * math.sqrt(mean.num_seeds) / float(np.std(values, ddof=1, dtype=np.float64))
+    t = gap * math.sqrt(mean.num_seeds) / float(np.asarray(values, np.float64).std(ddof=1))
     return float(special.stdtr(mean.num_seeds - 1, -t)) * (2 if alternative == "two-sided" else 1)
 
 
@@ -253,6 +253,9 @@ class Rule:
     @property
     def region(self) -> tuple[float, float]:
         """Lower and upper end of the region, infinite where it has none."""
+        raise NotImplementedError
+
+    def _where(self) -> str:
         raise NotImplementedError
 
     def text(self, measure: str) -> str:
@@ -288,7 +291,7 @@ class Above(Rule):
 
     region = property(lambda self: (float(self.threshold), math.inf))
 
-    def _where(self):
+    def _where(self) -> str:
         return f"above {_digits(self.threshold)}"
 
 
@@ -300,7 +303,7 @@ class Below(Rule):
 
     region = property(lambda self: (-math.inf, float(self.threshold)))
 
-    def _where(self):
+    def _where(self) -> str:
         return f"below {_digits(self.threshold)}"
 
 
@@ -323,7 +326,7 @@ class Within(Rule):
         if self.margin <= 0:
             raise ValueError(f"the margin is the largest difference that counts as none, got {self.margin}")
 
-    def _where(self):
+    def _where(self) -> str:
         return f"within {_digits(self.margin)} of {_digits(self.centre)}"
 
 
@@ -391,9 +394,8 @@ class Verdict:
 
 
 def _result_to_json(result: Case | Verdict) -> dict:
-    estimate, *ends = (None,) * 3
-    if result.interval:
-        estimate, *ends = map(float, (result.interval.estimate, result.interval.low, result.interval.high))
+    found = result.interval
+    estimate, *ends = [None] * 3 if found is None else map(float, (found.estimate, found.low, found.high))
     entry = {"estimate": estimate, "ci95": ends, "seeds": result.num_seeds, "verdict": result.verdict}
     return entry | ({"note": result.note} if result.note else {})
 
@@ -401,7 +403,8 @@ def _result_to_json(result: Case | Verdict) -> dict:
 def _result_from_json(entry: dict) -> dict:
     estimate, num_seeds, interval = entry["estimate"], entry["seeds"], None
     if estimate is not None:
-        interval = Interval(estimate, *entry["ci95"], CONFIDENCE, num_seeds, "as written")
+        low, high = entry["ci95"]
+        interval = Interval(estimate, low, high, CONFIDENCE, num_seeds, "as written")
     shared = {"verdict": entry["verdict"], "note": entry.get("note", "")}
     return {"interval": interval, "num_seeds": num_seeds, **shared}
 
@@ -430,13 +433,14 @@ def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn:
     suspects = [case for case in cases if case.verdict == "contradicted"]
     strict = [interval_fn(values_by_case[case.case], confidence=confidence) for case in suspects]
     failed = [case for case, interval in zip(suspects, strict, strict=True) if rule.distance(interval) > 0]
+    verdict: Outcome
     if failed:
-        verdict, worst = "contradicted", max(failed, key=lambda case: rule.distance(case.interval))
+        verdict, worst = "contradicted", _worst(failed, rule.distance)
     else:
         verdict = "supported" if all(case.verdict == "supported" for case in cases) else "undecided"
         known = [case for case in cases if case.interval]
         open_cases = [case for case in known if case.verdict != "supported"] or known
-        worst = min(open_cases, key=lambda case: rule.slack(case.interval), default=None)
+        worst = _worst(open_cases, lambda interval: -rule.slack(interval))
     notes = [f"{case.case}: {case.note}." for case in cases if case.note]
     if len(cases) > 1 and worst:
         notes.insert(0, f"Shown is the least favourable of {len(cases)} cases, {worst.case}.")
@@ -444,7 +448,13 @@ def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn:
         names = ", ".join(case.case for case in suspects)
         notes.append(f"Not contradicted at the {100 * confidence:.4g} % that {len(cases)} cases need: {names}.")
     num_seeds = worst.num_seeds if worst else max(case.num_seeds for case in cases)
-    return Verdict(claim, worst and worst.interval, num_seeds, verdict, cases, " ".join(notes))
+    return Verdict(claim, worst.interval if worst else None, num_seeds, verdict, cases, " ".join(notes))
+
+
+def _worst(cases: Iterable[Case], badness_fn: Callable[[Interval], float]) -> Case | None:
+    """The case of greatest badness, the first of equals, among those with an interval."""
+    found = [(case, badness_fn(case.interval)) for case in cases if case.interval]
+    return max(found, key=lambda pair: pair[1], default=(None, 0.0))[0]
 
 
 def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[Case, ...]:
@@ -478,8 +488,8 @@ def read_verdicts(path: str | os.PathLike) -> list[Verdict]:
     verdicts = []
     for entry in json.loads(Path(path).read_text("utf-8")):
         rule = _rule_from_text(entry["holds_if"], entry["measure"])
-        fields = (entry[key] for key in ("id", "statement", "source", "measure"))
-        claim = Claim(*fields, rule, entry["paper_value"], belief=entry.get("belief", ""))
+        fields = {key: entry[key] for key in ("id", "statement", "source", "measure", "paper_value")}
+        claim = Claim(**fields, rule=rule, belief=entry.get("belief", ""))
         cases = tuple(Case(case["case"], **_result_from_json(case)) for case in entry["cases"])
         verdicts.append(Verdict(claim, cases=cases, **_result_from_json(entry)))
     return verdicts
