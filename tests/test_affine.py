@@ -270,7 +270,7 @@ def test_heavy_tails_need_the_line_search():
     inputs = np.exp(rng.choice([1, 2, 3]) * rng.normal(size=(num_examples, num_features)))
     assert not separable(inputs, labels, num_classes)
     fit = fit_affine(inputs, labels, int(num_classes), loss="cross_entropy")
-    assert fit.loss - fit.lower_bound < 1e-14
+    assert fit.loss - fit.lower_bound < 1e-13  # what rounding leaves of logits of some hundreds
     assert fit.gradient_norm < 1e-10 * np.abs(inputs).max()
 
 

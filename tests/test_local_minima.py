@@ -170,7 +170,7 @@ def test_best_constant_loss_by_hand():
 def by_hand(tmp_path):
     """Three seeds: default training at 0.1, 0.1 and diverged; the embedded minimum at 1, the best constant at 2."""
     case = Case("digits", "mlp", 4, 1, "cross_entropy", 100, arms=(DEFAULT, EMBEDDED, "bias +20"))
-    settings = Settings("x", (case,), 3)
+    settings = Settings("x", 3, (case,))
     ends = {DEFAULT: [0.1, 0.1, np.nan], EMBEDDED: [0.90, 1.0, 1.0], "bias +20": [0.19, np.inf, 0.5]}
     with Store(tmp_path, {}) as store:
         for seed in range(3):
