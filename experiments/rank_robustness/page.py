@@ -81,7 +81,7 @@ def _accuracies(results: Results) -> report.Table:
 
 
 def _paper() -> report.Table:
-    rows = [(kind, arm, *values) for (kind, arm), values in _PAPER.items()]
+    rows = [(kind, arm, *(f"{value:.2f}" for value in values)) for (kind, arm), values in _PAPER.items()]
     columns = ("training", "arm", "train", "clean", "PGD-20, 8/255", "PGD-20, 1/255")
     return report.Table(columns, rows, "The paper's Table 4 (ResNet-18, CIFAR-10), one run each.")
 
