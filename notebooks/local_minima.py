@@ -158,9 +158,9 @@ with report.style():
     filled = axes[0].contourf(along, across, np.log10(plane), levels=40, cmap="cividis")
     filled.set_edgecolor("face")
     fig.colorbar(filled, ax=axes[0], label="log10 of the training loss")
-    for x, marker, name, side in ((0, "o", "embedded minimum", "left"), (1, "s", "default training", "right")):
+    for x, marker, name in ((0, "o", "embedded\nminimum"), (1, "s", "default\ntraining")):
         axes[0].plot(x, 0, marker, color="white", markeredgecolor="black", markersize=9)
-        place = {"xytext": (0, 11), "textcoords": "offset points", "ha": side}
+        place = {"xytext": (0, 11), "textcoords": "offset points", "ha": "center"}
         axes[0].annotate(name, (x, 0), **place, color="white", weight="bold")
     axes[0].set(ylabel="a random direction, same unit", title="Seed 0, on a plane")
     axes[1].plot(along, np.array(lines).T, color=report.PALETTE[0], alpha=0.8)

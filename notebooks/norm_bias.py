@@ -176,7 +176,7 @@ with report.style():
     axes[1].set(ylabel="angle of a step, radians", title=title)
     axes[1].legend(fontsize=9)
     for ax in axes:
-        ax.set_xlabel("epoch")
+        ax.set(xlabel="epoch", xticks=EPOCHS[::2])
 fig
 
 # %% [markdown]

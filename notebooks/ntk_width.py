@@ -72,20 +72,21 @@ images = jnp.asarray(probes.inputs[np.argsort(probes.labels, kind="stable")])  #
 
 # %%
 SMALL = {"name": "resnet", "stages": 1, "depth": 1, "shortcut": "projection"}
-NETWORKS = {
-    "MLP": ({"name": "mlp", "depth": 3}, (16, 64, 256)),
-    "ResNet without BatchNorm": (SMALL | {"norm": "none"}, (4, 8, 16)),
-    "ResNet with BatchNorm": (SMALL | {"norm": "batch"}, (4, 8, 16)),
+NETWORKS = {  # options, learning rate, widths
+    "MLP": ({"name": "mlp", "depth": 3}, 0.05, (16, 64, 256)),
+    "ResNet without BatchNorm": (SMALL | {"norm": "none"}, 0.1, (6, 12, 24)),
+    "ResNet with BatchNorm": (SMALL | {"norm": "batch"}, 0.1, (6, 12, 24)),
 }
-NUM_EPOCHS, SEEDS = 10, range(4)
+WIDTHS = {name: widths for name, (_, _, widths) in NETWORKS.items()}
+NUM_EPOCHS, SEEDS = 10, range(5)
 
 
-def trainer(net):
+def trainer(net, learning_rate):
     def train(key, inputs, labels):
         init_key, order_key = jax.random.split(key)
         params, state = models.initialise(net, init_key, inputs[:1])
         result = training.train(
-            models.stateful_apply_fn(net, train=False), params, training.sgd(0.05, momentum=0.9), (inputs, labels),
+            models.stateful_apply_fn(net, train=False), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels),
             order_key, loss_fn=objectives.cross_entropy, num_epochs=NUM_EPOCHS, batch_size=50, state=state,
             train_fn=models.stateful_apply_fn(net, train=True), measure_epochs=(0, NUM_EPOCHS),
             measure_fn=lambda now: (now.params, now.model_state),
@@ -109,13 +110,14 @@ def kernels(net, points):
 # %%
 def measure(case):
     name, width = case
-    net = models.create(num_classes=10, width=width, **NETWORKS[name][0])
-    train = trainer(net)
+    options, learning_rate, _ = NETWORKS[name]
+    net = models.create(num_classes=10, width=width, **options)
+    train = trainer(net, learning_rate)
     runs = [train(jax.random.key(seed), *digits.train) for seed in SEEDS]
     return net, [kernels(net, points) for _, points in runs], np.array([loss for loss, _ in runs])
 
 
-cases = [(name, width) for name, (_, widths) in NETWORKS.items() for width in widths]
+cases = [(name, width) for name, widths in WIDTHS.items() for width in widths]
 with ThreadPoolExecutor(2) as pool:
     found = dict(zip(cases, pool.map(measure, cases), strict=True))
 for (name, width), (_, _, losses) in found.items():
@@ -129,7 +131,7 @@ for (name, width), (_, _, losses) in found.items():
 
 # %%
 exact = {}
-for name, (_, widths) in NETWORKS.items():
+for name, widths in WIDTHS.items():
     for width in widths:
         try:
             kernel_fn = twin.infinite_twin(found[name, width][0], images.shape[1:], normal_kernels=True)
@@ -146,13 +148,14 @@ for name, (_, widths) in NETWORKS.items():
 
 # %%
 fig, axes = report.figure(3, 3, width=8.4, height=7.6)
-for row, (name, (_, widths)) in zip(axes, NETWORKS.items(), strict=True):
+for row, (name, widths) in zip(axes, WIDTHS.items(), strict=True):
     before, after = (jnp.einsum("ijkk->ij", kernel) for kernel in found[name, widths[-1]][1][0])
     with report.style():
         for ax, kernel in zip(row, (before, after, exact.get((name, widths[-1]))), strict=True):
             ax.set(xticks=[], yticks=[], box_aspect=1)
             ax.grid(False)
             if kernel is None:
+                ax.spines[:].set_visible(False)
                 ax.text(0.5, 0.5, "no exact kernel\nwith BatchNorm", ha="center", va="center", transform=ax.transAxes)
             else:
                 picture = ax.imshow(kernel / kernel.max(), cmap="cividis", vmin=0, vmax=1)
@@ -172,7 +175,7 @@ fig
 # %%
 correlation, distance = {}, {}  # by network: (seeds, widths)
 eye = jnp.eye(10)  # between different logits the exact kernel is 0
-for name, (_, widths) in NETWORKS.items():
+for name, widths in WIDTHS.items():
     pairs = [found[name, width][1] for width in widths]
     correlation[name] = np.array([[measures.correlation(*pair) for pair in of_width] for of_width in pairs]).T
     if (name, widths[0]) in exact:
@@ -185,19 +188,20 @@ for name, (_, widths) in NETWORKS.items():
         ).T
 
 fig, axes = report.figure(1, 2, width=10.5, height=4.8)
-for name, (_, widths) in NETWORKS.items():
+for name, widths in WIDTHS.items():
     slope = report.format_interval(evidence.trend(widths, correlation[name]))
     report.curve(axes[0], widths, correlation[name], label=f"{name}:\n{slope} per doubling")
     if name in distance:
         rate = report.format_interval(evidence.trend(widths, distance[name], log_values=True))
         report.curve(axes[1], widths, distance[name], label=f"{name}:\nwidth to the power {rate}", log=True)
 with report.style():
-    guide = np.array([4.0, 256.0])
+    guide = np.array([6.0, 256.0])
     axes[1].plot(guide, 2 * guide**-0.5, ":", color="#555555", label="width to the power -1/2")
     axes[0].set(ylabel="correlation of kernels", title="After training with before")
     axes[1].set(ylabel="relative distance", title="Before training to the exact kernel")
     for ax in axes:
         ax.set_xscale("log", base=2)
+        ax.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
         ax.set_xlabel("width: units, or channels of the first convolution")
         ax.legend(fontsize=9)
 fig
@@ -208,8 +212,8 @@ fig
 # The study's own claims, each with a rule that was fixed beforehand. A slope over three widths tells a direction, no more.
 
 # %%
-slopes = {name: evidence.slopes(NETWORKS[name][1], values) for name, values in correlation.items()}
-rates = {name: evidence.slopes(NETWORKS[name][1], values, log_values=True) for name, values in distance.items()}
+slopes = {name: evidence.slopes(WIDTHS[name], values) for name, values in correlation.items()}
+rates = {name: evidence.slopes(WIDTHS[name], values, log_values=True) for name, values in distance.items()}
 verdicts = [
     evidence.judge(claims.S3A, {"MLP": slopes["MLP"]}),
     evidence.judge(claims.S3B, {"ResNet with BatchNorm": slopes["ResNet with BatchNorm"]}),

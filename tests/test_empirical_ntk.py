@@ -98,9 +98,9 @@ class Experts(nn.Module):
 NETS = {
     "mlp": (models.create("mlp", num_classes=C, width=16, depth=3), (6,)),
     "mlp, ntk": (models.create("mlp", num_classes=C, width=16, depth=2, parametrisation="ntk"), (6,)),
-    "house convolution": (models.create("convnet", num_classes=C, width=4, depth=4, parametrisation="ntk"), (8, 8, 2)),
+    "house convolution": (models.create("convnet", num_classes=C, width=4, depth=2, parametrisation="ntk"), (8, 8, 2)),
     "plain convolution": (
-        models.create("convnet", num_classes=C, width=4, formulation="xla", pool="stride"),
+        models.create("convnet", num_classes=C, width=4, depth=2, formulation="xla", pool="stride"),
         (8, 8, 2),
     ),
     "stride, padding": (stack(nn.Conv(5, (3, 2), (2, 1), padding=((1, 0), (0, 3))), jnp.tanh), (7, 6, 2)),
