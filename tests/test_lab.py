@@ -59,11 +59,10 @@ def test_help_of_every_module_comes_without_what_is_slow_to_import():
 @pytest.mark.slow
 def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
     command = [sys.executable, "-m", "experiments", "--preset", "smoke", "--only", "S2,S5", "--out", str(tmp_path)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in running.stdout:
-        if line.startswith("[1/"):  # the first piece is on disk
-            running.kill()
-    running.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            if line.startswith("[1/"):  # the first piece is on disk
+                running.kill()
     assert not (tmp_path / "report.html").exists()
     done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "pieces of work are in" in done

@@ -133,8 +133,8 @@ def disturbed(subject, folder, seconds, rng, signum, number):
             except subprocess.TimeoutExpired:
                 asked = time.monotonic()
                 running.send_signal(signum)
-                running.communicate(timeout=30)
-                if running.returncode == 0:  # it was through just then
+                out, _ = running.communicate(timeout=30)
+                if "all done" in out:  # it was through just then, and may have been on its way out, where a signal ends it anyhow
                     filled.append(target)
                     round_ += 1
                     continue
