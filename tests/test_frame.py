@@ -1,6 +1,7 @@
 """What the frame of the studies does beside their own tests."""
 
 import dataclasses
+import os
 import queue
 from types import SimpleNamespace
 
@@ -158,6 +159,22 @@ def test_arguments_change_settings_or_every_case():
 def test_settings_that_cannot_run_are_refused(arguments, message):
     with pytest.raises(frame.SettingsError, match=message):
         Arguments(**arguments).settings()
+
+
+def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
+    monkeypatch.setattr(frame.machine.importlib.util, "find_spec", lambda name: None)
+    assert frame.machine._has_cpus_alone(None)
+    monkeypatch.setattr(frame.machine.importlib.util, "find_spec", lambda name: "found" if name == "libtpu" else None)
+    assert not frame.machine._has_cpus_alone(None)
+    assert frame.machine._has_cpus_alone("cpu")
+    assert not frame.machine._has_cpus_alone("cuda,cpu")
+    for given, told in (("", ""), ("--xla_a=1", "--xla_a=1 ")):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        frame.machine._compile_quickly()
+        assert os.environ["XLA_FLAGS"] == f"{told}--xla_backend_optimization_level=1"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    frame.machine._compile_quickly()
+    assert os.environ["XLA_FLAGS"] == "--xla_backend_optimization_level=2"
 
 
 def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):

@@ -122,6 +122,21 @@ def test_the_bound_on_the_largest_value_by_hand(x64):
     assert circular.values[0] < dense.values[0] < circular.upper[0]
 
 
+def test_what_a_symbol_hides_between_the_frequencies_of_the_torus(x64):
+    # Taps 1 and -1 three coarse pixels apart, on 9 of them: |1 - exp(-3i t)| has its maxima, 2, half-way between the frequencies, where it
+    # is the square root of 3. With stride 2 the taps are 6 pixels apart; windows of 7 and 8 hold the same.
+    kernel = jnp.array([1.0, 0.0, 0.0, -1.0])
+    seen = np.abs(np.fft.fft(kernel, 9)).max()
+    np.testing.assert_allclose(seen, 3**0.5, rtol=1e-12)
+    for window, spatial, strides in ((4, 9, 1), (7, 18, 2), (8, 18, 2)):
+        geometry = Geometry.of((window, 1, 1), (spatial,), strides=strides, padding="zero")
+        assert geometry.torus == (9,)
+        np.testing.assert_allclose(geometry.overshoot(), 2 / seen, rtol=1e-12)
+    both = Geometry.of((4, 8, 1, 1), (9, 18), strides=(1, 2), padding="zero")
+    np.testing.assert_allclose(both.overshoot(), (2 / seen) ** 2, rtol=1e-12)
+    assert Geometry.of((5, 1, 1), (4,)).overshoot() == np.inf  # taps beyond one another's period
+
+
 @pytest.mark.parametrize("strides, outputs", [(1, 3), (2, 2), (1, 2)])
 def test_extremes_by_golub_and_kahan(x64, strides, outputs):
     kernel, options = kernel_of(3, 3, 3, outputs), {"strides": strides, "padding": "zero"}

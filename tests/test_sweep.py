@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,21 @@ def test_one_trace_serves_all_seeds_and_later_sweeps(plan):
     first = len(traces)
     sweep.evaluate(counted, sweep.keys(range(4, 8)), plan=plan)
     assert len(traces) == first <= 3  # `auto` looks once, and a loop may look at its body twice
+
+
+def test_a_loop_has_as_many_programs_for_many_runs_as_for_one(caplog):
+    def run_fn(one):
+        return {"double": 2 * one["value"], "key": jax.random.fold_in(one["key"], 1)}
+
+    runs = {"value": jnp.arange(5.0), "key": sweep.keys(range(5))}
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = sweep.evaluate(run_fn, runs, plan="loop")
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert "run_fn" in compiled
+    assert len(compiled) == len(set(compiled))
+    at_once = sweep.evaluate(run_fn, runs, plan="vmap")
+    np.testing.assert_array_equal(found["double"], at_once["double"])
+    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(at_once["key"]))
 
 
 def test_settings_share_one_program_with_the_seeds():

@@ -179,14 +179,18 @@ class Problem:
         """Flat float32 parameters (S, P) of all seeds."""
         if init == EMBEDDED:
             return np.stack([self.embedded(s)["params"] for s in self.settings.seeds]).astype(np.float32)
-        example = jnp.asarray(self.split(0)[0][:1])
         salt = zlib.crc32(init.encode())
 
-        def start(key: jax.Array) -> jax.Array:
-            params = self.net.init(key, example)["params"]
+        def start(params: Any, key: jax.Array) -> jax.Array:
             return ravel_pytree(landscape.initialise(init, params, jax.random.fold_in(key, salt)))[0]
 
-        return np.asarray(sweep.evaluate(start, sweep.keys(self.settings.seeds)))
+        return np.asarray(jax.vmap(start)(self._drawn, sweep.keys(self.settings.seeds)))
+
+    @functools.cached_property
+    def _drawn(self) -> Any:
+        """Freshly drawn parameters of all seeds, stacked; drawn once, since compiling that takes longer than what inits make of it."""
+        example = jnp.asarray(self.split(0)[0][:1])
+        return jax.jit(jax.vmap(lambda key: self.net.init(key, example)["params"]))(sweep.keys(self.settings.seeds))
 
     def recipe(self, arm: str) -> tuple[str, float, float]:
         """Init, learning rate and momentum of an arm."""

@@ -51,18 +51,16 @@ def _triple(*values: np.ndarray) -> str:
 
 
 def _table_1(results: Results, case: Case) -> report.Table:
+    fields = ("loss", "gradient_norm", "smallest")
+    measured = {"ours, end": results.ends}
+    if case.explore and results.settings.num_densities:
+        measured = {"ours, start": results.starts} | measured
     rows = []
     for arm in case.arms:
-        fields = ("loss", "gradient_norm", "smallest")
-        start = (
-            _triple(*(results.starts(case, arm, f) for f in fields))
-            if case.explore and results.settings.num_densities
-            else None
-        )
-        end = _triple(*(results.ends(case, arm, f) for f in fields))
-        rows.append((arm, start, end, *_PAPER_TABLE.get(arm, (None, None))))
+        ours = (_triple(*(values(case, arm, f) for f in fields)) for values in measured.values())
+        rows.append((arm, *ours, *_PAPER_TABLE.get(arm, (None, None))))
     return report.Table(
-        ("init", "ours, start", "ours, end", "paper, start", "paper, end"),
+        ("init", *measured, "paper, start", "paper, end"),
         rows,
         "Loss / gradient norm / smallest Hessian eigenvalue on the training set, medians over seeds, beside Table 1 of the paper "
         "(CIFAR-10, one run each).",

@@ -2,8 +2,8 @@
 
 Optimiser, weight decay and the schedule's milestones are the paper's (SGD, learning rate 0.01, momentum 0.9, weight
 decay 5e-4; x0.2 at 10, 20 and 27 % of the epochs; no augmentation); no setting was chosen by a verdict. Data, widths
-and epochs of the quick preset are what eight minutes on two cores allow; it leaves the learning rate constant, since
-10 epochs are too few to divide.
+and epochs of the quick preset are what its share of the whole lab's twenty minutes on two cores allows; it leaves the
+learning rate constant, since 10 epochs are too few to divide.
 """
 
 import dataclasses

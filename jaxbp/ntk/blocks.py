@@ -183,11 +183,19 @@ def flow_bytes(problem: Problem, params: Any, state: Any, *sides: tuple | None) 
     """Bytes of what has to be held of some blocks of (examples, directions): the least that any program needs."""
     total = 0
     for x, directions in (side for side in sides if side is not None):
-        one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        found = linear_layers.find(problem.one_example, params, one, state).layers
-        sizes = [math.prod(layer.data.shape) + len(directions) * math.prod(layer.output.shape) for layer in found]
-        total += len(x) * sum(size * layer.output.dtype.itemsize for size, layer in zip(sizes, found, strict=True))
+        leaves, tree = jax.tree.flatten((params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state))
+        total += len(x) * _bytes_an_example(
+            problem, len(directions), tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        )
     return total // max(len(problem.devices), 1)
+
+
+@functools.lru_cache(maxsize=256)  # tracing a deep network takes longer than a small kernel
+def _bytes_an_example(problem: Problem, num_directions: int, tree: Any, avals: tuple) -> int:
+    params, example, state = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    layers = linear_layers.find(problem.one_example, params, example, state).layers
+    sizes = [math.prod(layer.data.shape) + num_directions * math.prod(layer.output.shape) for layer in layers]
+    return sum(size * layer.output.dtype.itemsize for size, layer in zip(sizes, layers, strict=True))
 
 
 @functools.lru_cache(maxsize=8)  # each holds a thousand memory maps or two, of 65,530 that Linux allows

@@ -154,7 +154,7 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
 
 @functools.lru_cache(maxsize=256)
 def _output_shape(apply_fn: ApplyFn, tree: Any, avals: tuple) -> jax.ShapeDtypeStruct:
-    """Shape of the outputs; tracing a deep network takes longer than a small kernel."""
+    """Shape of the outputs, traced once."""
     arguments = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
     return jax.eval_shape(functools.partial(outputs, apply_fn), *arguments)
 

@@ -123,15 +123,38 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
     devices = tuple(devices or jax.local_devices())
     plan = plan_of(fn, runs, *shared, plan=plan, devices=devices)
     if plan == "loop":
-        single = jitted(fn)
-        outputs = [single(jax.tree.map(operator.itemgetter(i), runs), *shared) for i in range(num_runs)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return _loop(jitted(fn), runs, num_runs, shared)
     within = plan.removeprefix("shard-")
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
     runs, counts, _ = placed(runs, num_runs, len(devices))
     outputs = program(fn, within, mesh)(counts, runs, shared)
     return jax.tree.map(lambda a: a[:num_runs], outputs) if num_runs % len(devices) else outputs
+
+
+def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:
+    """One call after another; three programs in all, however many the runs."""
+    outputs = None
+    for index in range(num_runs):
+        output = single(_taken(runs, index), *shared)
+        outputs = _room_for(output, num_runs) if outputs is None else outputs
+        outputs = _put(outputs, output, index)
+    return outputs
+
+
+@jax.jit
+def _taken(runs: Any, index: int) -> Any:
+    return jax.tree.map(lambda a: a[index], runs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _room_for(output: Any, number: int) -> Any:
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (number, *a.shape)), output)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(outputs: Any, output: Any, index: int) -> Any:
+    return jax.tree.map(lambda all_, one: all_.at[index].set(one), outputs, output)
 
 
 def check_plan(plan: str) -> None:
