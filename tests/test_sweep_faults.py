@@ -134,7 +134,7 @@ def disturbed(subject, folder, seconds, rng, signum, number):
                 asked = time.monotonic()
                 running.send_signal(signum)
                 out, _ = running.communicate(timeout=30)
-                if "all done" in out:  # it was through just then, and may have been on its way out, where a signal ends it anyhow
+                if "all done" in out:  # it was through; on its way out a signal has its usual effect
                     filled.append(target)
                     round_ += 1
                     continue
