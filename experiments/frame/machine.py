@@ -54,8 +54,8 @@ def _has_cpus_alone(platforms: str | None) -> bool:
 def _compile_quickly() -> None:
     """Have LLVM optimise at level 1, unless XLA_FLAGS says otherwise.
 
-    On two cores a training program of a small ResNet is then compiled in less than half the time (7 s for 16) and is as fast within the
-    noise, since what takes time in it, sums of products, comes compiled with XLA. Level 0 makes it four times as slow.
+    On two cores a training program of a small ResNet is then compiled in 0.4 of the time that level 3, XLA's own choice, takes, and is as
+    fast within the noise, since what takes time in it, sums of products, comes compiled with XLA. Level 0 makes it four times as slow.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_optimization_level" not in flags:
