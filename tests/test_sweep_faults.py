@@ -1,6 +1,6 @@
 """Sweeps that are killed, terminated, starved of disk and started twice: nothing is lost, nothing is there twice, no number changes.
 
-Slow: some ten minutes. ``pytest -m slow tests/test_sweep_faults.py``.
+Slow: some five minutes. ``pytest -m slow tests/test_sweep_faults.py``.
 """
 
 import os
@@ -147,7 +147,7 @@ def disturbed(subject, folder, seconds, rng, signum, number):
     return hits, [*filled, folder / str(round_)]
 
 
-@pytest.mark.parametrize(("signum", "number"), [(signal.SIGKILL, 50), (signal.SIGTERM, 10)])
+@pytest.mark.parametrize(("signum", "number"), [(signal.SIGKILL, 20), (signal.SIGTERM, 5)])
 def test_signals_at_random_moments_change_nothing(subject, undisturbed, tmp_path, signum, number):
     expected, seconds = undisturbed
     hits, filled = disturbed(subject, tmp_path, seconds, random.Random(int(signum)), signum, number)
