@@ -6,6 +6,7 @@ embedded minimum, spectral densities and a slice of the loss.
 """
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from experiments import frame
 from experiments.frame import Piece
 from experiments.local_minima.settings import (
     BOLD,
@@ -40,25 +42,26 @@ _DENSITY = {"num_probes": 2, "num_steps": 80}
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
     """All the work of the study, in an order in which everything needed is there.
 
-    The embeddings come first: data that have no affine minimiser are refused before any training. They go seed by seed, so that
-    workers beside each other compile the programs of different cases.
+    The embeddings come first: data that have no affine minimiser are refused before any training. They go seed by seed, and
+    trainings arm by arm, so that workers beside each other compile the programs of different cases.
     """
     problems = [Problem(case, settings, store, data_dir) for case in settings.cases]
     todo = [p.piece(embed_name(p.case, s), p.embed, s, group="all") for s in settings.seeds for p in problems]
+    todo += [p.piece(kick_name(p.case), p.kick, group="train") for p in problems if p.case.explore and settings.kicks]
+    trainings = [[(p, arm) for arm in p.case.arms] for p in problems]
+    for p, arm in filter(None, itertools.chain(*itertools.zip_longest(*trainings))):
+        todo.append(p.piece(train_name(p.case, arm), p.train, arm, group="train"))
     for problem in problems:
         case = problem.case
-        todo += [problem.piece(train_name(case, arm), problem.train, arm) for arm in case.arms]
         ends = [(arm, s) for arm in case.arms for s in settings.certified_seeds(case)]
         todo += [problem.piece(end_name(case, *end), problem.certify_end, *end, group="all") for end in ends]
-        if case.explore and settings.kicks:
-            todo.append(problem.piece(kick_name(case), problem.kick))
         if case.explore and settings.num_densities:
             starts = [(arm, s) for arm in case.arms for s in range(settings.num_densities)]
             todo += [problem.piece(start_name(case, *p), problem.certify_start, *p, group="all") for p in starts]
             points = [(arm, s) for arm in (EMBEDDED, DEFAULT) for s in range(settings.num_densities)]
             todo += [problem.piece(density_name(case, *p), problem.density, *p, group="all") for p in points]
         if case.explore and settings.slice_points:
-            todo.append(problem.piece(slice_name(case), problem.slice))
+            todo.append(problem.piece(slice_name(case), problem.slice, group="all"))
     return todo
 
 
@@ -225,7 +228,7 @@ class Problem:
             "inputs": np.stack([inputs for inputs, _, _ in splits]),
             "labels": np.stack([labels for _, labels, _ in splits]),
         }
-        return jax.tree.map(np.asarray, sweep.evaluate(self._run_fn, runs))
+        return jax.tree.map(np.asarray, sweep.evaluate(self._run_fn, runs, devices=[frame.device()]))
 
     @functools.cached_property
     def _run_fn(self) -> Callable:

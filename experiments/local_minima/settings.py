@@ -118,7 +118,7 @@ PRESETS = {
     "quick": Settings(
         preset="quick",
         cases=(
-            Case("mnist1d", "mlp", 64, 4, "cross_entropy", 1000, _ALL_ARMS, num_epochs=100, batch_size=32, certify_ends=5, explore=True),
+            Case("mnist1d", "mlp", 64, 4, "cross_entropy", 1000, _ALL_ARMS, num_epochs=100, batch_size=32, certify_ends=3, explore=True),
             Case("mnist1d", "convnet", 6, 5, "cross_entropy", 500, _MAIN_ARMS, num_epochs=60, batch_size=32, certify_ends=2),
             Case("mnist5k@4", "mlp", 64, 4, "cross_entropy", 4000, (*_FEW_ARMS, *SHIFTED), num_epochs=30, batch_size=32, certify_ends=2),
             Case("mnist5k@7", "convnet", 4, 5, "squared_error", 300, _FEW_ARMS, num_epochs=100, batch_size=16, certify_ends=0),
@@ -127,7 +127,7 @@ PRESETS = {
         ),
         num_seeds=8,
         kicks=(1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
-        num_densities=3,
+        num_densities=1,
         slice_points=25,
     ),
     "paper": Settings(

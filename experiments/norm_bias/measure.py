@@ -24,7 +24,7 @@ from experiments.norm_bias.settings import ARMS, BIAS, DECAY, Case, Settings
 from jaxbp import augment, data, models, norms, objectives, sweep, training
 from jaxbp.store import Store
 
-_STAGES = ("tune", "scan", "compare")
+_STAGES = ("tune", "compare", "scan")  # the longer of the two that remain comes first
 CURVES = ("train_loss", "norm", "kernel_norm", "effective_learning_rate", "angle")
 
 
@@ -41,17 +41,17 @@ def piece_name(case: Case, stage: str) -> str:
 
 
 def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
-    """All the work of the study; stages one after another, cases beside each other."""
+    """All the work of the study; each case is tuned before the rest, of which no piece waits for another."""
     lab = Lab(settings, store, data_dir)
     ordered = sorted(settings.cases, key=lambda case: -_cost(case))
     tuning = settings.num_tuning_seeds * (1 + 2 * len(settings.decay_grid))
     num_runs = {"tune": tuning, "scan": settings.num_tuning_seeds * len(settings.scan_ratios)}
     todo = []
-    for stage in _STAGES:
-        for case in ordered:
-            runs = num_runs.get(stage, settings.num_seeds * len(arms_of(case)))
-            compute = functools.partial(getattr(lab, stage), case)
-            todo.append(Piece(piece_name(case, stage), compute, weight=runs * _cost(case), group=stage))
+    for stage, case in itertools.product(_STAGES, ordered):
+        runs = num_runs.get(stage, settings.num_seeds * len(arms_of(case)))
+        compute = functools.partial(getattr(lab, stage), case)
+        group = "tune" if stage == "tune" else "tuned"
+        todo.append(Piece(piece_name(case, stage), compute, weight=runs * _cost(case), group=group))
     return todo
 
 

@@ -162,8 +162,8 @@ PRESETS = {
         dataset="digits",
         num_train=500,
         networks=_without(
-            _networks((16, 64, 256, 1024), (2, 6, 16), (4, 12, 32), (("stages", 2), ("depth", 1)), (200, 30)),
-            "ConvNet, average pooling", "ResNet, no skips, no BatchNorm, projections",
+            _networks((16, 128, 1024), (2, 6, 16), (4, 12, 32), (("stages", 2), ("depth", 1)), (200, 30)),
+            "MLP, 2 layers", "ConvNet, average pooling", "ResNet, no skips, no BatchNorm, projections",
         ),
         num_epochs=10,
         measure_epochs=log_spaced(10),
