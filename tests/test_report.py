@@ -377,6 +377,14 @@ def test_curve_leaves_out_missing_seeds_point_by_point():
     assert len(ax.get_lines()) == 1 + 2
 
 
+def test_curve_has_a_band_where_there_are_three_seeds():
+    _, ax = report.figure()
+    report.curve(ax, [1, 2, 3], [[1.0, 2.0, 3.0], [3.0, 2.5, 5.0], [2.0, 3.0, np.nan]])
+    drawn = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
+    assert set(drawn[:, 0]) == {1, 2}
+    assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
+
+
 def test_paired_lines_count_risers():
     _, ax = report.figure()
     report.paired_lines(ax, [1.0, 2.0, 3.0], [2.0, 1.0, 4.0], labels=("none", "decay"))

@@ -176,13 +176,14 @@ def _label_log_axis(axis: Any) -> None:
 def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False) -> None:
     """Draw ``values`` (num_seeds, num_points) over ``x``: a thin line a seed, the mean, its 95 % band.
 
-    Seeds that are missing at a point (not finite; not positive with ``log``) are left out there. The colour
-    is the next of the axes' cycle.
+    Seeds that are missing at a point (not finite; not positive with ``log``) are left out there. Two seeds have no band: it would be
+    13 times as wide as the lines are apart, and hide them. The colour is the next of the axes' cycle.
     """
     x, values = np.asarray(x, np.float64), np.asarray(values, np.float64)
     usable = _usable(values, log)
     points = [_summary(column[keep], log) for column, keep in zip(values.T, usable.T, strict=True)]
     mean, low, high = np.array(points).T
+    low[usable.sum(0) < 3] = np.nan
     (line,) = ax.plot(x, mean, "o-", label=label, markersize=4)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
