@@ -60,8 +60,10 @@ def take(run: Path) -> None:
         raise frame.SettingsError(
             f"{run} is no finished run of the lab: name the folder that `python -m experiments` wrote"
         )
-    first = min(configs.values(), key=lambda config: config["started"])
+    by_time = sorted(configs.values(), key=lambda config: config["started"])
+    first = by_time[0]
     known = {name: first[name] for name in _FACTS if name in first}
+    known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in by_time))
     known["preset"] = first["settings"]["preset"]
     evidence.write_verdicts(FOLDER / "verdicts.json", evidence.read_verdicts(run / "verdicts.json"))
     evidence.write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())

@@ -53,6 +53,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
         config = FACTS | {
             "started": f"2026-01-0{2 + number}T03:04:05Z",
             "settings": {"preset": "quick"},
+            "git_commit": ("abc", "def")[number],
         }
         (run / name / "config.json").write_text(json.dumps(config))
     with pytest.raises(frame.SettingsError, match="is no finished run of the lab"):
@@ -60,7 +61,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     verdict = evidence.judge(CLAIM, {"a": [1.0, 2.0]})
     evidence.write_verdicts(run / "verdicts.json", [verdict])
     publish.take(run)
-    assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z"}
+    assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
     assert evidence.read_verdicts(tmp_path / "published/verdicts.json")[0].claim == CLAIM
 
 

@@ -135,6 +135,7 @@ def disturbed(subject, folder, seconds, rng, signum, number):
                 running.send_signal(signum)
                 out, _ = running.communicate(timeout=30)
                 if "all done" in out:  # it was through; on its way out a signal has its usual effect
+                    assert running.returncode in (0, 143, -signum)
                     filled.append(target)
                     round_ += 1
                     continue

@@ -133,7 +133,7 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
 
 
 def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:
-    """One call after another; three programs in all, however many the runs."""
+    """One call after another; three small programs beside that of a run, however many the runs."""
     outputs = None
     for index in range(num_runs):
         output = single(_taken(runs, index), *shared)
