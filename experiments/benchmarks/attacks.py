@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
 
 _BATCH = 64
@@ -45,10 +44,9 @@ class Arguments:
 def main() -> None:
     """Run all cases and print the table."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.attacks")
-    frame.start_jax()
-    for peer in ("torch", "foolbox"):
-        if note := harness.missing_peer(peer):
-            print(note)
+    harness.start()
+    if note := harness.missing_peer("foolbox"):
+        print(note)
     rows: list[dict[str, Any]] = []
     for name in list(_CASES)[:1] if arguments.quick else _CASES:
         rows += one_case(name, num_runs=2 if arguments.quick else arguments.runs)
@@ -179,6 +177,7 @@ def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
 def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
     """A chain of steps in both memory formats; AssertionError if its first adversarial loss is not ours."""
     import jax
+    import torch
 
     from experiments.benchmarks import torch_peers
     from jaxbp import attacks, models, objectives
@@ -198,7 +197,7 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
         return objectives.cross_entropy(logits_fn(inputs), labels).mean()
 
     expected = float(first_loss(params, images[:_BATCH], labels[:_BATCH]))
-    order = list(np.arange(len(images)).reshape(-1, _BATCH))
+    order = torch.arange(len(images)).reshape(-1, _BATCH)
     peers = {}
     for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
         twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
@@ -233,10 +232,10 @@ def _foolbox(net: Any, params: Any, logits_fn: Any, images: Any, labels: Any) ->
         twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
         module = torch_peers.Module(twin).eval()
         with torch.no_grad():
-            error = np.abs(module(twin.inputs).numpy() - expected).max()
+            error = np.abs(module(twin.inputs).cpu().numpy() - expected).max()
         if not error < 1e-3:
             raise AssertionError(f"the PyTorch twin's logits differ by {error:.1e}: not the same network")
-        on_torch = foolbox.models.PyTorchModel(module, bounds=(0, 1))
+        on_torch = foolbox.models.PyTorchModel(module, bounds=(0, 1), device=twin.inputs.device)
         peers[title] = functools.partial(attack, on_torch, twin.inputs, twin.labels, epsilons=_EPSILON)
     return peers
 

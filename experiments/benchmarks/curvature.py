@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
 
 _EXAMPLES = 2000, 250  # for the MLP, for the ConvNet
@@ -34,7 +33,7 @@ class Arguments:
 def main() -> None:
     """Run all cases and print the table."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.curvature")
-    frame.start_jax()
+    harness.start()
     examples, fewer, runs = (200, 50, 3) if arguments.quick else (*_EXAMPLES, 7)
     rows = products("MLP 784-256-256-10", "mlp", {"width": 256, "depth": 2}, examples, runs)
     rows += products("ConvNet, width 8, 28x28", "convnet", {"width": 8, "pool": "stride"}, fewer, runs)
@@ -81,16 +80,15 @@ def products(case: str, model: str, options: dict[str, Any], num_examples: int, 
         "JAX, jvp of grad": lambda: jax.block_until_ready(plain(params, batch, tangent)),
         "ours, set-up included": with_set_up,
     }
-    if note := harness.missing_peer("torch"):
-        print(note)
-    else:
+    if harness.missing_peer("torch") is None:
         from experiments.benchmarks import torch_peers
 
         twin = torch_peers.Twin(params, net, inputs, labels)
         expected = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(operator.unravel(ours()))])
-        twin.check(tangent, expected)
-        peers["PyTorch, double backward"] = lambda: twin.double_backward(tangent)
-        peers["PyTorch, torch.func"] = lambda: twin.forward_over_reverse(tangent)
+        direction = torch_peers.from_flax(tangent)
+        twin.check(direction, expected)
+        peers["PyTorch, double backward"] = lambda: twin.double_backward(direction)
+        peers["PyTorch, torch.func"] = lambda: twin.forward_over_reverse(direction)
     return harness.compare(f"Hessian product, {case}, {num_examples} images", ours, peers, num_runs=runs)
 
 

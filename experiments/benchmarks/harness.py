@@ -1,17 +1,45 @@
 """Paired timing: ours and the peers in turn, in one process, medians, first calls apart.
 
-Machines are shared and noisy, so only ratios of runs that alternate within one invocation mean anything.
+Machines are shared and noisy, so only ratios of runs that alternate within one invocation mean anything. Where JAX has a GPU, PyTorch
+computes on it too, both in full float32 (no TF32), with the data there and waited for.
 """
 
 import importlib.util
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import frame
 from jaxbp.evidence import write_atomically
+
+
+def start() -> None:
+    """Start JAX as studies do, and see to its peers: see `match_torch`."""
+    frame.start_jax()
+    match_torch()
+
+
+def match_torch() -> None:
+    """Have JAX and PyTorch compute on the same device, in full float32; say so if PyTorch is not installed.
+
+    Raises:
+      SystemExit: JAX has a GPU that PyTorch does not see.
+    """
+    import jax
+
+    if on_gpu := jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    if note := missing_peer("torch"):
+        print(note)
+        return
+    from experiments.benchmarks import torch_peers
+
+    if not torch_peers.use("cuda" if on_gpu else "cpu"):
+        raise SystemExit("JAX has a GPU and PyTorch has none: install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")
 
 
 def missing_peer(module: str) -> str | None:
@@ -80,7 +108,9 @@ def finish(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
 
 
 def timed(fn: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
+    """Seconds that a call takes, PyTorch's work on a GPU included."""
+    began = time.perf_counter()
     fn()
-    return time.perf_counter() - start
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,18 +1,19 @@
 """Empirical tangent kernels against neural-tangents, PyTorch and the paper's loop over pairs.
 
 ``python -m experiments.benchmarks.ntk [--quick] [--out FILE.json]``. Each peer has a process of its own, with the
-same weights and images, so that its peak memory can be told; the processes take turns. Full kernels (N, N, C, C) of a
-ResNet-18 with BatchNorm's stored statistics, N = 25 images of 32x32x3, C = 10, at two widths, of an MLP and of the
-paper's ConvNet; a trace kernel against one Jacobian a class; growth with N and with width. The paper's loop, two
+same weights and images, so that its peak memory can be told (the device's on a GPU, else the process's); the processes take
+turns. Full kernels (N, N, C, C) of a ResNet-18 with BatchNorm's stored statistics, N = 25 images of 32x32x3, C = 10, at two widths,
+of an MLP and of the paper's ConvNet; a trace kernel against one Jacobian a class; growth with N and with width. The paper's loop, two
 backward passes for each of the (N C)^2 entries, is timed on a few entries and extrapolated.
 """
 
+import contextlib
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
 
 _CASES = {  # name: (model, options, image shape)
@@ -60,8 +60,8 @@ def main() -> None:
         serve(**json.loads(arguments.worker))
         return
     rows: list[dict[str, Any]] = []
-    if note := harness.missing_peer("torch"):
-        print(note)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
+    harness.start()
     names = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
     number, runs = (6, 2) if arguments.quick else (25, arguments.runs)
     for name in names:
@@ -173,20 +173,15 @@ def growth(*, quick: bool) -> list[dict[str, Any]]:
 
 
 def _our_time(model: str, options: dict[str, Any], shape: tuple[int, ...], num_examples: int) -> float:
-    frame.start_jax()
     compute = _ours(*_problem(model, options, shape, num_examples), "full")
     compute()
-    return statistics.median(_seconds(compute) for _ in range(3))
-
-
-def _seconds(fn: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    fn()
-    return time.perf_counter() - start
+    return statistics.median(harness.timed(compute) for _ in range(3))
 
 
 def serve(case: str, num_examples: int, logits: str, peer: str) -> None:
     """Be a peer: set up, say so, then compute once for every line that comes in."""
+    with contextlib.redirect_stdout(sys.stderr):  # the other one is the pipe
+        harness.match_torch()
     model, options, shape = _CASES[case]
     compute, scale = _PREPARE[peer](*_problem(model, options, shape, num_examples), logits), 1.0
     if isinstance(compute, str):
@@ -197,10 +192,15 @@ def serve(case: str, num_examples: int, logits: str, peer: str) -> None:
     print(json.dumps({"ready": True}), flush=True)
     base = _peak_bytes()
     for _ in sys.stdin:
-        print(json.dumps({"seconds": scale * _seconds(compute), "bytes": _peak_bytes() - base}), flush=True)
+        print(json.dumps({"seconds": scale * harness.timed(compute), "bytes": _peak_bytes() - base}), flush=True)
 
 
 def _peak_bytes() -> int:
+    import jax
+
+    if stats := jax.local_devices()[0].memory_stats():
+        torch = sys.modules.get("torch")
+        return stats["peak_bytes_in_use"] + (torch.cuda.max_memory_allocated() if torch else 0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
 
 _THRESHOLD = 0.5  # the paper's
@@ -41,9 +40,7 @@ class Arguments:
 def main() -> None:
     """Run all cases and print the table."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.spectra")
-    frame.start_jax()
-    if note := harness.missing_peer("torch"):
-        print(note)
+    harness.start()
     import jax
     import scipy.linalg  # noqa: F401  - its BLAS is what JAX calls; the limit reaches only what is loaded
     import threadpoolctl
@@ -174,7 +171,7 @@ def _torch_half(kernels: list[np.ndarray], sizes: list) -> Callable:
     """Half spectra; of a strided layer the half of the folded frequencies, cut out of a full transform."""
     import torch
 
-    tensors = [torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()) for kernel in kernels]
+    tensors = [torch.tensor(kernel.transpose(2, 3, 0, 1).copy()) for kernel in kernels]
 
     def compute() -> list[Any]:
         found = []
@@ -201,7 +198,7 @@ def _paper(kernel: np.ndarray, n: tuple[int, int]) -> np.ndarray:
 def _torch_paper(kernels: list[np.ndarray], maps: list[tuple[int, int]]) -> Callable:
     import torch
 
-    tensors = [torch.from_numpy(kernel.copy()) for kernel in kernels]
+    tensors = [torch.tensor(kernel) for kernel in kernels]
 
     def compute() -> list[Any]:
         found = []

@@ -65,9 +65,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.sweep")
     with frame.guarded("no folder: nothing is kept but what --out has"):
         names = chosen(arguments)
-        frame.start_jax()
-        if note := harness.missing_peer("torch"):
-            print(note)
+        harness.start()
         peers, plans = [], []
         for name in names:
             slow: set[str] = set()

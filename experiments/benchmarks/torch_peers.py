@@ -3,7 +3,7 @@
 JAX is not imported, so that the worker processes of `torch_sweeps` do without it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,15 @@ Norm = Callable[[torch.Tensor, str, torch.Tensor, torch.Tensor], torch.Tensor]  
 
 _EPSILON = 1e-5  # of BatchNorm, as in `jaxbp.models.layers`, and so is
 _KEPT = 0.9  # the share of the old statistics that a step keeps
+
+
+def use(device: str | torch.device) -> bool:
+    """Compute on ``device`` from now on, float32 in full precision; False, and nothing is done, where PyTorch does not have it."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return False
+    torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False
+    return True
 
 
 def from_flax(params: Any) -> Tensors:
@@ -44,7 +53,7 @@ def to_flat(tensors: Tensors) -> np.ndarray:
         value = tensors[name].detach()
         if name.endswith("kernel"):
             value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T
-        parts.append(value.reshape(-1).numpy())
+        parts.append(value.reshape(-1).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -104,34 +113,33 @@ class Twin:
         """Mean cross-entropy over all data."""
         return F.cross_entropy(self.logits(params, self.inputs), self.labels)
 
-    def double_backward(self, tangent: Any) -> Tensors:
+    def double_backward(self, direction: Tensors) -> Tensors:
         """A Hessian product as PyTorch users write it: the gradient of (gradient . tangent)."""
         params = {k: v.clone().requires_grad_() for k, v in self.params.items()}
-        direction = from_flax(tangent)
         gradient = torch.autograd.grad(self.loss(params), list(params.values()), create_graph=True)
         along = sum((g * direction[k]).sum() for k, g in zip(params, gradient, strict=True))
         return dict(zip(params, torch.autograd.grad(along, list(params.values())), strict=True))
 
-    def forward_over_reverse(self, tangent: Any) -> Tensors:
+    def forward_over_reverse(self, direction: Tensors) -> Tensors:
         """A Hessian product by torch.func."""
-        return torch.func.jvp(torch.func.grad(self.loss), (self.params,), (from_flax(tangent),))[1]
+        return torch.func.jvp(torch.func.grad(self.loss), (self.params,), (direction,))[1]
 
-    def check(self, tangent: Any, expected: np.ndarray) -> None:
+    def check(self, direction: Tensors, expected: np.ndarray) -> None:
         """Refuse to time a peer that computes something else."""
-        for found in (self.double_backward(tangent), self.forward_over_reverse(tangent)):
+        for found in (self.double_backward(direction), self.forward_over_reverse(direction)):
             error = np.linalg.norm(to_flat(found) - expected) / np.linalg.norm(expected)
             if not error < 1e-3:
                 raise AssertionError(f"the PyTorch twin's Hessian product differs by {error:.1e}: not the same network")
 
-    def train(self, order: Sequence[np.ndarray], learning_rate: float, momentum: float) -> float:
-        """Plain SGD over the batches of example indices in ``order``; returns the last batch's loss."""
+    def train(self, order: torch.Tensor, learning_rate: float, momentum: float) -> float:
+        """Plain SGD over the batches of example indices ``order`` (T, B); returns the last batch's loss."""
         return float(self.fit(self.params, self.statistics, order, learning_rate, momentum)[1])
 
     def fit(
         self,
         params: Tensors,
         statistics: Statistics,
-        order: Sequence[np.ndarray] | torch.Tensor,
+        order: torch.Tensor,
         learning_rate: float,
         momentum: float,
     ) -> tuple[Tensors, torch.Tensor]:
@@ -171,7 +179,7 @@ class Module(torch.nn.Module):
 
 def pgd_train(
     twin: Twin,
-    order: Sequence[np.ndarray],
+    order: torch.Tensor,
     learning_rate: float,
     momentum: float,
     *,

@@ -168,6 +168,7 @@ def _serve(pipe: Connection, share: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     torch.set_num_threads(1)
     prepared: _Prepared = pickle.loads(share)
+    torch_peers.use(prepared.twin.inputs.device)
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while pipe.recv():

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
 
 _BATCH = 64
@@ -42,9 +41,7 @@ class Arguments:
 def main() -> None:
     """Run all cases and print the table."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.training")
-    frame.start_jax()
-    if note := harness.missing_peer("torch"):
-        print(note)
+    harness.start()
     rows: list[dict[str, Any]] = []
     for name in list(_CASES)[:1] if arguments.quick else _CASES:
         rows += one_case(name, num_runs=2 if arguments.quick else arguments.runs)
@@ -109,17 +106,19 @@ def _torch(
     net: Any, params: Any, images: Any, labels: Any, expected: float
 ) -> dict[tuple[str, str], Callable[[], Any]]:
     """A step and an epoch in both memory formats; AssertionError if the first loss is another."""
+    import torch
+
     from experiments.benchmarks import torch_peers
 
-    order = np.random.default_rng(0).permutation(len(images) // _BATCH * _BATCH).reshape(-1, _BATCH)
+    order = torch.randperm(len(images) // _BATCH * _BATCH).reshape(-1, _BATCH)
+    first = torch.arange(_BATCH)[None]
     peers = {}
     for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
         twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
-        first = [np.arange(_BATCH)]
         if not np.isclose(loss := twin.train(first, 0.1, 0.9), expected, rtol=1e-4):
             raise AssertionError(f"the PyTorch twin has another loss: {loss} against {expected}")
         peers[title, "step"] = functools.partial(twin.train, first, 0.1, 0.9)
-        peers[title, "epoch"] = functools.partial(twin.train, list(order), 0.1, 0.9)
+        peers[title, "epoch"] = functools.partial(twin.train, order, 0.1, 0.9)
     return peers
 
 
