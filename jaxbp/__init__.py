@@ -15,6 +15,7 @@ Users import modules, one scientific question each: ``from jaxbp import landscap
 | `jaxbp.models`, `jaxbp.convolution` | Flax networks and their infinite-width twins; convolutions fast in compiled loops |
 | `jaxbp.training`, `jaxbp.parallel` | a whole run as one compiled program, on one device or on several |
 | `jaxbp.sweep`, `jaxbp.store` | seeds and settings over devices and hosts, in folders that survive kills |
+| `jaxbp.backend` | which kind of device a computation is for |
 | `jaxbp.distributed`, `jaxbp.progress`, `jaxbp.stopping` | several processes, progress and status, an orderly end |
 
 The instruments (the first five) take functions ``(params, inputs) -> logits`` and pytrees, so they serve anybody's model. From a claim to

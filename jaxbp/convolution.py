@@ -43,7 +43,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxbp import winograd
+from jaxbp import backend, winograd
 
 FORMULATIONS = ("auto", "xla", "vjp", "im2col", "winograd")
 
@@ -157,7 +157,7 @@ def conv_general_dilated(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    if formulation == "xla" or (formulation == "auto" and jax.default_backend() != "cpu"):
+    if formulation == "xla" or (formulation == "auto" and backend.current() != "cpu"):
         return plain(lhs, rhs)
     out = jax.eval_shape(plain, lhs, rhs)  # lax checks the arguments, with its own messages
     if 0 in (*lhs.shape, *rhs.shape, *out.shape):

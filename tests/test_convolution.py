@@ -434,6 +434,8 @@ def test_auto_is_xla_off_the_cpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "jaxbp_conv" not in str(jax.make_jaxpr(bind("3x3", "auto"))(*arrays))
     assert "jaxbp_conv" in str(jax.make_jaxpr(bind("3x3", "vjp"))(*arrays))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # on the host of an accelerator
+        assert "jaxbp_conv" in str(jax.make_jaxpr(bind("3x3", "auto"))(*arrays))
 
 
 @pytest.mark.parametrize(

@@ -179,13 +179,16 @@ def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
 
 def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):
     devices = [SimpleNamespace(platform="gpu", number=n) for n in range(2)]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    free = frame.pieces._free_devices(3)
-    assert [free.get().number for _ in range(3)] == [0, 1, 0]
-    for one in devices:
-        one.platform = "cpu"
-    free = frame.pieces._free_devices(2)
-    assert [free.get().number for _ in range(2)] == [0, 0]
+    cpus = [SimpleNamespace(platform="cpu", number=n) for n in range(3)]
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: devices if backend is None else cpus)
+    free = frame.pieces._free_devices(3, on_cpu=True)
+    assert [free[False].get().number for _ in range(3)] == [0, 1, 0]
+    assert [free[True].get() for _ in range(3)] == cpus[:1] * 3
+    assert not frame.pieces._free_devices(3, on_cpu=False)[True].qsize()
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: cpus)
+    free = frame.pieces._free_devices(2, on_cpu=True)
+    assert free[True] is free[False]
+    assert [free[True].get() for _ in range(2)] == cpus[:1] * 2
 
 
 def test_a_piece_runs_on_the_device_of_its_worker():

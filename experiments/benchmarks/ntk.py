@@ -45,6 +45,8 @@ class Arguments:
 
     quick: bool = False
     """A small case and few runs, to see that it works."""
+    cases: tuple[str, ...] = ()
+    """Networks whose name contains one of these, and these full kernels alone; default all."""
     runs: int = 5
     """Interleaved runs."""
     out: Path | None = None
@@ -63,9 +65,13 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
     harness.start()
     names = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
+    names = [name for name in names if not arguments.cases or any(part in name for part in arguments.cases)]
     number, runs = (6, 2) if arguments.quick else (25, arguments.runs)
     for name in names:
         rows += compare(name, number, "full", _PEERS, runs)
+    if arguments.cases:
+        harness.finish(rows, arguments.out)
+        return
     trace = (names[0], 12) if arguments.quick else ("ResNet-18, width 16", 256)
     rows += compare(*trace, "trace", (_TRACE_PEER,), max(runs - 2, 2))
     rows += growth(quick=arguments.quick)

@@ -13,14 +13,15 @@ class Piece:
     """A named piece of work.
 
     ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; neighbours of one ``group``
-    may run beside each other in threads, on
-    a `device` each.
+    may run beside each other in threads, on a `device` each. Pieces ``on_cpu`` compute on the host whatever else there is (certificates,
+    in float64); beside an accelerator they then run on as many threads as the host has cores.
     """
 
     name: str
     compute: Callable[[], Mapping[str, Any]]
     weight: float = 1.0
     group: str | None = None
+    on_cpu: bool = False
 
 
 def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
@@ -63,16 +64,17 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
 
     from jaxbp import sweep
 
-    if num_workers == 1 or len(pieces) == 1:
+    free = _free_devices(num_workers, on_cpu=any(piece.on_cpu for piece in pieces))
+    num_threads = sum(devices.qsize() for devices in {id(devices): devices for devices in free.values()}.values())
+    if num_threads == 1 or len(pieces) == 1:
         for piece in pieces:
             store.put(piece.name, compute(piece))
             progress.done(piece.name)
             sweep.make_room()
         return
-    pool = ThreadPoolExecutor(num_workers)
-    free = _free_devices(num_workers)
+    pool = ThreadPoolExecutor(num_threads)
     try:
-        futures = {pool.submit(_on_free_device, free, compute, piece): piece for piece in pieces}
+        futures = {pool.submit(_on_free_device, free[piece.on_cpu], compute, piece): piece for piece in pieces}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -91,13 +93,28 @@ def device() -> Any:
     return jax.config.jax_default_device or jax.local_devices()[0]
 
 
-def _free_devices(num_workers: int) -> queue.SimpleQueue:
-    """A device for each worker, or one CPU for all: it serves several threads, and programs are compiled for each device anew."""
+def _free_devices(num_workers: int, *, on_cpu: bool) -> dict[bool, queue.SimpleQueue]:
+    """The devices for pieces of either kind, by `Piece.on_cpu`; one queue for both where there are CPUs alone.
+
+    A device for each worker, or one CPU for all: it serves several threads, and programs are compiled for each device anew.
+    """
     import jax
 
-    devices, free = jax.local_devices(), queue.SimpleQueue()
-    for worker in range(num_workers):
-        free.put(devices[0 if devices[0].platform == "cpu" else worker % len(devices)])
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        shared = _queue(devices[:1] * num_workers)
+        return {False: shared, True: shared}
+    cpus = jax.local_devices(backend="cpu") if on_cpu else []
+    return {
+        False: _queue([devices[worker % len(devices)] for worker in range(num_workers)]),
+        True: _queue(cpus[:1] * len(cpus)),
+    }
+
+
+def _queue(devices: Sequence[Any]) -> queue.SimpleQueue:
+    free = queue.SimpleQueue()
+    for one in devices:
+        free.put(one)
     return free
 
 

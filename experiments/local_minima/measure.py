@@ -129,7 +129,9 @@ class Problem:
         if steps is None:
             runs = len(self.settings.seeds) * (len(self.settings.kicks) if compute == self.kick else 1)
             steps = 3 * runs * case.num_epochs / 4
-        return Piece(name, functools.partial(compute, *args), weight=examples * layers * steps / 1e5, group=group)
+        on_cpu = compute in (self.embed, self.certify_start, self.certify_end, self.density)
+        weight = examples * layers * steps / 1e5
+        return Piece(name, functools.partial(compute, *args), weight=weight, group=group, on_cpu=on_cpu)
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The seed's training inputs (N, H, W, C), labels (N,) and the number of classes."""

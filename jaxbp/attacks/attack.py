@@ -30,7 +30,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxbp import objectives
+from jaxbp import backend, objectives
 from jaxbp.attacks import losses
 from jaxbp.attacks.threat import Threat
 
@@ -167,7 +167,7 @@ def worst_of_runs(
     draws = (jax.random.split(key, num_runs), classes)
     if num_runs == 1:
         found = one(jax.tree.map(lambda leaf: leaf[0], draws))
-    elif runs == "loop" or (runs == "auto" and jax.default_backend() == "cpu"):
+    elif runs == "loop" or (runs == "auto" and backend.current() == "cpu"):
         blank = nothing_found(jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
         found, _ = jax.lax.scan(lambda best, draw: (worse(best, one(draw)), None), blank, draws)
     else:

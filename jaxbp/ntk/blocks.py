@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from jaxbp import linear_layers
+from jaxbp import backend, linear_layers
 from jaxbp.ntk import contraction
 
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
@@ -128,7 +128,7 @@ def plan_flows(problem: Problem, params: Any, state: Any, x: Any, directions: An
     if problem.coupled:  # batches of different sizes have to be contracted alike
         rules = [rule._replace(from_pixels=False) for rule in rules]
     largest = max((math.prod(layer.output.shape) * layer.output.dtype.itemsize for layer in found.layers), default=1)
-    fitting = max(_CACHE // (largest * num_outputs), 1) if jax.default_backend() == "cpu" else num_examples
+    fitting = max(_CACHE // (largest * num_outputs), 1) if backend.current() == "cpu" else num_examples
     at_a_time = next(n for n in range(min(fitting, num_examples), 0, -1) if num_examples % n == 0)
     return Flows(found, tuple(rules), problem.reduction, at_a_time)
 
