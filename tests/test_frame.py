@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import queue
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,8 @@ import pandas as pd
 import pytest
 
 from experiments import frame
-from jaxbp import evidence, sweep
+from jaxbp import evidence, progress, sweep
+from jaxbp.store import Store
 
 
 @pytest.mark.parametrize("held, forgets", [(40, True), (20, False), (0, False)])
@@ -37,10 +39,6 @@ def test_memory_maps_are_counted():
 
 
 def test_neighbours_of_one_group_run_beside_each_other_and_groups_do_not(tmp_path):
-    import threading
-
-    from jaxbp.store import Store
-
     both, order = threading.Barrier(2, timeout=20), []
 
     def meet(name):
@@ -62,9 +60,6 @@ def test_neighbours_of_one_group_run_beside_each_other_and_groups_do_not(tmp_pat
 
 
 def test_a_study_leaves_a_log_and_a_status(tmp_path, capsys):
-    from jaxbp import progress
-    from jaxbp.store import Store
-
     def fail():
         raise ValueError("no data")
 
@@ -90,11 +85,6 @@ def test_a_study_leaves_a_log_and_a_status(tmp_path, capsys):
 
 
 def test_a_piece_that_fails_in_a_thread_is_told_and_those_beside_it_are_left(tmp_path):
-    import threading
-
-    from jaxbp import progress
-    from jaxbp.store import Store
-
     beside, told = threading.Event(), threading.Event()
 
     def fail():
@@ -189,6 +179,25 @@ def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):
     free = frame.pieces._free_devices(2, on_cpu=True)
     assert free[True] is free[False]
     assert [free[True].get() for _ in range(2)] == cpus[:1] * 2
+
+
+def test_pieces_for_the_cpu_do_not_wait_for_an_accelerator(tmp_path, monkeypatch):
+    host, accelerator = jax.local_devices()
+    free = {False: frame.pieces._queue([accelerator]), True: frame.pieces._queue([host] * 2)}
+    monkeypatch.setattr(frame.pieces, "_free_devices", lambda num_workers, on_cpu: free)
+    both_there = threading.Barrier(2, timeout=20)
+
+    def meet():  # returns only if two of them run beside each other
+        both_there.wait()
+        return {"device": frame.device().id}
+
+    here = {"group": "all", "on_cpu": True}
+    pieces = [frame.Piece(name, meet, **here) for name in ("a", "b")]
+    pieces.append(frame.Piece("c", lambda: {"device": frame.device().id}, group="all"))
+    with Store(tmp_path / "run", {"settings": 1}, {}) as store:
+        frame.run_pieces(store, pieces)
+        found = [int(store.get(piece.name)["device"]) for piece in pieces]
+    assert found == [host.id, host.id, accelerator.id]
 
 
 def test_a_piece_runs_on_the_device_of_its_worker():
