@@ -6,12 +6,16 @@ XLA optimises little here: most tests compile far longer than they compute.
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import jax
 import pytest
 
+from experiments.frame import machine
 from jaxbp import sweep
+
+if jax.config.jax_platforms == "cpu":
+    machine.compile_quickly(level=0)
 
 
 @pytest.fixture(autouse=True, scope="module")

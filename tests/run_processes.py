@@ -1,6 +1,7 @@
 """Several processes of one program, on this host and over loopback only."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def flags_for(num_devices: int) -> str:
+    """What conftest has put into XLA_FLAGS, with another number of CPU devices."""
+    return re.sub(r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"])
+
+
 def run(
     script: str, num_processes: int, num_devices: int = 1, timeout: float = 60.0, *, check: bool = True
 ) -> list[subprocess.CompletedProcess]:
@@ -28,9 +34,12 @@ def run(
     Raises:
       AssertionError: the processes did not end in time or, with ``check``, one failed; it carries what all have printed.
     """
-    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
     env = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
-    env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    env |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags_for(num_devices),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     where = [f"127.0.0.1:{free_port()}", str(num_processes)]
     files = [[tempfile.TemporaryFile("w+") for _ in range(2)] for _ in range(num_processes)]  # noqa: SIM115 - closed below
     processes = [

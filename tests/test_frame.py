@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,13 +159,19 @@ def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
     assert not frame.machine._has_cpus_alone(None)
     assert frame.machine._has_cpus_alone("cpu")
     assert not frame.machine._has_cpus_alone("cuda,cpu")
-    for given, told in (("", ""), ("--xla_a=1", "--xla_a=1 ")):
+    first, second = "--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false"
+    cases = {
+        ("0.10.2", ""): f"{first} {second}",
+        ("0.10.0", "--xla_a=1"): f"--xla_a=1 {first} {second}",
+        ("0.11.2", ""): first,  # which does not know the second
+        ("0.10.2", "--xla_backend_optimization_level=2"): f"--xla_backend_optimization_level=2 {second}",
+        ("0.10.2", f"--xla_cpu_use_fusion_emitters=true {first}"): f"--xla_cpu_use_fusion_emitters=true {first}",
+    }
+    for (version, given), expected in cases.items():
+        monkeypatch.setattr(jaxlib, "__version__", version)
         monkeypatch.setenv("XLA_FLAGS", given)
-        frame.machine._compile_quickly()
-        assert os.environ["XLA_FLAGS"] == f"{told}--xla_backend_optimization_level=1"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    frame.machine._compile_quickly()
-    assert os.environ["XLA_FLAGS"] == "--xla_backend_optimization_level=2"
+        frame.machine.compile_quickly()
+        assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run_processes
 
 from jaxbp import augment, models, objectives, parallel, training
 
@@ -101,7 +102,7 @@ def test_two_devices_train_as_one(x64):
 @pytest.mark.slow
 def test_eight_devices_train_as_one():
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": run_processes.flags_for(8),
         "JAX_ENABLE_X64": "1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(parallel.__file__).parents[1])]),
