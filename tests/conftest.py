@@ -4,6 +4,8 @@ XLA optimises little here: most tests compile far longer than they compute.
 """
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -22,6 +24,19 @@ if jax.config.jax_platforms == "cpu":
 def room():
     yield
     sweep.make_room()
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory):
+    """``(study) -> folder`` for a smoke run: a copy of what the lab at JAXBP_SMOKE_LAB has found, if that is given, else empty."""
+
+    def make(study):
+        folder = tmp_path_factory.mktemp(study)
+        if lab := os.environ.get("JAXBP_SMOKE_LAB"):
+            shutil.copytree(Path(lab) / study, folder, dirs_exist_ok=True)
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -18,6 +18,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def as_users() -> dict[str, str]:
+    """The environment without conftest's XLA_FLAGS: programs, and numbers to the last bit, are then those of a user's run."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 def flags_for(num_devices: int) -> str:
     """What conftest has put into XLA_FLAGS, with another number of CPU devices."""
     return re.sub(r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"])

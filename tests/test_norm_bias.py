@@ -19,29 +19,32 @@ COMMAND = [sys.executable, "-m", "experiments.norm_bias"]
 
 
 def run(*arguments, check=True):
-    return subprocess.run([*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True, env=run_processes.as_users()
+    )
 
 
 @pytest.mark.slow
-def test_a_run_leaves_what_the_contract_says(tmp_path):
-    said = run("--preset", "smoke", "--out", tmp_path).stdout
-    verdicts = evidence.read_verdicts(tmp_path / "verdicts.json")
+def test_a_run_leaves_what_the_contract_says(smoke_folder):
+    folder = smoke_folder("norm_bias")
+    said = run("--preset", "smoke", "--out", folder).stdout
+    verdicts = evidence.read_verdicts(folder / "verdicts.json")
     assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e"]
-    rows = pd.read_parquet(tmp_path / "measurements.parquet")
+    rows = pd.read_parquet(folder / "measurements.parquet")
     assert list(rows.columns) == ["case", "arm", "seed", "step", "measure", "value"]
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
         "accuracy",
         "target_norm",
         "norm",
         "effective_rate",
         "angle",
     }
-    assert "<h2>Verdicts</h2>" in (tmp_path / "report.html").read_text()
-    config = json.loads((tmp_path / "config.json").read_text())
+    assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
+    config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["num_seeds"] == 3
     assert 100 < config["peak_memory_mib"] < 24_000
-    assert str(tmp_path / "report.html") in said
-    assert "6 of 6 pieces of work are in" in run("--preset", "smoke", "--out", tmp_path).stdout
+    assert str(folder / "report.html") in said
+    assert "6 of 6 pieces of work are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(
@@ -189,11 +192,12 @@ def test_cifar10_from_tfds_to_the_end_of_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_find_what_one_finds(tmp_path):
-    run("--preset", "smoke", "--out", tmp_path / "alone")
+def test_two_processes_share_the_work_and_find_what_one_finds(smoke_folder, tmp_path):
+    alone = smoke_folder("norm_bias")
+    run("--preset", "smoke", "--out", alone)
     place = ["--coordinator", f"127.0.0.1:{run_processes.free_port()}", "--num-processes", "2"]
     two = [*COMMAND, "--preset", "smoke", "--out", tmp_path / "two", *place]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": run_processes.as_users()}
     running = [subprocess.Popen([*two, "--process-id", str(i)], **pipes) for i in range(2)]
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
@@ -201,5 +205,5 @@ def test_two_processes_share_the_work_and_find_what_one_finds(tmp_path):
     assert "Verdicts" not in said[1][0]
     for log in ("log-0.txt", "log-1.txt"):  # both worked
         assert " done " in (tmp_path / "two" / log).read_text()
-    ours, theirs = (pd.read_parquet(tmp_path / name / "measurements.parquet") for name in ("two", "alone"))
+    ours, theirs = (pd.read_parquet(folder / "measurements.parquet") for folder in (tmp_path / "two", alone))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=False, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import run_processes
 
 from experiments.rank_robustness import measure, results
 from experiments.rank_robustness.settings import (
@@ -32,24 +33,27 @@ COMMAND = [sys.executable, "-m", "experiments.rank_robustness"]
 
 
 def run(*arguments, check=True):
-    return subprocess.run([*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True, env=run_processes.as_users()
+    )
 
 
 @pytest.mark.slow
-def test_a_run_leaves_what_the_contract_says(tmp_path):
-    said = run("--preset", "smoke", "--out", tmp_path).stdout
-    verdicts = evidence.read_verdicts(tmp_path / "verdicts.json")
+def test_a_run_leaves_what_the_contract_says(smoke_folder):
+    folder = smoke_folder("rank_robustness")
+    said = run("--preset", "smoke", "--out", folder).stdout
+    verdicts = evidence.read_verdicts(folder / "verdicts.json")
     assert [v.claim.id for v in verdicts] == ["S4.a", "S4.b", "S4.c", "S4.d", "S4.e"]
-    rows = pd.read_parquet(tmp_path / "measurements.parquet")
+    rows = pd.read_parquet(folder / "measurements.parquet")
     assert list(rows.columns) == ["case", "arm", "seed", "step", "measure", "value"]
     assert not rows.value.isna().any()
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
         "rank_by_layer", "accuracy_by_radius", "clean_and_robust", "rank_along", "singular_values",
     }  # fmt: skip
-    assert "<h2>Verdicts</h2>" in (tmp_path / "report.html").read_text()
-    assert json.loads((tmp_path / "config.json").read_text())["settings"]["num_seeds"] == 2
-    assert str(tmp_path / "report.html") in said
-    assert "8 of 8 pieces of work are in" in run("--preset", "smoke", "--out", tmp_path).stdout
+    assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
+    assert json.loads((folder / "config.json").read_text())["settings"]["num_seeds"] == 2
+    assert str(folder / "report.html") in said
+    assert "8 of 8 pieces of work are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(

@@ -3,7 +3,6 @@
 Slow: some five minutes. ``pytest -m slow tests/test_sweep_faults.py``.
 """
 
-import os
 import random
 import re
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_processes
 
 from jaxbp import progress, sweep
 
@@ -76,7 +76,7 @@ def subject(tmp_path_factory):
     path.write_text(SUBJECT)
 
     def start(folder, **options):
-        env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS",)}
+        env = run_processes.as_users()
         env |= {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
         env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(Path(__file__).parent.parent)}
         return subprocess.Popen(
