@@ -48,24 +48,28 @@ def main() -> None:
 
 
 def take(run: Path) -> None:
-    """Copy verdicts, preset and versions of a run to the published ones.
+    """Copy verdicts, preset and versions of a run to the published ones; every study's own, whatever the lab's page shows now.
 
     Raises:
-      SettingsError: it is no finished run of the lab.
+      SettingsError: it is no finished run of the whole lab.
     """
+    from experiments.__main__ import STUDIES
     from jaxbp import evidence
 
-    configs = {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(run.glob("*/config.json"))}
-    if not configs or not (run / "verdicts.json").exists():
+    lacking = [name for name in STUDIES if not (run / name / "verdicts.json").exists()]
+    if lacking:
         raise frame.SettingsError(
-            f"{run} is no finished run of the lab: name the folder that `python -m experiments` wrote"
+            f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(lacking)}: name the folder that "
+            "`python -m experiments` wrote, without --only"
         )
-    by_time = sorted(configs.values(), key=lambda config: config["started"])
+    verdicts = [verdict for name in STUDIES for verdict in evidence.read_verdicts(run / name / "verdicts.json")]
+    configs = [json.loads((run / name / "config.json").read_text("utf-8")) for name in STUDIES]
+    by_time = sorted(configs, key=lambda config: config["started"])
     first = by_time[0]
     known = {name: first[name] for name in _FACTS if name in first}
     known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in by_time))
     known["preset"] = first["settings"]["preset"]
-    evidence.write_verdicts(FOLDER / "verdicts.json", evidence.read_verdicts(run / "verdicts.json"))
+    evidence.write_verdicts(FOLDER / "verdicts.json", verdicts)
     evidence.write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
 
 

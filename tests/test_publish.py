@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments import frame, publish
+from experiments.__main__ import STUDIES
 from jaxbp import evidence
 
 CLAIM = evidence.Claim("S2.a", "Weight decay | beats none.", "Table 2", "gain", evidence.Above(0.0))
@@ -45,24 +46,27 @@ def test_the_table_goes_between_the_markers_and_nowhere_else():
 
 def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "FOLDER", tmp_path / "published")
-    with pytest.raises(frame.SettingsError, match="is no finished run of the lab"):
-        publish.take(tmp_path)
     run = tmp_path / "run"
-    for number, name in enumerate(("norm_bias", "ntk_width")):
+    verdict = evidence.judge(CLAIM, {"a": [1.0, 2.0]})
+    for number, name in enumerate(STUDIES):
+        with pytest.raises(
+            frame.SettingsError, match=f"no finished run of the whole lab, it has no verdicts of {name}"
+        ):
+            publish.take(run)
         (run / name).mkdir(parents=True)
         config = FACTS | {
             "started": f"2026-01-0{2 + number}T03:04:05Z",
             "settings": {"preset": "quick"},
-            "git_commit": ("abc", "def")[number],
+            "git_commit": "abc" if number < 2 else "def",
         }
         (run / name / "config.json").write_text(json.dumps(config))
-    with pytest.raises(frame.SettingsError, match="is no finished run of the lab"):
-        publish.take(run)
-    verdict = evidence.judge(CLAIM, {"a": [1.0, 2.0]})
-    evidence.write_verdicts(run / "verdicts.json", [verdict])
+        own = dataclasses.replace(verdict, claim=dataclasses.replace(CLAIM, id=f"S{number + 1}.a"))
+        evidence.write_verdicts(run / name / "verdicts.json", [own])
+    evidence.write_verdicts(run / "verdicts.json", [verdict])  # as a later `--only S2` leaves it
     publish.take(run)
     assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
-    assert evidence.read_verdicts(tmp_path / "published/verdicts.json")[0].claim == CLAIM
+    taken = evidence.read_verdicts(tmp_path / "published/verdicts.json")
+    assert [v.claim.id for v in taken] == ["S1.a", "S2.a", "S3.a", "S4.a", "S5.a"]
 
 
 def test_the_picture_is_drawn_of_every_kind_of_verdict(tmp_path, monkeypatch):
