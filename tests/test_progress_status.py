@@ -188,7 +188,8 @@ def test_processes_that_shared_all_units_have_finished_together(tmp_path):
             for name in names:
                 watch.done(name)
     assert {status_of(tmp_path, f"status-{process}.json")["state"] for process in range(2)} == {"stopped"}
-    assert read(tmp_path).state == "finished"
+    found = read(tmp_path)
+    assert [found.state, *(process.state for process in found.processes)] == ["finished"] * 3
     with Progress(WORK, tmp_path, log=print):
         assert [path.name for path in tmp_path.glob("status*")] == ["status.json"]  # no mixture of two starts
 

@@ -170,6 +170,7 @@ def _merge(reports: list[_Report]) -> Status:
     by_state = {s: {name: note for name, (own, note) in units.items() if own == s} for s in STATES}
     if state == "stopped" and not by_state["left"]:  # though each process may have left units to the others
         state = "finished"
+        processes = tuple(dataclasses.replace(process, state="finished") for process in processes)
     return Status(
         state=state,
         error="; ".join(dict.fromkeys(process.error for process in processes if process.error)),
