@@ -25,7 +25,8 @@ def as_users() -> dict[str, str]:
 
 def flags_for(num_devices: int) -> str:
     """What conftest has put into XLA_FLAGS, with another number of CPU devices."""
-    return re.sub(r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"])
+    others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    return f"{others} --xla_force_host_platform_device_count={num_devices}"
 
 
 def run(

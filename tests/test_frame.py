@@ -199,12 +199,13 @@ def test_pieces_for_the_cpu_do_not_wait_for_an_accelerator(tmp_path, monkeypatch
         return {"device": frame.device().id}
 
     here = {"group": "all", "on_cpu": True}
-    pieces = [frame.Piece(name, meet, **here) for name in ("a", "b")]
-    pieces.append(frame.Piece("c", lambda: {"device": frame.device().id}, group="all"))
+    pieces = [frame.Piece(name, lambda: {"device": frame.device().id}, group="all") for name in ("c", "d", "e")]
+    pieces += [frame.Piece(name, meet, **here) for name in ("a", "b")]
+    pieces.append(frame.Piece("alone", lambda: {"device": frame.device().id}, on_cpu=True))
     with Store(tmp_path / "run", {"settings": 1}, {}) as store:
         frame.run_pieces(store, pieces)
         found = [int(store.get(piece.name)["device"]) for piece in pieces]
-    assert found == [host.id, host.id, accelerator.id]
+    assert found == [accelerator.id] * 3 + [host.id] * 3
 
 
 def test_a_piece_runs_on_the_device_of_its_worker():

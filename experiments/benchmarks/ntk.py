@@ -69,6 +69,8 @@ def main() -> None:
     number, runs = (6, 2) if arguments.quick else (25, arguments.runs)
     for name in names:
         rows += compare(name, number, "full", _PEERS, runs)
+    if not names:
+        raise SystemExit(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(list(_CASES)[:4])}")
     if arguments.cases:
         harness.finish(rows, arguments.out)
         return
@@ -287,7 +289,7 @@ def _torch_peer(loop: bool) -> Callable:
 
         peer = torch_peers.Twin(params, net, np.asarray(images), np.zeros(len(images)))
         expected = np.asarray(_ours(net, params, state, images[:2], "full")())
-        entries = np.asarray(torch_peers.ntk_pairs(peer, peer.params, 2))
+        entries = torch_peers.ntk_pairs(peer, peer.params, 2).cpu().numpy()
         if not np.allclose(entries, expected[0, :, 0, 0], rtol=1e-2):
             raise AssertionError(f"the PyTorch twin has another kernel: {entries} against {expected[0, :, 0, 0]}")
         if loop:

@@ -22,6 +22,8 @@ def use(device: str | torch.device) -> bool:
     """Compute on ``device`` from now on, float32 in full precision; False, and nothing is done, where PyTorch does not have it."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return False
+    if torch.device(device).type == "cpu":
+        return True  # as it is; naming it would slow every call down a little
     torch.set_default_device(device)
     torch.backends.cudnn.allow_tf32 = False
     return True

@@ -7,6 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+_MOST_ON_CPU = 16  # threads beside an accelerator: each holds data of its own
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -14,7 +16,7 @@ class Piece:
 
     ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; neighbours of one ``group``
     may run beside each other in threads, on a `device` each. Pieces ``on_cpu`` compute on the host whatever else there is (certificates,
-    in float64); beside an accelerator they then run on as many threads as the host has cores.
+    in float64); beside an accelerator they then run on as many threads as the host has cores, up to 16.
     """
 
     name: str
@@ -65,16 +67,20 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
     from jaxbp import sweep
 
     free = _free_devices(num_workers, on_cpu=any(piece.on_cpu for piece in pieces))
-    num_threads = sum(devices.qsize() for devices in {id(devices): devices for devices in free.values()}.values())
-    if num_threads == 1 or len(pieces) == 1:
+    alone = free[True] is free[False] and (num_workers == 1 or len(pieces) == 1)
+    if alone:
         for piece in pieces:
             store.put(piece.name, compute(piece))
             progress.done(piece.name)
             sweep.make_room()
         return
-    pool = ThreadPoolExecutor(num_threads)
+    pools = {kind: ThreadPoolExecutor(max(devices.qsize(), 1)) for kind, devices in free.items()}
+    if free[True] is free[False]:
+        pools[True] = pools[False]
     try:
-        futures = {pool.submit(_on_free_device, free[piece.on_cpu], compute, piece): piece for piece in pieces}
+        futures = {
+            pools[piece.on_cpu].submit(_on_free_device, free[piece.on_cpu], compute, piece): piece for piece in pieces
+        }
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -83,7 +89,8 @@ def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_worker
                 progress.done(piece.name)
             sweep.make_room()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def device() -> Any:
@@ -107,7 +114,7 @@ def _free_devices(num_workers: int, *, on_cpu: bool) -> dict[bool, queue.SimpleQ
     cpus = jax.local_devices(backend="cpu") if on_cpu else []
     return {
         False: _queue([devices[worker % len(devices)] for worker in range(num_workers)]),
-        True: _queue(cpus[:1] * len(cpus)),
+        True: _queue(cpus[:1] * min(len(cpus), _MOST_ON_CPU)),
     }
 
 

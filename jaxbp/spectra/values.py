@@ -4,8 +4,8 @@ Two routes. *svd*: LAPACK's, small values to the rounding of the largest one. *g
 of A* A and A A*, taken in float64 even in a float32 session; with condition number c a smallest value is then known
 to about c^2 1e-16, relative: better than a float32 SVD (c 1e-7) up to c = 1e9, worse than a float64 one. Measured on
 the CPU (JAX 0.10.2, one thread, 64x64 to 512x512, complex, equal precision): gram takes 1.6-1.9 times as long as svd,
-so the CPU takes *svd*. Elsewhere *gram*: on an H200 the spectra of a whole ResNet-18 of width 16 take 13 ms by it and 1.1 s by cuSOLVER's
-batched SVD, as PyTorch calls it. Matrices of one row or column need neither.
+so the CPU takes *svd*. Elsewhere *gram*: on an H200 the spectra of a whole ResNet-18 of width 16 take 13 ms by it and 1.1 s by PyTorch's
+`svdvals` (two runs, beside other work). Matrices of one row or column need neither.
 
 The derivative of sigma_i along dA is Re(u_i* dA v_i), which needs no gap between the values, so repeated ones do no harm to
 a sum over them. Where sigma_i is 0 there is none; 0 is taken there, the subgradient of least norm.
