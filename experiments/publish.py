@@ -56,7 +56,8 @@ def take(run: Path) -> None:
     from experiments.__main__ import STUDIES
     from jaxbp import evidence
 
-    lacking = [name for name in STUDIES if not (run / name / "verdicts.json").exists()]
+    files = ("config.json", "verdicts.json")
+    lacking = [name for name in STUDIES if not all((run / name / file).exists() for file in files)]
     if lacking:
         raise frame.SettingsError(
             f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(lacking)}: name the folder that "

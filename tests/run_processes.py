@@ -23,6 +23,12 @@ def as_users() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
+def study(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    """``python -m experiments.NAME arguments`` in the environment of `as_users`, with what it printed."""
+    command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+    return subprocess.run(command, check=check, capture_output=True, text=True, env=as_users())
+
+
 def flags_for(num_devices: int) -> str:
     """What conftest has put into XLA_FLAGS, with another number of CPU devices."""
     others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])

@@ -224,7 +224,7 @@ def test_attacks_break_as_much_as_on_the_cpu_and_stay_in_the_ball(method):
     assert abs(right.mean() - expected.mean()) < 0.05
 
 
-def test_a_certificate_is_computed_in_float64_on_the_cpu():
+def test_a_certificate_has_the_precision_of_float64():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     inputs = rng.normal(size=(60, 5)) + 0.7 * np.eye(3, 5)[labels]

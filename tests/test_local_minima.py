@@ -1,6 +1,7 @@
 """Study 1 as its users run it: from the command line, through interruptions, to files and verdicts."""
 
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -23,8 +24,7 @@ SMOKE = ["--preset", "smoke"]
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": run_processes.as_users()}
 
 
-def run(*arguments, check=True):
-    return subprocess.run([*COMMAND, *map(str, arguments)], check=check, **PIPES)
+run = functools.partial(run_processes.study, "local_minima")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Study 2 as its users run it, its pieces in one process, and its verdicts from made-up measurements."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -18,10 +19,7 @@ from jaxbp.store import Store
 COMMAND = [sys.executable, "-m", "experiments.norm_bias"]
 
 
-def run(*arguments, check=True):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True, env=run_processes.as_users()
-    )
+run = functools.partial(run_processes.study, "norm_bias")
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 """Study 3 as its users run it, and its verdicts from made-up measurements."""
 
 import dataclasses
+import functools
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,7 @@ from experiments.ntk_width import measure, results
 from experiments.ntk_width.settings import BATCH, CALIBRATED, PRESETS, STORED, Arguments, log_spaced
 from jaxbp import evidence, models
 
-COMMAND = [sys.executable, "-m", "experiments.ntk_width"]
-
-
-def run(*arguments, check=True):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True, env=run_processes.as_users()
-    )
+run = functools.partial(run_processes.study, "ntk_width")
 
 
 @pytest.fixture(scope="module")

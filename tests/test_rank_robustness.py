@@ -1,10 +1,9 @@
 """Study 4 as its users run it, a piece of it in one process, and its verdicts from made-up measurements."""
 
 import dataclasses
+import functools
 import itertools
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -29,13 +28,7 @@ from experiments.rank_robustness.settings import (
 from jaxbp import attacks, evidence
 from jaxbp.store import Store
 
-COMMAND = [sys.executable, "-m", "experiments.rank_robustness"]
-
-
-def run(*arguments, check=True):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], check=check, capture_output=True, text=True, env=run_processes.as_users()
-    )
+run = functools.partial(run_processes.study, "rank_robustness")
 
 
 @pytest.mark.slow

@@ -61,16 +61,16 @@ def main() -> None:
     if arguments.worker:
         serve(**json.loads(arguments.worker))
         return
+    known = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
+    names = [name for name in known if not arguments.cases or any(part in name for part in arguments.cases)]
+    if not names:
+        raise SystemExit(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(known)}")
     rows: list[dict[str, Any]] = []
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
     harness.start()
-    names = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
-    names = [name for name in names if not arguments.cases or any(part in name for part in arguments.cases)]
     number, runs = (6, 2) if arguments.quick else (25, arguments.runs)
     for name in names:
         rows += compare(name, number, "full", _PEERS, runs)
-    if not names:
-        raise SystemExit(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(list(_CASES)[:4])}")
     if arguments.cases:
         harness.finish(rows, arguments.out)
         return

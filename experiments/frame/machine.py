@@ -57,7 +57,7 @@ def compile_quickly(level: int = 1) -> None:
     LLVM optimises at level 1. On two cores a training program of a small ResNet is then compiled in 0.4 of the time that level 3, XLA's own
     choice, takes, and is as fast within the noise, since what takes time in it, sums of products, comes compiled with XLA. Level 0 makes
     it four times as slow. Fused loops are written as jaxlib 0.9 wrote them, where that is still to be had (up to 0.10; later ones end
-    at a flag that they do not know): 0.55 of the time again, and trainings as fast, attacks up to a fifth slower.
+    at a flag that they do not know): 0.55 of the time again, and trainings as fast, attacks about a fifth slower.
     """
     import jaxlib
 
