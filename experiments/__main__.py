@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import frame
+from jaxbp import lab
 
 STUDIES = (
     "local_minima",
@@ -39,7 +39,7 @@ class Arguments:
     """Run these studies alone: ids with commas between, such as S1,S3."""
     seeds: int | None = None
     """Number of seeds of every study; default its preset's, 5 or 10."""
-    cluster: tyro.conf.OmitArgPrefixes[frame.Cluster] = frame.ONE_PROCESS
+    cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/lab-PRESET."""
     data_dir: Path | None = None
@@ -50,11 +50,11 @@ def main() -> None:
     """Parse the command line, run the studies, and print all verdicts."""
     arguments = tyro.cli(Arguments, prog="python -m experiments")
     folder = arguments.out or Path("runs") / f"lab-{arguments.preset}"
-    with frame.guarded(folder):
+    with lab.guarded(folder):
         began = time.monotonic()
         studies = chosen(arguments.only)
         settings = [_settings(study, arguments) for study in studies]  # wrong arguments are told before any work
-        devices = frame.start_jax(arguments.cluster)
+        devices = lab.start_jax(arguments.cluster)
         parts = []
         for study, its in zip(studies, settings, strict=True):
             print(f"{study.id}: {study.title}", flush=True)
@@ -62,11 +62,11 @@ def main() -> None:
             parts.append(study.run(its, folder / study.name, arguments.data_dir, devices=devices, command=command))
         if all(parts):  # in the first process
             verdicts = write(folder, parts)
-            frame.print_verdicts(verdicts, folder / "report.html")
+            lab.print_verdicts(verdicts, folder / "report.html")
             print(f"wall time {time.monotonic() - began:.0f} s")
 
 
-def chosen(only: str | None) -> list[frame.Study]:
+def chosen(only: str | None) -> list[lab.Study]:
     """The studies with the ids in ``only``, all if it is None, in the lab's order.
 
     Raises:
@@ -78,11 +78,11 @@ def chosen(only: str | None) -> list[frame.Study]:
     ids = {part.strip().upper() for part in only.split(",") if part.strip()}
     known = [study.id for study in studies]
     if not ids or ids - set(known):
-        raise frame.SettingsError(f"--only takes ids out of {','.join(known)}, got {only!r}")
+        raise lab.SettingsError(f"--only takes ids out of {','.join(known)}, got {only!r}")
     return [study for study in studies if study.id in ids]
 
 
-def _settings(study: frame.Study, arguments: Arguments) -> Any:
+def _settings(study: lab.Study, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
     presets = study.arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]
@@ -91,10 +91,10 @@ def _settings(study: frame.Study, arguments: Arguments) -> Any:
 
 def write(folder: Path, parts: Sequence[Any]) -> list[Any]:
     """Write verdicts.json and report.html of several studies (`jaxbp.report.Part`); returns all verdicts."""
-    from jaxbp import evidence, report
+    from jaxbp import claims, report
 
     verdicts = [verdict for part in parts for verdict in part.verdicts]
-    evidence.write_verdicts(folder / "verdicts.json", verdicts)
+    claims.write_verdicts(folder / "verdicts.json", verdicts)
     report.write_page(folder / "report.html", title=TITLE, lead=LEAD, parts=parts)
     return verdicts
 

@@ -10,8 +10,9 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
-from experiments import frame
-from jaxbp.evidence import Above, Claim, event_interval
+from jaxbp import lab
+from jaxbp.claims import Above, Claim
+from jaxbp.stats import event_interval
 
 _SOURCE = "Goldblum et al., ICLR 2020, Table 1, where it is the evidence for minima"
 _BELIEF = "Folklore: some hundred steps of power iteration give the smallest eigenvalue."
@@ -50,7 +51,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(frame.Settings):
+class Settings(lab.Settings):
     """Everything that decides the numbers of a run; ``num_steps`` of power iteration, twice: for the shift, and shifted."""
 
     cases: tuple[Case, ...]
@@ -58,7 +59,7 @@ class Settings(frame.Settings):
     learning_rate: float = 0.05
 
 
-class Arguments(frame.Arguments):
+class Arguments(lab.Arguments):
     """Study 5: compare the paper's power iteration with Lanczos' method on Hessians of trained networks. Claims S5.a, S5.b."""
 
     presets: ClassVar = {
@@ -67,13 +68,11 @@ class Arguments(frame.Arguments):
     }  # fmt: skip
 
 
-def pieces(settings: Settings, store: Any, data_dir: Any) -> list[frame.Piece]:
+def pieces(settings: Settings, store: Any, data_dir: Any) -> list[lab.Piece]:
     """A piece for each case and seed."""
     del store  # nothing builds on earlier pieces
     return [
-        frame.Piece(
-            f"{case.name}; {seed}", functools.partial(measure, settings, case, seed, data_dir), case.num_epochs, "all"
-        )
+        lab.Piece(f"{case.name}; {seed}", functools.partial(measure, settings, case, seed, data_dir), case.num_epochs, "all")
         for case in settings.cases
         for seed in settings.seeds
     ]
@@ -84,7 +83,7 @@ def measure(settings: Settings, case: Case, seed: int, data_dir: Any) -> dict[st
     import jax
     import jax.numpy as jnp
 
-    from jaxbp import data, landscape, models, objectives, training
+    from jaxbp import data, landscape, losses, models, training
 
     split = data.load(case.dataset, seed=seed, num_train=case.num_train, data_dir=data_dir)
     net, batch = (
@@ -94,7 +93,7 @@ def measure(settings: Settings, case: Case, seed: int, data_dir: Any) -> dict[st
     init_key, order_key, start_key = jax.random.split(jax.random.key(seed), 3)
     trained = training.train(
         models.apply_fn(net), net.init(init_key, batch[0][:1])["params"], training.sgd(settings.learning_rate, momentum=0.9), batch,
-        order_key, loss_fn=objectives.cross_entropy, num_epochs=case.num_epochs, batch_size=50,
+        order_key, loss_fn=losses.cross_entropy, num_epochs=case.num_epochs, batch_size=50,
     )  # fmt: skip
     loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
     operator = landscape.hessian(loss_fn, trained.params, batch)
@@ -121,7 +120,7 @@ def shifted_power(matvec: Any, start: Any, num_steps: int) -> float:
     return float(shift)
 
 
-class Results(frame.Results):
+class Results(lab.Results):
     """Reads a finished run."""
 
     interval_fn = staticmethod(event_interval)
@@ -132,10 +131,7 @@ class Results(frame.Results):
         ratios = {case.name: [self._ratio(case, seed) for seed in self.settings.seeds] for case in self.settings.cases}
         right = {SIGN: lambda ratio: ratio > 0, SIZE: lambda ratio: 0.5 < ratio < 2}
         return {
-            claim: {
-                name: [float(fn(ratio)) if ratio == ratio else ratio for ratio in found]
-                for name, found in ratios.items()
-            }
+            claim: {name: [float(fn(ratio)) if ratio == ratio else ratio for ratio in found] for name, found in ratios.items()}
             for claim, fn in right.items()
         }
 
@@ -144,7 +140,7 @@ class Results(frame.Results):
         return float(found["estimate"] / found["eigenvalue"])
 
 
-STUDY = frame.Study(
+STUDY = lab.Study(
     "S5",
     "Does power iteration show that a point is a minimum?",
     "The smallest eigenvalue of a Hessian is often taken from shifted power iteration, and a point where it comes out above 0 taken for "

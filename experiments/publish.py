@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments import frame
+from jaxbp import lab
 
 if TYPE_CHECKING:
-    from jaxbp.evidence import Verdict
+    from jaxbp.claims import Verdict
 
 FOLDER = Path(__file__).parent / "published"
 README = Path(__file__).parent.parent / "README.md"
@@ -35,15 +35,16 @@ class Arguments:
 def main() -> None:
     """Parse the command line, publish."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.publish")
-    with frame.guarded(FOLDER):
-        from jaxbp import evidence
+    with lab.guarded(FOLDER):
+        from jaxbp import claims
+        from jaxbp.runtime.files import write_atomically
 
         if arguments.run:
             take(arguments.run)
-        verdicts = evidence.read_verdicts(FOLDER / "verdicts.json")
+        verdicts = claims.read_verdicts(FOLDER / "verdicts.json")
         draw(verdicts)
         text = README.read_text("utf-8")
-        evidence.write_atomically(README, with_table(text, table(verdicts, facts())).encode())
+        write_atomically(README, with_table(text, table(verdicts, facts())).encode())
         print(f"{len(verdicts)} claims are in {README} and {FOLDER}")
 
 
@@ -54,24 +55,25 @@ def take(run: Path) -> None:
       SettingsError: it is no finished run of the whole lab.
     """
     from experiments.__main__ import STUDIES
-    from jaxbp import evidence
+    from jaxbp import claims
+    from jaxbp.runtime.files import write_atomically
 
     files = ("config.json", "verdicts.json")
     lacking = [name for name in STUDIES if not all((run / name / file).exists() for file in files)]
     if lacking:
-        raise frame.SettingsError(
+        raise lab.SettingsError(
             f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(lacking)}: name the folder that "
             "`python -m experiments` wrote, without --only"
         )
-    verdicts = [verdict for name in STUDIES for verdict in evidence.read_verdicts(run / name / "verdicts.json")]
+    verdicts = [verdict for name in STUDIES for verdict in claims.read_verdicts(run / name / "verdicts.json")]
     configs = [json.loads((run / name / "config.json").read_text("utf-8")) for name in STUDIES]
     by_time = sorted(configs, key=lambda config: config["started"])
     first = by_time[0]
     known = {name: first[name] for name in _FACTS if name in first}
     known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in by_time))
     known["preset"] = first["settings"]["preset"]
-    evidence.write_verdicts(FOLDER / "verdicts.json", verdicts)
-    evidence.write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
+    claims.write_verdicts(FOLDER / "verdicts.json", verdicts)
+    write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
 
 
 def facts() -> dict[str, Any]:
@@ -110,7 +112,7 @@ def with_table(text: str, new: str) -> str:
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed) or BEGIN in after:
-        raise frame.SettingsError(f"{README} needs the lines {BEGIN} and {END}, once, around the table")
+        raise lab.SettingsError(f"{README} needs the lines {BEGIN} and {END}, once, around the table")
     return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
@@ -125,9 +127,7 @@ def draw(verdicts: Sequence["Verdict"]) -> None:
             _draw_row(ax, row, verdict, colours[verdict.verdict])
         ax.set_xlim(0, 1.6)
         ax.set_ylim(len(verdicts) - 0.4, -0.6)
-        ax.set_yticks(
-            range(len(verdicts)), [f"{v.claim.id}  {_shortened(v.claim.statement)}" for v in verdicts], fontsize=9
-        )
+        ax.set_yticks(range(len(verdicts)), [f"{v.claim.id}  {_shortened(v.claim.statement)}" for v in verdicts], fontsize=9)
         ax.set_xticks([])
         ax.grid(False)
         for side in ("left", "bottom"):
@@ -155,9 +155,7 @@ def _draw_row(ax: Any, row: int, verdict: "Verdict", colour: str) -> None:
     left, right = map(place, region)
     ax.barh(row, right - left, left=left, height=0.8, color="#e8eef4", linewidth=0)
     if interval:
-        ax.plot(
-            [place(interval.low), place(interval.high)], [row, row], color=colour, linewidth=3, solid_capstyle="butt"
-        )
+        ax.plot([place(interval.low), place(interval.high)], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
         ax.plot(place(interval.estimate), row, "o", color=colour, markeredgecolor="white", markersize=7)
     ax.text(1.04, row, verdict.verdict, color=colour, va="center", fontsize=10, fontweight="bold")
 

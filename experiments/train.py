@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from experiments import frame
+from jaxbp import lab
 
 _SETTINGS = ("width", "depth", "learning_rate", "momentum", "weight_decay", "batch_size")
 _MOST_SEEDS = 10**6
@@ -62,7 +62,7 @@ class Arguments:
     """Checkpoints to keep."""
     tensorboard: bool = False
     """Write the curves as event files for TensorBoard, too."""
-    cluster: tyro.conf.OmitArgPrefixes[frame.Cluster] = frame.ONE_PROCESS
+    cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path = Path("runs/train")
     """Folder of the run."""
     data_dir: Path | None = None
@@ -78,32 +78,32 @@ class Arguments:
         return {name: list(values) for name in _SETTINGS if (values := getattr(self, name))}
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` where the sweep cannot run as set."""
+        """Raise `lab.SettingsError` where the sweep cannot run as set."""
         for name in ("epochs", "seeds", "num_batch", "keep", "memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise frame.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise lab.SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.checkpoint_every >= 0:
-            raise frame.SettingsError(f"checkpoint_every must be 0 or more seconds, got {self.checkpoint_every}")
+            raise lab.SettingsError(f"checkpoint_every must be 0 or more seconds, got {self.checkpoint_every}")
         if self.seeds > _MOST_SEEDS:
-            raise frame.SettingsError(f"seeds must be at most {_MOST_SEEDS}, got {self.seeds}")
+            raise lab.SettingsError(f"seeds must be at most {_MOST_SEEDS}, got {self.seeds}")
         if empty := [name for name in _SETTINGS if name != "depth" and not getattr(self, name)]:
-            raise frame.SettingsError(f"{empty[0]} must have a value: give one, or leave the option out")
+            raise lab.SettingsError(f"{empty[0]} must have a value: give one, or leave the option out")
         for name, values in self.grid().items():
             if len(set(values)) < len(values):
-                raise frame.SettingsError(f"{name} must have different values, got {values}")
+                raise lab.SettingsError(f"{name} must have different values, got {values}")
             if not all(math.isfinite(value) and value >= 0 for value in values):
-                raise frame.SettingsError(f"{name} must be 0 or more, got {values}")
+                raise lab.SettingsError(f"{name} must be 0 or more, got {values}")
 
 
 def main() -> None:
     """Run the sweep and print the table of final results."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.train")
-    with frame.guarded(arguments.folder):
-        frame.start_jax(arguments.cluster)
-        from jaxbp import distributed
+    with lab.guarded(arguments.folder):
+        lab.start_jax(arguments.cluster)
+        from jaxbp.runtime import processes
 
         found = train_all(arguments)
-        if distributed.is_first():
+        if processes.is_first():
             print_table(found)
             print(f"results: {arguments.folder}")
 
@@ -122,7 +122,7 @@ def train_all(arguments: Arguments) -> Any:
             training.num_steps(len(dataset.train.labels), arguments.epochs, batch_size)
         sweep.check_plan(arguments.plan)
     except ValueError as error:
-        raise frame.SettingsError(str(error)) from error
+        raise lab.SettingsError(str(error)) from error
     return sweep.run(
         segments(arguments, dataset.num_classes, mesh),
         arguments.grid(),
@@ -143,7 +143,8 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
     """A training as `jaxbp.sweep.Segments`, one for each epoch, of ``(training data, test data)``; equal to `jaxbp.training.train`."""
     import jax
 
-    from jaxbp import models, objectives, parallel, sweep, training
+    from jaxbp import losses, models, sweep, training
+    from jaxbp.training import parallel
 
     def parts(train: Any, width: int, depth: int | None, batch_size: int, **numbers: Any) -> tuple:
         net = models.create(arguments.model, num_classes=num_classes, width=width, depth=depth)
@@ -153,9 +154,7 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
         steps = training.num_steps(len(train[1]), arguments.epochs, batch_size)
         return net, apply_fn, train_fn, training.sgd(**numbers, decay_steps=steps)
 
-    def init_fn(
-        key: jax.Array, train: Any, test: Any, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any
-    ) -> Any:
+    def init_fn(key: jax.Array, train: Any, test: Any, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any) -> Any:
         net, *_, optimizer = parts(train, width, depth, batch_size, **numbers)
         init_key, order_key = jax.random.split(key)
         params, state = models.initialise(net, init_key, train[0][:1])
@@ -174,12 +173,12 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
     ) -> tuple:
         now, order_key = state
         _, apply_fn, train_fn, optimizer = parts(train, width, depth, batch_size, **numbers)
-        on_batch = training.step_fn(apply_fn, train_fn, optimizer, objectives.cross_entropy, None)
+        on_batch = training.step_fn(apply_fn, train_fn, optimizer, losses.cross_entropy, None)
         epoch_key = jax.random.split(order_key, arguments.epochs)[index]
         now = training.epoch_fn(on_batch, train, batch_size)(now, epoch_key)
         measures = training.evaluate(
             lambda inputs: apply_fn(now.params, inputs, now.model_state),
-            objectives.cross_entropy,
+            losses.cross_entropy,
             train=train,
             test=test,
         )
@@ -206,11 +205,11 @@ def print_table(found: Any) -> None:
 
 
 def _interval(values: list[float]) -> str:
-    from jaxbp import evidence, report
+    from jaxbp import report, stats
 
     if len(values) < 2:
         return ", ".join(f"{value:.4g}" for value in values) or "-"
-    return report.format_interval(evidence.t_interval(values))
+    return report.format_interval(stats.t_interval(values))
 
 
 if __name__ == "__main__":

@@ -165,9 +165,7 @@ def _flags_tree(params: Any, mask: Mask) -> Any:
 def _flags(params: Any, mask: Mask) -> list[bool]:
     flags = _flags_tree(params, mask)
     if jax.tree.structure(flags) != jax.tree.structure(params):
-        raise ValueError(
-            f"mask must have the structure of the parameters {jax.tree.structure(params)}, got {jax.tree.structure(flags)}"
-        )
+        raise ValueError(f"mask must have the structure of the parameters {jax.tree.structure(params)}, got {jax.tree.structure(flags)}")
     return [bool(flag) for flag in jax.tree.leaves(flags)]
 
 
@@ -191,10 +189,7 @@ def _gaps(params: Any, mu: Any, mask: Mask, per_layer: bool) -> list[jax.Array |
     """||theta||^2 - mu^2 for each leaf, of all parameters of the mask together or of its own; None outside the mask."""
     shared = None if per_layer else squared_norm(params, mask)
     leaves = zip(jax.tree.leaves(params), _targets(params, mu, per_layer), _flags(params, mask), strict=True)
-    return [
-        None if not flag else (jnp.sum(leaf**2) if shared is None else shared) - target**2
-        for leaf, target, flag in leaves
-    ]
+    return [None if not flag else (jnp.sum(leaf**2) if shared is None else shared) - target**2 for leaf, target, flag in leaves]
 
 
 def _pull(gap: jax.Array, target: Any, form: str) -> jax.Array:

@@ -33,9 +33,7 @@ from pathlib import Path
 if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.discover(name="jaxbp")):
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
-        raise FileNotFoundError(
-            f"no copy of the repository in {source}: clone or upload it there and run this cell again"
-        )
+        raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
     packages = [str(source)]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
@@ -51,11 +49,11 @@ import numpy as np
 import threadpoolctl
 from jax.flatten_util import ravel_pytree
 
-from experiments import frame
 from experiments.local_minima import claims
-from jaxbp import data, evidence, landscape, models, objectives, report, sweep, training
+from jaxbp import data, lab, landscape, losses, models, report, stats, sweep, training
+from jaxbp.claims import judge
 
-print(frame.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
+print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 SEEDS = range(8)
 splits = [data.load("mnist1d", seed=seed, num_train=1000).train for seed in SEEDS]  # each seed has signals of its own
 net = models.create("mlp", num_classes=10, width=64, depth=4)
@@ -100,11 +98,9 @@ ARMS = {"default training": 0.01, "SGD from the minimum": 0.01, "the same, small
 
 
 def train(one):
-    optimizer = training.sgd(
-        one["learning_rate"], momentum=0.9, decay_steps=training.num_steps(len(one["labels"]), EPOCHS[-1], 32)
-    )
+    optimizer = training.sgd(one["learning_rate"], momentum=0.9, decay_steps=training.num_steps(len(one["labels"]), EPOCHS[-1], 32))
     result = training.train(
-        apply_fn, one["params"], optimizer, (one["inputs"], one["labels"]), one["key"], loss_fn=objectives.cross_entropy,
+        apply_fn, one["params"], optimizer, (one["inputs"], one["labels"]), one["key"], loss_fn=losses.cross_entropy,
         num_epochs=EPOCHS[-1], batch_size=32, measure_epochs=EPOCHS,
     )  # fmt: skip
     return result.params, result.history["train_loss"]
@@ -118,12 +114,12 @@ runs = {
     "key": jnp.concatenate([sweep.keys(SEEDS)] * 3),
     "learning_rate": np.repeat(np.float32(list(ARMS.values())), len(SEEDS)),
 }
-trained, losses = jax.device_get(sweep.evaluate(train, runs))
-losses = losses.reshape(len(ARMS), len(SEEDS), -1)
+trained, curves = jax.device_get(sweep.evaluate(train, runs))
+curves = curves.reshape(len(ARMS), len(SEEDS), -1)
 
 num_proven = sum(certificate.status == "proven" for certificate in certificates)
 fig, ax = report.figure(width=8, height=4.8)
-for arm, of_seeds in zip(ARMS, losses, strict=True):
+for arm, of_seeds in zip(ARMS, curves, strict=True):
     report.curve(ax, EPOCHS, of_seeds, label=arm, log=True)
 with report.style():
     title = f"{num_proven} of {len(SEEDS)} embedded points are proven minima. Where does SGD go?"
@@ -148,9 +144,7 @@ for seed, (split, minimum) in enumerate(zip(splits, minima, strict=True)):
         sideways = jax.random.normal(jax.random.key(0), there.shape)
         sideways -= there * (sideways @ there) / (there @ there)
         sideways *= jnp.linalg.norm(there) / jnp.linalg.norm(sideways)
-        plane = np.stack(
-            [landscape.losses_at(loss_fn, minimum, tuple(split), along[:, None] * there + b * sideways) for b in across]
-        )
+        plane = np.stack([landscape.losses_at(loss_fn, minimum, tuple(split), along[:, None] * there + b * sideways) for b in across])
 
 fig, axes = report.figure(1, 2, width=11, height=4.8)
 with report.style():
@@ -178,24 +172,16 @@ fig
 # the loss moves by less than a tenth of the gap to default training.
 
 # %%
-top, final = np.array([c.loss for c in certificates]), losses[..., -1]
+top, final = np.array([c.loss for c in certificates]), curves[..., -1]
 stays = np.abs(top - final[1:]) < 0.1 * np.abs(top - final[0])
 verdicts = [
-    evidence.judge(
-        claims.S1A, {"MLP": [c.status == "proven" for c in certificates]}, interval_fn=evidence.event_interval
-    ),
-    evidence.judge(claims.S1B, {"MLP": np.log2(top / final[0])}),
-    evidence.judge(
-        claims.S1C, dict(zip(list(ARMS)[1:], stays.astype(float), strict=True)), interval_fn=evidence.event_interval
-    ),
+    judge(claims.S1A, {"MLP": [c.status == "proven" for c in certificates]}, interval_fn=stats.event_interval),
+    judge(claims.S1B, {"MLP": np.log2(top / final[0])}),
+    judge(claims.S1C, dict(zip(list(ARMS)[1:], stays.astype(float), strict=True)), interval_fn=stats.event_interval),
 ]
 for verdict in verdicts:
-    print(
-        f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}."
-    )
-    print(
-        f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}"
-    )
+    print(f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}.")
+    print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}")
 
 # %% [markdown]
 # ## Where next

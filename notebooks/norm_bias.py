@@ -34,9 +34,7 @@ from pathlib import Path
 if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.discover(name="jaxbp")):
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
-        raise FileNotFoundError(
-            f"no copy of the repository in {source}: clone or upload it there and run this cell again"
-        )
+        raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
     packages = [str(source)]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
@@ -51,11 +49,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import frame
 from experiments.norm_bias import claims
-from jaxbp import data, evidence, models, norms, objectives, report, sweep, training
+from jaxbp import data, lab, losses, models, norms, report, stats, sweep, training
+from jaxbp.claims import judge
 
-print(frame.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
+print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 digits = data.load("digits", validation=0, normalise=True)
 net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 
@@ -85,7 +83,7 @@ def train(one, inputs, labels, *test_data):
     )  # fmt: skip
     result = training.train(
         models.stateful_apply_fn(net, train=False), params, optax.chain(sgd, norms.watch_angles()),
-        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=objectives.cross_entropy, num_epochs=NUM_EPOCHS,
+        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=losses.cross_entropy, num_epochs=NUM_EPOCHS,
         batch_size=BATCH_SIZE, test_data=test_data, measure_epochs=EPOCHS, measure_fn=measure, state=state,
         train_fn=models.stateful_apply_fn(net, train=True),
     )  # fmt: skip
@@ -124,7 +122,7 @@ report.curve(axes[0], MUS, bias.T, label="norm-bias (μ = 0: weight decay)")
 report.curve(axes[0], MUS, np.repeat(none[:, None], len(MUS), 1), label="no regulariser")
 report.curve(axes[1], MUS, norm[1:, :, -1].T, label="reached with norm-bias")
 report.curve(axes[1], MUS, np.repeat(norm[0, :, -1:], len(MUS), 1), label="reached without regulariser")
-change = report.format_interval(evidence.paired_difference(bias[-1], bias[0]))
+change = report.format_interval(stats.paired_difference(bias[-1], bias[0]))
 with report.style():
     axes[1].plot(MUS, MUS, ":", color="#555555", label="wanted")
     axes[0].set(ylabel="test accuracy, %", title=f"μ = {MUS[-1]:g} against μ = {MUS[0]:g}: {change} points")
@@ -144,15 +142,13 @@ fig
 decay, large = 1 + MUS.index(0.0), 1 + MUS.index(1.5)
 case = "digits, ResNet with BatchNorm"
 verdicts = [
-    evidence.judge(claims.S2A, {case: accuracy[decay] - accuracy[0]}),
-    evidence.judge(claims.S2B, {case: accuracy[large] - accuracy[decay]}),
-    evidence.judge(claims.S2C, {case: accuracy[large] - accuracy[decay]}),
-    evidence.judge(claims.S2E, {case: np.log2(norm[large, :, -1] / norm[decay, :, -1])}),
+    judge(claims.S2A, {case: accuracy[decay] - accuracy[0]}),
+    judge(claims.S2B, {case: accuracy[large] - accuracy[decay]}),
+    judge(claims.S2C, {case: accuracy[large] - accuracy[decay]}),
+    judge(claims.S2E, {case: np.log2(norm[large, :, -1] / norm[decay, :, -1])}),
 ]
 for verdict in verdicts:
-    print(
-        f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}."
-    )
+    print(f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}.")
     print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}")
 
 # %% [markdown]
@@ -168,7 +164,7 @@ for place, name in enumerate(arms):
     moving = slice(1, -1)  # no step has been made at first, and the last one has length 0
     report.curve(axes[1], EPOCHS[moving], found["angle"][place, :, moving], label=name, log=True)
 middle = len(EPOCHS) // 2
-turned = evidence.t_interval(np.log2(found["angle"][decay, :, middle] / found["angle"][large, :, middle]))
+turned = stats.t_interval(np.log2(found["angle"][decay, :, middle] / found["angle"][large, :, middle]))
 low, ratio, high = (2**end for end in (turned.low, turned.estimate, turned.high))
 with report.style():
     axes[0].set(ylabel="norm / norm of the fresh network", title="Norm of all parameters")

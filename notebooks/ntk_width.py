@@ -34,9 +34,7 @@ from pathlib import Path
 if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.discover(name="jaxbp")):
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
-        raise FileNotFoundError(
-            f"no copy of the repository in {source}: clone or upload it there and run this cell again"
-        )
+        raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
     packages = [str(source)]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
@@ -52,13 +50,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import frame
 from experiments.ntk_width import claims
-from jaxbp import data, evidence, models, ntk, objectives, report, training
-from jaxbp.models import twin
-from jaxbp.ntk import measures
+from jaxbp import data, lab, losses, models, ntk, report, stats, training
+from jaxbp.claims import judge
+from jaxbp.ntk import infinite_width, measures
 
-print(frame.start_jax())  # what is compiled is kept for the next time
+print(lab.start_jax())  # what is compiled is kept for the next time
 digits = data.load("digits", validation=0, num_train=500, normalise=True)
 probes = data.probe_set(digits.train, 20, seed=0)  # two images of each class
 images = jnp.asarray(probes.inputs[np.argsort(probes.labels, kind="stable")])  # by class
@@ -87,7 +84,7 @@ def trainer(net, learning_rate):
         params, state = models.initialise(net, init_key, inputs[:1])
         result = training.train(
             models.stateful_apply_fn(net, train=False), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels),
-            order_key, loss_fn=objectives.cross_entropy, num_epochs=NUM_EPOCHS, batch_size=50, state=state,
+            order_key, loss_fn=losses.cross_entropy, num_epochs=NUM_EPOCHS, batch_size=50, state=state,
             train_fn=models.stateful_apply_fn(net, train=True), measure_epochs=(0, NUM_EPOCHS),
             measure_fn=lambda now: (now.params, now.model_state),
         )  # fmt: skip
@@ -120,8 +117,8 @@ def measure(case):
 cases = [(name, width) for name, widths in WIDTHS.items() for width in widths]
 with ThreadPoolExecutor(2) as pool:
     found = dict(zip(cases, pool.map(measure, cases), strict=True))
-for (name, width), (_, _, losses) in found.items():
-    print(f"{name}, width {width}: training loss at the end {report.format_interval(evidence.t_interval(losses))}")
+for (name, width), (_, _, final) in found.items():
+    print(f"{name}, width {width}: training loss at the end {report.format_interval(stats.t_interval(final))}")
 
 # %% [markdown]
 # ## The exact kernels
@@ -134,8 +131,8 @@ exact = {}
 for name, widths in WIDTHS.items():
     for width in widths:
         try:
-            kernel_fn = twin.infinite_twin(found[name, width][0], images.shape[1:], normal_kernels=True)
-        except twin.NoTwin as reason:
+            kernel_fn = infinite_width.infinite_twin(found[name, width][0], images.shape[1:], normal_kernels=True)
+        except infinite_width.NoTwin as reason:
             print(f"{name}: {reason}")
             break
         exact[name, width] = jax.jit(kernel_fn, compiler_options=ntk.QUICKLY)(images)
@@ -181,18 +178,15 @@ for name, widths in WIDTHS.items():
     if (name, widths[0]) in exact:
         targets = [jnp.einsum("ij,kl->ijkl", exact[name, width], eye) for width in widths]
         distance[name] = np.array(
-            [
-                [measures.relative_change(target, before) for before, _ in of_width]
-                for target, of_width in zip(targets, pairs, strict=True)
-            ]
+            [[measures.relative_change(target, before) for before, _ in of_width] for target, of_width in zip(targets, pairs, strict=True)]
         ).T
 
 fig, axes = report.figure(1, 2, width=10.5, height=4.8)
 for name, widths in WIDTHS.items():
-    slope = report.format_interval(evidence.trend(widths, correlation[name]))
+    slope = report.format_interval(stats.trend(widths, correlation[name]))
     report.curve(axes[0], widths, correlation[name], label=f"{name}:\n{slope} per doubling")
     if name in distance:
-        rate = report.format_interval(evidence.trend(widths, distance[name], log_values=True))
+        rate = report.format_interval(stats.trend(widths, distance[name], log_values=True))
         report.curve(axes[1], widths, distance[name], label=f"{name}:\nwidth to the power {rate}", log=True)
 with report.style():
     guide = np.array([6.0, 256.0])
@@ -212,20 +206,16 @@ fig
 # The study's own claims, each with a rule that was fixed beforehand. A slope over three widths tells a direction, no more.
 
 # %%
-slopes = {name: evidence.slopes(WIDTHS[name], values) for name, values in correlation.items()}
-rates = {name: evidence.slopes(WIDTHS[name], values, log_values=True) for name, values in distance.items()}
+slopes = {name: stats.slopes(WIDTHS[name], values) for name, values in correlation.items()}
+rates = {name: stats.slopes(WIDTHS[name], values, log_values=True) for name, values in distance.items()}
 verdicts = [
-    evidence.judge(claims.S3A, {"MLP": slopes["MLP"]}),
-    evidence.judge(claims.S3B, {"ResNet with BatchNorm": slopes["ResNet with BatchNorm"]}),
-    evidence.judge(claims.S3E, rates),
+    judge(claims.S3A, {"MLP": slopes["MLP"]}),
+    judge(claims.S3B, {"ResNet with BatchNorm": slopes["ResNet with BatchNorm"]}),
+    judge(claims.S3E, rates),
 ]
 for verdict in verdicts:
-    print(
-        f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}."
-    )
-    print(
-        f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}"
-    )
+    print(f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}.")
+    print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}")
 
 # %% [markdown]
 # ## Where next

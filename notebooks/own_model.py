@@ -39,9 +39,7 @@ from pathlib import Path
 if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.discover(name="jaxbp")):
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
-        raise FileNotFoundError(
-            f"no copy of the repository in {source}: clone or upload it there and run this cell again"
-        )
+        raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
     packages = [str(source)]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
@@ -60,11 +58,10 @@ import numpy as np
 import threadpoolctl
 from flax import nnx
 
-from experiments import frame
-from jaxbp import attacks, data, evidence, landscape, ntk, objectives, report, spectra, sweep, training
-from jaxbp.convolution import conv_with
+from jaxbp import attacks, claims, data, lab, landscape, losses, ntk, report, spectra, stats, sweep, training
+from jaxbp.ops.convolution import conv_with
 
-print(frame.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
+print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 digits = data.load("digits", validation=0, num_train=600)  # pixels from 0 to 1
 
 # %% [markdown]
@@ -166,7 +163,7 @@ def trainer(init, logits, update):
         params, state = init(init_key)
         return training.train(
             logits, params, training.sgd(0.05, momentum=0.9), (inputs, labels), order_key,
-            loss_fn=objectives.squared_error, num_epochs=NUM_EPOCHS, batch_size=50, state=state, train_fn=update,
+            loss_fn=losses.squared_error, num_epochs=NUM_EPOCHS, batch_size=50, state=state, train_fn=update,
             measure_epochs=(NUM_EPOCHS,),
         )  # fmt: skip
 
@@ -178,8 +175,8 @@ trained = {
     for name, net in NETWORKS.items()
 }
 for name, result in trained.items():
-    losses = result.history["train_loss"][:, -1]
-    print(f"{name}: training loss {report.format_interval(evidence.t_interval(losses))}")
+    final = result.history["train_loss"][:, -1]
+    print(f"{name}: training loss {report.format_interval(stats.t_interval(final))}")
 
 
 def networks(name):
@@ -202,9 +199,7 @@ with threadpoolctl.threadpool_limits(1):  # such small matrices keep several thr
 points = {"linen, embedded": (partial(linen_logits, state={}), landscape.embed_affine(linen_net, fit, inputs))}
 for name in NETWORKS:
     logits, ((params, state), *_) = networks(name)
-    fn = (
-        points["linen, embedded"][0] if name == "linen" else partial(logits, state=state)
-    )  # one object is compiled once
+    fn = points["linen, embedded"][0] if name == "linen" else partial(logits, state=state)  # one object is compiled once
     points[f"{name}, trained"] = fn, params
 for name, (fn, params) in points.items():
     found = landscape.certify(
@@ -225,9 +220,7 @@ probes = jnp.asarray(data.probe_set(digits.test, 20, seed=0).inputs)
 eigenvalues = {}
 for name in NETWORKS:
     logits, seeds = networks(name)
-    kernels = [
-        ntk.empirical_ntk(logits, params, probes, state=state, compiler_options=ntk.QUICKLY) for params, state in seeds
-    ]
+    kernels = [ntk.empirical_ntk(logits, params, probes, state=state, compiler_options=ntk.QUICKLY) for params, state in seeds]
     eigenvalues[name] = np.array([ntk.measures.spectrum(kernel) for kernel in kernels])
 
 params, _ = networks("linen")[1][0]
@@ -263,9 +256,7 @@ for name in NETWORKS:
         curves[name].append([curve.clean.estimate, *(interval.estimate for interval in curve.accuracy.values())])
         worst = attacked(strongest)
         robust[name].append(100 * worst.worst_case.estimate)
-        print(
-            f"{name}: {worst.clean.estimate:.1%} clean, {worst.worst_case.estimate:.1%} in the worst case. {worst.warning}"
-        )
+        print(f"{name}: {worst.clean.estimate:.1%} clean, {worst.worst_case.estimate:.1%} in the worst case. {worst.warning}")
 
 # %% [markdown]
 # ## Both networks side by side
@@ -294,15 +285,15 @@ fig
 # to attack (Galloway et al., arXiv 1905.02161).
 
 # %%
-claim = evidence.Claim(
+claim = claims.Claim(
     "own",
     "BatchNorm makes this network easier to attack.",
     "Galloway et al., arXiv 1905.02161",
     "robust accuracy with BatchNorm minus without, percentage points",
-    evidence.Below(0.0),
+    claims.Below(0.0),
 )
 difference = np.array(robust["nnx, BatchNorm"]) - np.array(robust["linen"])
-verdict = evidence.judge(claim, {f"digits, radius {RADIUS}": difference})
+verdict = claims.judge(claim, {f"digits, radius {RADIUS}": difference})
 print(f"{claim.statement}\n    Holds if {claim.rule.text(claim.measure)}.")
 print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}")
 

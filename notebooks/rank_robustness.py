@@ -34,9 +34,7 @@ from pathlib import Path
 if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.discover(name="jaxbp")):
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
-        raise FileNotFoundError(
-            f"no copy of the repository in {source}: clone or upload it there and run this cell again"
-        )
+        raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
     packages = [str(source)]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
@@ -52,11 +50,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import frame
 from experiments.rank_robustness import claims
-from jaxbp import attacks, data, evidence, models, objectives, report, spectra, sweep, training
+from jaxbp import attacks, data, lab, losses, models, report, spectra, stats, sweep, training
+from jaxbp.claims import judge
 
-print(frame.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
+print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 digits = data.load("digits", validation=0)  # pixels from 0 to 1, the unit of the attacks
 net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 mean, std = digits.train.inputs.mean(), digits.train.inputs.std()
@@ -103,7 +101,7 @@ def train(one, inputs, labels):
     result = training.train(
         lambda p, x, s: logits(p, s, x), params,
         training.sgd(0.1, momentum=0.9, weight_decay=5e-4, schedule=optax.piecewise_constant_schedule(1.0, {before_tuning: 0.1})),
-        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=objectives.cross_entropy,
+        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=losses.cross_entropy,
         num_epochs=NUM_EPOCHS + NUM_FINE_TUNING, batch_size=BATCH_SIZE, state=state, train_fn=update, project_fn=project,
         project_epochs=PROJECT_EPOCHS, measure_epochs=(0, NUM_EPOCHS + NUM_FINE_TUNING), measure_fn=measure,
     )  # fmt: skip
@@ -152,7 +150,7 @@ for place in range(len(ARMS) * len(SEEDS)):
 clean = np.reshape([100 * found.clean.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 robust = np.reshape([100 * found.worst_case.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 for arm, of_seeds in zip(ARMS, robust, strict=True):
-    print(f"{arm}: {report.format_interval(evidence.t_interval(of_seeds))} % left at radius {RADIUS}")
+    print(f"{arm}: {report.format_interval(stats.t_interval(of_seeds))} % left at radius {RADIUS}")
 
 # %% [markdown]
 # ## Spectra and robustness, side by side
@@ -201,7 +199,7 @@ fig, ax = report.figure(width=7.6, height=4.8)
 with report.style():
     for place, arm in enumerate(ARMS[1:], 1):
         gain = robust[place] - robust[0]
-        label = f"{arm}: {report.format_interval(evidence.t_interval(gain))} points"
+        label = f"{arm}: {report.format_interval(stats.t_interval(gain))} points"
         ax.scatter(2 ** (rank[place] - rank[0])[:, 1], gain, s=60, alpha=0.75, color=report.PALETTE[place], label=label)
     ax.axhline(0, color="#444444", linewidth=1)
     ax.axvline(1, color="#444444", linewidth=1)
@@ -217,18 +215,14 @@ fig
 
 # %%
 verdicts = [
-    evidence.judge(claims.S4A, {"RankMin": (rank[0] - rank[1])[:, 1], "RankMax": (rank[2] - rank[0])[:, 1]}),
-    evidence.judge(claims.S4B, {arm: clean[place] - clean[0] for place, arm in enumerate(ARMS[1:], 1)}),
-    evidence.judge(claims.S4C, {f"natural, radius {RADIUS}": robust[1] - robust[0]}),
-    evidence.judge(claims.S4E, {"left alone": rank[0, :, 0] - rank[0, :, 1]}),
+    judge(claims.S4A, {"RankMin": (rank[0] - rank[1])[:, 1], "RankMax": (rank[2] - rank[0])[:, 1]}),
+    judge(claims.S4B, {arm: clean[place] - clean[0] for place, arm in enumerate(ARMS[1:], 1)}),
+    judge(claims.S4C, {f"natural, radius {RADIUS}": robust[1] - robust[0]}),
+    judge(claims.S4E, {"left alone": rank[0, :, 0] - rank[0, :, 1]}),
 ]
 for verdict in verdicts:
-    print(
-        f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}."
-    )
-    print(
-        f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}"
-    )
+    print(f"{verdict.claim.id} {verdict.claim.statement}\n    Holds if {verdict.claim.rule.text(verdict.claim.measure)}.")
+    print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seeds: {verdict.verdict}. {verdict.note}")
 
 # %% [markdown]
 # ## Where next

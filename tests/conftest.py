@@ -13,17 +13,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 import jax
 import pytest
 
-from experiments.frame import machine
-from jaxbp import sweep
+from jaxbp.runtime import jax_setup
+from jaxbp.runtime.program_cache import evict_compiled_programs
 
 if jax.config.jax_platforms == "cpu":
-    machine.compile_quickly(level=0)
+    jax_setup.compile_quickly(level=0)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def room():
     yield
-    sweep.make_room()
+    evict_compiled_programs()
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxbp import attacks, convolution, data, landscape, models, ntk, objectives, parallel, spectra, sweep, training
-from jaxbp.models.twin import infinite_twin
+from jaxbp import attacks, data, landscape, losses, models, ntk, spectra, sweep, training
+from jaxbp.ntk.infinite_width import infinite_twin
+from jaxbp.ops import convolution
 from jaxbp.spectra import values
+from jaxbp.training import parallel
 
 pytestmark = pytest.mark.gpu
 SHAPE, CLASSES = (8, 8, 1), 10
@@ -69,7 +71,7 @@ def trained(key, inputs, labels, num_epochs=4, rate=0.05, dtype="float32"):
     params, state = models.initialise(net, key, inputs[:1])
     return training.train(
         models.stateful_apply_fn(net, train=False), params, training.sgd(rate, momentum=0.9), (inputs, labels), key,
-        loss_fn=objectives.cross_entropy, num_epochs=num_epochs, batch_size=64, state=state,
+        loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=64, state=state,
         train_fn=models.stateful_apply_fn(net, train=True),
     )  # fmt: skip
 
@@ -145,9 +147,7 @@ def test_spectra_of_a_network_and_rank_min():
 
     def measured(params):
         image = jnp.zeros((1, *SHAPE), jax.tree.leaves(params)[0].dtype)
-        found = spectra.of_network(
-            lambda p, x: apply_fn(p, x, jax.tree.map(x.dtype.type, state)), params, image, pattern="Conv"
-        )
+        found = spectra.of_network(lambda p, x: apply_fn(p, x, jax.tree.map(x.dtype.type, state)), params, image, pattern="Conv")
         return {name: spectrum.values for name, spectrum in found.items()}
 
     found, expected = jax.jit(measured)(params), on_the_cpu(measured, params)
@@ -199,7 +199,7 @@ def test_streamed_training_is_the_resident_one():
     inputs, labels = (np.asarray(part) for part in batch(256))
     params = net.init(jax.random.key(0), inputs[:1])["params"]
     arguments = (models.apply_fn(net), params, training.sgd(0.05), (inputs, labels), jax.random.key(2))
-    options = {"loss_fn": objectives.cross_entropy, "num_epochs": 2, "batch_size": 32}
+    options = {"loss_fn": losses.cross_entropy, "num_epochs": 2, "batch_size": 32}
     streamed = parallel.stream(*arguments, memory=2 * 64 * inputs[:1].nbytes, **options)
     resident = training.train(*arguments, **options)
     assert_near(ravel_pytree(streamed.params)[0], ravel_pytree(resident.params)[0], 1e-4)

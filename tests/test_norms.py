@@ -137,18 +137,14 @@ def test_kernels_only_knows_the_house_networks():
 def test_angles_of_steps(x64):
     params = f64({"kernel": jnp.array([3.0, 0.0]), "more": {"kernel": jnp.array([[1.0, 1.0]])}, "bias": jnp.ones(2)})
     optimizer = optax.chain(optax.sgd(1.0), norms.watch_angles())
-    gradients = f64(
-        {"kernel": jnp.array([0.0, -3.0]), "more": {"kernel": jnp.array([[-1e-9, 1e-9]])}, "bias": jnp.ones(2)}
-    )
+    gradients = f64({"kernel": jnp.array([0.0, -3.0]), "more": {"kernel": jnp.array([[-1e-9, 1e-9]])}, "bias": jnp.ones(2)})
     _, state = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(norms.angular_updates(state), [math.pi / 4, 1e-9], rtol=1e-9)
     with pytest.raises(ValueError, match="watch_angles"):
         norms.angular_updates(optax.sgd(0.1).init(params))
 
 
-@pytest.mark.parametrize(
-    "step,angle", [((-1.0, 1.0), math.pi / 4), ((-2.0, -2.0), math.pi / 2), ((1.0, 0.0), 0.0), ((-3.0, 0.0), math.pi)]
-)
+@pytest.mark.parametrize("step,angle", [((-1.0, 1.0), math.pi / 4), ((-2.0, -2.0), math.pi / 2), ((1.0, 0.0), 0.0), ((-3.0, 0.0), math.pi)])
 def test_angles_of_steps_that_change_the_length(x64, step, angle):
     assert float(norms._angle(jnp.array([2.0, 0.0]), jnp.array(step))) == pytest.approx(angle, abs=1e-15)
 
@@ -177,9 +173,7 @@ def test_the_effective_rate_is_the_rate_on_the_sphere(x64):
             "mask must have the structure": lambda: gradient(PARAMS, 0.1, 1.0, mask={"dense": True}),
             "leaves no parameter": lambda: norms.squared_norm(PARAMS, jax.tree.map(lambda _: False, PARAMS)),
             "mu must be one number": lambda: gradient(PARAMS, 0.1, jnp.ones(3)),
-            "regulariser or weight_decay": lambda: training.sgd(
-                0.1, weight_decay=0.1, regulariser=norms.norm_bias(0.1, 1.0)
-            ),
+            "regulariser or weight_decay": lambda: training.sgd(0.1, weight_decay=0.1, regulariser=norms.norm_bias(0.1, 1.0)),
         }.items()
     ),
 )

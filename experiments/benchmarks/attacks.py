@@ -82,9 +82,7 @@ def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
         trainers,
         num_runs=num_runs,
     )
-    return rows + harness.compare(
-        f"ResNet, {name}: PGD-20", lambda: jax.block_until_ready(evaluate()), evaluators, num_runs=num_runs
-    )
+    return rows + harness.compare(f"ResNet, {name}: PGD-20", lambda: jax.block_until_ready(evaluate()), evaluators, num_runs=num_runs)
 
 
 def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
@@ -94,7 +92,7 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
     import foolbox
     import jax
 
-    from jaxbp import attacks, data, models, objectives, training
+    from jaxbp import attacks, data, losses, models, training
 
     digits = data.load("digits")
     net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
@@ -102,7 +100,7 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
     run = jax.jit(
         functools.partial(
             training.train, models.stateful_apply_fn(net, train=False), optimizer=training.sgd(0.1, momentum=0.9),
-            loss_fn=objectives.cross_entropy, num_epochs=10, batch_size=64, measure_epochs=(10,),
+            loss_fn=losses.cross_entropy, num_epochs=10, batch_size=64, measure_epochs=(10,),
             train_fn=models.stateful_apply_fn(net, train=True),
         )
     )  # fmt: skip
@@ -121,17 +119,11 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
         broken = peer(peer_model, jax.numpy.asarray(inputs), jax.numpy.asarray(labels), epsilons=_EPSILON)[2]
         theirs = 1 - float(np.mean(np.asarray(broken)))
         for name, attack in ours.items():
-            found = attacks.robust_accuracy(
-                logits_fn, jax.random.key(5), inputs, labels, {name: attack}, check_masking=False
-            )
+            found = attacks.robust_accuracy(logits_fn, jax.random.key(5), inputs, labels, {name: attack}, check_masking=False)
             case = f"digits ResNet, {name}, {restarts} restart{'s' * (restarts > 1)}"
             error = (theirs * (1 - theirs) / len(inputs)) ** 0.5
             options = {"runs": 1, "standard_error": error}
-            rows.append(
-                harness.row(
-                    case, "robust accuracy", "", found.worst_case.estimate, theirs, "foolbox LinfPGD", **options
-                )
-            )
+            rows.append(harness.row(case, "robust accuracy", "", found.worst_case.estimate, theirs, "foolbox LinfPGD", **options))
     return rows
 
 
@@ -152,13 +144,11 @@ def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
     """``(params, state, images, labels, key) -> end``: one step a batch, in a compiled scan."""
     import jax
 
-    from jaxbp import models, objectives, training
+    from jaxbp import losses, models, training
 
     train_fn = models.stateful_apply_fn(net, train=True)
     optimizer = training.sgd(_WEIGHT_STEP, momentum=0.9)
-    step_fn = training.step_fn(
-        models.stateful_apply_fn(net, train=False), train_fn, optimizer, objectives.cross_entropy, None
-    )
+    step_fn = training.step_fn(models.stateful_apply_fn(net, train=False), train_fn, optimizer, losses.cross_entropy, None)
 
     def step(now: training.TrainState, draw: Any) -> tuple[training.TrainState, None]:
         (inputs, labels), key = draw
@@ -180,12 +170,10 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
     import torch
 
     from experiments.benchmarks import torch_peers
-    from jaxbp import attacks, models, objectives
+    from jaxbp import attacks, losses, models
 
     threat = attacks.Threat("linf", _EPSILON)
-    attack = attacks.adversarial_batch(
-        attacks.pgd(threat, num_steps=7, step_size=_EPSILON / 4, keep="last", random_start=False)
-    )
+    attack = attacks.adversarial_batch(attacks.pgd(threat, num_steps=7, step_size=_EPSILON / 4, keep="last", random_start=False))
     train_fn = models.stateful_apply_fn(net, train=True)
 
     @jax.jit
@@ -194,7 +182,7 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
             return train_fn(params, x, state)[0]
 
         inputs = attack(jax.random.key(0), logits_fn, inputs, labels)
-        return objectives.cross_entropy(logits_fn(inputs), labels).mean()
+        return losses.cross_entropy(logits_fn(inputs), labels).mean()
 
     expected = float(first_loss(params, images[:_BATCH], labels[:_BATCH]))
     order = torch.arange(len(images)).reshape(-1, _BATCH)

@@ -105,9 +105,7 @@ def eigenvalues(*, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _one_spectrum(
-    case: str, matvec: Callable, dimension: int, truth: tuple[float, float], start: Any
-) -> list[dict[str, Any]]:
+def _one_spectrum(case: str, matvec: Callable, dimension: int, truth: tuple[float, float], start: Any) -> list[dict[str, Any]]:
     import jax.numpy as jnp
     import scipy.sparse.linalg
 
@@ -122,9 +120,7 @@ def _one_spectrum(
         return np.asarray(matvec(jnp.asarray(vector.ravel())))
 
     linear = scipy.sparse.linalg.LinearOperator((dimension, dimension), matvec=counted, dtype=np.float64)
-    theirs = scipy.sparse.linalg.eigsh(
-        linear, k=2, which="BE", tol=1e-3, v0=np.asarray(start), return_eigenvectors=False
-    )
+    theirs = scipy.sparse.linalg.eigsh(linear, k=2, which="BE", tol=1e-3, v0=np.asarray(start), return_eigenvectors=False)
     power = _power_iteration(matvec, start)
     ends = (found.smallest.value, found.largest.value)
     print(f"{case}: true {truth[0]:.6g}, {truth[1]:.6g}; ours {ends[0]:.6g}, {ends[1]:.6g}; ", end="")
@@ -133,9 +129,7 @@ def _one_spectrum(
     error = abs(ends[0] - truth[0]) / scale
     return [
         harness.row(case, "both ends to 1e-3", "products", found.num_products, count, "SciPy eigsh", runs=1),
-        harness.row(
-            case, "smallest: relative error", "", error, abs(theirs[0] - truth[0]) / scale, "SciPy eigsh", runs=1
-        ),
+        harness.row(case, "smallest: relative error", "", error, abs(theirs[0] - truth[0]) / scale, "SciPy eigsh", runs=1),
         harness.row(
             case,
             "smallest: relative error",
@@ -169,7 +163,7 @@ def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float
     import jax
     import jax.numpy as jnp
 
-    from jaxbp import data, landscape, models, objectives, training
+    from jaxbp import data, landscape, losses, models, training
 
     spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 998)])
     diagonal = ("spectrum from -0.05 to 50, P = 1000", jax.jit(lambda v: spectrum * v), 1000, (-0.05, 50.0))
@@ -179,7 +173,7 @@ def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.init(jax.random.key(0), inputs[:1])["params"])
     params = training.train(
         models.apply_fn(net), start, training.sgd(0.05, momentum=0.9), (inputs, labels), jax.random.key(1),
-        loss_fn=objectives.cross_entropy, num_epochs=2 if quick else 10, batch_size=50,
+        loss_fn=losses.cross_entropy, num_epochs=2 if quick else 10, batch_size=50,
     ).params  # fmt: skip
     loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
     operator = landscape.hessian(loss_fn, params, (inputs, labels))

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import frame
-from jaxbp.evidence import write_atomically
+from jaxbp import lab
+from jaxbp.runtime.files import write_atomically
 
 
 def start() -> None:
     """Start JAX as studies do, and see to its peers: see `match_torch`."""
-    frame.start_jax()
+    lab.start_jax()
     match_torch()
 
 
@@ -49,9 +49,7 @@ def missing_peer(module: str) -> str | None:
     return None
 
 
-def compare(
-    case: str, ours: Callable[[], Any], peers: Mapping[str, Callable[[], Any]], *, num_runs: int
-) -> list[dict[str, Any]]:
+def compare(case: str, ours: Callable[[], Any], peers: Mapping[str, Callable[[], Any]], *, num_runs: int) -> list[dict[str, Any]]:
     """Time ``ours`` against each of ``peers`` (functions that return when the work is done), interleaved ``num_runs`` times.
 
     Returns one row a peer, in seconds; ``ratio`` above 1 means that ours is ahead.
@@ -79,9 +77,7 @@ def compare(
     ]
 
 
-def row(
-    case: str, measure: str, unit: str, ours: float, peer: float, peer_name: str, *, runs: int, **more: Any
-) -> dict[str, Any]:
+def row(case: str, measure: str, unit: str, ours: float, peer: float, peer_name: str, *, runs: int, **more: Any) -> dict[str, Any]:
     """One line of the table; smaller is better for ``ours`` and ``peer``."""
     ratio = peer / ours if ours else float("inf")
     return {

@@ -106,9 +106,7 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise PeerEnded(
-                f"it ended with code {self.process.wait()}" + ", out of memory" * (self.process.wait() == -9)
-            )
+            raise PeerEnded(f"it ended with code {self.process.wait()}" + ", out of memory" * (self.process.wait() == -9))
         return json.loads(line)
 
 
@@ -171,11 +169,7 @@ def growth(*, quick: bool) -> list[dict[str, Any]]:
     rows = []
     for name, points in over.items():
         slope = float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
-        print(
-            f"time over {name}: "
-            + ", ".join(f"{size}: {seconds:.3g} s" for size, seconds in points)
-            + f"; exponent {slope:.2f}"
-        )
+        print(f"time over {name}: " + ", ".join(f"{size}: {seconds:.3g} s" for size, seconds in points) + f"; exponent {slope:.2f}")
         rows.append(harness.row(f"growth over {name}", "exponent", "", slope, 2.0, "quadratic", runs=3))
     return rows
 
@@ -253,9 +247,7 @@ def _neural_tangents(implementation: int) -> Callable:
         if implementation == 2 and _jacobian_bytes(params, images) > _JACOBIAN_BYTES:
             return "it was killed for memory at 24 GB"
         nt, fn = ntk.compat.load(), models.stateful_apply_fn(net, train=False)
-        kernel_fn = jax.jit(
-            nt.empirical_ntk_fn(lambda p, x: fn(p, x, state), trace_axes=(), vmap_axes=0, implementation=implementation)
-        )
+        kernel_fn = jax.jit(nt.empirical_ntk_fn(lambda p, x: fn(p, x, state), trace_axes=(), vmap_axes=0, implementation=implementation))
         return lambda: jax.block_until_ready(kernel_fn(images, None, params))
 
     return prepare
@@ -282,9 +274,7 @@ def _one_jacobian_a_class(net: Any, params: Any, state: Any, images: Any, logits
 def _torch_peer(loop: bool) -> Callable:
     def prepare(net: Any, params: Any, state: Any, images: Any, logits: str) -> Callable[[], Any] | str:
         if not loop and _jacobian_bytes(params, images) > _JACOBIAN_BYTES:
-            return (
-                f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB, and twice that to contract"
-            )
+            return f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB, and twice that to contract"
         from experiments.benchmarks import torch_peers
 
         peer = torch_peers.Twin(params, net, np.asarray(images), np.zeros(len(images)))

@@ -19,8 +19,8 @@ from typing import Any
 
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
+from jaxbp import lab
 
 _CASES = {  # model, data set, its options, epochs, runs for each device
     "MLP 64-64-64-10": ("mlp", "digits", {"width": 64, "depth": 2}, 100, 8),
@@ -50,9 +50,9 @@ def main() -> None:
     if arguments.worker:
         work(**json.loads(arguments.worker))
         return
-    with frame.guarded("no folder: nothing is kept but what --out has"):
+    with lab.guarded("no folder: nothing is kept but what --out has"):
         if min(*arguments.devices, arguments.runs, 1) < 1:
-            raise frame.SettingsError(f"devices and runs must be at least 1, got {arguments.devices}, {arguments.runs}")
+            raise lab.SettingsError(f"devices and runs must be at least 1, got {arguments.devices}, {arguments.runs}")
         rows: list[dict[str, Any]] = []
         for name in list(_CASES)[:1] if arguments.quick else _CASES:
             devices = (1, 2) if arguments.quick else arguments.devices
@@ -104,10 +104,11 @@ def measure(name: str, devices: int, processes: int) -> float:
 
 def work(name: str, folder: str, place: dict[str, Any]) -> None:
     """What one process does: the sweep twice, the first time to compile it; prints the seconds of the second."""
-    frame.start_jax(frame.Cluster(**place))
+    lab.start_jax(lab.Cluster(**place))
     import jax
 
-    from jaxbp import data, distributed, models, objectives, sweep, training
+    from jaxbp import data, losses, models, sweep, training
+    from jaxbp.runtime import processes
 
     model, dataset, options, num_epochs, share = _CASES[name]
     net = models.create(model, num_classes=10, **options)
@@ -118,7 +119,7 @@ def work(name: str, folder: str, place: dict[str, Any]) -> None:
         params, state = models.initialise(net, init_key, inputs[:1])
         return training.train(
             models.stateful_apply_fn(net, train=False), params, training.sgd(0.01, momentum=0.9), (inputs, labels), shuffle_key,
-            loss_fn=objectives.cross_entropy, num_epochs=num_epochs, batch_size=64, measure_epochs=[num_epochs],
+            loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=64, measure_epochs=[num_epochs],
             state=state, train_fn=models.stateful_apply_fn(net, train=True),
         ).history["train_loss"][0]  # fmt: skip
 
@@ -129,9 +130,9 @@ def work(name: str, folder: str, place: dict[str, Any]) -> None:
         return time.perf_counter() - began
 
     run("compile")
-    distributed.barrier("compiled")
+    processes.barrier("compiled")
     print(run("time"))
-    distributed.shutdown()
+    processes.shutdown()
 
 
 def _free_port() -> int:

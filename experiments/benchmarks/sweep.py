@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import frame
 from experiments.benchmarks import harness
+from jaxbp import lab
 
 _BATCH, _RATE, _MOMENTUM = 64, 0.01, 0.9
 _PLANS = ("loop", "map", "vmap", "shard-map", "shard-vmap")
@@ -63,7 +63,7 @@ class Arguments:
 def main() -> None:
     """Run all cases and print the tables."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.sweep")
-    with frame.guarded("no folder: nothing is kept but what --out has"):
+    with lab.guarded("no folder: nothing is kept but what --out has"):
         names = chosen(arguments)
         harness.start()
         peers, plans = [], []
@@ -80,13 +80,13 @@ def chosen(arguments: Arguments) -> list[str]:
     """The names of the cases to run.
 
     Raises:
-      frame.SettingsError: none, or fewer than one seed or run.
+      lab.SettingsError: none, or fewer than one seed or run.
     """
     names = [name for name in _CASES if not arguments.cases or any(part in name for part in arguments.cases)]
     if not names:
-        raise frame.SettingsError(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(_CASES)}")
+        raise lab.SettingsError(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(_CASES)}")
     if min(*arguments.seeds, arguments.runs, 1) < 1:
-        raise frame.SettingsError(f"seeds and runs must be at least 1, got {arguments.seeds} and {arguments.runs}")
+        raise lab.SettingsError(f"seeds and runs must be at least 1, got {arguments.seeds} and {arguments.runs}")
     return list(_QUICK) if arguments.quick else names
 
 
@@ -111,13 +111,9 @@ def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tup
     with contextlib.ExitStack() as stack:
         peers = {"JAX, one after another": by("loop")}
         if harness.missing_peer("torch") is None:
-            peers |= _torch(
-                stack, net, split.inputs, split.labels, num_seeds, case.num_epochs, np.asarray(by("auto")())
-            )
+            peers |= _torch(stack, net, split.inputs, split.labels, num_seeds, case.num_epochs, np.asarray(by("auto")()))
         against_peers = harness.compare(title, by("auto"), peers, num_runs=num_runs)
-    among_plans = harness.compare(
-        title, by("auto"), {plan: by(plan) for plan in _PLANS if plan not in slow}, num_runs=2
-    )
+    among_plans = harness.compare(title, by("auto"), {plan: by(plan) for plan in _PLANS if plan not in slow}, num_runs=2)
     slow |= {row["peer_name"] for row in among_plans if row["ratio"] > _TOO_SLOW}
     took = sweep.plan_of(train_fn, keys, *shared)
     best = min(among_plans, key=lambda row: row["peer"])
@@ -132,14 +128,14 @@ def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tup
 def _train_fn(net: Any, num_epochs: int) -> Callable:
     import jax
 
-    from jaxbp import models, objectives, training
+    from jaxbp import losses, models, training
 
     def train(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         init_key, shuffle_key = jax.random.split(key)
         params, state = models.initialise(net, init_key, inputs[:1])
         return training.train(
             models.stateful_apply_fn(net, train=False), params, training.sgd(_RATE, momentum=_MOMENTUM), (inputs, labels), shuffle_key,
-            loss_fn=objectives.cross_entropy, num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=[num_epochs],
+            loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=[num_epochs],
             state=state, train_fn=models.stateful_apply_fn(net, train=True),
         ).history["train_loss"][0]  # fmt: skip
 
@@ -165,18 +161,14 @@ def _torch(
     for seed in range(num_seeds):  # as `_train_fn` and `jaxbp.training.train` draw them
         init_key, shuffle_key = jax.random.split(jax.random.key(seed))
         params.append(models.initialise(net, init_key, inputs[:1])[0])
-        epochs = [
-            np.asarray(jax.random.permutation(key, len(inputs))) for key in jax.random.split(shuffle_key, num_epochs)
-        ]
+        epochs = [np.asarray(jax.random.permutation(key, len(inputs))) for key in jax.random.split(shuffle_key, num_epochs)]
         orders.append(np.concatenate([order[: len(order) // _BATCH * _BATCH].reshape(-1, _BATCH) for order in epochs]))
     runs = torch_sweeps.Runs(net, inputs, labels, params, orders, _RATE, _MOMENTUM)
     peers = {}
     formats = {"": False} if isinstance(net, models.MLP) else {"": False, ", channels last": True}
     for title, last in formats.items():
         peers[f"PyTorch, one after another{title}"] = torch_sweeps.one_after_another(runs, channels_last=last)
-        peers[f"PyTorch, two processes{title}"] = stack.enter_context(
-            torch_sweeps.two_processes(runs, channels_last=last)
-        )
+        peers[f"PyTorch, two processes{title}"] = stack.enter_context(torch_sweeps.two_processes(runs, channels_last=last))
     peers["PyTorch, torch.func.vmap"] = torch_sweeps.vmapped(runs)
     for title, peer in peers.items():
         # Training can amplify round-off in a seed or two (a ConvNet's from 1e-7 to 1e-1): most of them must agree.

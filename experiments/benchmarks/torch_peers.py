@@ -158,9 +158,7 @@ class Twin:
         return params, loss.detach()
 
     @torch.no_grad()
-    def evaluate(
-        self, params: Tensors, statistics: Statistics, *, num_steps: int, batch_size: int
-    ) -> tuple[float, float]:
+    def evaluate(self, params: Tensors, statistics: Statistics, *, num_steps: int, batch_size: int) -> tuple[float, float]:
         """Mean loss and accuracy over all data, by the statistics that so many steps with such batches have left."""
         logits = forward(self.plan, params, self.inputs, _by_stored(statistics, num_steps, batch_size))
         hits = logits.argmax(1) == self.labels

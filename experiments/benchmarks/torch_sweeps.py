@@ -91,8 +91,7 @@ def vmapped(runs: Runs) -> Sweep:
         params = _stacked(ready.starts)
         velocity = {name: torch.zeros_like(value) for name, value in params.items()}
         statistics = {
-            layer: (mean.repeat(num_seeds, 1), variance.repeat(num_seeds, 1))
-            for layer, (mean, variance) in twin.fresh_statistics().items()
+            layer: (mean.repeat(num_seeds, 1), variance.repeat(num_seeds, 1)) for layer, (mean, variance) in twin.fresh_statistics().items()
         }
         for batch in batches:
             gradient, _ = gradient_fn(params, statistics, twin.inputs[batch], twin.labels[batch])

@@ -76,15 +76,13 @@ def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _ours(
-    net: Any, params: Any, state: Any, images: Any, labels: Any
-) -> tuple[Callable[[], Any], Callable[[], Any], float]:
+def _ours(net: Any, params: Any, state: Any, images: Any, labels: Any) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     """A step on the first batch, an epoch as `training.train` has it but for the evaluation, and the first batch's loss."""
     import jax
 
-    from jaxbp import models, objectives, training
+    from jaxbp import losses, models, training
 
-    optimizer, loss_fn = training.sgd(0.1, momentum=0.9), objectives.cross_entropy
+    optimizer, loss_fn = training.sgd(0.1, momentum=0.9), losses.cross_entropy
     train_fn = models.stateful_apply_fn(net, train=True)
     step_fn = training.step_fn(models.stateful_apply_fn(net, train=False), train_fn, optimizer, loss_fn, None)
     start = training.TrainState(params, optimizer.init(params), state)
@@ -102,9 +100,7 @@ def _ours(
     return lambda: jax.block_until_ready(step(start)), lambda: jax.block_until_ready(epoch(start, key)), float(loss)
 
 
-def _torch(
-    net: Any, params: Any, images: Any, labels: Any, expected: float
-) -> dict[tuple[str, str], Callable[[], Any]]:
+def _torch(net: Any, params: Any, images: Any, labels: Any, expected: float) -> dict[tuple[str, str], Callable[[], Any]]:
     """A step and an epoch in both memory formats; AssertionError if the first loss is another."""
     import torch
 

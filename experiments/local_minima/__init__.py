@@ -5,10 +5,10 @@ Paper: "Truth or Backpropaganda?", section on local minima, Lemma 1, Theorem 1 a
 asks for claims S1.a to S1.e.
 """
 
-from experiments import frame
 from experiments.local_minima.settings import Arguments
+from jaxbp import lab
 
-STUDY = frame.Study(
+STUDY = lab.Study(
     "S1",
     "Do suboptimal local minima exist?",
     "The best affine classifier of a data set, embedded in a deep ReLU network, is said to be a local minimum of its "

@@ -4,7 +4,7 @@ One rule was mended after a pilot: S1.c first asked only that SGD get no lower, 
 verdict was the same by both.
 """
 
-from jaxbp.evidence import Above, Claim
+from jaxbp.claims import Above, Claim
 
 _SOURCE = "Goldblum et al., ICLR 2020"
 

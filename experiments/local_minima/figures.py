@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.local_minima.results import Results
 from experiments.local_minima.settings import DEFAULT, EMBEDDED, GENTLE, SHIFTED, Case
-from jaxbp import evidence, report
+from jaxbp import report, stats
 
 _NAMES = {EMBEDDED: "SGD from the embedded minimum", GENTLE: "the same, small steps", DEFAULT: "default training"}
 
@@ -66,9 +66,7 @@ def _ends(results: Results, case: Case) -> tuple:
     with report.style():
         ax.axvline(float(results.embedded(case, "loss").mean()), color="#444444", linestyle="--", linewidth=1)
         ax.set_xlabel("training loss at the end")
-    caption = (
-        "Where training ends, by init; dashed: the embedded minimum. Seeds that diverged are counted beside the name."
-    )
+    caption = "Where training ends, by init; dashed: the embedded minimum. Seeds that diverged are counted beside the name."
     return fig, "training loss at the end by init", caption
 
 
@@ -122,7 +120,7 @@ def _smooth(density: dict[str, np.ndarray], grid: np.ndarray, width: float) -> n
 
 def _escapes(results: Results, case: Case) -> tuple:
     escaped, kicks = results.escaped(case), results.kicks(case)["kicks"]
-    intervals = [evidence.event_interval(column) for column in escaped.T.astype(float)]
+    intervals = [stats.event_interval(column) for column in escaped.T.astype(float)]
     estimate, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("estimate", "low", "high"))
     fig, ax = report.figure()
     ax.fill_between(kicks, low, high, alpha=0.18, linewidth=0)

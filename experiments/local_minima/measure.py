@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from experiments import frame
-from experiments.frame import Piece
 from experiments.local_minima.settings import (
     BOLD,
     DEFAULT,
@@ -30,8 +28,9 @@ from experiments.local_minima.settings import (
     Case,
     Settings,
 )
-from jaxbp import data, landscape, models, objectives, sweep, training
-from jaxbp.store import Store
+from jaxbp import data, lab, landscape, losses, models, sweep, training
+from jaxbp.lab import Piece
+from jaxbp.runtime.store import Store
 
 _NUM_MEASURED = 10  # times along a training when the loss is evaluated
 _PROBES = {"num_directions": 1, "num_steps": 5}
@@ -170,10 +169,7 @@ class Problem:
             chunk_size=self.case.chunk_size,
             **_PROBES,
         )  # fmt: skip
-        affine = {
-            f"affine_{name}": getattr(fit, name)
-            for name in ("loss", "gradient_norm", "accuracy", "rank", "lower_bound")
-        }
+        affine = {f"affine_{name}": getattr(fit, name) for name in ("loss", "gradient_norm", "accuracy", "rank", "lower_bound")}
         return {**constant, **affine, **_numbers(certificate), "params": flat}
 
     def embedded(self, seed: int) -> dict[str, np.ndarray]:
@@ -230,7 +226,7 @@ class Problem:
             "inputs": np.stack([inputs for inputs, _, _ in splits]),
             "labels": np.stack([labels for _, labels, _ in splits]),
         }
-        return jax.tree.map(np.asarray, sweep.evaluate(self._run_fn, runs, devices=[frame.device()]))
+        return jax.tree.map(np.asarray, sweep.evaluate(self._run_fn, runs, devices=[lab.device()]))
 
     @functools.cached_property
     def _run_fn(self) -> Callable:
@@ -243,7 +239,7 @@ class Problem:
             optimizer = training.sgd(one["learning_rate"], momentum=one["momentum"], decay_steps=steps)
             result = training.train(
                 apply_fn, unravel(one["params"]), optimizer, (one["inputs"], one["labels"]), one["key"],
-                loss_fn=objectives.LOSSES[case.loss], num_epochs=case.num_epochs, batch_size=case.batch_size, measure_epochs=epochs,
+                loss_fn=losses.LOSSES[case.loss], num_epochs=case.num_epochs, batch_size=case.batch_size, measure_epochs=epochs,
             )  # fmt: skip
             return result._replace(params=ravel_pytree(result.params)[0])
 
@@ -294,9 +290,7 @@ class Problem:
             loss_fn = landscape.per_example_loss(self.apply_fn, self.case.loss)
             batch = (jnp.asarray(inputs, jnp.float64), jnp.asarray(labels))
             operator = landscape.hessian(loss_fn, params, batch, chunk_size=self.case.chunk_size)
-            found = landscape.spectral_density(
-                operator.matvec, operator.dimension, jax.random.key(seed), dtype=jnp.float64, **_DENSITY
-            )
+            found = landscape.spectral_density(operator.matvec, operator.dimension, jax.random.key(seed), dtype=jnp.float64, **_DENSITY)
         return {"nodes": found.nodes, "weights": found.weights}
 
     def slice(self) -> dict[str, Any]:
@@ -306,17 +300,12 @@ class Problem:
         sideways = np.random.default_rng(0).normal(size=centre.shape).astype(np.float32)
         sideways -= towards * (sideways @ towards) / (towards @ towards)
         sideways *= np.linalg.norm(towards) / np.linalg.norm(sideways)
-        along, across = (
-            np.linspace(low, low + 1.5, self.settings.slice_points, dtype=np.float32) for low in (-0.25, -0.75)
-        )
+        along, across = (np.linspace(low, low + 1.5, self.settings.slice_points, dtype=np.float32) for low in (-0.25, -0.75))
         inputs, labels, _ = self.split(0)
         loss_fn = landscape.per_example_loss(self.apply_fn, self.case.loss)
         params = jax.tree.map(jnp.asarray, self.unravel(np.float32)(centre))
         batch = (jnp.asarray(inputs), jnp.asarray(labels))
-        losses = [
-            landscape.losses_at(loss_fn, params, batch, jnp.asarray(along[:, None] * towards + b * sideways))
-            for b in across
-        ]
+        losses = [landscape.losses_at(loss_fn, params, batch, jnp.asarray(along[:, None] * towards + b * sideways)) for b in across]
         return {"along": along, "across": across, "losses": np.stack(losses), "distance": np.linalg.norm(towards)}
 
 
@@ -328,9 +317,7 @@ def _split(name: str, seed: int, num_train: int | None, data_dir: Path | None) -
 
 def _numbers(certificate: landscape.Certificate) -> dict[str, Any]:
     """A certificate as flat arrays; NaN for what it does not hold."""
-    numbers: dict[str, Any] = {
-        name: getattr(certificate, name) for name in ("status", "loss", "gradient_norm", "radius", "gap")
-    }
+    numbers: dict[str, Any] = {name: getattr(certificate, name) for name in ("status", "loss", "gradient_norm", "radius", "gap")}
     numbers["reasons"] = "; ".join(certificate.reasons)
     for end in ("smallest", "largest"):
         eigenvalue = certificate.extremes and getattr(certificate.extremes, end)

@@ -33,9 +33,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
     found = [report.Section("Figures", list(pictures))]
     for case in results.trained_cases:
         if results.settings.certified_seeds(case):
-            found.append(
-                report.Section(f"Starts and ends: {case.name}", [_table_1(results, case), _classes(results, case)])
-            )
+            found.append(report.Section(f"Starts and ends: {case.name}", [_table_1(results, case), _classes(results, case)]))
     return [
         *found,
         report.Section("Certificates of the embedded minima", [_certificates(results)]),
@@ -45,9 +43,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
 
 def _triple(*values: np.ndarray) -> str:
     """Medians over seeds, as the paper writes its single runs."""
-    return " / ".join(
-        report.format_number(float(np.nanmedian(v))) if np.isfinite(v).any() else "diverged" for v in values
-    )
+    return " / ".join(report.format_number(float(np.nanmedian(v))) if np.isfinite(v).any() else "diverged" for v in values)
 
 
 def _table_1(results: Results, case: Case) -> report.Table:
@@ -100,6 +96,4 @@ def _certificates(results: Results) -> report.Table:
         "case", "certificates", "|deep / affine loss - 1|, largest", "gradient norm, largest",
         "smallest / largest eigenvalue, least", "ReLU margin, least", "proven radius, least",
     )  # fmt: skip
-    return report.Table(
-        columns, rows, f"The arm '{EMBEDDED}' starts from these points. Extremes over all seeds, in float64."
-    )
+    return report.Table(columns, rows, f"The arm '{EMBEDDED}' starts from these points. Extremes over all seeds, in float64.")

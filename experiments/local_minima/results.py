@@ -6,25 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments import frame
 from experiments.local_minima import claims, measure
-from experiments.local_minima.settings import (
-    BOLD,
-    DEFAULT,
-    EMBEDDED,
-    GENTLE,
-    MOMENTUM_INIT,
-    PLAIN,
-    SHIFTED,
-    Case,
-)  # fmt: skip
-from jaxbp import evidence
+from experiments.local_minima.settings import BOLD, DEFAULT, EMBEDDED, GENTLE, MOMENTUM_INIT, PLAIN, SHIFTED, Case
+from jaxbp import lab, stats
+from jaxbp.claims import Verdict, judge
 
 _STAYS = 0.1  # share of the gap between the embedded minimum and default training
 _WORSE = 2.0  # a point is far worse from this many times the other's loss
 
 
-class Results(frame.Results):
+class Results(lab.Results):
     """Reads a finished run; every per-seed array has the seeds first."""
 
     @functools.cache  # noqa: B019 - lives as long as the program
@@ -87,9 +78,7 @@ class Results(frame.Results):
     def stays(self, case: Case, arm: str) -> np.ndarray:
         """1 where ``arm`` ended within a tenth of the gap of the embedded minimum's loss, below or above it, (S,)."""
         moved = self.closed_gap(case, arm)
-        unknown = ~np.isfinite(self.final_loss(case, DEFAULT)) | (
-            np.isnan(moved) & np.isfinite(self.final_loss(case, arm))
-        )
+        unknown = ~np.isfinite(self.final_loss(case, DEFAULT)) | (np.isnan(moved) & np.isfinite(self.final_loss(case, arm)))
         return np.where(unknown, np.nan, np.abs(moved) < _STAYS)
 
     def progress(self, case: Case, arm: str) -> np.ndarray:
@@ -104,32 +93,24 @@ class Results(frame.Results):
         return np.where(np.isfinite(reference), np.isfinite(final) & (final > _WORSE * reference), np.nan).astype(float)
 
 
-def verdicts(results: Results) -> list[evidence.Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """Judge S1.a to S1.e."""
     trained = results.trained_cases
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = {
-            c.name: np.log2(results.embedded(c, "loss") / results.final_loss(c, DEFAULT))
-            for c in trained
-            if DEFAULT in c.arms
-        }
+        ratio = {c.name: np.log2(results.embedded(c, "loss") / results.final_loss(c, DEFAULT)) for c in trained if DEFAULT in c.arms}
         stays = _over_arms(trained, (EMBEDDED, GENTLE), results.stays)
         badly = _over_arms(trained, SHIFTED, results.ends_badly)
         helped = _momentum_gains(results)
     return [
-        evidence.judge(
-            claims.S1A, {c.name: results.proven(c) for c in results.settings.cases}, interval_fn=evidence.event_interval
-        ),
-        evidence.judge(claims.S1B, ratio),
-        evidence.judge(claims.S1C, stays, interval_fn=evidence.event_interval),
-        evidence.judge(claims.S1D, badly, interval_fn=evidence.event_interval),
-        evidence.judge(claims.S1E, helped),
+        judge(claims.S1A, {c.name: results.proven(c) for c in results.settings.cases}, interval_fn=stats.event_interval),
+        judge(claims.S1B, ratio),
+        judge(claims.S1C, stays, interval_fn=stats.event_interval),
+        judge(claims.S1D, badly, interval_fn=stats.event_interval),
+        judge(claims.S1E, helped),
     ]
 
 
-def _over_arms(
-    cases: list[Case], arms: tuple[str, ...], value_fn: Callable[[Case, str], np.ndarray]
-) -> dict[str, np.ndarray]:
+def _over_arms(cases: list[Case], arms: tuple[str, ...], value_fn: Callable[[Case, str], np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{c.name}: {arm}": value_fn(c, arm) for c in cases for arm in arms if arm in c.arms}
 
 

@@ -10,7 +10,7 @@ default training then is none.
 import dataclasses
 from typing import Literal
 
-from experiments import frame
+from jaxbp import lab
 
 DEFAULT, EMBEDDED, GENTLE = "default", "embedded", "embedded, gentle"
 PLAIN, BOLD = "no momentum", "no momentum, large steps"  # suffixes of arms
@@ -51,20 +51,18 @@ class Case:
         return f"{self.dataset}, {model} {self.depth}, {self.loss.replace('_', '-')}"
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` for what can be known before anything is loaded."""
+        """Raise `lab.SettingsError` for what can be known before anything is loaded."""
         for field in ("depth", "num_epochs", "batch_size"):
             if getattr(self, field) < 1:
-                raise frame.SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
+                raise lab.SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.num_train is not None and self.num_train < self.batch_size:
-            raise frame.SettingsError(
-                f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}"
-            )
+            raise lab.SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
         if isinstance(self.width, tuple) and len(self.width) != self.depth:
-            raise frame.SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
+            raise lab.SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(frame.Settings):
+class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
     ``kicks``: norms of random steps off the embedded minimum, relative to its parameters' norm; ``num_densities``: seeds of which the
@@ -85,11 +83,11 @@ class Settings(frame.Settings):
         return self.seeds if case.certify_ends is None else self.seeds[: case.certify_ends]
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` where the study cannot run as set."""
+        """Raise `lab.SettingsError` where the study cannot run as set."""
         super().validate()
         names = [case.name for case in self.cases]
         if len(set(names)) < len(names):
-            raise frame.SettingsError(f"cases must differ in more than their width, got {names}")
+            raise lab.SettingsError(f"cases must differ in more than their width, got {names}")
         for case in self.cases:
             case.validate()
 
@@ -148,7 +146,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(frame.Arguments):
+class Arguments(lab.Arguments):
     """Study 1: build suboptimal local minima of deep networks, certify them, and see what training makes of them.
 
     Claims S1.a to S1.e over many seeds, each with an interval and a verdict, tables, figures and a page. A run that was stopped goes on

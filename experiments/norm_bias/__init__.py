@@ -5,10 +5,10 @@ experiments.norm_bias`` (``--help`` tells the options). The quick preset takes s
 claims S2.a to S2.e.
 """
 
-from experiments import frame
 from experiments.norm_bias.settings import Arguments
+from jaxbp import lab
 
-STUDY = frame.Study(
+STUDY = lab.Study(
     "S2",
     "Is a small norm what makes weight decay work?",
     "Weight decay pulls parameters towards zero, and is said to help because solutions of small norm generalise. Norm-bias pulls "

@@ -5,7 +5,7 @@ the order of the data. "At least as good" is non-inferiority: worse by less than
 what weight decay gains over none in the paper's table (0.6 to 1.4 points for ResNet-18, 0.8 for MobileNetV2).
 """
 
-from jaxbp.evidence import Above, Claim
+from jaxbp.claims import Above, Claim
 
 MARGIN = 0.5  # percentage points
 

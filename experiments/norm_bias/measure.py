@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import frame
-from experiments.frame import Piece
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, Case, Settings
-from jaxbp import augment, data, models, norms, objectives, sweep, training
-from jaxbp.store import Store
+from jaxbp import data, lab, losses, metrics, models, norms, sweep, training
+from jaxbp.data import augment
+from jaxbp.lab import Piece
+from jaxbp.runtime.store import Store
 
 _STAGES = ("tune", "compare", "scan")  # the longer of the two that remain comes first
 CURVES = ("train_loss", "norm", "kernel_norm", "effective_learning_rate", "angle")
@@ -74,9 +74,7 @@ class Lab:
     @functools.cache  # noqa: B019 - lives as long as the program
     def dataset(self, case: Case) -> data.Dataset:
         """The data, split alike for all seeds: no test example is ever validated on."""
-        return data.load(
-            case.dataset, seed=0, normalise=case.normalise, validation=self.settings.validation, data_dir=self.data_dir
-        )
+        return data.load(case.dataset, seed=0, normalise=case.normalise, validation=self.settings.validation, data_dir=self.data_dir)
 
     def tune(self, case: Case) -> Mapping[str, np.ndarray]:
         """Validation accuracy of every setting, (settings, seeds), and the settings that won."""
@@ -88,9 +86,7 @@ class Lab:
         found = self._trained(case, decay + bias, settings.tuning_seeds)
         accuracy = self._accuracies(case, found, "validation")
         means = np.split(accuracy.mean(1), [len(decay)])
-        chosen = [
-            arms[int(np.argmax(mean))] for arms, mean in zip((decay, bias), means, strict=True)
-        ]  # first of equals
+        chosen = [arms[int(np.argmax(mean))] for arms, mean in zip((decay, bias), means, strict=True)]  # first of equals
         return {
             "arms": np.array(decay + bias),
             "accuracy": accuracy,
@@ -133,10 +129,10 @@ class Lab:
             "coefficient": jnp.array([arm.coefficient for arm, _ in pairs]),
             "mu": jnp.array([arm.mu for arm, _ in pairs]),
         }
-        plan = "loop" if frame.device().platform == "cpu" else "vmap"
+        plan = "loop" if lab.device().platform == "cpu" else "vmap"
         program = _training_program(case, self.settings, self._fill(case), self.dataset(case).num_classes)
         shared = jnp.asarray(train.inputs), jnp.asarray(train.labels)
-        result = sweep.evaluate(program, runs, *shared, plan=plan, devices=[frame.device()])
+        result = sweep.evaluate(program, runs, *shared, plan=plan, devices=[lab.device()])
         found = result.measured | {
             "train_loss": result.history["train_loss"],
             "params": result.params,
@@ -182,7 +178,7 @@ def _network(case: Case, num_classes: int) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _accuracy(net: Any, params: Any, state: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
     logits = models.stateful_apply_fn(net, train=False)(params, inputs, state)
-    return 100 * objectives.accuracy(logits, labels).mean()
+    return 100 * metrics.accuracy(logits, labels).mean()
 
 
 @functools.cache
@@ -204,7 +200,7 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
         )  # fmt: skip
         return training.train(
             models.stateful_apply_fn(net, train=False), params, optimizer, (inputs[one["rows"]], labels[one["rows"]]),
-            order_key, loss_fn=objectives.cross_entropy, num_epochs=settings.num_epochs, batch_size=settings.batch_size,
+            order_key, loss_fn=losses.cross_entropy, num_epochs=settings.num_epochs, batch_size=settings.batch_size,
             measure_epochs=settings.measure_epochs, measure_fn=functools.partial(_norms, rate_at), state=state,
             train_fn=models.stateful_apply_fn(net, train=True),
             augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip, fill=fill) if settings.crop else None,

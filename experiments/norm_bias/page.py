@@ -8,7 +8,7 @@ from experiments.norm_bias import measure
 from experiments.norm_bias.claims import MARGIN
 from experiments.norm_bias.results import Results, p_values
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE
-from jaxbp import evidence, report
+from jaxbp import report, stats
 
 _METHOD = [
     "Norm-bias adds lambda sign(||theta||^2 - mu^2) theta to the gradient, over all parameters, normalisation and biases too: the gradient "
@@ -36,7 +36,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
     ]
 
 
-def _interval(values: np.ndarray) -> evidence.Interval | str:
+def _interval(values: np.ndarray) -> stats.Interval | str:
     return report.mean_cell(values, "not finite")
 
 
@@ -75,9 +75,7 @@ def _differences(results: Results) -> report.Table:
             cells += [_interval(results.gain(case, *pair)), p[case.name]]
         rows.append((case.name, *cells))
     columns = ("case", *(title for arm, over in pairs for title in (f"{arm} - {over}", "p (Holm)")))
-    return report.Table(
-        columns, rows, "Percentage points of test accuracy within pairs; means and 95 % intervals over seeds."
-    )
+    return report.Table(columns, rows, "Percentage points of test accuracy within pairs; means and 95 % intervals over seeds.")
 
 
 def _ends(results: Results) -> report.Table:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments import frame
 from experiments.norm_bias import claims, measure
 from experiments.norm_bias.settings import BIAS, DECAY, NONE, Case
-from jaxbp import evidence
+from jaxbp import lab, stats
+from jaxbp.claims import Verdict, judge
 
 
-class Results(frame.Results):
+class Results(lab.Results):
     """Reads a finished run."""
 
     @functools.cache  # noqa: B019 - lives as long as the program
@@ -33,18 +33,18 @@ class Results(frame.Results):
             return np.log2(self.compared(case, BIAS, "norm")[:, -1] / self.compared(case, DECAY, "norm")[:, -1])
 
 
-def verdicts(results: Results) -> list[evidence.Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """Judge S2.a to S2.e."""
     cases = results.settings.cases
     decay = {case.name: results.gain(case, DECAY, NONE) for case in cases}
     bias = {case.name: results.gain(case, BIAS, DECAY) for case in cases}
     without_norm = {case.name: bias[case.name] for case in cases if not case.batch_norm}
     return [
-        evidence.judge(claims.S2A, decay),
-        evidence.judge(claims.S2B, bias),
-        evidence.judge(claims.S2C, bias),
-        evidence.judge(claims.S2D, without_norm),
-        evidence.judge(claims.S2E, {case.name: results.norm_ratio(case) for case in cases}),
+        judge(claims.S2A, decay),
+        judge(claims.S2B, bias),
+        judge(claims.S2C, bias),
+        judge(claims.S2D, without_norm),
+        judge(claims.S2E, {case.name: results.norm_ratio(case) for case in cases}),
     ]
 
 
@@ -73,5 +73,5 @@ def rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
 
 def p_values(results: Results, arm: str, over: str) -> dict[str, float]:
     """Two-sided p values of paired differences over cases, adjusted by Holm."""
-    found = {case.name: evidence.p_value(results.gain(case, arm, over)) for case in results.settings.cases}
-    return dict(zip(found, map(float, evidence.holm(list(found.values()))), strict=True))
+    found = {case.name: stats.p_value(results.gain(case, arm, over)) for case in results.settings.cases}
+    return dict(zip(found, map(float, stats.holm(list(found.values()))), strict=True))

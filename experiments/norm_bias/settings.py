@@ -11,7 +11,7 @@ and that flaw, not its outcome. Its epochs and tuning seeds are what its share o
 
 import dataclasses
 
-from experiments import frame
+from jaxbp import lab
 
 NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
 ARMS = (NONE, DECAY, BIAS)
@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(frame.Settings):
+class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_train``: examples that each seed draws from the training part, None for all; ``scan_ratios``: norms, relative as in
@@ -78,14 +78,12 @@ class Settings(frame.Settings):
         return tuple(sorted({round(self.num_epochs * i / self.num_pauses) for i in range(self.num_pauses + 1)}))
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` where the study cannot run as set."""
+        """Raise `lab.SettingsError` where the study cannot run as set."""
         super().validate()
         if self.num_seeds > FIRST_TUNING_SEED:
-            raise frame.SettingsError(
-                f"seeds from {FIRST_TUNING_SEED} on are for tuning, so at most as many, got {self.num_seeds}"
-            )
+            raise lab.SettingsError(f"seeds from {FIRST_TUNING_SEED} on are for tuning, so at most as many, got {self.num_seeds}")
         if len(self.decay_grid) != len(self.bias_grid) * len(self.norm_ratios):
-            raise frame.SettingsError(
+            raise lab.SettingsError(
                 f"both regularisers must be tuned over as many settings, got {len(self.decay_grid)} for weight decay and "
                 f"{len(self.bias_grid)} x {len(self.norm_ratios)} for norm-bias"
             )
@@ -124,9 +122,7 @@ def _cifar10() -> tuple[Case, ...]:
         for normalise in (False, True)
         for network, (model, width, published, *accuracies) in _NETWORKS.items()
     ]
-    fixup = Case(
-        "ResNet-20, Fixup", data, "resnet20", 16, True, False, 0.1, _FIXUP, (1000, 5e-4, 5e-4), (10.0, 91.42, 91.55)
-    )
+    fixup = Case("ResNet-20, Fixup", data, "resnet20", 16, True, False, 0.1, _FIXUP, (1000, 5e-4, 5e-4), (10.0, 91.42, 91.55))
     mlp = Case("MLP", data, "mlp", 2048, True, False, 0.01, (("depth", 4),), None, (58.88, 58.95, 59.13))
     return (*normed, fixup, mlp)
 
@@ -178,7 +174,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(frame.Arguments):
+class Arguments(lab.Arguments):
     """Study 2: train with weight decay, with norm-bias and without either, each tuned with the same budget, and compare.
 
     Claims S2.a to S2.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was

@@ -5,10 +5,10 @@ experiments.ntk_width`` (``--help`` tells the options). The quick preset takes s
 for claims S3.a to S3.f.
 """
 
-from experiments import frame
 from experiments.ntk_width.settings import Arguments
+from jaxbp import lab
 
-STUDY = frame.Study(
+STUDY = lab.Study(
     "S3",
     "Do wide-network theories describe real networks?",
     "As networks grow wide, theory says, their tangent kernel becomes that of an infinitely wide network and stops changing in "

@@ -1,6 +1,6 @@
 """Claims S3.a to S3.f, with the rules that turn intervals into verdicts, fixed before a run."""
 
-from jaxbp.evidence import Above, Below, Claim, Within
+from jaxbp.claims import Above, Below, Claim, Within
 
 _SOURCE = "Goldblum et al., ICLR 2020"
 

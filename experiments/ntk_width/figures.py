@@ -60,9 +60,7 @@ def _change(results: Results, networks: list[Network]) -> tuple:
         change = results.change(network, "relative change")
         share = results.change(network, "share of rescaling")
         _over_widths(ax, network, change, "all", log=True)
-        _over_widths(
-            ax, network, change * np.sqrt(np.clip(1 - share, 1e-12, None)), "best rescaling taken out", log=True
-        )
+        _over_widths(ax, network, change * np.sqrt(np.clip(1 - share, 1e-12, None)), "best rescaling taken out", log=True)
         with report.style():
             ax.set_yscale("log")
             ax.set_ylabel("relative change")
@@ -124,11 +122,7 @@ def _kernels(results: Results) -> tuple:
     fig, axes = report.figure(len(shown), 3, width=7.0, height=2.3 * len(shown), squeeze=False)
     for row, network in zip(axes, shown, strict=True):
         found = results.training(network, network.widths[-1])
-        like = [
-            n
-            for n in results.exact
-            if (n.model, n.skip, n.options[:1]) == (network.model, network.skip, network.options[:1])
-        ]
+        like = [n for n in results.exact if (n.model, n.skip, n.options[:1]) == (network.model, network.skip, network.options[:1])]
         exact = results.exact_kernels(like[0])["kernel exact"] if like else None
         for ax, kernel, title in zip(
             row, (found["kernel before"], found["kernel after"], exact), ("before", "after", "exact"), strict=True
@@ -161,7 +155,5 @@ def _evolution(results: Results) -> tuple:
             ax.set_xlabel("epoch")
             ax.set_ylabel("correlation with the start")
             ax.legend(fontsize=7)
-    caption = (
-        "How the kernel leaves its value at initialisation along training: correlation with it at log-spaced epochs."
-    )
+    caption = "How the kernel leaves its value at initialisation along training: correlation with it at log-spaced epochs."
     return fig, "correlation with the initial kernel along training", caption

@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import frame
-from experiments.frame import Piece
 from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network, Settings
-from jaxbp import data, models, ntk, objectives, sweep, training
-from jaxbp.models import twin
-from jaxbp.ntk import measures, regression
-from jaxbp.store import Store
+from jaxbp import data, lab, losses, models, ntk, sweep, training
+from jaxbp.lab import Piece
+from jaxbp.ntk import infinite_width, measures, regression
+from jaxbp.runtime.store import Store
 
 _EXACT_BLOCK = 5  # examples a side for which an exact kernel is computed at a time
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
@@ -87,9 +85,7 @@ class Lab:
     def dataset(self, seed: int) -> data.Dataset:
         """The seed's own data, normalised by its training statistics."""
         settings = self.settings
-        return data.load(
-            settings.dataset, seed=seed, num_train=settings.num_train, normalise=True, data_dir=self.data_dir
-        )
+        return data.load(settings.dataset, seed=seed, num_train=settings.num_train, normalise=True, data_dir=self.data_dir)
 
     def probes(self, seed: int, num_probes: int) -> np.ndarray:
         """Class-balanced training images (N, H, W, C)."""
@@ -119,8 +115,8 @@ class Lab:
             "test": _stacked(split.test for split in splits),
         }
         program = _training_program(net, self.settings)
-        plan = "map" if frame.device().platform == "cpu" else "vmap"
-        return sweep.evaluate(program, runs, plan=plan, devices=[frame.device()])
+        plan = "map" if lab.device().platform == "cpu" else "vmap"
+        return sweep.evaluate(program, runs, plan=plan, devices=[lab.device()])
 
     def _measured(self, net: Any, network: Network, seed: int, row: int, snapshots: tuple) -> dict[str, np.ndarray]:
         """Everything about one seed's kernels, features and parameters."""
@@ -158,9 +154,7 @@ class Lab:
             for mode in network.modes:
                 kernel = self._kernel(net, params, state, probes, mode, jnp.asarray(dataset.train.inputs))
                 found.setdefault(f"{mode}: distance", []).append(measures.relative_change(target, kernel))
-                found.setdefault(f"{mode}: rescaled distance", []).append(
-                    measures.rescaled_change(target, kernel).change
-                )
+                found.setdefault(f"{mode}: rescaled distance", []).append(measures.rescaled_change(target, kernel).change)
         arrays = {name: np.array(values, float) for name, values in found.items()}
         return arrays | {"kernel exact": np.asarray(exact), "kernel finite": _trace(kernel)}
 
@@ -168,7 +162,7 @@ class Lab:
         """The twin's kernel (N, M), in blocks, since pooled kernels hold all pairs of pixels."""
         options = {"parametrisation": "ntk", **dict(network.twin)}
         net = create(network, 1, self.dataset(0).num_classes, **options)
-        infinite = functools.partial(twin.infinite_twin(net, x1.shape[1:]), get=get)
+        infinite = functools.partial(infinite_width.infinite_twin(net, x1.shape[1:]), get=get)
         kernel_fn = jax.jit(infinite, compiler_options=ntk.QUICKLY)
         x2 = x1 if x2 is None else x2
         rows = [x1[i : i + _EXACT_BLOCK] for i in range(0, len(x1), _EXACT_BLOCK)]
@@ -192,9 +186,7 @@ class Lab:
         width = max(network.widths)
         net = create(network, width, dataset.num_classes, parametrisation="ntk")
         params, _ = _initialised(net, self.key(0, network.name, width), train)
-        empirical = ntk.empirical_ntk(
-            models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory
-        )
+        empirical = ntk.empirical_ntk(models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory)
         kernels = {
             "NNGP, exact": self.exact_kernel(network, everything, train, "nngp"),
             "NTK, exact": self.exact_kernel(network, everything, train),
@@ -224,7 +216,7 @@ def _training_program(net: Any, settings: Settings) -> Callable:
         return training.train(
             models.stateful_apply_fn(net, train=False), params,
             training.sgd(settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, schedule=schedule),
-            one["train"], shuffle_key, loss_fn=objectives.cross_entropy, num_epochs=settings.num_epochs,
+            one["train"], shuffle_key, loss_fn=losses.cross_entropy, num_epochs=settings.num_epochs,
             batch_size=settings.batch_size, test_data=one["test"], measure_epochs=settings.measure_epochs,
             measure_fn=lambda now: (now.params, now.model_state), state=state,
             train_fn=models.stateful_apply_fn(net, train=True),

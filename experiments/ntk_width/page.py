@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.ntk_width.results import Results
 from experiments.ntk_width.settings import STORED
-from jaxbp import evidence, report
+from jaxbp import report, stats
 
 _METHOD = [
     "The tangent kernel holds, for each pair of images and of logits, the inner product of their gradients with respect to all parameters. "
@@ -34,7 +34,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
     ]
 
 
-def _interval(values: np.ndarray) -> evidence.Interval | str:
+def _interval(values: np.ndarray) -> stats.Interval | str:
     return report.mean_cell(values, "not finite")
 
 
@@ -73,9 +73,7 @@ def _trainings(results: Results) -> report.Table:
         values = [results.field(network, name) for name in fields.values()]
         for column, width in enumerate(network.widths):
             rows.append((network.name, width, *(_interval(v[:, column]) for v in values)))
-    return report.Table(
-        ("network", "width", *fields), rows, "At the end of training; means and 95 % intervals over seeds."
-    )
+    return report.Table(("network", "width", *fields), rows, "At the end of training; means and 95 % intervals over seeds.")
 
 
 def _distances(results: Results) -> report.Table:
@@ -87,9 +85,7 @@ def _distances(results: Results) -> report.Table:
                 label = f"{network.name}{f', {mode}' if network.batch_norm else ''}"
                 rows.append((label, width, _interval(plain[:, column]), _interval(rescaled[:, column])))
     columns = ("network", "width", "relative distance", "after the best rescaling")
-    return report.Table(
-        columns, rows, "Kernels of fresh networks against the exact kernel; means and 95 % intervals over seeds."
-    )
+    return report.Table(columns, rows, "Kernels of fresh networks against the exact kernel; means and 95 % intervals over seeds.")
 
 
 def _function_space(results: Results) -> list[report.Section]:

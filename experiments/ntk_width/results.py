@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import frame
 from experiments.ntk_width import claims, measure
 from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network
-from jaxbp import evidence
+from jaxbp import lab, stats
+from jaxbp.claims import Verdict, judge
 
 
-class Results(frame.Results):
+class Results(lab.Results):
     """Reads a finished run; every per-seed array has the seeds first."""
 
     @functools.cache  # noqa: B019 - lives as long as the program
@@ -33,10 +33,7 @@ class Results(frame.Results):
         """All measurements of a width, the groups of seeds joined; those without seeds are of the first seed."""
         parts = [self._get(measure.train_name(network, width, group)) for group in self.settings.groups]
         single = {"kernel before", "kernel after", "epochs"}
-        return {
-            name: parts[0][name] if name in single else np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-        }
+        return {name: parts[0][name] if name in single else np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def change(self, network: Network, name: str, mode: str = STORED) -> np.ndarray:
         """A measure of the kernel after training against the one before, (S, W) over widths."""
@@ -49,9 +46,7 @@ class Results(frame.Results):
 
     def distance(self, network: Network, mode: str, name: str = "distance") -> np.ndarray:
         """Relative distance of fresh networks' kernels to the exact one, (S, W)."""
-        return np.stack(
-            [self._get(measure.exact_name(network, width))[f"{mode}: {name}"] for width in network.widths], 1
-        )
+        return np.stack([self._get(measure.exact_name(network, width))[f"{mode}: {name}"] for width in network.widths], 1)
 
     def exact_kernels(self, network: Network) -> dict[str, np.ndarray]:
         """The exact kernel and that of the widest fresh network, (N, N)."""
@@ -82,15 +77,15 @@ class Results(frame.Results):
 
 
 def _slopes(widths: tuple[int, ...], values: np.ndarray, *, log_values: bool = False) -> np.ndarray:
-    """`evidence.slopes` of the seeds that have them; NaN for the others, which then stand in the way of a verdict."""
+    """`stats.slopes` of the seeds that have them; NaN for the others, which then stand in the way of a verdict."""
     usable = np.isfinite(values).all(1) & ((values > 0).all(1) | (not log_values))
     found = np.full(len(values), np.nan)
     if usable.sum() >= 2:
-        found[usable] = evidence.slopes(widths, values[usable], log_values=log_values)
+        found[usable] = stats.slopes(widths, values[usable], log_values=log_values)
     return found
 
 
-def verdicts(results: Results) -> list[evidence.Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """Judge S3.a to S3.f."""
     plain = [n for n in results.trained if n.model in ("mlp", "convnet")]
     both = results.cell(True, True)
@@ -100,20 +95,18 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
     with np.errstate(invalid="ignore", divide="ignore"):
         rescaling = {n.name: results.change(n, "share of rescaling").mean(1) for n in results.trained}
     rates = {
-        f"{n.name}{f', {m} statistics' if n.batch_norm else ''}": _slopes(
-            n.widths, results.distance(n, m), log_values=True
-        )
+        f"{n.name}{f', {m} statistics' if n.batch_norm else ''}": _slopes(n.widths, results.distance(n, m), log_values=True)
         for n in results.exact
         for m in n.modes
     }
     with_norm = {f"{n.name}, {m} statistics" for n in results.exact if n.batch_norm for m in n.modes}
     return [
-        evidence.judge(claims.S3A, {n.name: results.correlation_slopes(n, STORED) for n in plain}),
-        evidence.judge(claims.S3B, falls),
-        evidence.judge(claims.S3C, interaction),
-        evidence.judge(claims.S3D, rescaling),
-        evidence.judge(claims.S3E, {name: values for name, values in rates.items() if name not in with_norm}),
-        evidence.judge(claims.S3F, {name: values for name, values in rates.items() if name in with_norm}),
+        judge(claims.S3A, {n.name: results.correlation_slopes(n, STORED) for n in plain}),
+        judge(claims.S3B, falls),
+        judge(claims.S3C, interaction),
+        judge(claims.S3D, rescaling),
+        judge(claims.S3E, {name: values for name, values in rates.items() if name not in with_norm}),
+        judge(claims.S3F, {name: values for name, values in rates.items() if name in with_norm}),
     ]
 
 

@@ -9,7 +9,7 @@ learning rate constant, since 10 epochs are too few to divide.
 import dataclasses
 from typing import Any
 
-from experiments import frame
+from jaxbp import lab
 
 STORED, CALIBRATED, BATCH = "stored", "calibrated", "batch"  # statistics that BatchNorm uses when a kernel is measured
 
@@ -42,7 +42,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(frame.Settings):
+class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_probes``: class-balanced training images whose kernel is measured, ``exact_probes`` those of the comparison with
@@ -75,17 +75,15 @@ class Settings(frame.Settings):
         return [self.seeds[start : start + size] for start in range(0, self.num_seeds, size)]
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` where the study cannot run as set."""
+        """Raise `lab.SettingsError` where the study cannot run as set."""
         super().validate()
         if self.num_train is not None and self.num_train < self.num_probes:
-            raise frame.SettingsError(
-                f"num_train must be at least the number of probes {self.num_probes}, got {self.num_train}"
-            )
+            raise lab.SettingsError(f"num_train must be at least the number of probes {self.num_probes}, got {self.num_train}")
         for network in self.networks:
             if len(set(network.widths)) < 2:
-                raise frame.SettingsError(f"a trend needs at least 2 widths, got {network.widths} for {network.name}")
+                raise lab.SettingsError(f"a trend needs at least 2 widths, got {network.widths} for {network.name}")
             if min(network.widths) < 1:
-                raise frame.SettingsError(f"widths must be at least 1, got {network.widths} for {network.name}")
+                raise lab.SettingsError(f"widths must be at least 1, got {network.widths} for {network.name}")
 
 
 def log_spaced(num_epochs: int) -> tuple[int, ...]:
@@ -108,9 +106,7 @@ def _networks(
         name = f"ResNet, {'skips' if skip else 'no skips'}, {'BatchNorm' if batch_norm else 'no BatchNorm'}"
         options = (*stages, *norm, ("skip", skip))
         cells.append(Network(name, "resnet", resnet, options, skip, batch_norm))
-        if (
-            batch_norm and not skip
-        ):  # one network with BatchNorm is enough to ask whether it approaches the exact kernel
+        if batch_norm and not skip:  # one network with BatchNorm is enough to ask whether it approaches the exact kernel
             continue
         projection = (*options, ("shortcut", "projection"))
         cells.append(
@@ -195,7 +191,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(frame.Arguments):
+class Arguments(lab.Arguments):
     """Study 3: measure tangent kernels of finite networks over widths and training, and compare them with the exact
     infinite-width ones.
 
@@ -211,7 +207,7 @@ class Arguments(frame.Arguments):
     """Learning rate of every training."""
 
     def changes(self) -> dict[str, Any]:
-        """As `frame.Arguments.changes`; epochs change when kernels are measured, too."""
+        """As `lab.Arguments.changes`; epochs change when kernels are measured, too."""
         changes = super().changes()
         if self.epochs is not None:
             changes["measure_epochs"] = log_spaced(self.epochs)

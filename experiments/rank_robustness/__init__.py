@@ -5,10 +5,10 @@ experiments.rank_robustness`` (``--help`` tells the options). The quick preset t
 asks for claims S4.a to S4.e.
 """
 
-from experiments import frame
 from experiments.rank_robustness.settings import Arguments
+from jaxbp import lab
 
-STUDY = frame.Study(
+STUDY = lab.Study(
     "S4",
     "Do layers of low rank generalise better, or resist attack?",
     "Trained networks are said to generalise, or to resist attack, because their layers are of low rank. RankMin and RankMax push "

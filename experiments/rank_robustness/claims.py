@@ -11,7 +11,7 @@ RankMax harms a network would show nothing about low rank. A threshold of 7 % (2
 "about the same rank".
 """
 
-from jaxbp.evidence import Above, Below, Claim, Within
+from jaxbp.claims import Above, Below, Claim, Within
 
 CLEAN_MARGIN = 1.0  # percentage points
 ROBUST_MARGIN = 2.0  # percentage points

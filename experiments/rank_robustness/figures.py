@@ -77,9 +77,7 @@ def _clean_and_robust(results: Results) -> tuple:
     for ax, case, kind in axes:
         groups = {f"{arm}, clean": results.of_arm(case, kind, arm, "clean") for arm in ARMS}
         for at, radius in enumerate(radii):
-            groups |= {
-                f"{arm}, radius {radius:.3g}": results.of_arm(case, kind, arm, "strongest")[:, at] for arm in ARMS
-            }
+            groups |= {f"{arm}, radius {radius:.3g}": results.of_arm(case, kind, arm, "strongest")[:, at] for arm in ARMS}
         report.strip(ax, groups)
         with report.style():
             ax.tick_params(axis="y", labelsize=7)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.frame import Piece, SettingsError
 from experiments.rank_robustness.settings import ADVERSARIAL, ALONE, ARMS, RANK_MAX, RANK_MIN, TRAININGS, Case, Settings
-from jaxbp import attacks, augment, data, models, objectives, spectra, training
-from jaxbp.store import Store
+from jaxbp import attacks, data, losses, metrics, models, spectra, training
+from jaxbp.data import augment
+from jaxbp.lab import Piece, SettingsError
+from jaxbp.runtime.store import Store
 
 _CURVE_STEPS = 20  # of PGD, as in the paper
 
@@ -105,14 +106,10 @@ class Lab:
         test = self._rows(case, "test", self.settings.num_test, seed)
         return found | {"train accuracy": np.array(trained)} | self._attacked(networks, *test, attack_key)
 
-    def _attacked(
-        self, networks: Mapping[str, Any], inputs: np.ndarray, labels: np.ndarray, key: jax.Array
-    ) -> dict[str, np.ndarray]:
+    def _attacked(self, networks: Mapping[str, Any], inputs: np.ndarray, labels: np.ndarray, key: jax.Array) -> dict[str, np.ndarray]:
         """Test accuracies in per cent: clean (arms,), under PGD (arms, radii) and the strongest attack (arms, 2)."""
         settings = self.settings
-        evaluate = functools.partial(
-            attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch
-        )
+        evaluate = functools.partial(attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch)
         clean, curve, strongest, masked = [], [], [], []
         for arm in ARMS:
             of_radius = []
@@ -137,7 +134,7 @@ class Lab:
         return {name: np.array(values) for name, values in found.items()}
 
     def _accuracy(self, network: Any, inputs: np.ndarray, labels: np.ndarray) -> float:
-        return 100 * float(objectives.accuracy(_evaluate(network, inputs), labels).mean())
+        return 100 * float(metrics.accuracy(_evaluate(network, inputs), labels).mean())
 
     def _rows(self, case: Case, part: str, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The seed's examples of a part, classes in proportion."""
@@ -219,7 +216,7 @@ def _programs(case: Case, kind: str, settings: Settings, moments: tuple, num_cla
             decay_steps=training.num_steps(len(labels), num_epochs, settings.batch_size),
         )  # fmt: skip
         return training.train(
-            lambda p, x, s: logits(p, s, x), params, optimizer, (inputs, labels), key, loss_fn=objectives.cross_entropy,
+            lambda p, x, s: logits(p, s, x), params, optimizer, (inputs, labels), key, loss_fn=losses.cross_entropy,
             num_epochs=num_epochs, batch_size=settings.batch_size, state=state, train_fn=update,
             augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip) if settings.crop else None,
             perturb_fn=perturb if kind == ADVERSARIAL else None, **options,

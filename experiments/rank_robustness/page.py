@@ -18,7 +18,7 @@ from experiments.rank_robustness.settings import (
     UNTRAINED,
     Case,
 )
-from jaxbp import evidence, report
+from jaxbp import report, stats
 
 _METHOD = [
     "Singular values are those of each convolution as an operator on its own feature map, with its stride: exact for circular padding, "
@@ -56,7 +56,7 @@ def sections(results: Results, pictures: Sequence[report.Picture]) -> list[repor
     ]
 
 
-def _interval(values: np.ndarray) -> evidence.Interval | str:
+def _interval(values: np.ndarray) -> stats.Interval | str:
     return report.mean_cell(values, "not finite")
 
 

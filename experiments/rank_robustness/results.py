@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments import frame
 from experiments.rank_robustness import claims, measure
 from experiments.rank_robustness.settings import (
     ADVERSARIAL,
@@ -20,10 +19,11 @@ from experiments.rank_robustness.settings import (
     Case,
     Settings,
 )
-from jaxbp import evidence
+from jaxbp import lab
+from jaxbp.claims import Verdict, judge
 
 
-class Results(frame.Results):
+class Results(lab.Results):
     """Reads a finished run; everything comes with seeds first."""
 
     @functools.cache  # noqa: B019 - lives as long as the program
@@ -49,9 +49,7 @@ class Results(frame.Results):
         """A measurement of an arm minus that of the network left alone, within pairs, (S,)."""
         difference = self.of_arm(case, kind, arm, name) - self.of_arm(case, kind, ALONE, name)
         losses = self.of_arm(case, kind, arm, "loss") + self.of_arm(case, kind, ALONE, "loss")
-        difference[~np.isfinite(losses)] = (
-            np.nan
-        )  # a network that diverged has an accuracy of 0, which compares nothing
+        difference[~np.isfinite(losses)] = np.nan  # a network that diverged has an accuracy of 0, which compares nothing
         return difference if at is None else difference[:, at]
 
 
@@ -65,7 +63,7 @@ def robust_cases(settings: Settings) -> tuple[tuple[str, int, str], ...]:
     return tuple((kind, at, f"{kind}, radius {radii[at]:.3g}") for kind, at in chosen)
 
 
-def verdicts(results: Results) -> list[evidence.Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """Judge S4.a to S4.e."""
     cases = results.settings.cases
     ranks, clean = {}, {}
@@ -79,9 +77,7 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
         for case in cases
         for kind, at, words in robust_cases(results.settings)
     }
-    adversarial = {
-        case.name: results.log_rank(case, ADVERSARIAL, ALONE) - results.log_rank(case, NATURAL, ALONE) for case in cases
-    }
+    adversarial = {case.name: results.log_rank(case, ADVERSARIAL, ALONE) - results.log_rank(case, NATURAL, ALONE) for case in cases}
     untrained = {
         f"{case.name}, {kind}": results.log_rank(case, kind, UNTRAINED) - results.log_rank(case, kind, ALONE)
         for case, kind in itertools.product(cases, TRAININGS)
@@ -91,7 +87,7 @@ def verdicts(results: Results) -> list[evidence.Verdict]:
         (ranks, clean, robust, adversarial, untrained),
         strict=True,
     )
-    return [evidence.judge(claim, values) for claim, values in judged]
+    return [judge(claim, values) for claim, values in judged]
 
 
 def rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:

@@ -13,7 +13,7 @@ of test images and that of radii are what the quick preset's share of the whole 
 import dataclasses
 from typing import Any
 
-from experiments import frame
+from jaxbp import lab
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 TRAININGS = (NATURAL, ADVERSARIAL)
@@ -39,7 +39,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(frame.Settings):
+class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
     ``num_train`` and ``num_test``: examples that a seed draws and that are attacked, None for all; ``radius``: of adversarial
@@ -80,12 +80,12 @@ class Settings(frame.Settings):
         return tuple(sorted({0, *self.project_epochs, self.num_fine_tuning}))
 
     def validate(self) -> None:
-        """Raise `frame.SettingsError` where the study cannot run as set."""
+        """Raise `lab.SettingsError` where the study cannot run as set."""
         super().validate()
         if self.num_projections < 1:
-            raise frame.SettingsError(f"num_projections must be at least 1, got {self.num_projections}")
+            raise lab.SettingsError(f"num_projections must be at least 1, got {self.num_projections}")
         if not 0 < self.small_radius < self.radius <= 1:
-            raise frame.SettingsError(
+            raise lab.SettingsError(
                 f"radii must be 0 < small < large <= 1, for inputs from 0 to 1, got {self.small_radius} and {self.radius}"
             )
 
@@ -166,7 +166,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(frame.Arguments):
+class Arguments(lab.Arguments):
     """Study 4: push the ranks of a network's layers down and up, and see what becomes of its accuracy, attacked and not.
 
     Claims S4.a to S4.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was
@@ -185,7 +185,7 @@ class Arguments(frame.Arguments):
     """Projections each time: 1 cuts kernels back to their window once, as in the paper; more alternate until it holds."""
 
     def changes(self) -> dict[str, Any]:
-        """As `frame.Arguments.changes`; radii that are judged belong to the curve of the figure, too."""
+        """As `lab.Arguments.changes`; radii that are judged belong to the curve of the figure, too."""
         changes = super().changes()
         radii = {changes[name] for name in ("radius", "small_radius") if name in changes}
         return changes | {"curve": tuple(sorted(radii | set(self.presets[self.preset].curve)))}

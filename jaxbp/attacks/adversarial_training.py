@@ -31,9 +31,7 @@ from jaxbp.attacks.threat import Threat
 PerturbFn = Callable[[jax.Array, LogitsFn, jax.Array, jax.Array], jax.Array]
 
 
-def pgd_training(
-    threat: Threat, *, num_steps: int = 7, step_size: Any = None, loss: str = "cross_entropy"
-) -> PerturbFn:
+def pgd_training(threat: Threat, *, num_steps: int = 7, step_size: Any = None, loss: str = "cross_entropy") -> PerturbFn:
     """Madry et al.'s: the last iterate of PGD from a random start, steps of epsilon / 4 unless ``step_size`` is given."""
     step_size = threat.epsilon / 4 if step_size is None else step_size
     return adversarial_batch(pgd(threat, num_steps=num_steps, step_size=step_size, loss=loss, keep="last"))

@@ -30,9 +30,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxbp import backend, objectives
+from jaxbp import metrics
 from jaxbp.attacks import losses
 from jaxbp.attacks.threat import Threat
+from jaxbp.ops import platform
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # inputs (N, ...) -> logits (N, C)
 Targets = int | Literal["given"] | None
@@ -77,8 +78,7 @@ class Attack:
             raise ValueError(f"inputs must be of a floating dtype, got {inputs.dtype}: divide images by 255")
         if inputs.shape[:1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(
-                "labels must be integers, one an input, "
-                f"got {labels.dtype} of shape {labels.shape} for inputs of shape {inputs.shape}"
+                f"labels must be integers, one an input, got {labels.dtype} of shape {labels.shape} for inputs of shape {inputs.shape}"
             )
         return self.method(self.threat, self.step_size, logits_fn, key, inputs, labels)
 
@@ -103,8 +103,8 @@ class Goal(NamedTuple):
     def reached(self, logits: jax.Array) -> jax.Array:
         """Whether the goal is reached, (N,); NaN logits are a mistake, and no target."""
         if self.labels is None:
-            return objectives.accuracy(logits, self.targets) > 0  # type: ignore[arg-type]  # given if there are no labels
-        return objectives.accuracy(logits, self.labels) == 0
+            return metrics.accuracy(logits, self.targets) > 0  # type: ignore[arg-type]  # given if there are no labels
+        return metrics.accuracy(logits, self.labels) == 0
 
 
 def check_goal(loss: str, targets: Targets, num_restarts: int, runs: str) -> None:
@@ -167,7 +167,7 @@ def worst_of_runs(
     draws = (jax.random.split(key, num_runs), classes)
     if num_runs == 1:
         found = one(jax.tree.map(lambda leaf: leaf[0], draws))
-    elif runs == "loop" or (runs == "auto" and backend.current() == "cpu"):
+    elif runs == "loop" or (runs == "auto" and platform.current() == "cpu"):
         blank = nothing_found(jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
         found, _ = jax.lax.scan(lambda best, draw: (worse(best, one(draw)), None), blank, draws)
     else:

@@ -20,12 +20,12 @@ class beside the target stands in for them.
 import jax
 import jax.numpy as jnp
 
-from jaxbp import objectives
+from jaxbp import losses
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy in nats; shape (N,)."""
-    return objectives.cross_entropy(logits, labels)
+    return losses.cross_entropy(logits, labels)
 
 
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def targeted_cross_entropy(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
     """Minus the cross-entropy of the target; shape (N,)."""
-    return -objectives.cross_entropy(logits, targets)
+    return -losses.cross_entropy(logits, targets)
 
 
 def targeted_dlr(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
@@ -81,9 +81,7 @@ def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _largest(logits: jax.Array, count: int, name: str) -> jax.Array:
     if logits.shape[-1] < count:
-        raise ValueError(
-            f"{name} needs at least {count} classes, got logits of shape {logits.shape}: take cross_entropy or margin"
-        )
+        raise ValueError(f"{name} needs at least {count} classes, got logits of shape {logits.shape}: take cross_entropy or margin")
     return jax.lax.top_k(logits, count)[0]
 
 

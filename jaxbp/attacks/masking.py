@@ -31,9 +31,7 @@ from jaxbp.attacks.attack import Goal, LogitsFn
 from jaxbp.attacks.pgd import fgsm, gradient_of, pgd
 from jaxbp.attacks.threat import Threat
 
-GRADIENT_FREE_SHARE = (
-    0.02  # sound gradient attacks leave a random search next to nothing; one in 50 is more than chance ties
-)
+GRADIENT_FREE_SHARE = 0.02  # sound gradient attacks leave a random search next to nothing; one in 50 is more than chance ties
 ZERO_GRADIENT_SHARE = 0.1  # exact zeros come of saturation or of steps; some examples of a sure network may have them
 HUGE_RADIUS_ACCURACY = 0.05  # any image is allowed, so accuracy must be near 0; slow optimisation may leave a few
 ONE_STEP_GAIN = 0.05  # many steps contain the one; a few examples may still go the other way
@@ -88,9 +86,7 @@ def masking_signs(
 
 
 @jax.jit
-def _measure(
-    logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array, threat: Threat
-) -> dict[str, jax.Array]:
+def _measure(logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array, threat: Threat) -> dict[str, jax.Array]:
     gradient, _ = gradient_of(logits_fn, Goal("cross_entropy", labels, None), inputs)
     flat = gradient.reshape(len(gradient), -1)
     keys = jax.random.split(key, 3)

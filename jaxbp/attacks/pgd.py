@@ -103,9 +103,7 @@ def fgsm(
 ) -> Attack:
     """The fast gradient sign method: one step, of length epsilon by default, from the input or a random start."""
     step_size = threat.epsilon if step_size is None else step_size
-    return pgd(
-        threat, num_steps=1, step_size=step_size, random_start=random_start, loss=loss, targets=targets, keep="last"
-    )
+    return pgd(threat, num_steps=1, step_size=step_size, random_start=random_start, loss=loss, targets=targets, keep="last")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special as special
 
-from jaxbp import evidence, objectives
+from jaxbp import metrics, stats
 from jaxbp.attacks.apgd import apgd
 from jaxbp.attacks.attack import Attack, LogitsFn
 from jaxbp.attacks.masking import Sign, masking_signs
@@ -49,9 +49,7 @@ def strongest(
     """
     return {
         "apgd_ce": apgd(threat, num_steps=num_steps, num_restarts=num_restarts),
-        "apgd_dlr_targeted": apgd(
-            threat, num_steps=num_steps, num_restarts=num_restarts, loss="dlr", targets=num_targets
-        ),
+        "apgd_dlr_targeted": apgd(threat, num_steps=num_steps, num_restarts=num_restarts, loss="dlr", targets=num_targets),
         "square": square(threat, num_queries=num_queries, num_restarts=num_restarts),
     }
 
@@ -74,12 +72,12 @@ class RobustEvaluation:
     signs: tuple[Sign, ...] = ()
 
     @property
-    def clean(self) -> evidence.Interval:
+    def clean(self) -> stats.Interval:
         """Accuracy without attack, with Wilson's 95 % interval."""
         return _share(self.correct)
 
     @property
-    def accuracy(self) -> dict[str, evidence.Interval]:
+    def accuracy(self) -> dict[str, stats.Interval]:
         """Accuracy under each attack: with it and all before it if it was tried on survivors, else with it alone."""
         left = self.correct.copy()
         found = {}
@@ -89,7 +87,7 @@ class RobustEvaluation:
         return found
 
     @property
-    def worst_case(self) -> evidence.Interval:
+    def worst_case(self) -> stats.Interval:
         """Robust accuracy: right and broken by no attack."""
         return _share(self.correct & ~np.any([np.zeros_like(self.correct), *self.broken.values()], axis=0))
 
@@ -179,26 +177,25 @@ def robust_accuracy(
     return RobustEvaluation(correct, tried, broken, spent, signs)
 
 
-def over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, evidence.Interval]:
+def over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:
     """Student's 95 % interval of the mean over seeds of "clean", of each attack's accuracy and of "worst_case".
 
     DataError below two seeds; ValueError if the seeds were not attacked alike.
     """
     tables = [
-        {name: found.estimate for name, found in {"clean": e.clean, **e.accuracy, "worst_case": e.worst_case}.items()}
-        for e in evaluations
+        {name: found.estimate for name, found in {"clean": e.clean, **e.accuracy, "worst_case": e.worst_case}.items()} for e in evaluations
     ]
     if len({tuple(table) for table in tables}) > 1:
         raise ValueError(f"all seeds must have the same attacks, got {sorted({tuple(table) for table in tables})}")
     names = list(tables[0]) if tables else ["clean"]
-    return {name: evidence.t_interval([table[name] for table in tables]) for name in names}
+    return {name: stats.t_interval([table[name] for table in tables]) for name in names}
 
 
-def wilson_interval(successes: int, trials: int, *, confidence: float = evidence.CONFIDENCE) -> evidence.Interval:
+def wilson_interval(successes: int, trials: int, *, confidence: float = stats.CONFIDENCE) -> stats.Interval:
     """Wilson's score interval (JASA 22, 1927) for the chance behind ``successes`` of ``trials``.
 
     Its mean coverage is the nominal one, for some chances below it; where coverage must hold for every chance, take
-    `evidence.proportion_interval`. ``num_seeds`` of the result is the number of trials.
+    `stats.proportion_interval`. ``num_seeds`` of the result is the number of trials.
 
     Raises:
       ValueError: successes not from 0 to trials, or a confidence not between 0 and 1.
@@ -210,16 +207,16 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = evidence
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a fraction between 0 and 1, got {confidence}: write 0.95 for 95 %")
     if not trials:
-        raise evidence.DataError("an interval needs at least 1 trial, got 0")
+        raise stats.SampleError("an interval needs at least 1 trial, got 0")
     z, share = float(special.ndtri((1 + confidence) / 2)), successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     low = centre - half if successes else 0.0  # exact ends, which rounding would miss
     high = centre + half if successes < trials else 1.0
-    return evidence.Interval(share, low, high, confidence, trials, "Wilson")
+    return stats.Interval(share, low, high, confidence, trials, "Wilson")
 
 
-def _share(flags: np.ndarray) -> evidence.Interval:
+def _share(flags: np.ndarray) -> stats.Interval:
     return wilson_interval(flags.sum(), len(flags))
 
 
@@ -243,13 +240,11 @@ def _only_without_gradients(
 
 @jax.jit
 def _is_right(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return objectives.accuracy(logits_fn(inputs), labels) > 0
+    return metrics.accuracy(logits_fn(inputs), labels) > 0
 
 
 @jax.jit
-def _try(
-    attack: Attack, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _try(attack: Attack, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     result = attack(logits_fn, key, inputs, labels)
-    still_right = objectives.accuracy(logits_fn(result.adversarial), labels) > 0
+    still_right = metrics.accuracy(logits_fn(result.adversarial), labels) > 0
     return ~still_right & jnp.isfinite(result.adversarial).reshape(len(inputs), -1).all(-1), result.num_evaluations

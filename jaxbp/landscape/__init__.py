@@ -27,7 +27,8 @@ from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify,
 from jaxbp.landscape.embedding import NotRepresentable, embed_affine, embed_mlp
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
 from jaxbp.landscape.inits import INITS, initialise
-from jaxbp.landscape.lanczos import (
+from jaxbp.landscape.probes import ProbeReport, losses_at, probe
+from jaxbp.linalg.lanczos import (
     Eigenvalue,
     Extremes,
     SpectralDensity,
@@ -35,4 +36,3 @@ from jaxbp.landscape.lanczos import (
     hutchinson_trace,
     spectral_density,
 )
-from jaxbp.landscape.probes import ProbeReport, losses_at, probe

@@ -99,14 +99,10 @@ def analyse(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_size: in
     Raises:
       UnsupportedOperation: names the operation that is not affine, ReLU or average pooling.
     """
-    margins, active, num_units, max_rank = zip(
-        *(_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)), strict=True
-    )
+    margins, active, num_units, max_rank = zip(*(_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)), strict=True)
     total, num_active = int(num_units[0]) * inputs.shape[0], sum(map(int, active))
     margin = float(jnp.min(jnp.stack(margins)))  # a NaN among them stays one
-    return ActivationReport(
-        margin, num_active / max(total, 1), num_active == total, int(num_units[0]), int(max_rank[0])
-    )
+    return ActivationReport(margin, num_active / max(total, 1), num_active == total, int(num_units[0]), int(max_rank[0]))
 
 
 def stable_radius(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_size: int | None = None) -> float:
@@ -229,9 +225,7 @@ def _rearranged(eqn: Any, operands: list[_Param]) -> list[_Param]:
     elif name == "div" and operands[1].is_constant:
         factor = 1 / jnp.abs(operands[1].value).min()
     elif name not in _SAME_ENTRIES or not _keeps_digits(eqn):
-        raise UnsupportedOperation(
-            f"cannot bound the operation {name!r} applied to parameters: rearrange or rescale them only"
-        )
+        raise UnsupportedOperation(f"cannot bound the operation {name!r} applied to parameters: rearrange or rescale them only")
     return [_Param(values[0], moving[0].size, moving[0].entry * factor)]
 
 
@@ -302,15 +296,13 @@ def _convolution(eqn: Any, operands: list, value: jax.Array):
 
 
 def _dimension_numbers(eqn: Any, num_spatial: int) -> lax.ConvDimensionNumbers:
-    """Axes of a convolution by `jax.lax`, or by `jaxbp.convolution`, which is channels-last."""
+    """Axes of a convolution by `jax.lax`, or by `jaxbp.ops.convolution`, which is channels-last."""
     if eqn.primitive.name == "jaxbp_conv":
         if eqn.params["spec"].product != "output" or eqn.params["spec"].stacked:
             raise UnsupportedOperation("cannot bound the gradient of a convolution, or one with vmapped kernels")
         spatial = range(1, num_spatial + 1)
         last = num_spatial + 1
-        return lax.ConvDimensionNumbers(
-            (0, last, *spatial), (last, num_spatial, *range(num_spatial)), (0, last, *spatial)
-        )
+        return lax.ConvDimensionNumbers((0, last, *spatial), (last, num_spatial, *range(num_spatial)), (0, last, *spatial))
     numbers = eqn.params["dimension_numbers"]
     if numbers.lhs_spec[0] != 0 or numbers.out_spec[0] != 0 or eqn.params["batch_group_count"] != 1:
         raise UnsupportedOperation("cannot bound a convolution whose examples are not on the leading axis")
@@ -356,9 +348,7 @@ def _unchanged(eqn: Any, operands: list, value: jax.Array):
     """Entries stay what they are, in the same order or another, or are repeated; ReLU shortens moves or keeps them."""
     data, others = operands[0], [o.value for o in operands[1:]]
     if value.shape[:1] != data.value.shape[:1] or not _keeps_examples(eqn):
-        raise UnsupportedOperation(
-            f"cannot bound {eqn.primitive.name!r} when it moves the examples off the leading axis"
-        )
+        raise UnsupportedOperation(f"cannot bound {eqn.primitive.name!r} when it moves the examples off the leading axis")
     if not _keeps_digits(eqn):
         raise UnsupportedOperation(f"cannot bound the rounding of 'convert_element_type' to {value.dtype}")
     same_layout = eqn.primitive.name in _ELEMENTWISE

@@ -24,7 +24,7 @@ import scipy.linalg
 import scipy.optimize
 from scipy.special import log_softmax
 
-from jaxbp.landscape.newton_cg import minimise_cross_entropy
+from jaxbp.linalg.newton_cg import minimise_cross_entropy
 
 _RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest count as 0
 _MAX_NEWTON = 100
@@ -56,10 +56,8 @@ class AffineFit(NamedTuple):
     rank_lower_bound: float
 
 
-def fit_affine(
-    inputs: np.ndarray, labels: np.ndarray, num_classes: int, *, loss: str, max_rank: int | None = None
-) -> AffineFit:
-    """Minimise the mean of `objectives.LOSSES` named ``loss`` over affine maps of ``inputs`` (N, d) to logits.
+def fit_affine(inputs: np.ndarray, labels: np.ndarray, num_classes: int, *, loss: str, max_rank: int | None = None) -> AffineFit:
+    """Minimise the mean of `losses.LOSSES` named ``loss`` over affine maps of ``inputs`` (N, d) to logits.
 
     The minimiser of least norm is returned where it is not unique: constant features, and for cross-entropy a shift common
     to all classes, get no weight. Cross-entropy under a rank constraint is minimised locally only, from the truncated minimiser.
@@ -96,9 +94,7 @@ def _checked(inputs, labels, num_classes: int, loss: str, max_rank: int | None) 
         raise ValueError("inputs hold no example: a mean loss needs at least one")
     is_integer = np.issubdtype(labels.dtype, np.integer)
     if not is_integer or labels.shape != inputs.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels must be {inputs.shape[0]} integers in [0, {num_classes}), got shape {labels.shape} of {labels.dtype}"
-        )
+        raise ValueError(f"labels must be {inputs.shape[0]} integers in [0, {num_classes}), got shape {labels.shape} of {labels.dtype}")
     if loss not in ("cross_entropy", "squared_error"):
         raise ValueError(f"loss must be 'cross_entropy' or 'squared_error', got {loss!r}")
     if max_rank is not None and max_rank < 1:
@@ -120,9 +116,7 @@ def _whiten(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, boo
     mean = inputs.mean(0)
     left, singular, right = np.linalg.svd(inputs - mean, full_matrices=False)
     largest = max(singular.max(initial=0.0), 1e-300)
-    rounding = np.finfo(float).eps * (
-        max(inputs.shape) * largest + math.sqrt(inputs.size) * np.abs(mean).max(initial=0.0)
-    )
+    rounding = np.finfo(float).eps * (max(inputs.shape) * largest + math.sqrt(inputs.size) * np.abs(mean).max(initial=0.0))
     keep = singular > max(_RELATIVE_RANK * largest, rounding)
     root = math.sqrt(len(inputs))
     features = np.column_stack([root * left[:, keep], np.ones(len(inputs))])
@@ -133,9 +127,7 @@ def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.eye(num_classes)[labels]
 
 
-def _least_squares(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int | None
-) -> tuple[np.ndarray, float, float]:
+def _least_squares(features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int | None) -> tuple[np.ndarray, float, float]:
     """Weights (r + 1, C) and lower bounds of the loss over all weights and over those of rank ``max_rank``.
 
     Features are orthogonal, so regression is projection; truncating the fitted values' SVD solves the rank constraint
@@ -214,10 +206,7 @@ def _step_size(
     """Halve the step until the loss falls enough, or is too short to tell that from rounding."""
     step, rounding = 1.0, 1e-14 * max(value, 1.0)
     while step > 1e-9:
-        if (
-            _cross_entropy_value(features, labels, weights + step * direction)
-            <= value - 0.1 * step * decrement**2 + rounding
-        ):
+        if _cross_entropy_value(features, labels, weights + step * direction) <= value - 0.1 * step * decrement**2 + rounding:
             break
         step /= 2
     return step
@@ -228,9 +217,7 @@ def _refuse_separable(features: np.ndarray, labels: np.ndarray, weights: np.ndar
     right = logits[np.arange(len(labels)), labels]
     logits[np.arange(len(labels)), labels] = -np.inf
     if (right > logits.max(1)).all():
-        raise SeparableError(
-            f"the classes are linearly separable: cross-entropy has no minimiser, only the infimum 0. {_ADVICE}"
-        )
+        raise SeparableError(f"the classes are linearly separable: cross-entropy has no minimiser, only the infimum 0. {_ADVICE}")
     if smallest < 1e-13:
         raise SeparableError(
             f"cross-entropy is flat along some direction (smallest curvature {smallest:.1g}): some classes are separable, or so nearly "
@@ -242,9 +229,7 @@ def _cross_entropy_value(features: np.ndarray, labels: np.ndarray, weights: np.n
     return float(-log_softmax(features @ weights, 1)[np.arange(len(labels)), labels].mean())
 
 
-def _cross_entropy(
-    features: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray]:
+def _cross_entropy(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Value, gradient (r + 1, C) and Hessian, which has the classes' common shift, no change of the loss, filled with 1."""
     num_examples, num_classes = len(features), weights.shape[1]
     log_p = log_softmax(features @ weights, 1)

@@ -27,9 +27,9 @@ import numpy as np
 
 from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius
 from jaxbp.landscape.hessian import LossFn, hessian
-from jaxbp.landscape.lanczos import Extremes, extreme_eigenvalues
 from jaxbp.landscape.probes import ProbeReport, probe
-from jaxbp.objectives import LOSSES
+from jaxbp.linalg.lanczos import Extremes, extreme_eigenvalues
+from jaxbp.losses import LOSSES
 
 ROUNDING = 1e-12  # relative loss differences below this are float64 noise
 _PROBE_RADII = (1e-4, 1e-3, 1e-2)  # relative to the parameters' norm, where no radius is proven
@@ -83,7 +83,7 @@ def certify(
     Args:
       apply_fn: logits (N, C) from parameters and inputs; pass the same object again to reuse what was compiled.
       params: any floating pytree; inputs: (N, ...); labels: (N,) integers.
-      loss: a name in `objectives.LOSSES`.
+      loss: a name in `losses.LOSSES`.
       key: for the Lanczos start and the probes.
       lower_bound: of the loss over all affine maps of the input (`AffineFit.lower_bound`); without one nothing can be *proven*.
       max_rank: the rank up to which ``lower_bound`` holds (with `AffineFit.rank_lower_bound`); None if for all affine maps.
@@ -121,15 +121,11 @@ def certify(
             num_directions=num_directions, num_steps=num_steps, direction=extremes.smallest.vector, chunk_size=chunk_size,
         )  # fmt: skip
     local = radius if proven_radius else max(radii)
-    against = _against(
-        value, gradient_norm, extremes, activations, probes, local, gradient_tolerance, curvature_tolerance
-    )
+    against = _against(value, gradient_norm, extremes, activations, probes, local, gradient_tolerance, curvature_tolerance)
     gap = value - lower_bound
     lacking = _missing_for_proof(value, gap, max_rank, activations, radius, unknown)
     if lacking and not extremes.smallest.converged:  # a proof does not rest on it
-        lacking += (
-            f"the smallest eigenvalue is not converged (residual {extremes.smallest.residual:.2g}): raise max_products",
-        )
+        lacking += (f"the smallest eigenvalue is not converged (residual {extremes.smallest.residual:.2g}): raise max_products",)
     status = "refuted" if against else "supported" if lacking else "proven"
     return Certificate(status, against or lacking, value, gradient_norm, extremes, activations, radius, gap, probes)
 
@@ -164,7 +160,7 @@ def classify(
 
 @functools.cache
 def per_example_loss(apply_fn: Callable[[Any, jax.Array], jax.Array], loss: str) -> LossFn:
-    """``loss_fn(params, inputs, labels) -> (N,)`` of the `objectives` loss by that name; the same object for the same arguments."""
+    """``loss_fn(params, inputs, labels) -> (N,)`` of the `jaxbp.losses` loss by that name; the same object for the same arguments."""
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {loss!r}")
     return lambda params, inputs, labels: LOSSES[loss](apply_fn(params, inputs), labels)
@@ -188,9 +184,7 @@ def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array) -> 
         )
 
 
-def _activations(
-    apply_fn: Callable, params: Any, inputs: jax.Array, chunk_size: int | None
-) -> tuple[ActivationReport | None, float, str]:
+def _activations(apply_fn: Callable, params: Any, inputs: jax.Array, chunk_size: int | None) -> tuple[ActivationReport | None, float, str]:
     try:
         report = analyse(apply_fn, params, inputs, chunk_size=chunk_size)
         return report, stable_radius(apply_fn, params, inputs, chunk_size=chunk_size), ""
@@ -212,9 +206,7 @@ def _against(
     if activations is not None and activations.smallest_margin == 0:
         reasons.append("a ReLU is exactly at its kink on some example, where no derivative decides")
     change = probes.lowest_change_within(local)
-    if (
-        change < -ROUNDING * max(abs(value), 1.0) - gradient_norm * local
-    ):  # what the gradient still explains is judged above
+    if change < -ROUNDING * max(abs(value), 1.0) - gradient_norm * local:  # what the gradient still explains is judged above
         reasons.append(f"a point at most {local:.2g} away has a loss lower by {-change:.2g}")
     return tuple(reasons)
 
@@ -227,9 +219,7 @@ def _missing_for_proof(
     if activations is None:
         missing.append(unknown)
     elif not activations.all_active:
-        missing.append(
-            f"only {activations.active_share:.1%} of the ReLUs are active, so the network is not affine near the point"
-        )
+        missing.append(f"only {activations.active_share:.1%} of the ReLUs are active, so the network is not affine near the point")
     elif not radius > 0:
         missing.append("no radius is known within which the ReLUs stay active")
     elif max_rank is not None and activations.max_rank > max_rank:

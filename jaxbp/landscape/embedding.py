@@ -39,9 +39,7 @@ class NotRepresentable(ValueError):
     """The network cannot compute the shallow map with all its ReLUs active."""
 
 
-def embed_affine(
-    module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: jax.Array | None = None, margin: float = 1.0
-) -> Any:
+def embed_affine(module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: jax.Array | None = None, margin: float = 1.0) -> Any:
     """Parameters with which ``module`` computes ``inputs (N, ...) -> flat inputs @ fit.kernel + fit.bias``.
 
     They are float64, whatever the module's ``param_dtype`` and the caller's mode; apply them with 64-bit types enabled.
@@ -63,9 +61,7 @@ def embed_affine(
         inputs = jnp.asarray(np.asarray(inputs), jnp.float64)
         variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
         if extra := sorted(set(variables) - {"params"}):
-            raise NotRepresentable(
-                f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation"
-            )
+            raise NotRepresentable(f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation")
         params = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float64), variables["params"])
         builder = _Builder(module, fit, inputs, key, margin)
         with nn.intercept_methods(builder.intercept):
@@ -146,9 +142,7 @@ def _dense_chain(
     left, singular, right = np.linalg.svd(kernel, full_matrices=False)
     rank = int((singular > 1e-12 * max(singular.max(), 1e-300)).sum())
     if widths and min(widths) < rank:
-        raise NotRepresentable(
-            f"a hidden layer of width {min(widths)} cannot carry a map of rank {rank}: widen it to {rank} or more"
-        )
+        raise NotRepresentable(f"a hidden layer of width {min(widths)} cannot carry a map of rank {rank}: widen it to {rank} or more")
     left, right = left[:, :rank], right[:rank]
     share = np.diag(singular[:rank] ** (1 / (len(widths) + 1)))
     keys = [None] * len(widths) if key is None else jax.random.split(key, max(len(widths), 1))
@@ -214,9 +208,7 @@ class _Builder:
 
     def _next_dense(self, layer: nn.Dense, features: np.ndarray) -> dict[str, jax.Array]:
         if features.ndim != 2:
-            raise NotRepresentable(
-                f"layer {'/'.join(layer.path)} acts on features of shape {features.shape}: only flat ones are handled"
-            )
+            raise NotRepresentable(f"layer {'/'.join(layer.path)} acts on features of shape {features.shape}: only flat ones are handled")
         if self.dense_layers is None:
             kernel, bias = self._head(features)
             self.dense_layers = _dense_chain(kernel, bias, self.dense_widths[:-1], features, self.key, self.margin)

@@ -169,9 +169,7 @@ def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_product(
-    loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...], vector: jax.Array
-) -> jax.Array:
+def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...], vector: jax.Array) -> jax.Array:
     position, unravel = ravel_pytree(params)
 
     def chunk_product(chunk: tuple[jax.Array, ...]) -> jax.Array:

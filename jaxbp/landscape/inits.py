@@ -51,7 +51,5 @@ def _change_biases(params: Any, key: jax.Array, change_fn: Any) -> Any:
     if not any(is_bias):
         raise ValueError("the parameters hold no leaf called 'bias', so there is none to change")
     keys = jax.random.split(key, len(leaves))
-    changed = [
-        change_fn(leaf, k) if biased else leaf for (_, leaf), k, biased in zip(leaves, keys, is_bias, strict=True)
-    ]
+    changed = [change_fn(leaf, k) if biased else leaf for (_, leaf), k, biased in zip(leaves, keys, is_bias, strict=True)]
     return jax.tree.unflatten(structure, changed)

@@ -77,9 +77,7 @@ def probe(
         directions = jnp.concatenate([directions, direction[None], -direction[None]])
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
     found = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
-    return ProbeReport(
-        np.asarray(radii), *(np.asarray(a) for a in found)
-    )  # readable in 32-bit mode, whatever the dtype
+    return ProbeReport(np.asarray(radii), *(np.asarray(a) for a in found))  # readable in 32-bit mode, whatever the dtype
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="chunk_size")

@@ -185,9 +185,7 @@ def features_fn(net: nn.Module) -> Callable[[Any, jax.Array, State], jax.Array]:
     def features(params: Any, inputs: jax.Array, state: State) -> jax.Array:
         _, sown = net.apply({"params": params, **state}, inputs, train=False, mutable=["intermediates"])
         if "features" not in sown.get("intermediates", {}):
-            raise ValueError(
-                f"{type(net).__name__} does not sow its features: self.sow('intermediates', 'features', ...)"
-            )
+            raise ValueError(f"{type(net).__name__} does not sow its features: self.sow('intermediates', 'features', ...)")
         return sown["intermediates"]["features"][0]
 
     return features

@@ -31,7 +31,7 @@ class ConvNet(nn.Module):
 
     ``width``: channels of the first convolution; ``depth``: number of convolutions (beyond 5 the last width repeats);
     ``pool``: one of `POOLS`; ``parametrisation``, ``dtype``: of the layers, see `jaxbp.models.layers`; ``formulation``: of the
-    convolutions, see `jaxbp.convolution`.
+    convolutions, see `jaxbp.ops.convolution`.
     """
 
     num_classes: int
@@ -46,9 +46,7 @@ class ConvNet(nn.Module):
         """The convolutions, first to last."""
         widths = [self.width * _MULTIPLIERS[min(layer, len(_MULTIPLIERS) - 1)] for layer in range(self.depth)]
         shrink = {"stride": 2} if self.pool == "stride" else {"pool": _POOL_WINDOW}
-        return [Step(width) for width in widths[:-_NUM_SHRUNK]] + [
-            Step(width, **shrink) for width in widths[-_NUM_SHRUNK:]
-        ]
+        return [Step(width) for width in widths[:-_NUM_SHRUNK]] + [Step(width, **shrink) for width in widths[-_NUM_SHRUNK:]]
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:

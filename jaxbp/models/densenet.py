@@ -63,9 +63,7 @@ class DenseNet(nn.Module):
 
     def __post_init__(self):
         if min(self.block_sizes, default=0) < 1:
-            raise ValueError(
-                f"block_sizes must name at least one block, each of at least 1 layer, got {self.block_sizes}"
-            )
+            raise ValueError(f"block_sizes must name at least one block, each of at least 1 layer, got {self.block_sizes}")
         super().__post_init__()
 
     @property

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
-from jaxbp import convolution
+from jaxbp.ops import convolution
 
 PARAMETRISATIONS = ("standard", "ntk")
 NORMS = ("batch", "none", "layer")
@@ -57,7 +57,7 @@ def conv(
     formulation: str = "auto",
     dtype: str = "float32",
 ) -> nn.Conv:
-    """An `nn.Conv`, padding SAME, for maps of extents ``spatial``, through `jaxbp.convolution`.
+    """An `nn.Conv`, padding SAME, for maps of extents ``spatial``, through `jaxbp.ops.convolution`.
 
     An axis of extent 1 (signals are laid out (N, L, 1, C)) gets kernel and stride 1: anything more would see padding only.
     ``gain`` multiplies the kernel as it is drawn. With ``groups`` XLA's own convolution serves, whatever the formulation.

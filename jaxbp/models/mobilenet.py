@@ -75,9 +75,7 @@ class MobileNet(nn.Module):
         features = nn.relu6(_conv_norm(inputs, self.width, train=train, **options))
         for expansion, channels, num_blocks, stride in _STAGES[: self.stages]:
             for block in range(num_blocks):
-                residual = InvertedResidual(
-                    self._scaled(channels), expansion, stride if block == 0 else 1, tuple(options.items())
-                )
+                residual = InvertedResidual(self._scaled(channels), expansion, stride if block == 0 else 1, tuple(options.items()))
                 features = residual(features, train=train)
         features = nn.relu6(_conv_norm(features, self._scaled(_LAST), kernel_size=1, train=train, **options))
         features = features.mean((1, 2))

@@ -41,9 +41,7 @@ class BasicBlock(nn.Module):
         """The next map, (N, H / stride, W / stride, channels) of one (N, H, W, C)."""
 
         def conv_norm(features: jax.Array, **options: Any) -> jax.Array:
-            layer = conv(
-                self.channels, features.shape[1:3], use_bias=self.norm != "batch", **options, **dict(self.options)
-            )
+            layer = conv(self.channels, features.shape[1:3], use_bias=self.norm != "batch", **options, **dict(self.options))
             return normalise(layer(features), self.norm, train=train)
 
         features = conv_norm(nn.relu(conv_norm(inputs, stride=self.stride)))
@@ -115,13 +113,9 @@ class ResNet(nn.Module):
         layers.check_choice("norm", self.norm, NORMS)
         layers.check_choice("shortcut", self.shortcut, SHORTCUTS)
         if min(self.stage_sizes, default=0) < 1:
-            raise ValueError(
-                f"stage_sizes must name at least one stage, each of at least 1 block, got {self.stage_sizes}"
-            )
+            raise ValueError(f"stage_sizes must name at least one stage, each of at least 1 block, got {self.stage_sizes}")
         if self.norm == "fixup" and not self.skip:
-            raise ValueError(
-                "fixup starts each block as its shortcut, so it needs skip=True: without, choose norm='none'"
-            )
+            raise ValueError("fixup starts each block as its shortcut, so it needs skip=True: without, choose norm='none'")
         super().__post_init__()
 
     def blocks(self) -> list[tuple[int, int]]:

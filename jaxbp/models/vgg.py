@@ -47,10 +47,7 @@ class VGG(nn.Module):
 
     def steps(self) -> list[Step]:
         """The convolutions, first to last."""
-        return [
-            Step(self.width * multiplier, pool=2 if layer in _POOLED else 1)
-            for layer, multiplier in enumerate(_MULTIPLIERS)
-        ]
+        return [Step(self.width * multiplier, pool=2 if layer in _POOLED else 1) for layer, multiplier in enumerate(_MULTIPLIERS)]
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:

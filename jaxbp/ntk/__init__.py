@@ -2,7 +2,7 @@
 
 `empirical_ntk` takes any function, `flax_ntk` a Flax model with BatchNorm's mode; `ntk_vector_product` and `ntk_extremes` need no
 kernel in memory; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
-infinitely wide networks (`jaxbp.models.twin`).
+infinitely wide networks (`jaxbp.ntk.infinite_width`).
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import ntk

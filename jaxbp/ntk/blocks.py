@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from jaxbp import backend, linear_layers
+from jaxbp.jaxprs import linear_layers
 from jaxbp.ntk import contraction
+from jaxbp.ops import platform
 
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
 
@@ -122,13 +123,11 @@ def plan_flows(problem: Problem, params: Any, state: Any, x: Any, directions: An
     """The layers of one example of x (n, ...) and the cheapest way to contract each."""
     num_examples, num_outputs = x.shape[0], directions.shape[0]
     found = linear_layers.find(problem.one_example, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-    rules = [
-        contraction.plan(layer, num_examples, num_outputs, problem.reduction, problem.method) for layer in found.layers
-    ]
+    rules = [contraction.plan(layer, num_examples, num_outputs, problem.reduction, problem.method) for layer in found.layers]
     if problem.coupled:  # batches of different sizes have to be contracted alike
         rules = [rule._replace(from_pixels=False) for rule in rules]
     largest = max((math.prod(layer.output.shape) * layer.output.dtype.itemsize for layer in found.layers), default=1)
-    fitting = max(_CACHE // (largest * num_outputs), 1) if backend.current() == "cpu" else num_examples
+    fitting = max(_CACHE // (largest * num_outputs), 1) if platform.current() == "cpu" else num_examples
     at_a_time = next(n for n in range(min(fitting, num_examples), 0, -1) if num_examples % n == 0)
     return Flows(found, tuple(rules), problem.reduction, at_a_time)
 
@@ -184,9 +183,7 @@ def flow_bytes(problem: Problem, params: Any, state: Any, *sides: tuple | None) 
     total = 0
     for x, directions in (side for side in sides if side is not None):
         leaves, tree = jax.tree.flatten((params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state))
-        total += len(x) * _bytes_an_example(
-            problem, len(directions), tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        )
+        total += len(x) * _bytes_an_example(problem, len(directions), tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     return total // max(len(problem.devices), 1)
 
 

@@ -45,9 +45,7 @@ def load() -> types.ModuleType:
       IncompatibleJax: neural-tangents is missing, or needs a name that this JAX does not have and this module does
         not know.
     """
-    sys.modules.setdefault(
-        "neural_tangents.experimental", types.ModuleType("neural_tangents.experimental")
-    )  # wants TensorFlow
+    sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))  # wants TensorFlow
     with _restored():
         try:
             module = importlib.import_module("neural_tangents")

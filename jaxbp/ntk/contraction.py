@@ -25,15 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbp.linear_layers import Convolution, Layer
+from jaxbp.jaxprs.linear_layers import Convolution, Layer
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
 
 _ADDITION = 8.0  # what reading and adding one number costs, in multiply-adds of a matrix product
-_PART = (
-    10_000_000  # numbers of weight gradients that are formed at a time; longer matrix products run at half the speed
-)
+_PART = 10_000_000  # numbers of weight gradients that are formed at a time; longer matrix products run at half the speed
 _BLOCKS = 5  # of a symmetric kernel
 
 
@@ -131,9 +129,7 @@ class Contraction(NamedTuple):
         num_inputs = patches[0].shape[-1]
         most = _PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
         num_parts = next(n for n in range(1, num_inputs + 1) if num_inputs % n == 0 and num_inputs / n <= max(most, 1))
-        parts = [
-            p.reshape(*p.shape[:-1], num_parts, -1).transpose(3, 0, 2, 4, 1) for p in patches
-        ]  # (parts, n, g, k, P)
+        parts = [p.reshape(*p.shape[:-1], num_parts, -1).transpose(3, 0, 2, 4, 1) for p in patches]  # (parts, n, g, k, P)
 
         def share(part: list[jax.Array]) -> jax.Array:
             gradients = [jnp.einsum("ngkp,npgco->ngkco", p, side.deltas) for p, side in zip(part, sides, strict=True)]
@@ -161,9 +157,7 @@ class Contraction(NamedTuple):
             return products
         m, extents = columns.shape[0], one.shape[:-1]
         steps = (*geometry.strides, 1, *geometry.strides)
-        cuts = (
-            lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps) for start, stop in geometry.taps(extents)
-        )
+        cuts = (lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps) for start, stop in geometry.taps(extents))
         total = functools.reduce(jnp.add, cuts)
         positions = math.prod(total.shape[: len(extents)])
         return total.reshape(positions, m, positions)
@@ -203,9 +197,7 @@ def plan(layer: Layer, num_examples: int, num_outputs: int, logits: str, method:
 
 def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
     """Inner products of gradients (n, C, F) and (m, D, F)."""
-    return jnp.einsum(
-        {"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}[logits], rows, columns
-    )
+    return jnp.einsum({"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}[logits], rows, columns)
 
 
 def each_pair_once(contract: Callable[[Any, Any], jax.Array], operand: Any) -> jax.Array:
@@ -222,8 +214,7 @@ def each_pair_once(contract: Callable[[Any, Any], jax.Array], operand: Any) -> j
 
     def met(block: jax.Array) -> jax.Array:
         rows, columns = (
-            jax.tree.map(lambda a, n=n: lax.dynamic_slice_in_dim(a, block * size, n), circle)
-            for n in (size, (half + 1) * size)
+            jax.tree.map(lambda a, n=n: lax.dynamic_slice_in_dim(a, block * size, n), circle) for n in (size, (half + 1) * size)
         )
         return contract(rows, columns)
 

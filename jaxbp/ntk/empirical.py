@@ -2,7 +2,7 @@
 
 Theta[i, j, k, l] = sum over parameters p of (d f_k(x_i) / d theta_p) (d f_l(x_j) / d theta_p) (Jacot et al., NeurIPS
 2018; paper, Study 3). One forward and C backward passes an example give what flows into and back out of each linear
-layer (`jaxbp.linear_layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
+layer (`jaxbp.jaxprs.linear_layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
 Parameters that are used in any other way (biases, normalisation, weights used twice) are served by plain Jacobians.
 
 Examples are taken one at a time, so nothing that couples them may be hidden in the function: batch statistics are
@@ -124,9 +124,7 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
     if problem.method not in ("auto", *contraction.METHODS):
         raise ValueError(f"method must be auto or one of {', '.join(contraction.METHODS)}, got {problem.method!r}")
     if problem.pairs == "same" and (x2 is not None or problem.coupled or problem.devices):
-        raise ValueError(
-            'pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices'
-        )
+        raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (x.ndim < 1 or len(x) == 0):
             raise ValueError(f"{name} must hold examples on its leading axis, got shape {x.shape}")
@@ -139,14 +137,10 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
     shapes, tree = jax.tree.flatten((params, x1, state))
     out = _output_shape(problem.apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in shapes))
     if len(out.shape) != 2 or out.shape[0] != len(x1):
-        raise ValueError(
-            f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs"
-        )
+        raise ValueError(f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs")
     named = problem.logits in (*contraction.LOGITS, "sum")
     if not named and not (isinstance(problem.logits, int) and 0 <= problem.logits < out.shape[1]):
-        raise ValueError(
-            f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {problem.logits!r}"
-        )
+        raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {problem.logits!r}")
     if not problem.coupled:
         refuse_coupling(problem.apply_fn, params, x1, state)
     return out.shape[1]
@@ -214,9 +208,7 @@ def _in_blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], me
         return program(problem, params, state, left, right)[0](params, state, left, right)
 
     blocks = _blocks(problem, params, state, sides, block, memory)
-    kernels = [
-        _assembled(problem, sides, functools.partial(block, shape=shape), shape.size, compute) for shape in blocks
-    ]
+    kernels = [_assembled(problem, sides, functools.partial(block, shape=shape), shape.size, compute) for shape in blocks]
     return jnp.concatenate(kernels, -1) if problem.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
 
 
@@ -249,9 +241,7 @@ class _Block(NamedTuple):
     logits: slice
 
 
-def _blocks(
-    problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float
-) -> list[_Block]:
+def _blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> list[_Block]:
     """The largest equal blocks that fit the memory.
 
     Where no two logits meet (a trace, a diagonal), logits go one after another before examples do: each block of

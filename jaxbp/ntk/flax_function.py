@@ -52,9 +52,7 @@ def flax_ntk(
     return empirical_ntk(fn, params, x1, x2, state=state, coupled=batch_norm == "batch", **options)
 
 
-def flax_function(
-    module: nn.Module, *, batch_norm: str | None = None, **apply_options: Any
-) -> Callable[[Any, jax.Array, Any], jax.Array]:
+def flax_function(module: nn.Module, *, batch_norm: str | None = None, **apply_options: Any) -> Callable[[Any, jax.Array, Any], jax.Array]:
     """``(params, inputs, state) -> logits`` of a Flax module; the same object for equal arguments, so that programs
     are compiled once.
 

@@ -98,9 +98,7 @@ def effective_rank(eigenvalues: jax.Array) -> EffectiveRank:
     """
     eigenvalues = jnp.asarray(eigenvalues)
     if eigenvalues.ndim != 1:
-        raise ValueError(
-            f"eigenvalues must be (n,), got shape {eigenvalues.shape}: take those of a kernel by `spectrum`"
-        )
+        raise ValueError(f"eigenvalues must be (n,), got shape {eigenvalues.shape}: take those of a kernel by `spectrum`")
     shares = jnp.maximum(eigenvalues, 0)  # keeps NaN
     shares = shares / jnp.sum(shares)
     return EffectiveRank(jnp.exp(jnp.sum(jax.scipy.special.entr(shares))), 1 / jnp.sum(shares**2))
@@ -116,9 +114,7 @@ def velocity(kernels: jax.Array, times: jax.Array) -> jax.Array:
     """
     kernels, times = jnp.asarray(kernels), jnp.asarray(times)
     if times.ndim != 1 or kernels.shape[:1] != times.shape or len(times) < 2:
-        raise ValueError(
-            f"velocity needs (T, ...) kernels at (T,) times, T at least 2, got shapes {kernels.shape} and {times.shape}"
-        )
+        raise ValueError(f"velocity needs (T, ...) kernels at (T,) times, T at least 2, got shapes {kernels.shape} and {times.shape}")
     units = jax.vmap(_unit)(kernels)
     return jax.vmap(lambda step: jnp.sum(step**2) / 2)(jnp.diff(units, axis=0)) / jnp.diff(times)
 

@@ -40,7 +40,7 @@ def ntk_vector_product(
 
     Args:
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once per
-        function object and shapes. Needs forward mode: `jaxbp.convolution` has it, a `jax.custom_vjp` has not.
+        function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` has not.
       params: pytree of floating-point arrays, all differentiated.
       x1, x2: N and M examples on the leading axis; ``x2`` is by default ``x1``, whose linearisation then serves both.
       state: what the function needs beside parameters, not differentiated.

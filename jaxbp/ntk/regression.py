@@ -55,9 +55,7 @@ def centred_squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum((logits - centred_one_hot(labels, logits.shape[-1])) ** 2, -1) / 2
 
 
-def kernel_regression(
-    k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike, *, ridge: float = 0.0
-) -> np.ndarray:
+def kernel_regression(k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike, *, ridge: float = 0.0) -> np.ndarray:
     """Predictions (M, C) on test examples: K_test,train (K + ridge mean(diag K) I)^-1 targets, float64.
 
     Args:
@@ -127,7 +125,7 @@ def mean_prediction(
     """Outputs at ``time`` of gradient flow on the mean over examples of half the squared distance to the targets.
 
     df/dt = -K (f_train - targets) / N. Time is learning rate times steps of plain gradient descent on the loss of
-    `training.train` with `centred_squared_error` or `objectives.squared_error`, up to terms of the order of the
+    `training.train` with `centred_squared_error` or `losses.squared_error`, up to terms of the order of the
     learning rate. For an ensemble of wide networks ``outputs`` of 0 give the mean, hence the name.
 
     Args:
@@ -154,9 +152,7 @@ def mean_prediction(
     if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
         raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
     moved = _moved(_matrix(kernels[0]), _matrix(kernels[1]), targets - train, np.atleast_1d(times))
-    train, test = (
-        out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), moved, strict=True)
-    )
+    train, test = (out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), moved, strict=True))
     return Outputs(train, test)
 
 

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxbp import evidence
+from jaxbp import stats
 from jaxbp.report.text import escape, format_interval, format_number, prose
 
 MAX_SVG_BYTES = 250_000  # a figure beyond this goes into the page as PNG
 
 
-def mean_cell(values: ArrayLike, otherwise: str) -> evidence.Interval | str:
+def mean_cell(values: ArrayLike, otherwise: str) -> stats.Interval | str:
     """The mean over seeds with its 95 % t interval, for a table; or how many of ``values`` are not finite, called ``otherwise``."""
     values = np.asarray(values)
     if num_bad := np.count_nonzero(~np.isfinite(values)):
         return f"{num_bad} of {len(values)} {otherwise}"
-    return evidence.t_interval(values)
+    return stats.t_interval(values)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def _mostly_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real | evidence.Interval) and not isinstance(value, bool)
+    return isinstance(value, Real | stats.Interval) and not isinstance(value, bool)
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, evidence.Interval):
+    if isinstance(value, stats.Interval):
         return format_interval(value)
     return format_number(value) if value is None or _is_number(value) else str(value)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxbp import evidence
+from jaxbp import stats
 from jaxbp.report.blocks import Picture
+from jaxbp.runtime import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,9 +65,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(
-    num_rows: int = 1, num_cols: int = 1, *, width: float = 6.4, height: float | None = None, **subplots
-) -> "tuple[Figure, Any]":
+def figure(num_rows: int = 1, num_cols: int = 1, *, width: float = 6.4, height: float | None = None, **subplots) -> "tuple[Figure, Any]":
     """Make a styled figure of ``width`` inches and its axes; ``subplots`` as for ``plt.subplots``.
 
     Legends, titles and texts added later follow `style` only inside its context. A phone shrinks figures to
@@ -89,7 +88,7 @@ def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Pa
         with style():
             fig.savefig(buffer, format=kind, metadata=metadata)
         paths.append(Path(folder) / f"{name}.{kind}")
-        evidence.write_atomically(paths[-1], buffer.getvalue())
+        files.write_atomically(paths[-1], buffer.getvalue())
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # a figure of the caller's own may be registered there
         pyplot.close(fig)
     return paths[0], paths[1]
@@ -107,9 +106,7 @@ def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
     return fig, shown
 
 
-def save_all(
-    makers: Mapping[str, "Callable[[], tuple[Figure, str, str]]"], folder: str | os.PathLike
-) -> "list[Picture]":
+def save_all(makers: Mapping[str, "Callable[[], tuple[Figure, str, str]]"], folder: str | os.PathLike) -> "list[Picture]":
     """Draw figures by name, each by a function that returns it with its alternative text and caption, and save them."""
     pictures = []
     for name, make in makers.items():
@@ -124,7 +121,7 @@ def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:
     if len(values) < 2:
         ends = [values[0] if len(values) else math.nan] * 3
     else:
-        interval = evidence.t_interval(values)
+        interval = stats.t_interval(values)
         ends = [interval.estimate, interval.low, interval.high]
     return tuple(np.exp(ends) if log else ends)
 

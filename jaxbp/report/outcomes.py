@@ -7,7 +7,7 @@ single wild case would leave nothing to see of it.
 import math
 from collections.abc import Sequence
 
-from jaxbp import evidence
+from jaxbp import claims, stats
 from jaxbp.report.text import escape, format_interval, format_number, link, plural, prose
 
 # Outcomes are told apart without colour: tick in a disc, cross in a square, dash in a ring.
@@ -21,24 +21,24 @@ EXPLANATION = (
     "the run: it is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided."
 )
 _COLUMNS = ("Id", "Claim", "Theory or folklore", "The paper", "Measured", "Verdict")
-_Result = evidence.Verdict | evidence.Case
+_Result = claims.Verdict | claims.Case
 _WIDTH, _HEIGHT, _MIDDLE = 220, 26, 13  # of a drawing, without the numbers under it
 
 
-def badge(outcome: evidence.Outcome) -> str:
+def badge(outcome: claims.Outcome) -> str:
     """The outcome as a word with its sign."""
     icon = f'<svg class="icon" viewBox="0 0 16 16" aria-hidden="true">{BADGES[outcome]}</svg>'
     return f'<span class="badge {outcome}">{icon}{outcome}</span>'
 
 
-def tally(verdicts: Sequence[evidence.Verdict]) -> str:
+def tally(verdicts: Sequence[claims.Verdict]) -> str:
     """Count the outcomes, as in "3 claims: 1 supported, 2 contradicted, 0 undecided"."""
     counts = [sum(verdict.verdict == outcome for verdict in verdicts) for outcome in BADGES]
     words = ", ".join(f"{count} {outcome}" for count, outcome in zip(counts, BADGES, strict=True))
     return f"{plural(len(verdicts), 'claim')}: {words}"
 
 
-def table(verdicts: Sequence[evidence.Verdict], name: str) -> str:
+def table(verdicts: Sequence[claims.Verdict], name: str) -> str:
     """A body of rows for each claim, whose anchor is its id. Roles are spelled out since a phone lays the cells out anew."""
     head = "".join(f'<th scope="col" role="columnheader">{column}</th>' for column in _COLUMNS)
     return (
@@ -48,7 +48,7 @@ def table(verdicts: Sequence[evidence.Verdict], name: str) -> str:
     )
 
 
-def _rows(verdict: evidence.Verdict) -> str:
+def _rows(verdict: claims.Verdict) -> str:
     claim = verdict.claim
     note = f'<p class="small">{prose(verdict.note)}</p>' if verdict.note else ""
     paper = "not tested" if claim.paper_value is None else escape(claim.paper_value)
@@ -62,29 +62,24 @@ def _rows(verdict: evidence.Verdict) -> str:
         "outcome": badge(verdict.verdict),
     }
     labels = dict(zip(cells, _COLUMNS[1:], strict=True))
-    written = "".join(
-        f'<td class="{kind}" role="cell" data-label="{labels[kind]}">{cell}</td>' for kind, cell in cells.items()
-    )
+    written = "".join(f'<td class="{kind}" role="cell" data-label="{labels[kind]}">{cell}</td>' for kind, cell in cells.items())
     head = f'<th scope="row" role="rowheader">{link(claim.id, claim.id)}</th>'
-    return (
-        f'<tbody id="{escape(claim.id)}" role="rowgroup"><tr role="row">{head}{written}</tr>{_cases(verdict)}</tbody>'
-    )
+    return f'<tbody id="{escape(claim.id)}" role="rowgroup"><tr role="row">{head}{written}</tr>{_cases(verdict)}</tbody>'
 
 
-def _cases(verdict: evidence.Verdict) -> str:
+def _cases(verdict: claims.Verdict) -> str:
     """A row as wide as the table with all cases of a claim, folded."""
     if len(verdict.cases) < 2:
         return ""
     rows = "".join(
-        f"<li><p><span>{escape(case.case)}</span> {badge(case.verdict)}</p>"
-        f"{_result(case, verdict.claim.rule, verdict.cases)}</li>"
+        f"<li><p><span>{escape(case.case)}</span> {badge(case.verdict)}</p>{_result(case, verdict.claim.rule, verdict.cases)}</li>"
         for case in verdict.cases
     )
     folded = f"<details><summary>All {len(verdict.cases)} cases of {escape(verdict.claim.id)}</summary><ul>{rows}</ul></details>"
     return f'<tr role="row"><td class="cases" role="cell" colspan="6" aria-colspan="6">{folded}</td></tr>'
 
 
-def _result(result: _Result, rule: evidence.Rule, beside: Sequence[_Result]) -> str:
+def _result(result: _Result, rule: claims.Rule, beside: Sequence[_Result]) -> str:
     """A result drawn and in numbers, on the axis of those ``beside`` it."""
     seeds = f'<span class="small">{plural(result.num_seeds, "seed")}</span>'
     if result.interval is None:
@@ -95,9 +90,7 @@ def _result(result: _Result, rule: evidence.Rule, beside: Sequence[_Result]) -> 
     return f'{drawn}<p><span class="numbers">{format_interval(result.interval)}</span> {seeds}</p>'
 
 
-def drawn_interval(
-    interval: evidence.Interval, rule: evidence.Rule, outcome: evidence.Outcome, span: tuple[float, float]
-) -> str:
+def drawn_interval(interval: stats.Interval, rule: claims.Rule, outcome: claims.Outcome, span: tuple[float, float]) -> str:
     """Draw an interval over the region of its rule (shaded, dashed ends with their numbers) on an axis that covers ``span``."""
     start, stop = span
     margin = 0.15 * (stop - start) or max(abs(start), 1.0)  # everything at one point: any scale will do
@@ -121,7 +114,7 @@ def drawn_interval(
     )
 
 
-def _told(interval: evidence.Interval, limits: Sequence[float], rule: evidence.Rule) -> str:
+def _told(interval: stats.Interval, limits: Sequence[float], rule: claims.Rule) -> str:
     """The drawing in words."""
     side = "between" if len(limits) == 2 else "above" if math.isfinite(rule.region[0]) else "below"
     ends = " and ".join(f"{end:.4g}" for end in limits)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxbp import evidence
+from jaxbp import claims
 from jaxbp.report import outcomes
 from jaxbp.report.blocks import Section
 from jaxbp.report.reproduce import reproduce
 from jaxbp.report.text import escape, link, prose
+from jaxbp.runtime import files
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEAD = """<!DOCTYPE html>
@@ -46,7 +47,7 @@ class Part:
     id: str
     title: str
     lead: str
-    verdicts: Sequence[evidence.Verdict]
+    verdicts: Sequence[claims.Verdict]
     sections: Sequence[Section] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -82,7 +83,7 @@ def write_page(path: str | os.PathLike, *, title: str, lead: str, parts: Sequenc
     style = Path(__file__).with_name("page.css").read_text("utf-8")
     head = _HEAD.format(policy=_POLICY, title=escape(title), style=style)
     body = _one(title, lead, parts[0]) if len(parts) == 1 else _several(title, lead, parts)
-    evidence.write_atomically(path, "\n".join([head, *body, "</body></html>\n"]).encode("utf-8", "replace"))
+    files.write_atomically(path, "\n".join([head, *body, "</body></html>\n"]).encode("utf-8", "replace"))
 
 
 def _check_ids(parts: Sequence[Part]) -> None:
@@ -92,9 +93,7 @@ def _check_ids(parts: Sequence[Part]) -> None:
     if bad := [name for name in ids if not re.fullmatch(r"\S+", name)]:
         raise ValueError(f"ids of parts and claims name places of a page, so they hold no white space, got {bad}")
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise ValueError(
-            f"ids of parts and claims must differ within a page, and from the page's own, got {twice} twice"
-        )
+        raise ValueError(f"ids of parts and claims must differ within a page, and from the page's own, got {twice} twice")
 
 
 def _one(title: str, lead: str, part: Part) -> list[str]:
@@ -129,7 +128,7 @@ def _several(title: str, lead: str, parts: Sequence[Part]) -> list[str]:
     ]
 
 
-def _overview(verdicts: Sequence[evidence.Verdict], tables: Sequence[str]) -> str:
+def _overview(verdicts: Sequence[claims.Verdict], tables: Sequence[str]) -> str:
     if not verdicts:
         return ""
     told = f"<p>{outcomes.tally(verdicts)}. {prose(outcomes.EXPLANATION)}</p>"

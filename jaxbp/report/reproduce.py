@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxbp.progress import format_seconds
 from jaxbp.report.text import escape
+from jaxbp.runtime.progress import format_seconds
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 from urllib.parse import quote
 
-from jaxbp import evidence
+from jaxbp import stats
 
 # What HTML has no place for; tabs and ends of lines it has.
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
@@ -45,7 +45,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}"
 
 
-def format_interval(interval: evidence.Interval | None) -> str:
+def format_interval(interval: stats.Interval | None) -> str:
     """Write "estimate [low, high]" with two digits of the interval's half width; a dash for None."""
     if interval is None:
         return "–"

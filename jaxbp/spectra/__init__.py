@@ -13,7 +13,8 @@ them; `rank_min` and `rank_max` change a network's parameters such that its laye
 {'hidden': 8.0, 'head': 1.0}
 """
 
-from jaxbp.spectra import extremes, symbol, values
+from jaxbp.linalg import golub_kahan
+from jaxbp.spectra import symbol, values
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.measures import (
     effective_rank,

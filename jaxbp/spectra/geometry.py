@@ -75,9 +75,7 @@ class Geometry:
             )
         *window, inputs, outputs = (int(n) for n in kernel_shape)
         if min((*spatial, *window, inputs, outputs, groups), default=1) < 1:
-            raise ValueError(
-                f"extents must be at least 1, got map {spatial}, kernel {tuple(kernel_shape)}, groups {groups}"
-            )
+            raise ValueError(f"extents must be at least 1, got map {spatial}, kernel {tuple(kernel_shape)}, groups {groups}")
         if outputs % groups:
             raise ValueError(f"groups must divide the outputs, got {groups} groups and {outputs} outputs")
         strides, dilation = _per_axis("strides", strides, axes), _per_axis("dilation", dilation, axes)
@@ -98,9 +96,7 @@ class Geometry:
     @property
     def circular(self) -> bool:
         """Whether indices count modulo the map; also true of a layer whose taps never leave it."""
-        return self.padding == "circular" or all(
-            pads == (0, 0) and w == 1 for pads, w in zip(self.zeros, self.window, strict=True)
-        )
+        return self.padding == "circular" or all(pads == (0, 0) and w == 1 for pads, w in zip(self.zeros, self.window, strict=True))
 
     @property
     def zeros(self) -> tuple[tuple[int, int], ...]:
@@ -206,9 +202,7 @@ def _pads(padding: Padding, spatial: tuple, reach: Sequence[int], strides: tuple
         if name == "CIRCULAR":
             return "circular"
         if name not in ("SAME", "VALID"):
-            raise ValueError(
-                f"padding must be circular, zero (or SAME), VALID or pairs of numbers for each axis, got {padding!r}"
-            )
+            raise ValueError(f"padding must be circular, zero (or SAME), VALID or pairs of numbers for each axis, got {padding!r}")
         return tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(spatial, reach, strides, name))
     pairs = tuple((int(low), int(high)) for low, high in padding)
     if len(pairs) != len(spatial):

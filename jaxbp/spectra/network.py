@@ -1,6 +1,6 @@
 """The linear layers of a network as operators, at the map sizes that they really meet, and the spectra of all of them.
 
-Nothing is typed in: `jaxbp.linear_layers` traces the function and finds each place where a parameter multiplies data, with
+Nothing is typed in: `jaxbp.jaxprs.linear_layers` traces the function and finds each place where a parameter multiplies data, with
 window, strides, padding, dilation, groups and the extents of the map, in any Flax model or plain function. A rearranged or rescaled
 parameter (the NTK parametrisation) is followed: the spectrum is that of the operator in effect. Layers of equal geometry are stacked
 and decomposed at once.
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp import linear_layers
+from jaxbp.jaxprs import linear_layers
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.spectrum import Spectrum, of_geometry
 
@@ -227,9 +227,7 @@ def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tupl
         raise _NotFixed("it has input dilation together with strides or groups")
     outer = [use.output.shape[axis] for axis in g.output_spec[2:]]
     pads = []
-    for n, m, w, d, stride, (low, _) in zip(
-        extents, outer, g.window, g.weight_dilation, g.data_dilation, g.padding, strict=True
-    ):
+    for n, m, w, d, stride, (low, _) in zip(extents, outer, g.window, g.weight_dilation, g.data_dilation, g.padding, strict=True):
         reach = (w - 1) * d
         pads.append((reach - low, (n - 1) * stride + 1 + low - m))
     kernel = (*g.window, use.output.shape[g.output_spec[1]], use.data.shape[g.data_spec[1]])

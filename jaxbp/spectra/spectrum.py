@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.spectra.extremes import golub_kahan
+from jaxbp.linalg.golub_kahan import golub_kahan
 from jaxbp.spectra.geometry import Geometry, Padding
 from jaxbp.spectra.symbol import Transform
 from jaxbp.spectra.values import matrix_values
@@ -124,9 +124,7 @@ def of_geometry(
     """`singular_values` for a geometry that is known; ``ends``: num_largest, num_smallest, num_steps."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    group = dataclasses.replace(
-        geometry, groups=1, inputs=geometry.inputs // geometry.groups, outputs=geometry.outputs // geometry.groups
-    )
+    group = dataclasses.replace(geometry, groups=1, inputs=geometry.inputs // geometry.groups, outputs=geometry.outputs // geometry.groups)
     entries = math.prod(group.shape)
     if method == "auto":
         small = min(group.shape) <= _DENSE_LIMIT and entries <= _DENSE_ENTRIES
@@ -154,9 +152,7 @@ def _circular(kernel: jax.Array, geometry: Geometry, route: str) -> Spectrum:
     if geometry.circular:
         return _exact(_first(values, count), frobenius, geometry)
     fallen = math.prod(geometry.torus) - geometry.tap_counts()  # not ||C||^2 - ||T||^2, which cancels in float32
-    gap = jnp.sqrt(
-        jnp.sum(jnp.asarray(fallen[..., None, None], kernel.dtype) * kernel**2, axis=_kernel_axes(kernel, geometry))
-    )
+    gap = jnp.sqrt(jnp.sum(jnp.asarray(fallen[..., None, None], kernel.dtype) * kernel**2, axis=_kernel_axes(kernel, geometry)))
     rank = geometry.changed_rank()
     first = _first(values, count)
     lower = jnp.maximum(jnp.maximum(first - gap[..., None], 0), _first(values[..., rank:], count))
@@ -184,9 +180,7 @@ def _dense(kernel: jax.Array, geometry: Geometry, group: Geometry, route: str) -
 def _extremes(kernel: jax.Array, key: jax.Array, geometry: Geometry, ends: tuple[int, int, int]) -> Spectrum:
     inputs = (*geometry.spatial, geometry.inputs)
     outputs = (*geometry.output_spatial, geometry.outputs)
-    tall = math.prod(outputs) >= math.prod(
-        inputs
-    )  # else the adjoint, whose smallest value is not 0 for lack of outputs
+    tall = math.prod(outputs) >= math.prod(inputs)  # else the adjoint, whose smallest value is not 0 for lack of outputs
     start = jax.random.normal(key, inputs if tall else outputs, kernel.dtype)
     steps = min(ends[2], start.size)
 
@@ -199,9 +193,7 @@ def _extremes(kernel: jax.Array, key: jax.Array, geometry: Geometry, ends: tuple
         def adjoint(y: jax.Array) -> jax.Array:
             return jax.linear_transpose(forward, jnp.zeros(inputs, one.dtype))(y)[0]
 
-        found = golub_kahan(
-            forward if tall else adjoint, start, num_largest=ends[0], num_smallest=ends[1], num_steps=steps
-        )
+        found = golub_kahan(forward if tall else adjoint, start, num_largest=ends[0], num_smallest=ends[1], num_steps=steps)
         left, right = (found.left, found.right) if tall else (found.right, found.left)
         # sigma = <u, A v> is stationary in both vectors, so held fast they leave the exact derivative.
         values = jnp.stack([jnp.vdot(u, geometry.apply(one, v)) for u, v in zip(left, right, strict=True)])

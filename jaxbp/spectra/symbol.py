@@ -80,8 +80,7 @@ class Transform:
         own, paired = (a.reshape(*a.shape[:-2], phases, a.shape[-2] // phases, a.shape[-1]) for a in (own, paired))
         # Taps that fall on one place of a small torus share what belongs there; the window keeps its few taps of all places.
         waves = [
-            jnp.asarray(w / self.crowd / self.num_frequencies, own.dtype)
-            for w in (self.own, 2 * self.pairs.real, 2 * self.pairs.imag)
+            jnp.asarray(w / self.crowd / self.num_frequencies, own.dtype) for w in (self.own, 2 * self.pairs.real, 2 * self.pairs.imag)
         ]
         parts = (
             jnp.einsum("gpt,...hgpio->...tiho", w, part, precision="highest")

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbp import backend
+from jaxbp.ops import platform
 
 ROUTES = ("auto", "svd", "gram")
 
@@ -44,7 +44,7 @@ def matrix_values(matrices: jax.Array, route: str = "auto") -> jax.Array:
     """
     if route not in ROUTES:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}, got {route!r}")
-    return _values(choose_route(backend.current()) if route == "auto" else route, matrices)
+    return _values(choose_route(platform.current()) if route == "auto" else route, matrices)
 
 
 def one_by_one(decompose_fn: Callable, matrices: jax.Array) -> Any:
@@ -53,7 +53,7 @@ def one_by_one(decompose_fn: Callable, matrices: jax.Array) -> Any:
     Two batched decompositions in one program can wait for each other for ever on XLA's CPU backend (JAX 0.10.2, two cores: every
     thread asleep at the second call); a loop of single ones has not been seen to.
     """
-    if backend.current() != "cpu":
+    if platform.current() != "cpu":
         return decompose_fn(matrices)
     flat = jax.lax.map(decompose_fn, matrices.reshape(-1, *matrices.shape[-2:]))
     return jax.tree.map(lambda a: a.reshape(*matrices.shape[:-2], *a.shape[1:]), flat)

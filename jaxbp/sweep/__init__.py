@@ -7,7 +7,8 @@ same for long runs, which are saved in between. `evaluate` is the part that comp
 A sweep of one's own:
 
 >>> import jax
->>> from jaxbp import data, models, objectives, sweep, training
+>>> from jaxbp import data, models, sweep, training
+>>> from jaxbp import losses
 >>> digits = data.load("digits@4", num_train=200)
 >>> def train(key, inputs, labels, *, learning_rate, width):
 ...     init_key, order_key = jax.random.split(key)
@@ -15,7 +16,7 @@ A sweep of one's own:
 ...     params = net.init(init_key, inputs[:1])["params"]
 ...     found = training.train(
 ...         models.apply_fn(net), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels), order_key,
-...         loss_fn=objectives.cross_entropy, num_epochs=3, batch_size=50, measure_epochs=[3])
+...         loss_fn=losses.cross_entropy, num_epochs=3, batch_size=50, measure_epochs=[3])
 ...     return {"loss": found.history["train_loss"][-1], "params": found.params}
 >>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
 >>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
@@ -26,8 +27,8 @@ True
 (2, 3, 16, 8)
 """
 
-from jaxbp.stopping import Terminated
-from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_mesh, make_room, plan_of, use_all_cores
+from jaxbp.runtime.preemption import Terminated
+from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_mesh, plan_of
 from jaxbp.sweep.results import Record, Results, load
 from jaxbp.sweep.runs import SweepError, run
 from jaxbp.sweep.segments import Segments

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from jaxbp import distributed
-from jaxbp.evidence import write_atomically
-from jaxbp.store import StoreError
+from jaxbp.runtime import processes
+from jaxbp.runtime.files import write_atomically
+from jaxbp.runtime.store import StoreError
 
 
 class Checkpoints:
@@ -41,16 +41,14 @@ class Checkpoints:
         try:
             with _checkpointer() as orbax:
                 orbax.save(self.folder / str(step), _leaves(tree), force=True)
-            if distributed.is_first():
+            if processes.is_first():
                 write_atomically(self._seal(step), json.dumps(_digests(self.folder / str(step))).encode())
                 for old in self._steps()[self.keep :]:
                     self._seal(old).unlink()  # first, so that what is sealed is whole
                     shutil.rmtree(self.folder / str(old))
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors, and long
             reason = str(error).splitlines()[0][:200]
-            raise StoreError(
-                f"cannot write a checkpoint to {self.folder} ({reason}); what was finished before is safe"
-            ) from error
+            raise StoreError(f"cannot write a checkpoint to {self.folder} ({reason}); what was finished before is safe") from error
 
     def latest(self, like: Any) -> tuple[int, Any] | None:
         """The newest step and its tree, placed on devices as ``like`` is (arrays, or shapes with shardings); None without one.
@@ -58,7 +56,7 @@ class Checkpoints:
         Raises:
           StoreError: its files are not those that were written.
         """
-        step = distributed.from_first(self._newest() if distributed.is_first() else None)
+        step = processes.from_first(self._newest() if processes.is_first() else None)
         if isinstance(step, str):
             raise StoreError(step)
         if step is None:
@@ -71,8 +69,8 @@ class Checkpoints:
 
     def delete(self) -> None:
         """Remove them all, their runs being finished."""
-        distributed.barrier("checkpoints are not needed any more")
-        if distributed.is_first():
+        processes.barrier("checkpoints are not needed any more")
+        if processes.is_first():
             shutil.rmtree(self.folder, ignore_errors=True)  # a leftover harms nothing: nobody looks there again
 
     def _newest(self) -> int | str | None:

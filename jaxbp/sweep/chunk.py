@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp import distributed, stopping
+from jaxbp.runtime import preemption, processes
 from jaxbp.sweep.checkpoints import Checkpoints
 from jaxbp.sweep.placement import rows_here
 from jaxbp.sweep.recorder import Recorder
@@ -68,8 +68,8 @@ class Chunk:
                 return
             self.recorder.stop_if_asked(self._save)
             now = time.monotonic()
-            due = now - written > checkpoint_every or now - began > stopping.GRACE / 2
-            if self.num_done < num_segments and distributed.from_first(due):
+            due = now - written > checkpoint_every or now - began > preemption.GRACE / 2
+            if self.num_done < num_segments and processes.from_first(due):
                 self._save()
                 written = time.monotonic()
 
@@ -84,10 +84,8 @@ class Chunk:
     def _retire(self) -> list[str]:
         """Record the runs, of any process, that are not finite any more; returns those of this process that are."""
         alive = {name: bool(row["alive"]) for name, row in self._rows({"alive": self.carry.alive}).items()}
-        dead = distributed.any_process([not alive.get(name, True) for name in self.names])
-        if new := [
-            name for name, is_dead in zip(self.names, dead, strict=True) if is_dead and name not in self.retired
-        ]:
+        dead = processes.any_process([not alive.get(name, True) for name in self.names])
+        if new := [name for name, is_dead in zip(self.names, dead, strict=True) if is_dead and name not in self.retired]:
             rows = self._rows({**self.carry.history, "segments": self.carry.num_done})
             self.recorder.record(new, {name: rows[name] for name in new if name in rows}, retired=True)
             self.retired.update(new)
@@ -100,9 +98,7 @@ class Chunk:
         measured = {name: values[:, index] for name, values in self.carry.history.items() if values.ndim == 2}
         rows = self._rows(measured)
         for name in names:
-            self.recorder.progress.scalars(
-                self.recorder.words[name], index, {k: float(v) for k, v in rows[name].items()}
-            )
+            self.recorder.progress.scalars(self.recorder.words[name], index, {k: float(v) for k, v in rows[name].items()})
 
     def _save(self) -> None:
         if self.checkpoints:

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbp import distributed
+from jaxbp.runtime import processes
+from jaxbp.runtime.program_cache import evict_compiled_programs
 from jaxbp.sweep import plans
 from jaxbp.sweep.checkpoints import Checkpoints
 from jaxbp.sweep.chunk import Chunk
@@ -51,9 +52,7 @@ class Part(NamedTuple):
     def compiled(self, placement: Placement) -> Any:
         """The program for a chunk."""
         places = placement.like(self.runs)
-        return plans.compiled(
-            self.fn, placement.within, placement.mesh, self.donate, placement.num_devices, places, self.shared
-        )
+        return plans.compiled(self.fn, placement.within, placement.mesh, self.donate, placement.num_devices, places, self.shared)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Engine:
                 self._in_segments(task, task.fn.num_segments)
             else:
                 self._whole(task)
-            plans.make_room()
+            evict_compiled_programs()
 
     def _whole(self, task: Task) -> None:
         placement, (program,) = self._placed(task, [Part(task.functions, task.runs, self.shared)])
@@ -98,13 +97,11 @@ class Engine:
             began, size = time.monotonic(), placement.num_devices * number
             yield missing[:size]
             missing, took = missing[size:], time.monotonic() - began
-            number = distributed.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
+            number = processes.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
 
     def _in_segments(self, task: Task, num_segments: int) -> None:
         init, segment, finish = task.functions
-        carries = jax.eval_shape(
-            lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared
-        )
+        carries = jax.eval_shape(lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared)
         parts = [
             Part(init, task.runs, self.shared),
             Part(segment, carries, (np.int32(0), *self.shared), donate=True),
@@ -162,11 +159,11 @@ class Engine:
             return [part.compiled(placement) for part in parts]
 
         noted = store.config.get("plans", {})
-        saved = distributed.from_first(noted.get(task.label))
+        saved = processes.from_first(noted.get(task.label))
         if saved and Placement(mesh, within, saved["capacity"]).facts() == saved:
             most, bound = saved["capacity"], math.inf
         placement, programs = fitted(mesh, within, num_runs, compiled, most=most, bound=bound)
-        if placement.facts() != saved and distributed.is_first():
+        if placement.facts() != saved and processes.is_first():
             store.note(plans={**noted, task.label: placement.facts()})
         say(f"{task.label}: {num_runs} runs, {placement}")
         if placement.needed > self.options.memory:

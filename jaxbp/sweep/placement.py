@@ -40,9 +40,7 @@ class Placement(NamedTuple):
     def like(self, tree: Any) -> Any:
         """Shapes, and the devices, of a stack of this many runs; ``tree``: those of one stack of any."""
         sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((self.num_places, *a.shape[1:]), a.dtype, sharding=sharding), tree
-        )
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.num_places, *a.shape[1:]), a.dtype, sharding=sharding), tree)
 
     def _put(self, array: np.ndarray) -> jax.Array:
         """Each process puts what its devices hold."""
@@ -100,11 +98,7 @@ def rows_here(tree: Mapping[str, jax.Array], places: np.ndarray) -> dict[int, di
     """Results by run, of those runs (by their index in ``places``) of which this process holds the first copy."""
     columns = {name: dict(_held(array)) for name, array in tree.items()}
     held = next(iter(columns.values()), {})
-    return {
-        run: {name: column[int(place)] for name, column in columns.items()}
-        for run, place in enumerate(places)
-        if int(place) in held
-    }
+    return {run: {name: column[int(place)] for name, column in columns.items()} for run, place in enumerate(places) if int(place) in held}
 
 
 def _held(array: jax.Array) -> Iterator[tuple[int, np.ndarray]]:

@@ -19,12 +19,9 @@ calls reuse it. The plans give the same numbers up to rounding:
 (4, 3)
 """
 
-import contextlib
 import functools
 import operator
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxbp.sweep import products
+from jaxbp.jaxprs import op_count
+from jaxbp.runtime.program_cache import program_cache
 
 PLANS = ("auto", "loop", "map", "vmap", "shard-map", "shard-vmap", "pmap")
 SEEDS, BATCH = "seeds", "batch"  # axes of a mesh
@@ -45,22 +43,6 @@ _CONTEXT = (  # what JAX traces by, beside the arguments
 )  # fmt: skip
 
 
-def use_all_cores() -> int:
-    """Make each CPU core a JAX device of its own; returns the number of CPU devices.
-
-    Call it before JAX computes anything. Small networks leave most of a core's partners idle: two devices with a seed each are
-    1.2-2 times faster than one device with two cores (see `choose`).
-
-    Raises:
-      RuntimeError: JAX has already started with fewer devices.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not forced and jax.config.jax_num_cpu_devices < cores:
-        jax.config.update("jax_num_cpu_devices", cores)  # JAX itself raises RuntimeError once its backends have started
-    return jax.local_device_count("cpu")
-
-
 def keys(seeds: Iterable[int]) -> jax.Array:
     """Stack the random keys of ``seeds``, shape (S,)."""
     return jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
@@ -70,7 +52,7 @@ def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes "seeds" and "batch": runs are split over the first, the batches of each run over the second.
 
     Args:
-      num_batch: devices among which each run splits its batches, with `jaxbp.parallel.data_parallel`; neighbours in ``devices``.
+      num_batch: devices among which each run splits its batches, with `jaxbp.training.parallel.data_parallel`; neighbours in ``devices``.
       devices: default those of all processes.
 
     Raises:
@@ -82,7 +64,7 @@ def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, num_batch), (SEEDS, BATCH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def choose(backend: str, num_devices: int, num_runs: int, of_a_run: products.Products) -> str:
+def choose(backend: str, num_devices: int, num_runs: int, of_a_run: op_count.OpCount) -> str:
     """Return the plan that ``auto`` takes, from the kind of run and the devices.
 
     Accelerators are filled by running all seeds at once. On a CPU runs go one after another on each device: the matrices of one
@@ -166,16 +148,16 @@ def check_plan(plan: str) -> None:
 def plan_of(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> str:
     """The plan by which `evaluate` computes these runs."""
 
-    def of_a_run() -> products.Products:
+    def of_a_run() -> op_count.OpCount:
         one = jax.eval_shape(lambda runs: jax.tree.map(operator.itemgetter(0), runs), runs)
         return _products(fn, *_shapes((one, *shared)))
 
     return resolve(plan, of_a_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
 
 
-@functools.lru_cache(_KEPT)
-def _products(fn: Callable, shapes: tuple, structure: Any, _: tuple) -> products.Products:
-    return products.count(jitted(fn), *structure.unflatten(shapes))
+@program_cache(_KEPT)
+def _products(fn: Callable, shapes: tuple, structure: Any, _: tuple) -> op_count.OpCount:
+    return op_count.count(jitted(fn), *structure.unflatten(shapes))
 
 
 def _shapes(tree: Any) -> tuple[tuple, Any, tuple]:
@@ -185,7 +167,7 @@ def _shapes(tree: Any) -> tuple[tuple, Any, tuple]:
     return shapes, structure, tuple(getattr(jax.config, name) for name in _CONTEXT)
 
 
-def resolve(plan: str, of_a_run: Callable[[], products.Products], *, num_runs: int, devices: Sequence[Any]) -> str:
+def resolve(plan: str, of_a_run: Callable[[], op_count.OpCount], *, num_runs: int, devices: Sequence[Any]) -> str:
     """The plan that ``plan`` stands for: itself, or for ``auto`` what `choose` says.
 
     Raises:
@@ -197,9 +179,7 @@ def resolve(plan: str, of_a_run: Callable[[], products.Products], *, num_runs: i
     return "shard-vmap" if plan == "pmap" else plan
 
 
-def placed(
-    runs: Any, num_runs: int, num_devices: int, capacity: int | None = None
-) -> tuple[Any, np.ndarray, np.ndarray]:
+def placed(runs: Any, num_runs: int, num_devices: int, capacity: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
     """Runs spread evenly over ``capacity`` places on every device, default as few as will do.
 
     Returns:
@@ -218,10 +198,10 @@ def placed(
 
 
 # One a function, so that looking at a run and compiling it trace it once; few, since each keeps its function, and what that closes over.
-jitted = functools.lru_cache(_KEPT)(jax.jit)
+jitted = program_cache(_KEPT)(jax.jit)
 
 
-@functools.lru_cache(_KEPT)
+@program_cache(_KEPT)
 def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) -> jax.stages.Wrapped:
     """The compiled ``(counts, runs, *shared) -> results``; one for each function object, plan and set of devices.
 
@@ -252,14 +232,12 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
     return jax.jit(spread, in_shardings=shardings, out_shardings=by_run, donate_argnums=donated)
 
 
-def compiled(
-    fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple
-) -> jax.stages.Compiled:
+def compiled(fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple) -> jax.stages.Compiled:
     """`program` compiled ahead for runs of the shapes of ``places``, so that its memory can be looked at; kept for equal calls."""
     return _compiled(fn, within, mesh, donate, num_devices, *_shapes((places, shared)))
 
 
-@functools.lru_cache(_KEPT)
+@program_cache(_KEPT)
 def _compiled(
     fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
 ) -> jax.stages.Compiled:
@@ -281,29 +259,8 @@ def _one_by_one(fn: Callable, count: jax.Array, runs: Any) -> Any:
     return jax.lax.fori_loop(0, count, body, places)
 
 
-def make_room() -> None:
-    """Drop compiled programs once they hold half of the memory maps that Linux allows a process.
-
-    Each holds some hundreds, and with none left XLA crashes. They come back from the compilation cache on disk.
-    """
-    held, allowed = memory_maps()
-    if held > allowed / 2:
-        for cache in (jitted, program, _compiled, _products):
-            cache.cache_clear()
-        jax.clear_caches()
-
-
-def memory_maps() -> tuple[int, int]:
-    """How many the process holds, and may; (0, 0) where the system does not say."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/self/maps").read_bytes().count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
-    return 0, 0
-
-
 def _num_runs(runs: Any) -> int:
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(runs)}
     if len(lengths) != 1 or lengths <= {(), (0,)}:
-        raise ValueError(
-            f"runs must be arrays with a common leading axis of 1 or more, got leading axes {sorted(lengths)}"
-        )
+        raise ValueError(f"runs must be arrays with a common leading axis of 1 or more, got leading axes {sorted(lengths)}")
     return lengths.pop()[0]

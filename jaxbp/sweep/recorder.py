@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbp import distributed, stopping
+from jaxbp.runtime import preemption, processes
 from jaxbp.sweep import results
 
 NOT_FINITE = "not finite"
@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
       store: for pieces and facts.
-      progress: a `jaxbp.progress.Progress`.
+      progress: a `jaxbp.runtime.progress.Progress`.
       watch: of signals.
       words: what the display calls each run.
       diverged_fn: whether a run's results mean that it diverged; default, that any number is not finite.
@@ -28,7 +28,7 @@ class Recorder:
         self,
         store: Any,
         progress: Any,
-        watch: stopping.Watch,
+        watch: preemption.Watch,
         words: Mapping[str, str],
         diverged_fn: Callable[[Values], bool] | None = None,
     ):
@@ -37,7 +37,7 @@ class Recorder:
 
     def missing(self, names: Sequence[str]) -> list[int]:
         """Positions of the runs that are not on disk, the same in all processes."""
-        return distributed.from_first([i for i, name in enumerate(names) if name not in self.store])
+        return processes.from_first([i for i, name in enumerate(names) if name not in self.store])
 
     def start(self, names: Iterable[str], share: float = 0.0) -> None:
         """Say that runs are being computed, of which ``share`` is done already."""
@@ -59,9 +59,9 @@ class Recorder:
             if name not in self.store:
                 status = results.DIVERGED if name in diverged else results.FINISHED
                 self.store.put(name, results.to_piece(status, values))
-        written = distributed.any_process([[name in rows, name in diverged] for name in names])
+        written = processes.any_process([[name in rows, name in diverged] for name in names])
         for name, (done, bad) in zip(names, written, strict=True):
-            if done and (name in rows or distributed.is_first()):
+            if done and (name in rows or processes.is_first()):
                 self._say(name, diverged=bad)
 
     def fail(self, names: Iterable[str], why: str) -> None:
@@ -80,13 +80,13 @@ class Recorder:
         """End here if any process was asked to, once ``save`` has saved what there is.
 
         Raises:
-          stopping.Terminated, KeyboardInterrupt: what this process, or another, was asked by.
+          preemption.Terminated, KeyboardInterrupt: what this process, or another, was asked by.
         """
-        if distributed.any_process(self.watch.asked is not None):
+        if processes.any_process(self.watch.asked is not None):
             if save:
                 save()
             self.watch.check()
-            raise stopping.Terminated  # another process was asked
+            raise preemption.Terminated  # another process was asked
 
 
 def _is_not_finite(values: Values) -> bool:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.store import CONFIG, Reader, StoreError
+from jaxbp.runtime.store import CONFIG, Reader, StoreError
 from jaxbp.sweep import grid
 
 FINISHED, DIVERGED = "finished", "diverged"
@@ -127,10 +127,7 @@ class Results(Sequence[Record]):
         import pandas as pd
 
         return pd.DataFrame(
-            [
-                {**record.setting, "seed": record.seed, "status": record.status, **record.values.numbers()}
-                for record in self.records
-            ]
+            [{**record.setting, "seed": record.seed, "status": record.status, **record.values.numbers()} for record in self.records]
         )
 
 
@@ -160,9 +157,7 @@ def check_names(names: Iterable[str], setting: Mapping[str, Any]) -> None:
     if not names:
         raise TypeError("the function must return an array, or a dictionary or another tree of arrays, got none")
     if taken := names & {"seed", "status", *setting}:
-        raise ValueError(
-            f"a result must not be called {sorted(taken)[0]!r}, as the seed, status or a setting is: rename it"
-        )
+        raise ValueError(f"a result must not be called {sorted(taken)[0]!r}, as the seed, status or a setting is: rename it")
 
 
 def piece_name(row: int, seed: int) -> str:
@@ -209,8 +204,7 @@ def load(folder: str | Path) -> Results:
         settings = json.loads(path.read_text("utf-8"))["settings"]
         by_name, seeds = settings["grid"], settings["seeds"]
         rows = [
-            {name: grid.fixed(value) for name, value in zip(by_name, values, strict=True)}
-            for values in zip(*by_name.values(), strict=True)
+            {name: grid.fixed(value) for name, value in zip(by_name, values, strict=True)} for values in zip(*by_name.values(), strict=True)
         ] or [{}]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} holds no sweep that can be read ({error!r}): give the folder of one") from error

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxbp import distributed, stopping
-from jaxbp.progress import Progress, Work
-from jaxbp.store import Memory, Store
+from jaxbp.runtime import preemption, processes
+from jaxbp.runtime.progress import Progress, Work
+from jaxbp.runtime.shared_store import open_together
+from jaxbp.runtime.store import Memory, Store
 from jaxbp.sweep import grid as grids
 from jaxbp.sweep import memory as memories
 from jaxbp.sweep import plans, results, tasks
 from jaxbp.sweep.engine import Engine, Options
-from jaxbp.sweep.folder import open_together
 from jaxbp.sweep.recorder import NOT_FINITE, Recorder
 from jaxbp.sweep.segments import Segments
 
@@ -67,7 +67,7 @@ def run(
       static: names that get a program for each value though they are floats.
       plan: one of `PLANS`; "loop" is "map" with one device. What "auto" chose is shown, and noted in the folder.
       mesh: of `make_mesh`, default all devices of all processes. With more than one device on its axis "batch" each run may split
-        its batches with `jaxbp.parallel.data_parallel`.
+        its batches with `jaxbp.training.parallel.data_parallel`.
       memory: bytes that a device may use; as many runs as fit go to it at once. Default: most of what an accelerator has free, or a share
         of half of the host's memory.
       checkpoint_every: seconds between checkpoints of runs in segments.
@@ -84,9 +84,9 @@ def run(
     Raises:
       ValueError, TypeError: a grid, seeds or functions that make no sense; whatever tracing ``fn`` raises, with the setting.
       SweepError: settings that the device refused, for want of memory for instance, once all others are done.
-      jaxbp.store.StoreError: the folder is in use, of another sweep, damaged or not writable, or a checkpoint is damaged.
-      jaxbp.stopping.Terminated: SIGTERM; what is finished, and the segments that are done, are saved; one that goes on for more than
-        8 seconds is lost. Exit code 143.
+      jaxbp.runtime.store.StoreError: the folder is in use, of another sweep, damaged or not writable, or a checkpoint is damaged.
+      jaxbp.runtime.preemption.Terminated: SIGTERM; finished runs and segments are saved; a segment that takes
+        more than 8 seconds is lost. Exit code 143.
     """
     settings, seeds = grids.expand({} if grid is None else grid), _checked_seeds(seeds)
     _check(shared, keep, checkpoint_every, memory, mesh)
@@ -108,17 +108,15 @@ def run(
         words = _words(settings, seeds)
         with (
             _progress(out, words, store, tensorboard=tensorboard, quiet=quiet) as progress,
-            stopping.watch(say=progress.say, last_words=_LAST_WORDS.format(out) if out else "") as watch,
+            preemption.watch(say=progress.say, last_words=_LAST_WORDS.format(out) if out else "") as watch,
         ):
             recorder = Recorder(store, progress, watch, {k: label for k, (label, _) in words.items()}, diverged_fn)
             errors = _compute(Engine(options, placed, recorder), todo)
         found = results.collect(store, settings, seeds)
-        if isinstance(store, Store) and distributed.is_first():
+        if isinstance(store, Store) and processes.is_first():
             if options.checkpoints and not errors:
                 shutil.rmtree(options.checkpoints, ignore_errors=True)  # of plans that were given up
-            _check_shared(
-                found, len(words) - sum(len(task.names) for task in todo if task.label in errors), store.folder
-            )
+            _check_shared(found, len(words) - sum(len(task.names) for task in todo if task.label in errors), store.folder)
             store.write(_TABLE, results.to_parquet(found))
     if errors:
         told = "\n  ".join(f"{label}: {error}" for label, error in errors.items())
@@ -150,27 +148,21 @@ def _check_shared(found: results.Results, expected: int, out: Path) -> None:
 
 def _check(shared: Any, keep: Any, checkpoint_every: Any, memory: Any, mesh: Mesh | None) -> None:
     if not isinstance(shared, list | tuple):
-        raise TypeError(
-            f"shared must be a list of what all runs get, got {type(shared).__name__}: put brackets around it"
-        )
+        raise TypeError(f"shared must be a list of what all runs get, got {type(shared).__name__}: put brackets around it")
     if not isinstance(keep, int) or keep < 1 or not checkpoint_every >= 0:
-        raise ValueError(
-            f"keep must be a whole number from 1 on and checkpoint_every 0 or more seconds, got {keep} and {checkpoint_every}"
-        )
+        raise ValueError(f"keep must be a whole number from 1 on and checkpoint_every 0 or more seconds, got {keep} and {checkpoint_every}")
     if memory is not None and (not isinstance(memory, int) or memory < 1):
         raise ValueError(f"memory must be a number of bytes, got {memory!r}")
     if mesh is not None and set(mesh.axis_names) != {plans.SEEDS, plans.BATCH}:
-        raise ValueError(
-            f"mesh must be one of sweep.make_mesh, with the axes 'seeds' and 'batch', got {mesh.axis_names}"
-        )
+        raise ValueError(f"mesh must be one of sweep.make_mesh, with the axes 'seeds' and 'batch', got {mesh.axis_names}")
 
 
 def _agreed_memory(memory: int | None, mesh: Mesh) -> int:
     """What every process has to spare on a device."""
-    hosts = distributed.gather([socket.gethostname(), jax.local_device_count()])
+    hosts = processes.gather([socket.gethostname(), jax.local_device_count()])
     on_this_host = sum(count for host, count in hosts if host == socket.gethostname())
     own = memory or memories.default_bound(mesh.local_mesh.devices.flat[0], on_this_host)
-    return min(distributed.gather(own))
+    return min(processes.gather(own))
 
 
 def _default_mesh(plan: str) -> Mesh:
@@ -181,9 +173,7 @@ def _default_mesh(plan: str) -> Mesh:
     return plans.make_mesh(devices=list({device.process_index: device for device in reversed(jax.devices())}.values()))
 
 
-def _progress(
-    out: str | Path | None, words: Mapping[str, tuple[str, str]], store: Any, *, tensorboard: bool, quiet: bool
-) -> Progress:
+def _progress(out: str | Path | None, words: Mapping[str, tuple[str, str]], store: Any, *, tensorboard: bool, quiet: bool) -> Progress:
     there = {label: str(store.lazy(name)["status"]) for name, (label, _) in words.items() if name in store}
     return Progress(
         {label: Work(setting, 1.0) for label, setting in words.values()},
@@ -222,11 +212,7 @@ def _words(settings: Sequence[grids.Setting], seeds: Sequence[int]) -> dict[str,
     written = grids.as_json(settings)
     varying = [name for name, values in written.items() if any(value != values[0] for value in values)]
     labels = [grids.label({name: setting[name] for name in varying}) for setting in settings]
-    return {
-        results.piece_name(row, seed): (f"{label}; seed {seed}", label)
-        for row, label in enumerate(labels)
-        for seed in seeds
-    }
+    return {results.piece_name(row, seed): (f"{label}; seed {seed}", label) for row, label in enumerate(labels) for seed in seeds}
 
 
 def _identity(
@@ -237,9 +223,7 @@ def _identity(
     while isinstance(named, functools.partial):
         named = named.func
     return {
-        "function": f"{named.__module__}.{named.__qualname__}"
-        if hasattr(named, "__qualname__")
-        else type(named).__qualname__,
+        "function": f"{named.__module__}.{named.__qualname__}" if hasattr(named, "__qualname__") else type(named).__qualname__,
         "segments": fn.num_segments if isinstance(fn, Segments) else None,
         "grid": grids.as_json(settings),
         "seeds": list(seeds),

@@ -92,9 +92,7 @@ def phases(parts: Segments, bind: Callable[[Callable], Callable]) -> Phases:
         ends = results.flat(bind(parts.finish_fn)(carry.run, carry.state, *shared)) if parts.finish_fn else {}
         found = {**carry.history, "segments": carry.num_done}
         if both := found.keys() & ends.keys():
-            raise ValueError(
-                f"results of finish_fn must not have the names of measures or 'segments', got {sorted(both)}"
-            )
+            raise ValueError(f"results of finish_fn must not have the names of measures or 'segments', got {sorted(both)}")
         return found | ends
 
     return Phases(init, segment, finish)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.sweep import grid, plans, products, results, segments
+from jaxbp.jaxprs import op_count
+from jaxbp.sweep import grid, plans, results, segments
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,18 @@ class Task:
         """Whether a run comes in segments."""
         return isinstance(self.fn, segments.Segments)
 
-    def products(self, shared: tuple) -> products.Products:
+    def products(self, shared: tuple) -> op_count.OpCount:
         """What a run, or a segment of one, multiplies; raises what is wrong with the function, telling the setting."""
         one = jax.eval_shape(lambda runs: jax.tree.map(lambda a: a[0], runs), self.runs)
         setting = self.program.static | self.program.traced
         try:
             if not self.in_segments:
                 results.check_names(jax.eval_shape(plans.jitted(self.functions), one, *shared), setting)
-                return products.count(plans.jitted(self.functions), one, *shared)
+                return op_count.count(plans.jitted(self.functions), one, *shared)
             init, segment, finish = self.functions
             carry = jax.eval_shape(init, one, *shared)
             results.check_names(jax.eval_shape(finish, carry, *shared), setting)
-            return products.count(plans.jitted(segment), carry, jnp.int32(0), *shared)
+            return op_count.count(plans.jitted(segment), carry, jnp.int32(0), *shared)
         except Exception as error:
             error.add_note(f"while tracing the function of the sweep with {self.label}")
             raise

@@ -1,0 +1,285 @@
+"""Claims, the rules that turn intervals into verdicts, and verdicts.json.
+
+A claim names a measure and a `Rule`, an open region in which the measure must lie; seeds give an `jaxbp.stats.Interval` for it. An
+interval inside the region makes the claim *supported*, one wholly outside *contradicted*; otherwise this many seeds leave it
+*undecided*. "No difference" is a region around zero (`Within`) and so has to be shown: a test that missed significance shows nothing.
+An interval that only touches an end of the region decides nothing. Intervals are two-sided at 95 %: a one-sided rule errs in at most
+2.5 % of runs. Each claim stands by itself; for tests that must hold together see `jaxbp.stats.holm`.
+
+>>> from jaxbp import claims
+>>> claim = claims.Claim("S2.a", "Weight decay beats none.", "Table 2", "gain", claims.Above(0.0), 0.6)
+>>> verdict = claims.judge(claim, {"digits/mlp": [0.4, 0.7, 0.5, 0.9, 0.6]})
+>>> print(verdict.verdict, f"{verdict.interval.low:.3f} {verdict.interval.high:.3f}")
+supported 0.381 0.859
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxbp.runtime.files import write_atomically
+from jaxbp.stats import CONFIDENCE, Interval, IntervalFn, SampleError, t_interval
+
+Outcome = Literal["supported", "contradicted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An open region of the real line in which a measure must lie; made by `Above`, `Below` and `Within`."""
+
+    def __post_init__(self):
+        if not np.isfinite(dataclasses.astuple(self)).all():
+            raise ValueError(f"a rule needs finite numbers, got {self}")
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """Lower and upper end of the region, infinite where it has none."""
+        raise NotImplementedError
+
+    def _where(self) -> str:
+        raise NotImplementedError
+
+    def text(self, measure: str) -> str:
+        """Say when the claim holds, with every digit, so that `read_verdicts` can restore the rule."""
+        return f"the whole 95 % interval of {measure} lies {self._where()}"
+
+    def slack(self, interval: Interval) -> float:
+        """Room between the interval and the nearest end of the region; negative if it reaches outside."""
+        lower, upper = self.region
+        return min(interval.low - lower, upper - interval.high)
+
+    def distance(self, interval: Interval) -> float:
+        """Gap between the region and an interval beyond it; negative if they overlap."""
+        lower, upper = self.region
+        return max(lower - interval.high, interval.low - upper)
+
+    def decide(self, interval: Interval) -> Outcome:
+        """Supported inside the region, contradicted wholly outside, undecided on overlap or a mere touch."""
+        if self.slack(interval) > 0:
+            return "supported"
+        return "contradicted" if self.distance(interval) > 0 else "undecided"
+
+
+def _digits(number: float) -> str:
+    return repr(float(number)).removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Above(Rule):
+    """The measure exceeds ``threshold``."""
+
+    threshold: float
+
+    region = property(lambda self: (float(self.threshold), math.inf))
+
+    def _where(self) -> str:
+        return f"above {_digits(self.threshold)}"
+
+
+@dataclass(frozen=True)
+class Below(Rule):
+    """The measure stays under ``threshold``."""
+
+    threshold: float
+
+    region = property(lambda self: (-math.inf, float(self.threshold)))
+
+    def _where(self) -> str:
+        return f"below {_digits(self.threshold)}"
+
+
+@dataclass(frozen=True)
+class Within(Rule):
+    """The measure differs from ``centre`` by less than ``margin``: equivalence by interval inclusion.
+
+    Two one-sided tests at level alpha (Schuirmann, J. Pharmacokin. Biopharm. 15, 1987) ask for the 1 - 2
+    alpha interval inside the margin, 90 % for alpha = 5 %. Here the 95 % interval has to be, so alpha is 2.5
+    %.
+    """
+
+    margin: float
+    centre: float = 0.0
+
+    region = property(lambda self: (float(self.centre - self.margin), float(self.centre + self.margin)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.margin <= 0:
+            raise ValueError(f"the margin is the largest difference that counts as none, got {self.margin}")
+
+    def _where(self) -> str:
+        return f"within {_digits(self.margin)} of {_digits(self.centre)}"
+
+
+def _rule_from_text(text: str, measure: str) -> Rule:
+    where = text.removeprefix(f"the whole 95 % interval of {measure} lies ")
+    match = re.fullmatch(r"(above|below|within) (\S+?)(?: of (\S+))?", where)
+    if not match:
+        raise ValueError(f"holds_if is none of this module's rules about {measure!r}: {text!r}")
+    kind = {"above": Above, "below": Below, "within": Within}[match[1]]
+    return kind(*(float(number) for number in match.groups()[1:] if number))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is tested: ``source`` is where the paper says it, ``paper_value`` what it found, None if it did not test it.
+
+    ``belief``: what theory or folklore says about it, a short sentence with its source.
+    """
+
+    id: str
+    statement: str
+    source: str
+    measure: str
+    rule: Rule
+    paper_value: str | float | None = None
+    belief: str = dataclasses.field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting (data set, model, ...) of a claim; where ``interval`` is None, ``note`` says why."""
+
+    case: str
+    interval: Interval | None
+    num_seeds: int
+    verdict: Outcome
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for a claim over all ``cases``, with the interval of the least favourable, if any."""
+
+    claim: Claim
+    interval: Interval | None
+    num_seeds: int
+    verdict: Outcome
+    cases: tuple[Case, ...]
+    note: str = ""
+
+    def to_json(self) -> dict:
+        """Entry of verdicts.json; without an interval, ``estimate`` and both ends of ``ci95`` are None."""
+        claim = self.claim
+        return {
+            "id": claim.id,
+            "statement": claim.statement,
+            "source": claim.source,
+            "measure": claim.measure,
+            "holds_if": claim.rule.text(claim.measure),
+            **_result_to_json(self),
+            "paper_value": claim.paper_value,
+            "belief": claim.belief,
+            "cases": [{"case": case.case, **_result_to_json(case)} for case in self.cases],
+        }
+
+
+def _result_to_json(result: Case | Verdict) -> dict:
+    found = result.interval
+    estimate, *ends = [None] * 3 if found is None else map(float, (found.estimate, found.low, found.high))
+    entry = {"estimate": estimate, "ci95": ends, "seeds": result.num_seeds, "verdict": result.verdict}
+    return entry | ({"note": result.note} if result.note else {})
+
+
+def _result_from_json(entry: dict) -> dict:
+    estimate, num_seeds, interval = entry["estimate"], entry["seeds"], None
+    if estimate is not None:
+        low, high = entry["ci95"]
+        interval = Interval(estimate, low, high, CONFIDENCE, num_seeds, "as written")
+    shared = {"verdict": entry["verdict"], "note": entry.get("note", "")}
+    return {"interval": interval, "num_seeds": num_seeds, **shared}
+
+
+def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn: IntervalFn = t_interval) -> Verdict:
+    """Decide a claim that is meant to hold in every case, from values whose first axis is over seeds.
+
+    ``interval_fn(values, confidence=...)`` makes one case's Interval: `t_interval`, `event_interval`,
+    `bootstrap_interval`, or a lambda around `trend`. For a paired comparison pass differences. The claim is
+
+    - *supported* if every case is, at 95 %. An intersection-union test needs no correction (Berger and Hsu,
+      Statistical Science 11, 1996): to err, the very case that fails must pass for a success.
+    - *contradicted* if some case is, at the level 1 - 0.05 / num_cases, since among many cases one strays by
+      chance. This is Bonferroni; as Holm's first step is the same, it would not find a failure more often.
+    - *undecided* otherwise. A case without interval (SampleError; the message becomes its note) stands in the
+      way of *supported* and counts in num_cases: seeds that diverged are neither dropped nor guessed.
+
+    Each case keeps its own 95 % interval and verdict. The whole takes the interval of the least favourable
+    case among those that made the verdict what it is.
+    """
+    values_by_case = {str(name): values for name, values in values_by_case.items()}
+    rule, cases = claim.rule, _judge_cases(claim.rule, values_by_case, interval_fn)
+    if not cases:
+        return Verdict(claim, None, 0, "undecided", (), "No case was run.")
+    confidence = 1 - (1 - CONFIDENCE) / len(cases)
+    suspects = [case for case in cases if case.verdict == "contradicted"]
+    strict = [interval_fn(values_by_case[case.case], confidence=confidence) for case in suspects]
+    failed = [case for case, interval in zip(suspects, strict, strict=True) if rule.distance(interval) > 0]
+    verdict: Outcome
+    if failed:
+        verdict, worst = "contradicted", _worst(failed, rule.distance)
+    else:
+        verdict = "supported" if all(case.verdict == "supported" for case in cases) else "undecided"
+        known = [case for case in cases if case.interval]
+        open_cases = [case for case in known if case.verdict != "supported"] or known
+        worst = _worst(open_cases, lambda interval: -rule.slack(interval))
+    notes = [f"{case.case}: {case.note}." for case in cases if case.note]
+    if len(cases) > 1 and worst:
+        notes.insert(0, f"Shown is the least favourable of {len(cases)} cases, {worst.case}.")
+    if suspects and not failed:
+        names = ", ".join(case.case for case in suspects)
+        notes.append(f"Not contradicted at the {100 * confidence:.4g} % that {len(cases)} cases need: {names}.")
+    num_seeds = worst.num_seeds if worst else max(case.num_seeds for case in cases)
+    return Verdict(claim, worst.interval if worst else None, num_seeds, verdict, cases, " ".join(notes))
+
+
+def _worst(cases: Iterable[Case], badness_fn: Callable[[Interval], float]) -> Case | None:
+    """The case of greatest badness, the first of equals, among those with an interval."""
+    found = [(case, badness_fn(case.interval)) for case in cases if case.interval]
+    return max(found, key=lambda pair: pair[1], default=(None, 0.0))[0]
+
+
+def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[Case, ...]:
+    cases = []
+    for name, values in values_by_case.items():
+        num_seeds = len(np.atleast_1d(np.asarray(values)))
+        try:
+            interval = interval_fn(values, confidence=CONFIDENCE)
+        except SampleError as error:
+            cases.append(Case(name, None, num_seeds, "undecided", str(error)))
+        else:
+            cases.append(Case(name, interval, num_seeds, rule.decide(interval)))
+    return tuple(cases)
+
+
+def write_verdicts(path: str | os.PathLike, verdicts: Iterable[Verdict]) -> None:
+    """Write verdicts.json: strict JSON (no NaN), in one step, so that nobody ever reads half a file."""
+    entries = [verdict.to_json() for verdict in verdicts]
+    ids = [entry["id"] for entry in entries]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"claim ids must differ within a file, got {ids}")
+    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_verdicts(path: str | os.PathLike) -> list[Verdict]:
+    """Read what `write_verdicts` wrote, rules included; only the ``method`` of each interval is not kept.
+
+    Entries without ``belief``, which older versions wrote, read as "".
+    """
+    verdicts = []
+    for entry in json.loads(Path(path).read_text("utf-8")):
+        rule = _rule_from_text(entry["holds_if"], entry["measure"])
+        fields = {key: entry[key] for key in ("id", "statement", "source", "measure", "paper_value")}
+        claim = Claim(**fields, rule=rule, belief=entry.get("belief", ""))
+        cases = tuple(Case(case["case"], **_result_from_json(case)) for case in entry["cases"])
+        verdicts.append(Verdict(claim, cases=cases, **_result_from_json(entry)))
+    return verdicts

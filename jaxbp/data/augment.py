@@ -1,0 +1,58 @@
+"""Random crops and flips of a batch of images, inside a compiled training step.
+
+The usual augmentation of small natural images (He et al., CVPR 2016, section 4.2): pad, cut out a window of the old
+size, mirror half of the images. Each image has random numbers of its own. `jaxbp.training.train` takes the functions as
+``augment_fn``.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp.data import augment
+>>> augment_fn = augment.crop_and_flip(4)
+>>> augment_fn(jax.random.key(0), jnp.ones((8, 32, 32, 3))).shape
+(8, 32, 32, 3)
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+AugmentFn = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images (N, H, W, C)) -> images
+
+
+@functools.cache  # equal ones are one object, so that a training is traced once
+def crop_and_flip(padding: int = 4, *, flip: bool = True, fill: tuple[float, ...] = (0.0,)) -> AugmentFn:
+    """Crop by up to ``padding`` pixels in each direction and, if ``flip``, mirror left to right with probability 1/2.
+
+    Args:
+      padding: pixels added on each side; along axes of extent 1 (signals (N, L, 1, C)) nothing is cropped or mirrored.
+      flip: not for digits, whose mirror images mean something else.
+      fill: value of the padding for each channel, or one for all: 0 is black in raw images; in normalised ones black
+        is ``tuple(-mean / std)``.
+
+    Raises:
+      ValueError: a negative padding, or, when called, images that are not (N, H, W, C).
+    """
+    if padding < 0:
+        raise ValueError(f"padding must be at least 0, got {padding}")
+
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        if images.ndim != 4:
+            raise ValueError(f"images must be (N, H, W, C), got shape {images.shape}")
+        crop_key, flip_key = jax.random.split(key)
+        images = _cropped(crop_key, images, padding, jnp.asarray(fill, images.dtype)) if padding else images
+        if not flip or images.shape[2] == 1:
+            return images
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        return jnp.where(mirrored, images[:, :, ::-1], images)
+
+    return augment
+
+
+def _cropped(key: jax.Array, images: jax.Array, padding: int, fill: jax.Array) -> jax.Array:
+    margins = [padding if extent > 1 else 0 for extent in images.shape[1:3]]
+    pads = [(0, 0), *((m, m) for m in margins), (0, 0)]
+    padded = jnp.pad(images - fill, pads) + fill
+    corners = jax.random.randint(key, (len(images), 2), 0, jnp.array(margins) * 2 + 1)
+    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))
+    return cut(padded, corners)

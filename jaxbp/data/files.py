@@ -1,0 +1,175 @@
+"""Image-classification files of anybody's, read without trust: .npz archives and folders of IDX files.
+
+Nothing is ever unpickled. A file that is truncated, mislabelled, empty or wrongly shaped raises `DataError`, which
+names it; what is returned may be split and trained on. ``jaxbp.data.load("file:...")`` is the way in.
+
+>>> import tempfile
+>>> from pathlib import Path
+>>> import numpy as np
+>>> from jaxbp.data import files
+>>> path = Path(tempfile.mkdtemp()) / "mine.npz"
+>>> np.savez(path, x=np.zeros((6, 4, 4), np.uint8), y=np.array([0, 1, 2, 0, 1, 2]))
+>>> found = files.read(path)
+>>> found.train.images.shape, found.test, found.num_classes
+((6, 4, 4, 1), None, 3)
+"""
+
+import gzip
+import itertools
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_Named = tuple[str, np.ndarray]  # where an array comes from, for messages, and the array
+
+_IDX_FILES = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
+_IDX_AXES = {"images": 3, "labels": 1}
+_NPZ_KEYS = (("x_train", "y_train"), ("x_test", "y_test"))
+
+
+class DataError(ValueError):
+    """A data set that cannot be had as asked for: unknown, damaged, unfit, not downloaded, or too small to split."""
+
+
+class RawSplit(NamedTuple):
+    """Images as stored, (N, H, W, C), uint8 or floats, and labels (N,) int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class RawData(NamedTuple):
+    """A data set before seeded splits and scaling; ``test`` is None where the source has no test split."""
+
+    train: RawSplit
+    test: RawSplit | None
+    num_classes: int
+
+
+def read(path: Path) -> RawData:
+    """Read an .npz file or a folder of IDX files, and check everything that can be checked."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give an .npz file or a folder of IDX files")
+    pairs = _read_idx_folder(path) if path.is_dir() else _read_npz(path)
+    splits = [checked_split(*pair) for pair in pairs]
+    num_classes = _count_classes(splits[0].labels, pairs[0][1][0])
+    for split, ((images_name, images), (labels_name, _)) in zip(splits, pairs, strict=True):
+        if split.images.shape[1:] != splits[0].images.shape[1:]:
+            raise DataError(
+                f"{images_name} holds images of another shape than the training images: "
+                f"{images.shape[1:]} against {splits[0].images.shape[1:]}"
+            )
+        _check_labels(labels_name, split.labels, num_classes)
+    return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
+
+
+def checked_split(images: _Named, labels: _Named) -> RawSplit:
+    """Bring images to (N, H, W, C) and labels to (N,) int32, or say what keeps them from being that."""
+    images_name, x = images
+    labels_name, y = labels
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or 0 in x.shape:
+        raise DataError(f"{images_name} has shape {images[1].shape}: images need (N, H, W) or (N, H, W, C), none of them zero")
+    if x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(f"{images_name} has shape {x.shape}, which looks like (N, C, H, W): move the channels to the last axis")
+    if y.ndim == 2 and y.shape[1] == 1:  # as Keras keeps them
+        y = y[:, 0]
+    if y.shape != x.shape[:1]:
+        raise DataError(f"{labels_name} has shape {labels[1].shape}, but {images_name} holds {len(x)} images")
+    _check_pixels(images_name, x)
+    _check_labels(labels_name, y)
+    return RawSplit(x, y.astype(np.int32))
+
+
+def _check_pixels(name: str, x: np.ndarray) -> None:
+    if x.dtype == np.uint8:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise DataError(f"{name} has dtype {x.dtype}: save pixels as uint8 (0 to 255) or as floats in [0, 1]")
+    low, high = float(x.min()), float(x.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(f"{name} holds {np.count_nonzero(~np.isfinite(x))} values that are NaN or infinite")
+    if low < 0 or high > 1:
+        raise DataError(f"{name} holds floats from {low:g} to {high:g}: scale them into [0, 1], or save pixels as uint8")
+
+
+def _check_labels(name: str, y: np.ndarray, num_classes: int = 2**31) -> None:
+    """Refuse labels that are not integers from 0 to ``num_classes`` - 1."""
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{name} has dtype {y.dtype}: labels are integers that count classes from 0")
+    low, high = int(y.min()), int(y.max())
+    if low < 0:
+        raise DataError(f"{name} holds the label {low}: labels count classes from 0")
+    if high >= num_classes:
+        raise DataError(f"{name} holds the label {high}, but there are only {num_classes} classes, 0 to {num_classes - 1}")
+
+
+def _count_classes(labels: np.ndarray, name: str) -> int:
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise DataError(f"{name} holds one class only, {classes[0]}: there is nothing to classify")
+    if classes[-1] != len(classes) - 1:
+        missing = next(c for c in itertools.count() if c != classes[c])
+        raise DataError(
+            f"{name} goes up to {classes[-1]} without any example of class {missing}: number the classes 0 to {len(classes) - 1}"
+        )
+    return len(classes)
+
+
+def _read_npz(path: Path) -> list[tuple[_Named, _Named]]:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    if not zipfile.is_zipfile(path):  # np.load would go on to try .npy and pickle
+        raise DataError(f"{path} is no .npz file, or a truncated one: write it anew with numpy.savez")
+    arrays = {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = sorted(archive.files)
+            wanted = [pair for pair in (*_NPZ_KEYS, ("x", "y")) if set(pair) <= set(found)]
+            for key in itertools.chain(*wanted):
+                arrays[key] = np.asanyarray(archive[key])  # a member that is no array comes as bytes
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on damaged bytes; all mean the same
+        raise DataError(f"{path} cannot be read as .npz without unpickling: {error}") from error
+    if tuple(wanted) not in (_NPZ_KEYS, (("x", "y"),)):
+        raise DataError(f"{path} holds {found}: it needs either x_train, y_train, x_test, y_test or x, y")
+    return [((f"{path}: {x}", arrays[x]), (f"{path}: {y}", arrays[y])) for x, y in wanted]
+
+
+def _read_idx_folder(folder: Path) -> list[tuple[_Named, _Named]]:
+    return [(_read_idx(*_find_idx(folder, x)), _read_idx(*_find_idx(folder, y))) for x, y in _IDX_FILES]
+
+
+def _find_idx(folder: Path, stem: str) -> tuple[Path, int]:
+    num_axes = _IDX_AXES[stem.split("-")[1]]
+    names = [f"{stem}{mark}idx{num_axes}-ubyte{suffix}" for suffix in ("", ".gz") for mark in "-."]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name, num_axes
+    raise DataError(f"{folder} holds none of {', '.join(names)}")
+
+
+def _read_idx(path: Path, num_axes: int) -> _Named:
+    """Read unsigned bytes: magic 0, 0, 8, number of axes; each axis as a big-endian uint32; then the bytes."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:  # a damaged gzip stream shows as any of them
+        raise DataError(f"{path} cannot be read: {error}") from error
+    magic, header = bytes([0, 0, 8, num_axes]), 4 + 4 * num_axes
+    if content[:4] != magic:
+        raise DataError(
+            f"{path} starts with {content[:4].hex() or 'nothing'}, not {magic.hex()}: it is no IDX file of unsigned "
+            f"bytes with {num_axes} {'axis' if num_axes == 1 else 'axes'}"
+        )
+    shape = tuple(int(n) for n in np.frombuffer(content[4:header].ljust(4 * num_axes, b"\0"), ">u4"))
+    if len(content) != header + math.prod(shape):
+        raise DataError(
+            f"{path} is {'truncated' if len(content) < header + math.prod(shape) else 'too long'}: its header "
+            f"announces shape {shape}, {header + math.prod(shape)} bytes in all, and it has {len(content)}"
+        )
+    return str(path), np.frombuffer(content, np.uint8, offset=header).reshape(shape)

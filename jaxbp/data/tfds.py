@@ -1,0 +1,118 @@
+"""Any image-classification set of TensorFlow Datasets, as arrays.
+
+A set is prepared once, which takes a network and TensorFlow; from then on its records are read without either. Sets that
+`tfds.load` has prepared before serve too, but their records, TFRecord by default, only TensorFlow reads. It is kept away
+from accelerators, which JAX wants for itself. ``jaxbp.data.load("tfds:...")`` is the way in.
+
+>>> from jaxbp.data import tfds
+>>> tfds.read("fashion_mnst", None)
+Traceback (most recent call last):
+jaxbp.data.files.DataError: TFDS cannot make anything of 'fashion_mnst' (Dataset fashion_mnst not found.): did you mean fashion_mnist?
+"""
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxbp.data.files import DataError, RawData, RawSplit, checked_split
+
+_CHUNK = 500  # records decoded at a time, a third faster than one by one
+
+
+def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
+    """Read the train split and, where there is one, the test split; other splits are left alone."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # unknown name, bad syntax, no such config or version: each of another kind
+        raise DataError(_unknown(name, error, tfds.list_builders(with_community_datasets=False))) from error
+    shape, num_classes = _image_shape_and_classes(name, builder, tfds)
+    if not builder.is_prepared():
+        _prepare(name, builder, data_dir)
+    if "train" not in builder.info.splits:
+        raise DataError(f"tfds:{name} has no train split, only {sorted(builder.info.splits)}")
+    names = [split for split in ("train", "test") if split in builder.info.splits]
+    splits = [_read_split(name, builder, split, shape) for split in names]
+    return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
+
+
+def _unknown(name: str, error: Exception, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known)
+    hint = f": did you mean {' or '.join(close)}?" if close else ", see tensorflow_datasets.list_builders()"
+    return f"TFDS cannot make anything of {name!r} ({str(error).strip().splitlines()[0]}){hint}"
+
+
+def _image_shape_and_classes(name: str, builder: Any, tfds: Any) -> tuple[tuple[int, ...], int]:
+    features = builder.info.features
+    found = dict(features.items()) if hasattr(features, "items") else {}
+    image, label = found.get("image"), found.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise DataError(f"tfds:{name} is no image-classification set: it needs 'image' and 'label', got {sorted(found)}")
+    if None in image.shape or image.np_dtype != np.uint8:  # np_dtype, as dtype imports TensorFlow
+        raise DataError(
+            f"tfds:{name} has images of shape {image.shape} and dtype {image.np_dtype}: they need one fixed size and "
+            "uint8. Resize them into an .npz file and load that with file:"
+        )
+    return image.shape, label.num_classes
+
+
+def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> None:
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    by_hand = f"or prepare it elsewhere with TFDS and copy its folder to {folder}"
+    _import_tensorflow(f"tfds:{name} is not prepared in {folder}, and preparing", by_hand)
+    # TFDS has array_record, which reads without TensorFlow, on Linux only
+    file_format = "array_record" if sys.platform == "linux" else None
+    try:
+        builder.download_and_prepare(file_format=file_format)
+    except Exception as error:  # no network, a full disk, a changed checksum: anything may come from here
+        raise DataError(
+            f"tfds:{name} could not be downloaded and prepared ({error}). With a network it comes by itself; without, "
+            f"put the original files into {folder}/downloads/manual under the names they have at their source, {by_hand}"
+        ) from error
+
+
+def _import_tensorflow(what: str, otherwise: str) -> None:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise DataError(f"{what} takes TensorFlow, which cannot be imported: pip install tensorflow, {otherwise}") from error
+    for kind in ("GPU", "TPU"):
+        with contextlib.suppress(RuntimeError):  # it runs already, for the caller's own purposes
+            tf.config.set_visible_devices([], kind)
+
+
+def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...]) -> RawSplit:
+    num_examples = builder.info.splits[split].num_examples
+    images, labels = np.empty((num_examples, *shape), np.uint8), np.empty(num_examples, np.int64)
+    try:
+        for row, example in zip(range(num_examples), _examples(name, builder, split), strict=True):
+            images[row], labels[row] = example["image"], example["label"]
+    except DataError:
+        raise
+    except Exception as error:  # whatever the record reader, the decoder or a wrong count of records throw
+        raise DataError(
+            f"tfds:{name}: the {split} split in {builder.data_dir} is damaged ({error}): remove the folder, and it is prepared anew"
+        ) from error
+    where = f"tfds:{name}, {split}"
+    return checked_split((f"{where} images", images), (f"{where} labels", labels))
+
+
+def _examples(name: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Yield in the order of the files, which is the same for every file format."""
+    try:
+        source = builder.as_data_source(split)
+    except NotImplementedError:  # prepared as TFRecord, as `tfds.load` does: only TensorFlow reads that
+        _import_tensorflow(f"Reading tfds:{name} in {builder.data_dir}, in TFRecord format,", "or remove that folder")
+        import tensorflow_datasets as tfds
+
+        in_order = tfds.ReadConfig(interleave_cycle_length=1)
+        yield from tfds.as_numpy(builder.as_dataset(split, read_config=in_order))
+    else:
+        for start in range(0, len(source), _CHUNK):
+            yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))

@@ -1,0 +1,1 @@
+"""Iterative linear algebra on functions that multiply: Lanczos, Golub-Kahan, Newton with conjugate gradients."""

@@ -1,0 +1,31 @@
+"""Per-example losses: one value an example, so that the caller chooses how to reduce.
+
+>>> import jax.numpy as jnp
+>>> from jaxbp import losses
+>>> losses.cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7])).shape
+(2,)
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import optax
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats of integer ``labels`` (N,) under softmax ``logits`` (N, C); shape (N,)."""
+    chex.assert_rank([logits, labels], [2, 1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Half the squared distance of ``logits`` (N, C) to the one-hot ``labels`` (N,); shape (N,)."""
+    chex.assert_rank([logits, labels], [2, 1])
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.l2_loss(logits, targets).sum(-1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}

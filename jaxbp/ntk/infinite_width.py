@@ -1,0 +1,174 @@
+"""The infinitely wide twin of a Flax network: its exact kernels, from the same configuration.
+
+As the widths grow, a network at initialisation becomes a Gaussian process, whose covariance is the NNGP kernel (Lee et
+al., ICLR 2018), and its tangent kernel becomes deterministic (Jacot et al., NeurIPS 2018). Both follow layer by layer
+from the covariance between pixels of pairs of inputs (Arora et al., NeurIPS 2019), which neural-tangents computes.
+Where a layer's exact form differs from that package's: our biases are learned but start at 0, so a layer's share of
+the tangent kernel has one more term, 1, that the covariance has not.
+
+>>> import jax.numpy as jnp
+>>> from jaxbp import models
+>>> from jaxbp.ntk.infinite_width import infinite_twin
+>>> net = models.create("mlp", num_classes=10, width=64, parametrisation="ntk")
+>>> kernel_fn = infinite_twin(net, (8, 8, 1))
+>>> kernel_fn(jnp.ones((3, 8, 8, 1)), jnp.ones((2, 8, 8, 1)), get="nngp").shape
+(3, 2)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxbp.models.convnet import ConvNet, pool_window
+from jaxbp.models.densenet import DenseNet
+from jaxbp.models.layers import EPSILON, window
+from jaxbp.models.mlp import MLP
+from jaxbp.models.mobilenet import MobileNet
+from jaxbp.models.resnet import ResNet
+from jaxbp.models.vgg import VGG
+from jaxbp.ntk import compat
+
+KERNELS = ("ntk", "nngp")
+
+
+class NoTwin(ValueError):
+    """The network has no infinite-width kernel in closed form."""
+
+
+def infinite_twin(net: nn.Module, input_shape: Sequence[int], *, normal_kernels: bool = False) -> Callable[..., jax.Array]:
+    """The exact kernels of one logit of ``net`` in the limit of infinite width, its `num_classes` logits being alike.
+
+    Of networks in the "ntk" parametrisation the empirical kernel (``logits="trace"``, divided by C) tends to it. In the
+    "standard" one a layer's share of the tangent kernel grows with its fan_in; this is then the leading term, with the
+    fan_ins of ``net``. But "standard" draws kernels from a uniform law, so that the pre-activations of the *first*
+    layer, sums over as few terms as it has inputs, are not Gaussian at any width; the kernel is that of
+    normal kernels of the same variance, which has to be asked for.
+
+    Args:
+      net: an `MLP`; a `ConvNet` or `VGG` without max-pooling; a `ResNet` whose norm is "none" or "layer" and
+        whose shortcuts are projections or absent. Widths serve the "standard" parametrisation only; ``dtype`` is
+        ignored, for the limit is that of exact arithmetic, and is computed in the precision of the inputs.
+      input_shape: of one example, (H, W, C); any shape for an MLP.
+      normal_kernels: accept, for "standard", the kernel of normal weights. Off by about 5 % / n in a first layer of n inputs.
+
+    Returns:
+      ``kernel_fn(x1, x2=None, get="ntk")`` with ``get`` one of `KERNELS`, from (N, ...) and (M, ...), default the
+      same, to (N, M). Memory of networks that pool grows with N M (H W)^2.
+
+    Raises:
+      NoTwin: the network has no such kernel; the message names the nearest network that has one.
+      ValueError: when called, inputs of another shape or an unknown ``get``.
+    """
+    _refuse(net, normal_kernels)
+    input_shape = tuple(input_shape)
+    layers = _Layers(net.parametrisation)
+    builders: dict[type, Callable[..., list]] = {MLP: _mlp, ConvNet: _plain, VGG: _plain, ResNet: _resnet}
+    kernels = layers.stax.serial(*builders[type(net)](layers, net, input_shape))[2]
+
+    def kernel_fn(x1: jax.Array, x2: jax.Array | None = None, get: str = "ntk") -> jax.Array:
+        if get not in KERNELS:
+            raise ValueError(f"get must be one of {KERNELS}, got {get!r}")
+        for x in (x1,) if x2 is None else (x1, x2):
+            if x.shape[1:] != input_shape:
+                raise ValueError(f"this twin takes inputs of shape (N, {', '.join(map(str, input_shape))}), got {x.shape}")
+        return kernels(x1, x2, get)
+
+    return kernel_fn
+
+
+def _refuse(net: nn.Module, normal_kernels: bool) -> None:
+    """Raise `NoTwin` for networks without one, naming the nearest that has."""
+    reasons = {
+        "max-pooling has no kernel in closed form: choose pool='average'": getattr(net, "pool", "") == "max",
+        "BatchNorm couples examples at every width: choose norm='none'": getattr(net, "norm", "") == "batch",
+        "Fixup starts with branches and logits of 0: choose norm='none' (or 'layer')": getattr(net, "norm", "") == "fixup",
+        "an identity shortcut adds a rectified map, which is not Gaussian, to the block's: choose shortcut='projection' or skip=False": (
+            isinstance(net, ResNet) and net.skip and net.shortcut == "identity"
+        ),
+        "BatchNorm couples examples, and depthwise convolutions sum over too few terms: take a ResNet with norm='none'": (
+            isinstance(net, MobileNet)
+        ),
+        "BatchNorm couples examples at every width: take a ResNet with norm='none'": isinstance(net, DenseNet),
+        "only MLP, ConvNet, VGG and ResNet are known here: build it with neural_tangents.stax": not isinstance(
+            net, MLP | ConvNet | VGG | ResNet | MobileNet | DenseNet
+        ),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if not found and net.parametrisation == "standard" and not normal_kernels:
+        found = [
+            "its first layer's uniform kernels make no Gaussian pre-activations: choose parametrisation='ntk', or accept the kernel of "
+            "normal weights with normal_kernels=True"
+        ]
+    if found:
+        raise NoTwin(f"{type(net).__name__} has no exact infinite-width twin: {'; '.join(found)}")
+
+
+class _Layers:
+    """neural-tangents' layers, with the conventions of `jaxbp.models.layers`."""
+
+    def __init__(self, parametrisation: str):
+        self.stax = compat.load().stax
+        self._law = {"W_std": math.sqrt(2), "b_std": None, "parameterization": parametrisation}
+
+    def dense(self, features: int) -> Any:
+        return self._biased(self.stax.Dense(features, **self._law))
+
+    def conv(self, features: int, spatial: tuple[int, ...], *, kernel_size: int = 3, stride: int = 1) -> Any:
+        extents, strides = window(kernel_size, spatial), window(stride, spatial)
+        return self._biased(self.stax.Conv(features, extents, strides, "SAME", **self._law))
+
+    def normalised(self, layer: Any, norm: str) -> Any:
+        return self.stax.serial(layer, self.stax.LayerNorm(eps=EPSILON)) if norm == "layer" else layer
+
+    def _biased(self, layer: Any) -> Any:
+        """The layer with a learned bias that starts at 0: d f / d bias = 1 at every pixel, for every input."""
+
+        @self.stax.layer
+        def learned_bias() -> Any:
+            def same(kernel: Any, **_: Any) -> Any:
+                return kernel if kernel.ntk is None else kernel.replace(ntk=kernel.ntk + 1)
+
+            return lambda key, shape: (shape, ()), lambda params, inputs, **_: inputs, same
+
+        return self.stax.serial(layer, learned_bias())
+
+
+def _mlp(layers: _Layers, net: MLP, input_shape: tuple[int, ...]) -> list[Any]:
+    hidden = [layers.stax.serial(layers.dense(width), layers.stax.Relu()) for width in net.widths]
+    return [layers.stax.Flatten(), *hidden, layers.dense(net.num_classes)]
+
+
+def _plain(layers: _Layers, net: ConvNet | VGG, input_shape: tuple[int, ...]) -> list[Any]:
+    found, spatial = [], input_shape[:2]
+    for step in net.steps():
+        found += [layers.conv(step.channels, spatial, stride=step.stride), layers.stax.Relu()]
+        spatial = _strided(spatial, step.stride)
+        extents = pool_window(step.pool, spatial)
+        if max(extents) > 1:
+            found.append(layers.stax.AvgPool(extents, extents, "VALID"))
+            spatial = tuple(extent // pixels for extent, pixels in zip(spatial, extents, strict=True))
+    return [*found, layers.stax.Flatten(), layers.dense(net.num_classes)]
+
+
+def _resnet(layers: _Layers, net: ResNet, input_shape: tuple[int, ...]) -> list[Any]:
+    stax, spatial = layers.stax, input_shape[:2]
+    found = [layers.normalised(layers.conv(net.width, spatial), net.norm), stax.Relu()]
+    for channels, stride in net.blocks():
+        after = _strided(spatial, stride)
+        first = layers.normalised(layers.conv(channels, spatial, stride=stride), net.norm)
+        second = layers.normalised(layers.conv(channels, after), net.norm)
+        block = stax.serial(first, stax.Relu(), second)
+        if net.skip:
+            shortcut = layers.normalised(layers.conv(channels, spatial, kernel_size=1, stride=stride), net.norm)
+            block = stax.serial(stax.FanOut(2), stax.parallel(block, shortcut), stax.FanInSum())
+        found += [block, stax.Relu()]
+        spatial = after
+    return [*found, stax.GlobalAvgPool(), layers.dense(net.num_classes)]
+
+
+def _strided(spatial: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    """Extents of a map after a convolution with padding SAME."""
+    return tuple(-(-extent // step) for extent, step in zip(spatial, window(stride, spatial), strict=True))

@@ -1,0 +1,230 @@
+"""Robust accuracy against closed forms, its intervals against the literature, and masking against networks built to mask."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbp import attacks, stats
+
+
+def linear(params, inputs):
+    return inputs @ params
+
+
+def disguised(params, inputs):
+    """The linear network, its logits times ``scale``, or rounded to multiples of 1/4 if ``steps``; one program for all."""
+    weights, scale, steps = params
+    logits = linear(weights, inputs)
+    return scale * jnp.where(steps, jnp.round(4 * logits) / 4, logits)
+
+
+WEIGHTS = jax.random.normal(jax.random.key(0), (8, 4))
+INPUTS = jax.random.uniform(jax.random.key(1), (90, 8))
+LABELS = linear(WEIGHTS, INPUTS).argmax(-1).at[:9].add(1) % 4  # nine that the network gets wrong
+THREAT = attacks.Threat("linf", 0.08, (-np.inf, np.inf))
+
+
+def network(function):
+    return jax.tree_util.Partial(function, WEIGHTS)
+
+
+NETWORKS = {
+    name: jax.tree_util.Partial(disguised, (WEIGHTS, scale, steps))
+    for name, scale, steps in (("plain", 1.0, False), ("quantised", 1.0, True), ("saturated", 1e5, False))
+}
+
+
+def broken_by_theory():
+    """A linear classifier errs within reach where some margin is below epsilon times the l1 norm of its weights."""
+    logits = np.asarray(linear(WEIGHTS, INPUTS), float)
+    weights = np.asarray(WEIGHTS, float)
+    found = np.zeros(len(logits), bool)
+    for other in range(4):
+        gap = logits[np.arange(90), LABELS] - logits[:, other]
+        reach = 0.08 * np.abs(weights[:, np.asarray(LABELS)] - weights[:, [other]]).sum(0)
+        found |= (gap < reach) & (np.asarray(LABELS) != other)
+    return found
+
+
+@pytest.mark.parametrize("only_survivors, batch_size", [(True, 32), (False, 90)])
+def test_robust_accuracy_of_a_linear_network_is_its_closed_form(only_survivors, batch_size):
+    suite = {"fgsm": attacks.fgsm(THREAT), "targeted": attacks.pgd(THREAT, num_steps=3, targets=3, loss="margin")}
+    found = attacks.robust_accuracy(
+        network(linear), jax.random.key(2), INPUTS, LABELS, suite,
+        batch_size=batch_size, only_survivors=only_survivors, check_masking=False,
+    )  # fmt: skip
+    broken = broken_by_theory()
+    assert 15 < broken.sum() < 85
+    np.testing.assert_array_equal(found.correct, np.arange(90) >= 9)
+    assert found.clean.estimate == pytest.approx(0.9)
+    np.testing.assert_array_equal(found.correct & ~found.broken["fgsm"] & ~found.broken["targeted"], ~broken)
+    assert found.worst_case.estimate == pytest.approx(1 - broken.mean())
+    alone = np.asarray(suite["fgsm"](network(linear), jax.random.key(2), INPUTS, LABELS).success)
+    np.testing.assert_array_equal(found.broken["fgsm"], alone & found.correct)
+    assert found.accuracy["targeted"].estimate == pytest.approx(1 - broken.mean())
+    tried = found.correct & ~alone if only_survivors else found.correct
+    np.testing.assert_array_equal(found.tried["targeted"], tried)
+    assert found.num_evaluations == {"fgsm": 2 * 81, "targeted": (3 * 4 + 1) * tried.sum()}
+    assert found.signs == ()
+    assert found.warning == ""
+
+
+def test_an_attack_that_claims_too_much_is_not_believed():
+    def boast(threat, step_size, logits_fn, key, inputs, labels):
+        return attacks.AttackResult(inputs, labels == labels, jnp.zeros(len(inputs)), jnp.int32(1))
+
+    found = attacks.robust_accuracy(
+        network(linear),
+        jax.random.key(2),
+        INPUTS,
+        LABELS,
+        {"boast": attacks.Attack(boast, THREAT)},
+        check_masking=False,
+    )
+    assert found.worst_case == found.clean
+
+
+def test_radii_and_networks_share_programs():
+    traces = []
+
+    def counted(params, inputs):
+        traces.append(1)
+        return linear(params, inputs)
+
+    def evaluate(seed, epsilon):
+        weights = jax.random.normal(jax.random.key(seed), (8, 4))
+        suite = {"pgd": attacks.pgd(attacks.Threat("linf", epsilon), num_steps=2)}
+        logits_fn = jax.tree_util.Partial(counted, weights)
+        return attacks.robust_accuracy(logits_fn, jax.random.key(0), INPUTS, LABELS, suite)
+
+    evaluate(0, 0.1)
+    before = len(traces)
+    evaluate(1, 0.2)
+    assert len(traces) == before
+
+
+def test_plain_networks_are_not_suspected_and_masking_ones_are():
+    """One linear classifier: as it is, rounded to steps, and so steep that float32 has no gradient of its loss."""
+    threat = attacks.Threat("linf", 0.08)
+    suite = {"pgd": attacks.pgd(threat, num_steps=10), "square": attacks.square(threat, num_queries=200)}
+    sound = {"apgd": attacks.apgd(threat, num_steps=20, targets=3, loss="dlr"), **suite}  # PGD leaves 3 of 90 to Square
+    found = {
+        name: attacks.robust_accuracy(NETWORKS[name], jax.random.key(3), INPUTS, LABELS, attempts)
+        for name, attempts in (("plain", sound), ("quantised", suite), ("saturated", suite))
+    }
+    assert not found["plain"].masking_suspected
+    assert found["plain"].warning == ""
+    assert [sign.name for sign in found["plain"].signs] == [
+        "gradient_free",
+        "zero_gradients",
+        "huge_radius",
+        "one_step",
+    ]
+    for name in ("quantised", "saturated"):
+        signs = {sign.name: sign for sign in found[name].signs}
+        assert signs["gradient_free"].suspicious, name
+        assert signs["zero_gradients"].suspicious, name
+        assert signs["huge_radius"].suspicious, name
+        assert "Gradients may be masked" in found[name].warning
+        assert "gradient-free attack alone breaks" in found[name].warning
+    assert {s.name: s.value for s in found["quantised"].signs}["zero_gradients"] == 1.0
+
+
+def test_the_huge_radius_holds_every_image_in_l2_too():
+    """Only images brighter than 0.9 throughout are taken for the other class: from black, a distance of almost 4."""
+
+    def bright(params, inputs):
+        total = inputs.sum(-1) - 14.4
+        return jnp.stack([-total, total], -1)
+
+    signs = attacks.masking_signs(
+        jax.tree_util.Partial(bright, None), jax.random.key(0), jnp.zeros((5, 16)), jnp.zeros(5, int), attacks.Threat("l2", 0.1)
+    )  # fmt: skip
+    assert {sign.name: sign.value for sign in signs}["huge_radius"] == 0
+
+
+def test_one_step_that_beats_many_is_a_sign():
+    """The loss rises from the input for as long as the step of FGSM, and falls back at every shorter one."""
+
+    def bumpy(params, inputs):
+        far = jnp.abs(inputs - 0.5).max(-1)
+        away = jnp.where(far > 0.0999, 3.0, -jnp.abs(far - 0.03))  # PGD settles at 0.03; the edge is beyond a ridge
+        return jnp.stack([jnp.zeros_like(away), away - 1], -1)
+
+    inputs = jnp.full((20, 4), 0.5).at[:, 0].add(1e-4)
+    signs = attacks.masking_signs(
+        jax.tree_util.Partial(bumpy, None), jax.random.key(0), inputs, jnp.zeros(20, int), attacks.Threat("linf", 0.1)
+    )
+    found = {sign.name: sign for sign in signs}
+    assert "gradient_free" not in found
+    assert found["one_step"].suspicious
+    assert "under one step is" in str(found["one_step"])
+
+
+def test_the_strongest_suite_sees_through_saturation():
+    """Ratios of logits have gradients where the cross-entropy has none, so the worst case is the plain network's."""
+    suite = attacks.strongest(attacks.Threat("linf", 0.08), num_steps=10, num_targets=3, num_queries=60)
+    assert list(suite) == ["apgd_ce", "apgd_dlr_targeted", "square"]
+    plain, steep = (
+        attacks.robust_accuracy(NETWORKS[name], jax.random.key(3), INPUTS, LABELS, suite, check_masking=False)
+        for name in ("plain", "saturated")
+    )
+    assert steep.accuracy["apgd_ce"].estimate > plain.accuracy["apgd_ce"].estimate + 0.1
+    assert steep.worst_case.estimate <= plain.worst_case.estimate + 0.012  # one of 90
+
+
+def test_over_seeds_is_students_interval():
+    def evaluate(seed):
+        weights = jax.tree_util.Partial(linear, WEIGHTS + 0.3 * jax.random.normal(jax.random.key(seed), WEIGHTS.shape))
+        return attacks.robust_accuracy(weights, jax.random.key(seed), INPUTS, LABELS, {"fgsm": attacks.fgsm(THREAT)}, check_masking=False)
+
+    seeds = [evaluate(seed) for seed in range(4)]
+    found = attacks.over_seeds(seeds)
+    assert list(found) == ["clean", "fgsm", "worst_case"]
+    assert found["worst_case"] == stats.t_interval([seed.worst_case.estimate for seed in seeds])
+    assert found["worst_case"].low < found["worst_case"].high
+    with pytest.raises(stats.SampleError, match="at least 2 seeds"):
+        attacks.over_seeds(seeds[:1])
+    with pytest.raises(ValueError, match="all seeds must have the same attacks"):
+        attacks.over_seeds([seeds[0], attacks.RobustEvaluation(seeds[0].correct, {}, {}, {})])
+
+
+def test_wilsons_interval_solves_its_equation():
+    """Its ends are the chances p at which (share - p)^2 = z^2 p (1 - p) / n; and it covers about 95 % on average."""
+    for successes, trials in itertools.product((1, 7, 19), (20, 350)):
+        found = attacks.wilson_interval(successes, trials)
+        for p in (found.low, found.high):
+            assert (successes / trials - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / trials, rel=1e-5)
+    assert attacks.wilson_interval(0, 9).low == 0.0
+    assert attacks.wilson_interval(9, 9).high == 1.0
+    assert attacks.wilson_interval(9, 9).method == "Wilson"
+    rng = np.random.default_rng(0)
+    chances = rng.uniform(size=2000)
+    ends = [attacks.wilson_interval(k, 40) for k in rng.binomial(40, chances)]
+    assert np.mean([e.low <= p <= e.high for e, p in zip(ends, chances, strict=True)]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "message, wrong",
+    list(
+        {
+            "inputs must lie in the bounds": lambda: evaluate_on(INPUTS * 255),
+            "inputs and labels must be as many": lambda: evaluate_on(INPUTS[:5]),
+            "batch_size must be at least 1": lambda: evaluate_on(INPUTS, batch_size=0),
+            "successes lie between": lambda: attacks.wilson_interval(3, 2),
+            "confidence is a fraction": lambda: attacks.wilson_interval(1, 2, confidence=95),
+            "at least 1 trial": lambda: attacks.wilson_interval(0, 0),
+        }.items()
+    ),
+)
+def test_misuse_is_named(message, wrong):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def evaluate_on(inputs, **options):
+    suite = {"fgsm": attacks.fgsm(attacks.Threat("linf", 0.1))}
+    return attacks.robust_accuracy(network(linear), jax.random.key(0), inputs, LABELS, suite, **options)

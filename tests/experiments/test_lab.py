@@ -1,0 +1,71 @@
+"""The whole lab as one command."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxbp import claims
+
+lab = importlib.import_module("experiments.__main__")
+
+
+def test_studies_are_chosen_by_id_in_the_labs_order():
+    assert [study.id for study in lab.chosen(None)] == ["S1", "S2", "S3", "S4", "S5"]
+    assert [study.id for study in lab.chosen("s3, S1")] == ["S1", "S3"]
+    for wrong in ("S9", "", "S1,norm_bias"):
+        with pytest.raises(lab.SettingsError, match=f"--only takes ids out of S1,S2,S3,S4,S5, got '{wrong}'"):
+            lab.chosen(wrong)
+
+
+def test_every_study_names_itself_and_its_claims():
+    for study in lab.chosen(None):
+        assert study.command == f"python -m experiments.{study.name}"
+        module = "experiments.power_iteration" if study.id == "S5" else f"experiments.{study.name}.claims"
+        claims = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, claims.Claim)]
+        assert claims
+        assert all(claim.id.startswith(f"{study.id}.") and claim.belief for claim in claims)
+
+
+def test_every_verdict_of_the_quick_lab_has_five_seeds():
+    arguments = lab.Arguments(preset="quick")
+    assert all(lab._settings(study, arguments).num_seeds >= 5 for study in lab.chosen(None))
+
+
+def test_help_of_every_module_comes_without_what_is_slow_to_import():
+    names = [f"experiments.benchmarks.{name}" for name in ("attacks", "curvature", "ntk", "scaling", "spectra", "sweep", "training")]
+    names += [f"experiments.{name}" for name in (*lab.STUDIES, "compare", "publish", "status", "train")]
+    script = (
+        "import runpy, sys, warnings\nwarnings.simplefilter('ignore')\n"
+        f"for name in {['experiments', *names]}:\n"
+        "    sys.argv = ['x', '--help']\n"
+        "    try: runpy.run_module(name, run_name='__main__')\n"
+        "    except SystemExit as end: assert end.code in (0, None), name\n"
+        "    slow = {'jax', 'matplotlib', 'tensorflow', 'pandas', 'scipy', 'torch'} & set(sys.modules)\n"
+        "    assert not slow, (name, slow)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(names) + 1
+
+
+@pytest.mark.slow
+def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
+    command = [sys.executable, "-m", "experiments", "--preset", "smoke", "--only", "S2,S5", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            if line.startswith("[1/"):  # the first piece is on disk
+                running.kill()
+    assert not (tmp_path / "report.html").exists()
+    done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "pieces of work are in" in done
+    assert str(tmp_path / "report.html") in done.replace("\n", "")
+    page = (tmp_path / "report.html").read_text()
+    verdicts = claims.read_verdicts(tmp_path / "verdicts.json")
+    assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e", "S5.a", "S5.b"]
+    for verdict in verdicts:
+        assert f'id="{verdict.claim.id}"' in page
+    for study in ("norm_bias", "power_iteration"):
+        assert f"python -m experiments.{study} --preset smoke --seeds" in page
+        assert (tmp_path / study / "report.html").exists()

@@ -1,0 +1,199 @@
+"""Study 1 as its users run it: from the command line, through interruptions, to files and verdicts."""
+
+import dataclasses
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.local_minima import measure, results
+from experiments.local_minima.settings import DEFAULT, EMBEDDED, PRESETS, Arguments, Case, Settings
+from jaxbp import claims, lab
+from jaxbp.runtime.store import Store
+from tests.helpers import run_processes
+
+COMMAND = [sys.executable, "-m", "experiments.local_minima"]
+SMOKE = ["--preset", "smoke"]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": run_processes.as_users()}
+
+
+run = functools.partial(run_processes.study, "local_minima")
+
+
+@pytest.fixture(scope="module")
+def smoke(smoke_folder):
+    folder = smoke_folder("local_minima")
+    return folder, run(*SMOKE, "--out", folder).stdout
+
+
+def measurements(folder):
+    return pd.read_parquet(folder / "measurements.parquet")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_contract_says(smoke):
+    folder, said = smoke
+    verdicts = claims.read_verdicts(folder / "verdicts.json")
+    assert [v.claim.id for v in verdicts] == ["S1.a", "S1.b", "S1.c", "S1.d", "S1.e"]
+    assert {"case", "arm", "seed", "step", "measure", "value"} == set(measurements(folder).columns)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["num_seeds"] == 2
+    assert {"packages", "devices", "wall_seconds", "command", "git_commit"} <= set(config)
+    names = {path.suffix for path in (folder / "figures").iterdir()}
+    assert names == {".png", ".svg"}
+    assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
+    assert " done " in (folder / "log.txt").read_text()
+    assert str(folder / "report.html") in said
+
+
+@pytest.mark.slow
+def test_the_embedded_minima_of_the_run_are_proven(smoke):
+    rows = measurements(smoke[0])
+    embedded = rows[rows.arm == "embedded minimum"]
+    assert (embedded.measure == "status: proven").sum() == 4  # two cases, two seeds
+    table = embedded[~embedded.measure.str.contains(":")].pivot(index=["case", "seed"], columns="measure", values="value")
+    assert (np.abs(table.loss / table.affine_loss - 1) <= 1e-12).all()
+    assert (table.gradient_norm <= 1e-8).all()
+    assert (table.radius > 0).all()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_has_nothing_to_compute(smoke):
+    folder, _ = smoke
+    before = (folder / "verdicts.json").read_bytes()
+    said = run(*SMOKE, "--out", folder).stdout
+    total = len(list((folder / "pieces").iterdir()))
+    assert f"{total} of {total} pieces of work are in" in said
+    assert (folder / "verdicts.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused(smoke):
+    folder, _ = smoke
+    refused = run("--preset", "smoke", "--epochs", "31", "--out", folder, check=False)
+    assert refused.returncode == 2
+    assert "holds a run with other settings" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def wait_for_pieces(process, folder, count):
+    deadline = time.monotonic() + 120
+    while len(list((folder / "pieces").glob("*.npz"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_interrupted_and_killed_it_goes_on_to_the_same_numbers(smoke, tmp_path):
+    kept = 0
+    for kind, code, pieces in ((signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 8), (signal.SIGKILL, -9, 14)):
+        command = [*COMMAND, *SMOKE, "--out", str(tmp_path)]
+        with subprocess.Popen(command, **PIPES) as process:
+            wait_for_pieces(process, tmp_path, pieces)
+            process.send_signal(kind)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        if code > 0:
+            assert "the same command goes on from there" in said
+        now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pieces").glob("*.npz")}
+        assert len(now) >= max(kept, pieces)
+        kept = len(now)
+    said = run(*SMOKE, "--out", tmp_path).stdout
+    assert f"{kept} of {len(list((smoke[0] / 'pieces').iterdir()))} pieces of work are in" in said
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pieces").glob("*.npz")}
+    assert now.items() <= after.items()  # no finished piece was computed again
+    pd.testing.assert_frame_equal(measurements(tmp_path), measurements(smoke[0]), check_exact=True)
+    assert (tmp_path / "verdicts.json").read_bytes() == (smoke[0] / "verdicts.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1"], "at least 2 seeds, got 1"),
+        (["--epochs", "0"], "num_epochs must be at least 1, got 0"),
+        (["--num-train", "3"], "num_train must be at least the batch size"),
+        (["--dataset", "cifar"], "cifar"),
+        (["--dataset", "file:/nowhere/x.npz"], "/nowhere/x.npz"),
+        (["--dataset", "digits", "--loss", "cross_entropy", "--num-train", "300"], "separable"),
+        (["--preset", "huge"], "huge"),
+        (["--out", "/proc/x"], "cannot write to /proc/x"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(tmp_path, arguments, message):
+    ended = run("--preset", "smoke", "--out", tmp_path, *arguments, check=False)
+    assert ended.returncode == 2
+    assert message in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# Settings and measures
+
+
+def test_presets_keep_their_promises():
+    for preset in PRESETS.values():
+        preset.validate()
+    quick = PRESETS["quick"]
+    assert quick.num_seeds >= 10
+    assert {(c.dataset.partition("@")[0], c.model) for c in quick.cases if c.arms} == {
+        ("mnist1d", "mlp"), ("mnist1d", "convnet"), ("mnist5k", "mlp"), ("mnist5k", "convnet"),
+    }  # fmt: skip
+    assert PRESETS["paper"].cases[0].width == (2048, 2048, 1024)
+
+
+def test_arguments_change_every_case():
+    settings = Arguments(preset="quick", dataset="digits", loss="squared_error", epochs=2, seeds=3).settings()
+    assert {(c.dataset, c.loss, c.num_epochs) for c in settings.cases} == {("digits", "squared_error", 2)}
+    assert settings.num_seeds == 3
+    assert len({c.name for c in settings.cases}) == len(settings.cases)
+
+
+def test_unequal_widths_need_one_each():
+    with pytest.raises(lab.SettingsError, match="3 hidden layers need as many widths"):
+        dataclasses.replace(PRESETS["paper"].cases[0], width=(8, 8)).validate()
+
+
+def test_best_constant_loss_by_hand():
+    labels = np.array([0, 0, 1, 2])
+    assert measure.best_constant_loss(labels, 4, "cross_entropy") == pytest.approx(1.5 * np.log(2))
+    assert measure.best_constant_loss(labels, 4, "squared_error") == pytest.approx(0.5 * (1 - 6 / 16))
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """Three seeds: default training at 0.1, 0.1 and diverged; the embedded minimum at 1, the best constant at 2."""
+    case = Case("digits", "mlp", 4, 1, "cross_entropy", 100, arms=(DEFAULT, EMBEDDED, "bias +20"))
+    settings = Settings("x", 3, (case,))
+    ends = {DEFAULT: [0.1, 0.1, np.nan], EMBEDDED: [0.90, 1.0, 1.0], "bias +20": [0.19, np.inf, 0.5]}
+    with Store(tmp_path, {}) as store:
+        for seed in range(3):
+            store.put(
+                measure.embed_name(case, seed),
+                {"loss": 1.0, "constant_loss": 2.0, "status": ["proven", "proven", "supported"][seed]},
+            )
+        for arm, losses in ends.items():
+            curve = np.stack([np.full(3, 3.0), losses], axis=1)
+            store.put(measure.train_name(case, arm), {"train_loss": curve, "train_accuracy": curve, "epochs": [0, 1]})
+        yield case, results.Results(settings, store)
+
+
+def test_measures_by_hand(by_hand):
+    case, found = by_hand
+    np.testing.assert_allclose(found.closed_gap(case, EMBEDDED), [0.1 / 0.9, 0.0, np.nan], atol=1e-12)
+    np.testing.assert_array_equal(found.stays(case, EMBEDDED), [0, 1, np.nan])
+    np.testing.assert_array_equal(found.stays(case, "bias +20"), [0, 0, np.nan])  # one fell, one diverged
+    np.testing.assert_array_equal(found.ends_badly(case, "bias +20"), [0, 0, np.nan])  # 0.19 < 2 x 0.1; diverged is no end
+    np.testing.assert_allclose(found.progress(case, "bias +20"), [1.81 / 1.9, 0, 0], atol=1e-12)
+    np.testing.assert_array_equal(found.proven(case), [1, 1, 0])
+
+
+def test_a_diverged_reference_decides_nothing(by_hand):
+    outcome = {v.claim.id: v for v in results.verdicts(by_hand[1])}
+    assert outcome["S1.b"].verdict == outcome["S1.c"].verdict == outcome["S1.d"].verdict == "undecided"
+    assert "not finite" in outcome["S1.b"].note

@@ -1,0 +1,39 @@
+"""The study that the guide shows: it is as short as it says, and runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxbp import claims
+
+GUIDE = Path(__file__).parents[2] / "experiments" / "guide" / "own_study.md"
+
+
+@pytest.fixture
+def study(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    path = tmp_path / "wider.py"
+    path.write_text(code)
+    return path
+
+
+def test_it_is_short(study):
+    assert sum(bool(line.strip()) for line in study.read_text().splitlines()) <= 60
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on(study):
+    def run(*arguments):
+        return subprocess.run([sys.executable, study, *arguments], check=True, capture_output=True, text=True, cwd=study.parent).stdout
+
+    assert "Claim W.a." in run("--help")
+    said = run("--preset", "smoke")
+    folder = study.parent / "runs" / "wider-smoke"
+    (verdict,) = claims.read_verdicts(folder / "verdicts.json")
+    assert (verdict.claim.id, verdict.num_seeds) == ("W.a", 3)
+    assert "W.a" in said
+    assert (folder / "report.html").exists()
+    assert "1 of 1 pieces of work are in" in run("--preset", "smoke")

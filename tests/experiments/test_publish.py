@@ -1,0 +1,75 @@
+"""The README's table and picture are made from a committed results file."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import publish
+from experiments.__main__ import STUDIES
+from jaxbp import claims, lab
+
+CLAIM = claims.Claim("S2.a", "Weight decay | beats none.", "Table 2", "gain", claims.Above(0.0))
+FACTS = {
+    "started": "2026-01-02T03:04:05Z", "python": "3.11.7", "packages": {"jaxbp": "0.1.0", "jax": "0.10.2"}, "devices": ["cpu"] * 2,
+    "git_commit": "abc", "preset": "quick",
+}  # fmt: skip
+
+
+def test_the_readme_shows_what_was_published():
+    verdicts = claims.read_verdicts(publish.FOLDER / "verdicts.json")
+    text = publish.README.read_text("utf-8")
+    assert publish.with_table(text, publish.table(verdicts, publish.facts())) == text
+    assert (publish.FOLDER / "verdicts.svg").exists()
+    assert {v.claim.id.partition(".")[0] for v in verdicts} == {"S1", "S2", "S3", "S4", "S5"}
+
+
+def test_the_table_says_what_was_measured():
+    verdict = claims.judge(CLAIM, {"a": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 4.5]})
+    told = publish.table([verdict, dataclasses.replace(verdict, interval=None)], FACTS)
+    row = told.splitlines()[2]
+    assert "S2.a Weight decay \\| beats none." in row
+    assert "not tested" in row
+    assert "gain: 2.0 [-0.5, 4.5], 3 seeds, least favourable of 2 cases" in row
+    assert "| **undecided** | `python -m experiments.norm_bias` |" in row
+    assert "gain: –, 3 seeds" in told
+    assert told.endswith("Preset quick, 2026-01-02, jaxbp 0.1.0, jax 0.10.2, commit abc, 2 x cpu.")
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else():
+    text = f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n"
+    assert publish.with_table(text, "new") == f"before\n{publish.BEGIN}\n\nnew\n\n{publish.END}\nafter\n"
+    for broken in ("nothing", f"{publish.END} {publish.BEGIN}", text + text):
+        with pytest.raises(lab.SettingsError, match="needs the lines"):
+            publish.with_table(broken, "new")
+
+
+def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "FOLDER", tmp_path / "published")
+    run = tmp_path / "run"
+    verdict = claims.judge(CLAIM, {"a": [1.0, 2.0]})
+    for number, name in enumerate(STUDIES):
+        with pytest.raises(lab.SettingsError, match=f"no finished run of the whole lab, it has no verdicts of {name}"):
+            publish.take(run)
+        (run / name).mkdir(parents=True)
+        config = FACTS | {
+            "started": f"2026-01-0{2 + number}T03:04:05Z",
+            "settings": {"preset": "quick"},
+            "git_commit": "abc" if number < 2 else "def",
+        }
+        (run / name / "config.json").write_text(json.dumps(config))
+        own = dataclasses.replace(verdict, claim=dataclasses.replace(CLAIM, id=f"S{number + 1}.a"))
+        claims.write_verdicts(run / name / "verdicts.json", [own])
+    claims.write_verdicts(run / "verdicts.json", [verdict])  # as a later `--only S2` leaves it
+    publish.take(run)
+    assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
+    taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
+    assert [v.claim.id for v in taken] == ["S1.a", "S2.a", "S3.a", "S4.a", "S5.a"]
+
+
+def test_the_picture_is_drawn_of_every_kind_of_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "FOLDER", tmp_path)
+    kinds = {"S2.a": claims.Above(0.0), "S2.b": claims.Below(0.0), "S2.c": claims.Within(1.0)}
+    verdicts = [claims.judge(dataclasses.replace(CLAIM, id=i, rule=rule), {"a": [1.0, 2.0, 3.0]}) for i, rule in kinds.items()]
+    publish.draw([*verdicts, claims.judge(dataclasses.replace(CLAIM, id="S2.d"), {})])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["verdicts.svg"]

@@ -1,0 +1,429 @@
+"""Certificates on points whose nature is known beforehand: minima by construction, saddles, points beside them."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxbp import landscape, models
+from jaxbp.landscape import Certificate, ProbeReport
+
+NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES = 60, 5, 3
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def data(loss="cross_entropy", max_rank=None):
+    """Inputs, labels and the best affine map."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(NUM_EXAMPLES) % NUM_CLASSES  # balanced
+    inputs = rng.normal(size=(NUM_EXAMPLES, NUM_FEATURES)) + 0.7 * np.eye(NUM_CLASSES, NUM_FEATURES)[labels]
+    return inputs, labels, landscape.fit_affine(inputs, labels, NUM_CLASSES, loss=loss, max_rank=max_rank)
+
+
+@functools.cache
+def embedded(depth=2, width=6, loss="cross_entropy", max_rank=None):
+    """An MLP and parameters with which it computes the best affine map."""
+    inputs, _, fit = data(loss, max_rank)
+    net = models.create("mlp", num_classes=NUM_CLASSES, width=width, depth=depth)
+    return net, landscape.embed_affine(net, fit, inputs, key=jax.random.key(1))
+
+
+def certify(net, params, loss="cross_entropy", *, fit_rank=None, **options):
+    """By default with the lower bound that belongs to the loss."""
+    inputs, labels, fit = data(loss, fit_rank)
+    apply_fn = models.apply_fn(net) if isinstance(net, nn.Module) else net
+    options = {"lower_bound": fit.lower_bound, "num_directions": 2, "num_steps": 5, "key": KEY, **options}
+    return landscape.certify(apply_fn, params, inputs, labels, loss=loss, **options)
+
+
+def shifted(params, size, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: np.asarray(p) + size * rng.normal(size=p.shape), params)
+
+
+# Proven
+
+
+@pytest.mark.parametrize("depth,loss", [(2, "cross_entropy"), (4, "cross_entropy"), (8, "squared_error")])
+def test_embedded_minimisers_are_proven(depth, loss):
+    net, params = embedded(depth, loss=loss)
+    found = certify(net, params, loss)
+    _, _, fit = data(loss)
+    assert (found.status, found.reasons) == ("proven", ())
+    assert found.is_minimum
+    assert abs(found.loss - fit.loss) <= 1e-12 * fit.loss
+    assert found.gradient_norm <= 1e-8
+    assert found.gap <= 1e-12 * fit.loss
+    assert found.activations.all_active
+    assert found.activations.smallest_margin == pytest.approx(1.0)
+    assert 0 < found.radius < 1  # less than the margin
+    # The minimum is degenerate, so that the smallest eigenvalue is 0: below by rounding, above by less than Lanczos asks.
+    scale = found.extremes.largest.value
+    assert -1e-13 * scale < found.extremes.smallest.value < 1e-5 * scale
+
+
+def test_nothing_within_a_proven_radius_has_a_lower_loss():
+    net, params = embedded()
+    found = certify(net, params)
+    inputs, labels, _ = data()
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        offsets = rng.normal(size=(200, size))
+        offsets *= found.radius * rng.uniform(size=(200, 1)) ** (1 / 10) / np.linalg.norm(offsets, axis=1, keepdims=True)
+        loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+        losses = landscape.losses_at(loss_fn, params, (jnp.asarray(inputs), jnp.asarray(labels)), jnp.asarray(offsets))
+    assert (np.asarray(losses) >= found.loss - 1e-14).all()
+    assert found.probes.lowest_change_within(found.radius) >= -1e-14
+
+
+def test_a_rescaled_minimum_is_a_minimum():
+    net, params = embedded()
+    scaled = jax.tree.map(np.array, params)
+    scaled["Dense_0"] = {name: 3 * leaf for name, leaf in scaled["Dense_0"].items()}
+    scaled["Dense_1"]["kernel"] /= 3
+    found = certify(net, scaled)
+    assert found.status == "proven"
+    assert found.activations.smallest_margin == pytest.approx(1.0)  # of the second layer
+
+
+def test_a_network_without_relus_is_proven_too():
+    _, _, fit = data()
+    found = certify(lambda p, x: x @ p[0] + p[1], (fit.kernel, fit.bias))
+    assert (found.status, found.radius) == ("proven", math.inf)
+
+
+def test_an_embedded_convnet_is_proven():
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(60, 4, 4, 1)), np.arange(60) % 3
+    fit = landscape.fit_affine(inputs.reshape(60, -1), labels, 3, loss="cross_entropy")
+    net = models.create("convnet", num_classes=3, width=4, depth=1, pool="stride")
+    params = landscape.embed_affine(net, fit, inputs)
+    options = {"loss": "cross_entropy", "key": KEY, "lower_bound": fit.lower_bound, "num_steps": 2}
+    found = landscape.certify(models.apply_fn(net), params, inputs, labels, **options)
+    assert (found.status, found.reasons) == ("proven", ())
+
+
+# What a proof lacks
+
+
+@pytest.mark.parametrize(
+    "offset,reason",
+    [
+        (-math.inf, "no lower bound of the loss over affine maps was given"),
+        (-1e-3, "the loss is 0.001 above the lower bound over affine maps"),
+        (1e-3, "the loss is 0.001 below the lower bound given, which therefore is none"),
+        (math.nan, "no lower bound"),
+    ],
+)
+def test_a_wrong_lower_bound_proves_nothing(offset, reason):
+    net, params = embedded()
+    found = certify(net, params, lower_bound=data()[2].lower_bound + offset)
+    assert found.status == "supported"
+    assert len(found.reasons) == 1
+    assert reason in found.reasons[0]
+
+
+def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
+    net, params = embedded(2, 1, "squared_error", max_rank=1)
+    _, _, fit = data("squared_error", 1)
+    loose = certify(net, params, "squared_error", fit_rank=1)
+    assert (loose.status, loose.gap) == ("supported", pytest.approx(fit.loss - fit.lower_bound))
+    found = certify(net, params, "squared_error", fit_rank=1, lower_bound=fit.rank_lower_bound, max_rank=1)
+    assert (found.status, found.activations.max_rank) == ("proven", 1)
+
+
+def test_a_bound_at_a_rank_proves_nothing_for_wider_networks():
+    # With room to spare the best map of rank 1 is a saddle of the net with one hidden layer, and a flatter one of deeper nets.
+    _, _, fit = data("squared_error", 1)
+    options = {"lower_bound": fit.rank_lower_bound, "max_rank": 1, "fit_rank": 1}
+    found = certify(*embedded(1, 6, "squared_error", max_rank=1), "squared_error", **options)
+    assert found.status == "refuted"
+    assert any("negative curvature" in reason for reason in found.reasons)
+    deeper = certify(*embedded(3, 6, "squared_error", max_rank=1), "squared_error", **options, num_steps=0)
+    assert deeper.reasons == ("the lower bound holds up to rank 1, the network can reach 3",)
+
+
+@functools.cache
+def smooth_minimum():
+    """A non-degenerate minimum of a tanh net with one hidden unit, by BFGS and Newton steps on its own formulas."""
+    inputs, labels, _ = data("squared_error")
+    targets = np.eye(NUM_CLASSES)[labels]
+
+    def apply_fn(p, x):
+        return jnp.tanh(x @ p["in"] + p["shift"]) * p["out"] + p["bias"]
+
+    def loss(flat):
+        p = unflatten(flat)
+        return 0.5 * jnp.mean(jnp.sum((apply_fn(p, inputs) - targets) ** 2, 1))
+
+    def unflatten(flat):
+        return {"in": flat[:5, None], "shift": flat[5], "out": flat[6:9], "bias": flat[9:]}
+
+    with jax.enable_x64(True):
+        gradient, curvature = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+        start = np.array([1.0, -0.5, -0.5, 0, 0, 0.1, 0.5, -0.3, -0.2, 0.3, 0.3, 0.3])
+        point = scipy.optimize.minimize(jax.jit(loss), start, jac=gradient, method="BFGS", options={"gtol": 1e-7}).x
+        for _ in range(5):
+            point = point - np.linalg.solve(curvature(point), gradient(point))
+        eigenvalues = np.linalg.eigvalsh(curvature(point))
+        return apply_fn, jax.tree.map(np.asarray, unflatten(point)), eigenvalues
+
+
+def test_a_smooth_minimum_is_supported():
+    apply_fn, params, eigenvalues = smooth_minimum()
+    assert eigenvalues[0] > 1e-4  # a minimum indeed
+    found = certify(apply_fn, params, "squared_error")
+    assert found.status == "supported"
+    assert found.is_minimum
+    assert (found.activations, found.radius) == (None, 0.0)
+    assert "tanh" in found.reasons[0]
+    assert found.extremes.smallest.value == pytest.approx(eigenvalues[0], rel=1e-3)
+    assert found.extremes.largest.value == pytest.approx(eigenvalues[-1], rel=1e-3)
+
+
+def test_a_curvature_that_is_not_known_is_said():
+    found = certify(*embedded(), lower_bound=-math.inf, max_products=3)
+    assert found.status == "supported"
+    assert "smallest eigenvalue is not converged" in found.reasons[-1]
+    assert certify(*embedded(), max_products=3).status == "proven"  # a proof does not need it
+
+
+def test_a_net_with_inactive_units_is_not_proven():
+    net, _ = embedded()
+    params = landscape.embed_affine(net, data()[2], data()[0])
+    params["Dense_0"]["bias"] = np.array(params["Dense_0"]["bias"])
+    params["Dense_0"]["bias"][-1] = -1.0  # of a unit that is not needed: same outputs, same gradient
+    found = certify(net, params)
+    assert found.status == "supported"
+    assert found.reasons == ("only 91.7% of the ReLUs are active, so the network is not affine near the point",)
+
+
+# Refuted
+
+
+def test_a_point_moved_off_the_minimum_is_refuted():
+    net, params = embedded()
+    for size in (1e-6, 1e-2):
+        found = certify(net, shifted(params, size))
+        assert found.status == "refuted"
+        assert not found.is_minimum
+        assert found.reasons[0].startswith("not stationary")
+    assert certify(net, shifted(params, 1e-6), gradient_tolerance=1e-2).status == "supported"  # but above the bound
+
+
+def test_zero_parameters_are_refuted_for_their_kinks():
+    net, params = embedded()
+    found = certify(net, jax.tree.map(np.zeros_like, params))
+    assert found.status == "refuted"
+    assert found.gradient_norm < 1e-15
+    assert any("kink" in reason for reason in found.reasons)
+
+
+def test_a_smooth_saddle_is_refuted_for_its_curvature():
+    # Balanced classes and zero kernels: stationary, and by symmetry nothing else distinguishes it from a minimum.
+    params = {"in": np.zeros((NUM_FEATURES, 2)), "out": np.zeros((2, NUM_CLASSES))}
+    found = certify(lambda p, x: x @ p["in"] @ p["out"], params)
+    assert found.status == "refuted"
+    assert found.gradient_norm < 1e-15
+    assert found.reasons[0].startswith("negative curvature")
+    assert any("has a loss lower by" in reason for reason in found.reasons)
+    inputs, labels, _ = data()
+    slope = inputs.T @ (1 / NUM_CLASSES - np.eye(NUM_CLASSES)[labels]) / NUM_EXAMPLES  # Hessian: +- its singular values
+    assert found.extremes.smallest.value == pytest.approx(-np.linalg.norm(slope, 2), rel=1e-3)
+
+
+def test_a_flat_saddle_is_refuted_by_the_probes():
+    # x^2 - y^4 has no negative curvature at 0.
+    def apply_fn(p, x):
+        height = (p["x"] ** 2 - p["y"] ** 4) * jnp.ones(len(x))
+        return jnp.stack([jnp.sqrt(1 + height), 1 + 0 * height], 1)
+
+    # Half the squared distance to (0, 1): 1 / 2 + height / 2.
+    inputs, labels = np.ones((NUM_EXAMPLES, 1)), np.ones(NUM_EXAMPLES, int)
+    found = landscape.certify(apply_fn, {"x": 0.0, "y": 0.0}, inputs, labels, loss="squared_error", key=KEY)
+    assert found.extremes.smallest.value == pytest.approx(0, abs=1e-12)
+    assert found.status == "refuted"
+    assert len(found.reasons) == 1
+    assert found.reasons[0].startswith("a point at most 0.01 away has a loss lower by")
+    assert found.probes.lowest_change_within(0.01) == pytest.approx(-0.5 * 0.01**4, rel=0.5)  # straight along y
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parameters_that_are_not_finite_are_refuted(value):
+    net, params = embedded()
+    found = certify(net, jax.tree.map(lambda p: np.full_like(p, value), params))
+    assert (found.status, found.extremes, found.probes) == ("refuted", None, None)
+    assert found.reasons == ("the loss, its gradient or its curvature is not finite",)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5])  # the gradient, the curvature is infinite at 0
+def test_derivatives_that_are_not_finite_are_refuted(power):
+    found = certify(lambda p, x: x @ p + jnp.sum(p**2) ** power, np.zeros((NUM_FEATURES, NUM_CLASSES)))
+    assert math.isfinite(found.loss)
+    assert found.status == "refuted"
+    assert landscape.classify(found, near_global_loss=0.0, gradient_tolerance=1.0) == "diverged"
+
+
+# Modes, types and misuse
+
+
+def test_the_callers_mode_and_dtypes_do_not_matter():
+    net, params = embedded()
+    outside = certify(net, params)
+    with jax.enable_x64(True):
+        inside = certify(net, jax.tree.map(jnp.asarray, params))
+    for field in ("status", "loss", "gradient_norm", "radius", "gap"):
+        assert getattr(inside, field) == getattr(outside, field)
+    assert outside.probes.lowest_change == inside.probes.lowest_change  # can be read in either mode
+    single = certify(net, jax.tree.map(lambda p: jnp.asarray(np.asarray(p, np.float32)), params))
+    assert single.loss == pytest.approx(outside.loss, rel=1e-6)
+    assert single.gradient_norm > 1e-8  # what was rounded is no minimum to float64
+    assert single.status == "refuted"
+
+
+def test_chunks_change_nothing():
+    net, params = embedded()
+    whole, chunked = (certify(net, params, chunk_size=size) for size in (None, 25))
+    assert chunked.status == "proven"
+    assert chunked.loss == pytest.approx(whole.loss, rel=1e-14)
+    assert chunked.radius == pytest.approx(whole.radius, rel=1e-9)
+    assert chunked.activations.num_units == whole.activations.num_units
+    np.testing.assert_allclose(chunked.probes.line_changes, whole.probes.line_changes, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")], ids=["raw", "rbg"])
+def test_keys_of_every_kind(key):
+    assert certify(*embedded(), key=key).status == "proven"
+
+
+def test_a_second_point_reuses_what_was_compiled():
+    net, params = embedded()
+    traces = 0
+
+    def apply_fn(params, x):
+        nonlocal traces
+        traces += 1
+        return net.apply({"params": params}, x)
+
+    counts = []
+    for size in (0, 1e-3):
+        certify(apply_fn, shifted(params, size))
+        counts.append(traces)
+    assert counts[1] - counts[0] <= 1  # the check of its dtype
+
+
+def test_short_floats_are_refused_or_named():
+    _, params = embedded()
+    whole = nn.Sequential([nn.Dense(6, dtype=jnp.float32), nn.relu, nn.Dense(NUM_CLASSES, dtype=jnp.float32)])
+    inner = nn.Sequential([nn.Dense(6, dtype=jnp.float32), nn.relu, nn.Dense(NUM_CLASSES)])
+    params = {"layers_0": params["Dense_0"], "layers_2": params["Dense_2"]}
+    with pytest.raises(ValueError, match=r"computes logits in float32.*dtype=None"):
+        certify(lambda p, x: whole.apply({"params": p}, x), params)
+    found = certify(lambda p, x: inner.apply({"params": p}, x), params, gradient_tolerance=math.inf)
+    assert found.activations is None
+    with pytest.raises(ValueError, match=r"loss must be one of \['cross_entropy', 'squared_error'\], got 'hinge'"):
+        landscape.per_example_loss(models.apply_fn(embedded()[0]), "hinge")
+
+
+# Names of end points
+
+
+def outcome(loss=1.0, gradient_norm=0.0, smallest=0.0, largest=1.0, margin=0.5, lowest=0.0):
+    """A certificate with what `classify` looks at."""
+    ends = [landscape.Eigenvalue(value, 0.0, True, value, 0.999, jnp.ones(1)) for value in (smallest, largest)]
+    activations = None if margin is None else landscape.ActivationReport(margin, 1.0, True, 1, 1)
+    probes = ProbeReport(np.ones(1), np.array([[lowest]]), np.array([[1.0]]), np.ones((1, 1)))
+    extremes = landscape.Extremes(*ends, 0)
+    return Certificate("supported", (), loss, gradient_norm, extremes, activations, 0.0, 0.0, probes)
+
+
+@pytest.mark.parametrize(
+    "certificate,name",
+    [
+        (outcome(), "suboptimal minimum"),
+        (outcome(margin=None), "suboptimal minimum"),
+        (outcome(loss=0.1, smallest=-1.0, gradient_norm=1.0), "near-global"),
+        (outcome(gradient_norm=0.2, smallest=-1.0), "not converged"),
+        (outcome(gradient_norm=0.1, smallest=-9e-4), "suboptimal minimum"),
+        (outcome(smallest=-2e-3), "saddle"),
+        (outcome(smallest=-2e-3, largest=10.0), "suboptimal minimum"),
+        (outcome(smallest=-1.0, largest=0.5), "saddle"),
+        (outcome(margin=0.0), "saddle"),
+        (outcome(lowest=-0.02), "saddle"),
+        (outcome(lowest=-0.005), "suboptimal minimum"),
+        (outcome(lowest=-0.005, loss=0.3), "saddle"),
+        (Certificate("refuted", (), math.nan, math.nan, None, None, 0.0, math.inf, None), "diverged"),
+    ],
+)
+def test_every_class_has_its_reason(certificate, name):
+    assert name in landscape.CLASSES
+    assert landscape.classify(certificate, near_global_loss=0.15, gradient_tolerance=0.1) == name
+
+
+# Probes
+
+
+def bowl(params, x):
+    return x * ((params["a"] ** 2).sum() + 3 * params["b"].sum())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_losses_at_against_direct_evaluation(x64, chunk_size):
+    params, x = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}, jnp.arange(1.0, 8.0)
+    offsets = np.random.default_rng(0).normal(size=(6, 3))
+    found = landscape.losses_at(bowl, params, (x,), jnp.asarray(offsets), chunk_size=chunk_size)
+    points = np.array([1.0, -2.0, 0.5]) + offsets
+    np.testing.assert_allclose(found, 4 * ((points[:, :2] ** 2).sum(1) + 3 * points[:, 2]), rtol=1e-13)
+
+
+@given(st.integers(0, 99), st.integers(0, 8))
+@settings(max_examples=8, deadline=None)
+def test_probes_of_a_quadratic_by_hand(seed, num_steps):
+    # On x'x / 2 + y, a descent of n steps of size s shrinks x by (1 - s)^n and lowers y by n s.
+    def loss_fn(params, x):
+        return x * (0.5 * params["x"] @ params["x"] + params["y"])
+
+    with jax.enable_x64(True):
+        params, radii = {"x": jnp.zeros(2), "y": jnp.zeros(())}, (0.1, 0.9)
+        found = landscape.probe(
+            loss_fn, params, (jnp.ones(4),), jax.random.key(seed), radii=radii, step_size=0.25, num_directions=3,
+            num_steps=num_steps, direction=jnp.array([0.0, 0.0, 5.0]),
+        )  # fmt: skip
+    assert all(type(field) is np.ndarray for field in found)  # to be read in any mode
+    radii, fallen = np.array(radii), 0.25 * num_steps
+    assert found.line_changes.shape == found.descent_changes.shape == found.descent_distances.shape == (5, 2)
+    np.testing.assert_allclose(found.line_changes[3:], [radii, -radii], atol=1e-12)
+    np.testing.assert_allclose(found.descent_changes[3:], [radii - fallen, -radii - fallen], atol=1e-12)
+    np.testing.assert_allclose(found.descent_distances[3:], np.abs([radii - fallen, -radii - fallen]), atol=1e-12)
+    # line = x^2 / 2 + y with x^2 + y^2 = r^2
+    y = 1 - np.sqrt(1 + radii**2 - 2 * found.line_changes[:3])
+    x = np.sqrt(np.maximum(radii**2 - y**2, 0))
+    left = x * 0.75**num_steps
+    np.testing.assert_allclose(found.descent_changes[:3], left**2 / 2 + y - fallen, atol=1e-6)
+    np.testing.assert_allclose(found.descent_distances[:3], np.hypot(left, y - fallen), atol=1e-6)
+
+
+def test_the_lowest_change_counts_what_is_near_and_finite():
+    report = ProbeReport(
+        np.array([0.1, 1.0]), np.array([[0.5, -3.0], [math.nan, 2.0]]), np.array([[-0.2, -4.0], [0.3, -math.inf]]),
+        np.array([[0.05, 7.0], [math.nan, 0.01]]),
+    )  # fmt: skip
+    assert report.lowest_change == -4.0
+    assert report.lowest_change_within(1.0) == -3.0
+    assert report.lowest_change_within(0.1) == -0.2
+    assert report.lowest_change_within(0.01) == math.inf
+
+
+@pytest.mark.parametrize("radii", [(), (0.1, 0.0), (-1.0,)])
+def test_radii_that_are_not_positive_are_refused(radii):
+    with pytest.raises(ValueError, match="radii must be positive"):
+        landscape.probe(bowl, {"a": jnp.ones(2), "b": jnp.ones(1)}, (jnp.ones(2),), KEY, radii=radii, step_size=0.1)

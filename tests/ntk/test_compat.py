@@ -1,0 +1,83 @@
+"""neural-tangents on today's JAX: loaded without TensorFlow, leaving no trace, and computing what it should."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbp import ntk
+
+nt = ntk.compat.load()
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_tensorflow_stays_out_and_jax_is_left_as_it_was():
+    code = """
+import sys, jax, jax.core, jax.random
+from jaxbp.ntk import compat
+changed = (jax.core, jax.random, jax.interpreters.ad)
+before = {m: set(dir(m)) for m in changed}
+compat.load()
+print("tensorflow" in sys.modules, {n for m in changed for n in set(dir(m)) - before[m]} - {"eval_context"}, "jax.util" in sys.modules)
+"""
+    assert run(code).split() == ["False", "set()", "False"]
+
+
+def test_an_unknown_jax_is_named():
+    code = """
+from jaxbp.ntk import compat
+compat._names = lambda: iter(())
+try:
+    compat.load()
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    said = run(code)
+    assert said.startswith("IncompatibleJax neural-tangents 0.6.5 does not load on JAX")
+    assert "known to work: 0.10 to 0.12" in said
+
+
+def network(width):
+    layers = [nt.stax.Dense(width), nt.stax.Relu(), nt.stax.Dense(2)]
+    return nt.stax.serial(*layers)
+
+
+@pytest.fixture
+def x():
+    return jax.random.normal(jax.random.key(0), (6, 5))
+
+
+def test_exact_kernels_in_batches_and_against_monte_carlo(x):
+    init_fn, apply_fn, kernel_fn = network(256)
+    # Of an NNGP entry two logits of a sample tell the square of a Gaussian: sigma is sqrt(2 / 800) = 5 %.
+    for get, num_samples, tolerance in (("ntk", 100, 0.05), ("nngp", 400, 0.2)):
+        exact = kernel_fn(x, None, get)
+        # The angle of an input with itself comes from a cosine of 1, so it is known to the root of epsilon only.
+        rtol = np.sqrt(np.finfo(np.float32).eps)
+        np.testing.assert_allclose(nt.batch(kernel_fn, batch_size=3)(x, None, get), exact, rtol=rtol, atol=1e-6)
+        sampled_fn = nt.monte_carlo_kernel_fn(init_fn, apply_fn, jax.random.PRNGKey(1), num_samples, trace_axes=(-1,), implementation=1)
+        assert jnp.linalg.norm(sampled_fn(x, None, get) - exact) < tolerance * jnp.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("implementation", [1, 2])
+def test_empirical_kernels_agree_with_ours(x, implementation):
+    init_fn, apply_fn, _ = network(64)
+    _, params = init_fn(jax.random.PRNGKey(0), x.shape)
+    theirs = nt.empirical_ntk_fn(apply_fn, trace_axes=(), implementation=implementation)(x, None, params)
+    np.testing.assert_allclose(ntk.empirical_ntk(apply_fn, params, x), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_interpolate(x):
+    kernel_fn = network(1)[2]
+    targets = jnp.sin(x[:, :1])
+    mean = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, targets)(x_test=x, get="ntk")
+    np.testing.assert_allclose(mean, targets, atol=1e-3)
+    _, apply_fn, _ = network(8)
+    _, params = network(8)[0](jax.random.PRNGKey(0), x.shape)
+    np.testing.assert_allclose(nt.linearize(apply_fn, params)(params, x), apply_fn(params, x), rtol=1e-6)
