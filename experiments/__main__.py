@@ -7,21 +7,15 @@ writes ``verdicts.json`` and ``report.html`` of all of them there. A run that wa
 import dataclasses
 import importlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+from experiments import local_minima, norm_bias, ntk_width, power_iteration, rank_robustness
 from jaxbp import lab
 
-STUDIES = (
-    "local_minima",
-    "norm_bias",
-    "ntk_width",
-    "rank_robustness",
-    "power_iteration",
-)  # modules of this package, in order
+STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration)  # in order
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "
@@ -44,6 +38,8 @@ class Arguments:
     """Folder of the run; default runs/lab-PRESET."""
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
+    recompute: bool = False
+    """Compute anew what the folder holds from other code."""
 
 
 def main() -> None:
@@ -52,51 +48,43 @@ def main() -> None:
     folder = arguments.out or Path("runs") / f"lab-{arguments.preset}"
     with lab.guarded(folder):
         began = time.monotonic()
-        studies = chosen(arguments.only)
-        settings = [_settings(study, arguments) for study in studies]  # wrong arguments are told before any work
+        chosen = choose(arguments.only)
+        settings = [_settings(study, arguments) for study in chosen]  # wrong arguments are told before any work
         devices = lab.start_jax(arguments.cluster)
-        parts = []
-        for study, its in zip(studies, settings, strict=True):
+        execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
+        sections = []
+        for package, its in zip(chosen, settings, strict=True):
+            study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
-            command = f"{study.command} --preset {arguments.preset} --seeds {its.num_seeds}"
-            parts.append(study.run(its, folder / study.name, arguments.data_dir, devices=devices, command=command))
-        if all(parts):  # in the first process
-            verdicts = write(folder, parts)
-            lab.print_verdicts(verdicts, folder / "report.html")
+            command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}"
+            options = {"devices": devices, "command": command, "recompute": arguments.recompute}
+            sections.append(execute.run(study, its, folder / study.name, **options))
+        if all(sections):  # in the first process
+            verdicts = execute.write_page(folder, TITLE, LEAD, sections)
+            execute.print_verdicts(verdicts, folder / "report.html")
             print(f"wall time {time.monotonic() - began:.0f} s")
 
 
-def chosen(only: str | None) -> list[lab.Study]:
-    """The studies with the ids in ``only``, all if it is None, in the lab's order.
+def choose(only: str | None) -> list[Any]:
+    """The packages of the studies with the ids in ``only``, all if it is None, in the lab's order.
 
     Raises:
       SettingsError: it names a study that is not there, or none.
     """
-    studies = [importlib.import_module(f"experiments.{name}").STUDY for name in STUDIES]
     if only is None:
-        return studies
+        return list(STUDIES)
     ids = {part.strip().upper() for part in only.split(",") if part.strip()}
-    known = [study.id for study in studies]
+    known = [package.ID for package in STUDIES]
     if not ids or ids - set(known):
         raise lab.SettingsError(f"--only takes ids out of {','.join(known)}, got {only!r}")
-    return [study for study in studies if study.id in ids]
+    return [package for package in STUDIES if package.ID in ids]
 
 
-def _settings(study: lab.Study, arguments: Arguments) -> Any:
+def _settings(package: Any, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
-    presets = study.arguments.presets
+    presets = package.Arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]
-    return study.arguments(preset=preset, seeds=arguments.seeds).settings()
-
-
-def write(folder: Path, parts: Sequence[Any]) -> list[Any]:
-    """Write verdicts.json and report.html of several studies (`jaxbp.report.Part`); returns all verdicts."""
-    from jaxbp import claims, report
-
-    verdicts = [verdict for part in parts for verdict in part.verdicts]
-    claims.write_verdicts(folder / "verdicts.json", verdicts)
-    report.write_page(folder / "report.html", title=TITLE, lead=LEAD, parts=parts)
-    return verdicts
+    return package.Arguments(preset=preset, seeds=arguments.seeds, data_dir=arguments.data_dir).settings()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Run Study 2 from the command line."""
+"""Run the study from the command line."""
 
-from experiments.norm_bias import STUDY
+from experiments.norm_bias import DOOR, Arguments
+from jaxbp.lab import main
 
 if __name__ == "__main__":
-    STUDY.main()
+    main(Arguments, DOOR)

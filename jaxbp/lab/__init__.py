@@ -1,16 +1,38 @@
-"""What all studies share: the command line, pieces of work in a folder that survives a kill, verdicts, the page, an orderly end.
+"""What makes a study: settings and command line, stages, measures, labelled results, verdicts, the page.
 
-`Study` is the whole way; `Arguments` and `Settings` are what a study extends; the work is a list of named `Piece` objects.
-`run_pieces` computes those that the folder does not hold yet, shows how far it is and how long it may take, in ``log.txt`` and
-``status.json`` too (`jaxbp.runtime.progress`), and writes each one before it says so. `guarded` turns what can go wrong for a user into
-one clear line and an exit code: 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM; what is finished stays on disk and the same command
-goes on from there. JAX is imported by `start_jax`, after the arguments have been parsed, so that ``--help`` is instant.
+A `Study` is a value whose fields are functions: `Stage` (what is computed), `Measure` (the number that a claim is judged by), figures and
+tables. `main` runs it from the command line; `sweep` computes arms times seeds inside a stage; `open_run` reads the results of a run.
+A job that is finished is safe on disk before the program says so, a run that was stopped goes on when the same command is given again,
+and a result is never reused for code, settings or data that differ.
+
+``jaxbp.lab`` imports nothing heavy until a name below is used, so a module that declares settings alone starts at once.
 """
 
-from jaxbp.lab.cli import guarded
-from jaxbp.lab.jobs import Piece, device, run_pieces
-from jaxbp.lab.output import outcome, print_table, print_verdicts, write_results
-from jaxbp.lab.results import Results
-from jaxbp.lab.settings import ONE_PROCESS, Arguments, Cluster, Settings, SettingsError
-from jaxbp.lab.study import Study
-from jaxbp.runtime.jax_setup import facts, start_jax
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxbp.lab.cli import guarded, load, main
+from jaxbp.lab.settings import Arguments, Settings, SettingsError
+from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster, start_jax
+
+if TYPE_CHECKING:
+    from jaxbp.lab.arms import along, device, program, sweep, to_dataset
+    from jaxbp.lab.elements import ClaimMeans, ClaimStrips
+    from jaxbp.lab.run import CaseResults, Run, open_run
+    from jaxbp.lab.study import Measure, Stage, Study
+
+_LATE = {
+    "elements": ("ClaimMeans", "ClaimStrips"),
+    "run": ("CaseResults", "Run", "open_run"),
+    "study": ("Measure", "Stage", "Study"),
+    "arms": ("along", "device", "program", "sweep", "to_dataset"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = next((module for module, names in _LATE.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'jaxbp.lab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"jaxbp.lab.{module}"), name)
+    globals()[name] = value
+    return value

@@ -1,30 +1,66 @@
-"""An orderly end: a user's errors in one line, interruptions with the way to go on, exit codes."""
+"""The command of a study: arguments first, JAX after them; a user's errors in one line, interruptions with the way to go on.
+
+This module imports neither JAX nor a study's code, so that ``--help`` is instant.
+"""
 
 import contextlib
+import importlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxbp.lab.settings import Arguments
+from jaxbp.runtime import jax_setup, preemption
+
+
+def main(arguments: type[Arguments], study: Any) -> None:
+    """Parse the command line, run the study, print its verdicts, and end the program in an orderly way.
+
+    Args:
+      arguments: of the study.
+      study: a `jaxbp.lab.Study`, or the door to one that is imported after parsing, such as "experiments.norm_bias.study:STUDY".
+    """
+    module = study.partition(":")[0].removesuffix(".study") if isinstance(study, str) else study.module
+    command = f"python -m {module}" if "." in module else f"python {sys.argv[0]}"
+    options = tyro.cli(arguments, prog=command)
+    folder = options.out or Path("runs") / f"{module.rpartition('.')[2]}-{options.preset}"
+    with guarded(folder):
+        settings = options.settings()
+        devices = jax_setup.start_jax(options.cluster)
+        execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
+        typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
+        section = execute.run(load(study), settings, folder, devices=devices, command=typed, recompute=options.recompute)
+        if section:
+            execute.print_outcome(section, folder)
+
+
+def load(study: Any) -> Any:
+    """The study behind a door such as "experiments.norm_bias.study:STUDY"."""
+    if not isinstance(study, str):
+        return study
+    module, _, name = study.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @contextlib.contextmanager
 def guarded(folder: str | os.PathLike) -> Iterator[None]:
     """Report a user's errors in one line on stderr, and interruptions with the way to go on; then exit with a code.
 
-    An error class of the project's own is made for users. Anything else is a defect and keeps its traceback. SIGTERM ends the program
-    within seconds, whatever it computes.
+    The codes are 2 for a user's error, 130 for Ctrl-C, 143 for SIGTERM. An error class of the project's own is made for users. Anything
+    else is a defect and keeps its traceback. SIGTERM ends the program within seconds, whatever it computes.
     """
-
-    from jaxbp.runtime import preemption
-
-    again = f"Finished pieces are in {folder}; the same command goes on from there."
+    again = f"Finished jobs are in {folder}; the same command goes on from there."
     try:
         with preemption.watch(at_once=True, last_words=again):
             yield
             if _several_processes():
-                from jaxbp.runtime import processes
-
-                processes.shutdown()
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+                importlib.import_module("jaxbp.runtime.processes").shutdown()
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os._exit(preemption.PIPE_CLOSED)
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("jaxbp", "experiments"):

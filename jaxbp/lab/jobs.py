@@ -1,110 +1,230 @@
-"""Pieces of work: named, safe on disk before the program says so, with progress and an estimate of the time left."""
+"""From a study's stages to jobs with an identity, and the scheduler that computes those that the folder lacks.
 
+A job is a stage of a case at one point of the stage's axes. Its digest is a hash of all that its result depends on: the code of the
+stage and of what that code calls (`jaxbp.lab.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
+the jobs that it needs. Two jobs of one digest have one result, in whatever run.
+"""
+
+import hashlib
 import itertools
+import json
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import threadpoolctl
+import xarray as xr
+
+from jaxbp.lab.archive import Archive, combine, read
+from jaxbp.lab.arms import to_dataset
+from jaxbp.lab.fingerprint import explain, fingerprint
+from jaxbp.lab.settings import View, as_json
+from jaxbp.lab.study import Stage, Study
+from jaxbp.runtime import processes
+from jaxbp.runtime.program_cache import evict_compiled_programs
+from jaxbp.runtime.progress import Progress
+from jaxbp.runtime.store import StoreError
+
 _MOST_ON_CPU = 16  # threads beside an accelerator: each holds data of its own
+_INFRASTRUCTURE = ("jaxbp.lab", "jaxbp.runtime", "jaxbp.report", "jaxbp.claims", "jaxbp.stats")  # results do not depend on them
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A named piece of work.
+class Job:
+    """A stage of a case at a point.
 
-    ``compute`` returns arrays; ``weight`` is its share of the time, in any unit that all pieces use; neighbours of one ``group``
-    may run beside each other in threads, on a `device` each. Pieces ``on_cpu`` compute on the host whatever else there is (certificates,
-    in float64); beside an accelerator they then run on as many threads as the host has cores, up to 16.
+    Attributes:
+      needs: for each needed stage the jobs whose results the stage gets.
+      digest: of everything that the result depends on.
+      parts: digests by name of what goes into ``digest``, from which a difference is explained.
     """
 
-    name: str
-    compute: Callable[[], Mapping[str, Any]]
-    weight: float = 1.0
-    group: str | None = None
-    on_cpu: bool = False
+    stage: Stage
+    case: Any
+    point: Mapping[str, Any]
+    settings: Any
+    needs: tuple[tuple["Job", ...], ...]
+    digest: str
+    parts: Mapping[str, str] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The job in words, such as "ResNet, digits; train; default; 3"."""
+        return "; ".join([self.case.name, self.stage.name, *map(str, self.point.values())])
+
+    @property
+    def weight(self) -> float:
+        """The job's share of the time."""
+        return self.stage.cost(self.case, self.settings, **self.point)
+
+    def compute(self, archive: Archive) -> xr.Dataset:
+        """The result."""
+        needed = [_at(self.point, gather(archive, jobs)) for jobs in self.needs]
+        settings = View(self.settings, self.stage.reads)
+        dataset = to_dataset(self.stage.fn(self.case, settings, *needed, **self.point))
+        if "seed" not in dataset.coords and dataset.sizes.get("seed") == self.settings.num_seeds:
+            dataset = dataset.assign_coords(seed=list(self.settings.seeds))
+        return dataset
 
 
-def run_pieces(store: Any, pieces: Sequence[Piece], *, num_workers: int = 1) -> None:
-    """Compute the pieces that ``store`` lacks, in order; neighbours of one group share ``num_workers`` threads and all processes.
+def gather(archive: Archive, jobs: Sequence[Job]) -> xr.Dataset:
+    """The results of one stage of one case as one Dataset."""
+    return combine([(dict(job.point), archive.get(job.name, job.digest)) for job in jobs])
+
+
+def _at(point: Mapping[str, Any], dataset: xr.Dataset) -> xr.Dataset:
+    shared = {axis: value for axis, value in point.items() if axis in dataset.dims and axis in dataset.coords}
+    return dataset.sel(shared, drop=True)
+
+
+def plan(study: Study, settings: Any) -> list[Job]:
+    """Every job of a run, needed ones first; within a stage the expensive cases come first."""
+    jobs: list[Job] = []
+    by_stage: dict[tuple[Callable, str], list[Job]] = {}
+    for stage in study.stages:
+        code = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
+        of_stage: list[Job] = []
+        for case in settings.cases:
+            if not stage.where(case, settings):
+                continue
+            axes = {axis: list(values) for axis, values in stage.over(case, settings).items()}
+            needed = [by_stage.get((fn, case.name), []) for fn in stage.needs]
+            own = [
+                _job(stage, case, dict(zip(axes, values, strict=True)), settings, needed, code)
+                for values in itertools.product(*axes.values())
+            ]
+            by_stage[stage.fn, case.name] = own
+            of_stage += own
+        jobs += of_stage
+    return _in_groups(jobs)
+
+
+def _in_groups(jobs: list[Job]) -> list[Job]:
+    """Stages of one group that follow each other become neighbours, the jobs with the most weight first."""
+    ordered: list[Job] = []
+    for _, members in itertools.groupby(jobs, key=lambda job: job.stage.group or job.stage.name):
+        ordered += sorted(members, key=lambda job: -job.weight)
+    return ordered
+
+
+def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], code: Any) -> Job:
+    needs = tuple(tuple(job for job in jobs if _agree(job.point, point)) for jobs in needed)
+    parts = dict(code.parts)
+    parts["case"] = _digest(as_json(case))
+    parts["point"] = _digest(as_json(point))
+    parts |= {f"setting {name}": _digest(value) for name, value in View(settings, stage.reads).values().items()}
+    parts |= {f"data {name}": identity for name, identity in settings.data_identity(case).items()}
+    for job in itertools.chain(*needs):
+        parts[f"result of {job.name}"] = job.digest
+    return Job(stage, case, point, settings, needs, _digest({"code": code.digest, **parts}), parts)
+
+
+def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return all(a[axis] == b[axis] for axis in a.keys() & b.keys())
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False) -> None:
+    """Compute the jobs that the folder and the runs beside it lack; neighbours of a group share all threads, devices and processes.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
     busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+
+    Raises:
+      StoreError: the folder holds results of other code; ``recompute`` replaces them.
     """
-    import jax
-    import threadpoolctl
-
-    from jaxbp.runtime import processes
-    from jaxbp.runtime.progress import Progress
-
-    missing = processes.from_first([number for number, piece in enumerate(pieces) if piece.name not in store])
-    if done := len(pieces) - len(missing):
-        print(f"{done} of {len(pieces)} pieces of work are in {store.folder} already")
-    units = {piece.name: (None, piece.weight) for piece in pieces}
-    there = units.keys() - {pieces[number].name for number in missing}
+    if processes.is_first():
+        archive.write_index([(job.name, job.digest) for job in jobs])
+        _take_over(archive, jobs)
+        changes = [] if recompute else _changes(archive, jobs)
+        if changes:
+            raise StoreError(
+                f"{archive.store.folder} holds results that other code computed:\n  " + "\n  ".join(changes) + "\n"
+                "give --recompute to compute them anew, or name another folder"
+            )
+    missing = processes.from_first([number for number, job in enumerate(jobs) if not archive.contains(job.name, job.digest)])
+    if done := len(jobs) - len(missing):
+        print(f"{done} of {len(jobs)} jobs are in {archive.store.folder} already")
+    units = {job.name: (None, job.weight) for job in jobs}
+    finished = units.keys() - {jobs[number].name for number in missing}
     index, count = jax.process_index(), jax.process_count()
     with (
         threadpoolctl.threadpool_limits(1),
-        Progress(units, store.folder, process=index, num_processes=count, done_before=there) as progress,
+        Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        for group, members in itertools.groupby(missing, key=lambda number: pieces[number].group or number):
-            together = list(members)
-            mine = [pieces[number] for number in together if together.index(number) % count == index]
-            _run_together(store, mine, progress, num_workers)
-            processes.barrier(f"pieces of {group}")  # later ones may read them
+        for group, members in itertools.groupby(missing, key=lambda number: jobs[number].stage.group or jobs[number].stage.name):
+            numbers = list(members)
+            mine = [jobs[number] for number in numbers if numbers.index(number) % count == index]
+            _run_group(archive, mine, progress, num_workers)
+            processes.barrier(f"jobs of {group}")  # later jobs may read the results
 
 
-def _run_together(store: Any, pieces: Sequence[Piece], progress: Any, num_workers: int) -> None:
-    def compute(piece: Piece) -> Mapping[str, Any]:
-        progress.start(piece.name)
+def _take_over(archive: Archive, jobs: Sequence[Job]) -> None:
+    """Copy results of equal jobs from the runs beside this one."""
+    sources = [archive.reuse(job.name, job.digest) for job in jobs if not archive.contains(job.name, job.digest)]
+    for source in sorted({path for path in sources if path}):
+        print(f"{sources.count(source)} results are taken over from {source}")
+
+
+def _changes(archive: Archive, jobs: Sequence[Job]) -> list[str]:
+    """What differs between the missing jobs and the results that the folder holds of them."""
+    lines: dict[str, None] = {}
+    for job in jobs:
+        if archive.contains(job.name, job.digest):
+            continue
+        for path in archive.others(job.name, job.digest):
+            before = json.loads(read(path).attrs.get("parts", "{}"))
+            lines |= dict.fromkeys(line for line in explain(before, dict(job.parts)) if not line.startswith("result of "))
+    return list(lines)
+
+
+def _run_group(archive: Archive, jobs: Sequence[Job], progress: Progress, num_workers: int) -> None:
+    def compute(job: Job) -> xr.Dataset:
+        progress.start(job.name)
         try:
-            return piece.compute()
+            return job.compute(archive)
         except Exception as error:
-            progress.failed(piece.name, error)
+            progress.failed(job.name, error)
             raise
 
-    from jaxbp.runtime.program_cache import evict_compiled_programs
+    def keep(job: Job, dataset: xr.Dataset) -> None:
+        facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
+        archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
+        progress.done(job.name)
 
-    free = _free_devices(num_workers, on_cpu=any(piece.on_cpu for piece in pieces))
-    alone = free[True] is free[False] and (num_workers == 1 or len(pieces) == 1)
-    if alone:
-        for piece in pieces:
-            store.put(piece.name, compute(piece))
-            progress.done(piece.name)
+    free = _free_devices(num_workers, on_cpu=any(job.stage.on_cpu for job in jobs))
+    if free[True] is free[False] and (num_workers == 1 or len(jobs) == 1):
+        for job in jobs:
+            keep(job, compute(job))
             evict_compiled_programs()
         return
     pools = {kind: ThreadPoolExecutor(max(devices.qsize(), 1)) for kind, devices in free.items()}
     if free[True] is free[False]:
         pools[True] = pools[False]
     try:
-        futures = {pools[piece.on_cpu].submit(_on_free_device, free[piece.on_cpu], compute, piece): piece for piece in pieces}
+        futures = {pools[job.stage.on_cpu].submit(_on_free_device, free[job.stage.on_cpu], compute, job): job for job in jobs}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                piece = futures.pop(future)
-                store.put(piece.name, future.result())
-                progress.done(piece.name)
+                keep(futures.pop(future), future.result())
             evict_compiled_programs()
     finally:
         for pool in pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def device() -> Any:
-    """The device of the piece that is being computed."""
-    import jax
-
-    return jax.config.jax_default_device or jax.local_devices()[0]
-
-
 def _free_devices(num_workers: int, *, on_cpu: bool) -> dict[bool, queue.SimpleQueue]:
-    """The devices for pieces of either kind, by `Piece.on_cpu`; one queue for both where there are CPUs alone.
+    """The devices for jobs of either kind, by `Stage.on_cpu`; one queue for both where there are CPUs alone.
 
-    A device for each worker, or one CPU for all: it serves several threads, and programs are compiled for each device anew.
+    Each worker has an accelerator of its own. On a host without accelerators all workers share the first CPU device, which serves
+    several threads: programs are compiled for each device anew.
     """
-    import jax
-
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         shared = _queue(devices[:1] * num_workers)
@@ -116,19 +236,17 @@ def _free_devices(num_workers: int, *, on_cpu: bool) -> dict[bool, queue.SimpleQ
     }
 
 
-def _queue(devices: Sequence[Any]) -> queue.SimpleQueue:
-    free = queue.SimpleQueue()
-    for one in devices:
-        free.put(one)
+def _queue(devices: Iterable[Any]) -> queue.SimpleQueue:
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
     return free
 
 
-def _on_free_device(free: queue.SimpleQueue, compute: Callable, piece: Piece) -> Mapping[str, Any]:
-    import jax
-
-    one = free.get()
+def _on_free_device(free: queue.SimpleQueue, compute: Callable, job: Job) -> xr.Dataset:
+    device = free.get()
     try:
-        with jax.default_device(one):
-            return compute(piece)
+        with jax.default_device(device):
+            return compute(job)
     finally:
-        free.put(one)
+        free.put(device)

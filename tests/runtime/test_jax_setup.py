@@ -1,0 +1,53 @@
+"""How JAX is started, and what is evicted before memory maps run short."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import pytest
+
+from jaxbp.runtime import jax_setup, program_cache
+
+
+@pytest.mark.parametrize("held, forgets", [(40, True), (20, False), (0, False)])
+def test_compiled_programs_go_when_memory_maps_run_short(monkeypatch, held, forgets):
+    traced = []
+
+    @jax.jit
+    def fn(x):
+        traced.append(1)
+        return x + 1
+
+    fn(jnp.ones(3))
+    monkeypatch.setattr(program_cache, "memory_maps", lambda: (held, 65))
+    program_cache.evict_compiled_programs()
+    fn(jnp.ones(3))
+    assert len(traced) == (2 if forgets else 1)
+
+
+def test_memory_maps_are_counted():
+    held, allowed = program_cache.memory_maps()
+    assert 0 < held < allowed
+
+
+def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
+    monkeypatch.setattr(jax_setup.importlib.util, "find_spec", lambda name: None)
+    assert jax_setup._has_cpus_alone(None)
+    monkeypatch.setattr(jax_setup.importlib.util, "find_spec", lambda name: "found" if name == "libtpu" else None)
+    assert not jax_setup._has_cpus_alone(None)
+    assert jax_setup._has_cpus_alone("cpu")
+    assert not jax_setup._has_cpus_alone("cuda,cpu")
+    first, second = "--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false"
+    cases = {
+        ("0.10.2", ""): f"{first} {second}",
+        ("0.10.0", "--xla_a=1"): f"--xla_a=1 {first} {second}",
+        ("0.11.2", ""): first,  # which does not know the second
+        ("0.10.2", "--xla_backend_optimization_level=2"): f"--xla_backend_optimization_level=2 {second}",
+        ("0.10.2", f"--xla_cpu_use_fusion_emitters=true {first}"): f"--xla_cpu_use_fusion_emitters=true {first}",
+    }
+    for (version, given), expected in cases.items():
+        monkeypatch.setattr(jaxlib, "__version__", version)
+        monkeypatch.setenv("XLA_FLAGS", given)
+        jax_setup.compile_quickly()
+        assert os.environ["XLA_FLAGS"] == expected
