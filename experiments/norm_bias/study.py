@@ -167,3 +167,162 @@ def norm_ratio(m: Any) -> xr.DataArray:
     norm = _at_end(m.compare).norm
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log2(norm.sel(arm=BIAS, drop=True) / norm.sel(arm=DECAY, drop=True))
+
+
+def draw_scan(m: Any) -> Any:
+    """Validation accuracy (left axis) and the norm reached (squares, right axis) over the norm wanted."""
+    fig, ax = report.figure()
+    report.curve(ax, m.scan.ratio.values, m.scan.accuracy.transpose("seed", "ratio").values)
+    with report.style():
+        ax.set_ylabel("validation accuracy, %")
+        ax.set_xlabel("norm wanted / norm without regulariser")
+        right = ax.twinx()
+        right.plot(m.scan.ratio, m.scan.reached.mean("seed"), "s:", color="#b3541e", markersize=3)
+        right.set_ylabel("norm reached (squares)", color="#b3541e")
+        right.grid(False)
+    return fig
+
+
+def along_training(variable: str, epochs: slice = slice(None)) -> Any:
+    """The curves of the three arms."""
+    return lambda m: m.compare[variable].sel(arm=list(ARMS)).isel(epoch=epochs)
+
+
+def published(m: Any) -> xr.DataArray | None:
+    """Test accuracies of the arms with the paper's numbers, if the case has such arms."""
+    return m.compare.accuracy.isel(arm=slice(len(ARMS), None)) if m.case.published else None
+
+
+def differences(m: Any) -> dict[str, xr.DataArray]:
+    """Paired differences of test accuracy by heading."""
+    return {f"{arm} - {over}": gain(arm, over)(m) for arm, over in ((DECAY, NONE), (BIAS, NONE), (BIAS, DECAY))}
+
+
+def ends(m: Any) -> xr.DataArray:
+    """Training loss and norms at the end of training, by heading."""
+    names = {"train_loss": "train loss", "norm": "norm of all parameters", "kernel_norm": "norm of all kernels"}
+    return _at_end(m.compare)[list(names)].sel(arm=list(ARMS)).rename(names).to_dataarray("measure")
+
+
+def choices(m: Any) -> dict[str, float]:
+    """The settings that tuning chose, and the mean validation accuracies of the tuning seeds."""
+    tuned = m.tune
+    return {
+        "weight decay": float(tuned.coefficient.sel(arm=DECAY)),
+        "validation accuracy with weight decay": float(tuned.best_accuracy.sel(arm=DECAY)),
+        "norm-bias": float(tuned.coefficient.sel(arm=BIAS)),
+        "mu / norm of none": float(tuned.mu.sel(arm=BIAS) / tuned.none_norm),
+        "norm of none": float(tuned.none_norm),
+        "validation accuracy with norm-bias": float(tuned.best_accuracy.sel(arm=BIAS)),
+        "validation accuracy without either": float(tuned.none_accuracy.mean()),
+    }
+
+
+def choices_caption(run: Any) -> str:
+    """How many settings and seeds tuning had."""
+    return f"Chosen out of {len(run.settings.decay_grid)} settings each; tuning seeds: {run.settings.num_tuning_seeds}."
+
+
+def paper_accuracies(m: Any) -> str | None:
+    """The paper's accuracies of the three arms."""
+    return " / ".join(f"{value:.2f}" for value in m.case.paper) if m.case.paper else None
+
+
+def case_title(m: Any) -> str:
+    """The case's name in a panel's title."""
+    return m.name.removesuffix(" inputs")
+
+
+def runs_of(stage: str) -> Any:
+    """The number of trainings of a stage times the cost of each."""
+
+    def cost(case: Case, settings: Settings) -> float:
+        tuning, arms = settings.num_tuning_seeds, len(ARMS) + 2 * bool(case.published)
+        number = {"tune": tuning * (1 + 2 * len(settings.decay_grid)), "scan": tuning * len(settings.scan_ratios)}
+        return case.cost * number.get(stage, settings.num_seeds * arms)
+
+    return cost
+
+
+METHOD = (
+    "Norm-bias adds lambda sign(||theta||^2 - mu^2) theta to the gradient, over all parameters, normalisation and biases too: the gradient "
+    "of lambda / 2 times the paper's penalty, as in its code. Weight decay is norm-bias with mu = 0, to the last bit.",
+    "Each regulariser is tuned on validation data over the same number of settings and on seeds that are not used again; norm-bias's mu is "
+    "a multiple of the norm at which the unregularised network ends. The learning rate, its cosine decay to 0 and all else are alike. "
+    "The test set is touched once by each final run.",
+    "Seeds draw training examples, initial parameters and the order of the data; arms of one seed share all three, so differences are "
+    f"paired. Worse by less than {claims.MARGIN} percentage points counts as at least as good. A claim is supported only if it is in every "
+    "case, which needs no correction for their number; p values in the table are adjusted by Holm.",
+    "Layers followed by BatchNorm do not change when their kernel is scaled. Their norm acts through the step size alone: the angle "
+    "by which a step turns a kernel, and the learning rate over the kernel's squared norm.",
+)
+
+STUDY = lab.Study(
+    id="S2",
+    title="Is a small norm what makes weight decay work?",
+    lead="Weight decay pulls parameters towards zero, and is said to help because solutions of small norm generalise. Norm-bias pulls "
+    "their norm to any value wanted, a large one too. Both are tuned on validation data with the same budget and compared with each "
+    "other and with no regulariser, on paired seeds.",
+    module="experiments.norm_bias",
+    stages=(
+        lab.Stage(tune, cost=runs_of("tune")),
+        lab.Stage(compare, needs=(tune,), cost=runs_of("compare"), group="tuned"),  # the longer of the two comes first
+        lab.Stage(scan, needs=(tune,), cost=runs_of("scan"), group="tuned"),
+    ),
+    measures=(
+        lab.Measure(claims.S2A, gain(DECAY, NONE)),
+        lab.Measure(claims.S2B, gain(BIAS, DECAY)),
+        lab.Measure(claims.S2C, gain(BIAS, DECAY)),
+        lab.Measure(claims.S2D, gain(BIAS, DECAY), where=lambda case: not case.batch_norm),
+        lab.Measure(claims.S2E, norm_ratio),
+    ),
+    figures=(
+        report.SeedStrip(
+            "compare.accuracy", show=ARMS, joined=True, title=case_title, xlabel="test accuracy, %", name="accuracy",
+            alt="test accuracy of the three arms, pairs joined",
+            caption="Test accuracy of each arm at the end of training. Lines join runs that share data, initial parameters and the order "
+            "of the data; bars are means with 95 % intervals.",
+        ),
+        report.CustomFigure(
+            draw_scan, name="target_norm", alt="validation accuracy and final norm against the norm wanted",
+            caption="Norm-bias with the coefficient chosen in tuning and a range of norms: validation accuracy (seeds thin) and the norm "
+            "reached (squares, right axis), both relative to the norm at which the unregularised network ends.",
+        ),
+        report.SeedCurves(
+            along_training("norm"), log=True, title=case_title, ylabel="norm", name="norm", alt="norm of the parameters along training",
+            caption=f"Norm of all parameters along training, by arm: what {DECAY} and {BIAS} make of it.",
+        ),
+        report.SeedCurves(  # the learning rate is 0 after the last step
+            along_training("effective_learning_rate", slice(-1)), log=True, title=case_title, ylabel="effective learning rate",
+            name="effective_rate", alt="effective learning rate along training",
+            caption="Learning rate over the squared norm of a kernel, geometric mean over kernels: what a step amounts to in layers that "
+            "BatchNorm follows, which do not change when their kernel is scaled. It falls to 0 with the learning rate.",
+        ),
+        report.SeedCurves(  # no step has been made at epoch 0
+            along_training("angle", slice(1, None)), log=True, title=case_title, ylabel="angle of a step, radians", name="angle",
+            alt="angular update along training",
+            caption="Angle by which a step turns the kernels, mean over kernels, along training: the effective learning rate at work.",
+        ),
+    ),
+    tables=(
+        report.MeanTable(
+            "compare.accuracy", columns="arm", show=ARMS, section="Test accuracy",
+            beside={"paper: none / weight decay / norm-bias": paper_accuracies},
+            caption="Test accuracy in per cent; means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(
+            published, columns="arm", section="Test accuracy",
+            caption="Test accuracy in per cent with norm-bias as in the paper and the usual weight decay of each network.",
+        ),
+        report.MeanTable(
+            differences, p_values=True, section="Paired differences",
+            caption="Percentage points of test accuracy within pairs; means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(
+            ends, columns="measure", rows=("arm",), section="Where training ended",
+            caption="At the end of training; means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(choices, section="What tuning chose", caption=choices_caption),
+    ),
+    method=METHOD,
+)  # fmt: skip

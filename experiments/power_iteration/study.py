@@ -102,6 +102,6 @@ STUDY = lab.Study(
         lab.Measure(SIZE, _share(lambda ratio: (ratio > 0.5) & (ratio < 2)), interval_fn=stats.event_interval),
     ),
     figures=(lab.ClaimStrips(),),
-    tables={"Measured": (lab.ClaimMeans(),)},
+    tables=(lab.ClaimMeans(),),
     method=(),
 )

@@ -37,11 +37,12 @@ def _strip(claim: Any, by_case: dict[str, Any]) -> tuple:
 class ClaimMeans:
     """The means of every claim's measure, by case, with 95 % t intervals."""
 
-    def tables(self, run: Any) -> list[report.Table]:
-        """The table."""
+    def sections(self, run: Any) -> list[report.Section]:
+        """The table under its heading."""
         cells = [
             (measure.claim.id, case, report.mean_cell(np.asarray(values, float), "not finite"))
             for measure, by_case in run.values.items()
             for case, values in by_case.items()
         ]
-        return [report.Table(("claim", "case", "mean"), cells, "Means with 95 % t intervals over seeds.")]
+        table = report.Table(("claim", "case", "mean"), cells, "Means with 95 % t intervals over seeds.")
+        return [report.Section("Measured", [table])]

@@ -36,22 +36,15 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         verdicts = results.verdicts()
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts)
-        sections = page_sections(study, results, folder / "figures")
+        sections = report.build_sections(
+            results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method
+        )
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
         store.note(wall_seconds=wall, peak_memory_mib=peak)
         section = report.Part(study.id, study.title, study.lead, verdicts, sections, store.config, command)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, parts=[section])
     return section
-
-
-def page_sections(study: Study, results: Run, folder: Path) -> list[report.Section]:
-    """Figures, tables and the method, as the page shows them below the verdicts."""
-    pictures = [picture for element in study.figures for picture in element.pictures(results, folder)]
-    tables = {title: [table for element in elements for table in element.tables(results)] for title, elements in study.tables.items()}
-    sections = [report.Section("Figures", pictures)] if pictures else []
-    sections += [report.Section(title, contents) for title, contents in tables.items() if contents]
-    return [*sections, report.Section("Method", list(study.method))] if study.method else sections
 
 
 def print_outcome(section: Any, folder: Path) -> None:

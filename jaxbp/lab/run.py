@@ -30,7 +30,7 @@ class CaseResults:
     def __getattr__(self, stage: str) -> xr.Dataset:
         jobs = self.__dict__.get("_stages", {}).get(stage)
         if not jobs:
-            raise AttributeError(f"{self.__dict__.get('name')} has no stage {stage!r}")
+            raise AttributeError(f"{self.__dict__.get('name')} has no stage {stage!r}", name=stage, obj=self)
         dataset = gather(self._archive, jobs)
         self.__dict__[stage] = dataset
         return dataset

@@ -122,7 +122,7 @@ class Study:
       stages: the work, earlier stages first.
       measures: a measure for each claim, in the order of the verdicts.
       figures: elements with ``pictures(run, folder)``, such as `jaxbp.report.SeedStrip`.
-      tables: for each section of the page its elements with ``tables(run)``, such as `jaxbp.report.MeanTable`.
+      tables: elements with ``sections(run)``, such as `jaxbp.report.MeanTable`.
       method: paragraphs that say how the measurements were made.
     """
 
@@ -133,7 +133,7 @@ class Study:
     stages: tuple[Stage, ...]
     measures: tuple[Measure, ...]
     figures: Sequence[Any]
-    tables: Mapping[str, Sequence[Any]]
+    tables: Sequence[Any]
     method: Sequence[str]
 
     def __post_init__(self):

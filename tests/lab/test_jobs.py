@@ -32,8 +32,8 @@ class Settings(lab.Settings):
     unused: int = 0
 
 
-def study(*stages, measures=(), figures=(), tables=None):
-    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, figures, tables or {}, ())
+def study(*stages, measures=(), figures=(), tables=()):
+    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, figures, tables, ())
 
 
 def stage(name, fn, **options):
@@ -255,7 +255,7 @@ def test_a_study_ends_with_verdicts_a_table_and_a_page(tmp_path):
         lab.Stage(lambda case, settings: {"value": lab.along("seed", 1.0 + np.arange(4.0))}),
         measures=(lab.Measure(ABOVE, lambda m: getattr(m, "<lambda>").value),),
         figures=(lab.ClaimStrips(),),
-        tables={"Measured": (lab.ClaimMeans(),)},
+        tables=(lab.ClaimMeans(),),
     )
     settings = Settings("quick", 4, (Case("a"), Case("b")))
     section = execute.run(of, settings, tmp_path / "run", devices=["cpu"], command="python -m this")
