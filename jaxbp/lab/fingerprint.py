@@ -126,7 +126,7 @@ class _Walk:
         kind = type(value).__qualname__
         if isinstance(value, functools.partial):
             inner = self.encode(value.func)
-            name = inner.split(" ")[0]
+            name = inner.split(" ")[0].strip("()")
             for key, argument in [*enumerate(value.args), *value.keywords.items()]:
                 self.add_value(f"argument {name}.{key}", argument)
             return f"partial({inner}, {self.encode(value.args)}, {self.encode(value.keywords)})"
@@ -189,7 +189,7 @@ class _Walk:
         }
         values |= {f"default {name}.{key}": value for key, value in (fn.__kwdefaults__ or {}).items()}
         values |= {f"closure {name}.{key}": value for key, value in cells.items() if not isinstance(value, types.ModuleType)}
-        node = _function_node(code, fn.__globals__)
+        node = _function_node(code)
         text = _bytecode(code, fn.__doc__) if node is None else _dump(node)
         self.add(name, f"#{_hash(text)}")
         for key, value in values.items():
@@ -214,7 +214,7 @@ class _Walk:
             self.add_package(module)
             return name
         scope = vars(sys.modules[module]) if module in sys.modules else {}
-        nodes = _source(getattr(sys.modules.get(cls.__module__), "__file__", None) or "", None).by_name.get(cls.__qualname__, [])
+        nodes = _source(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").by_name.get(cls.__qualname__, [])
         members = {key: value for key, value in vars(cls).items() if not key.startswith("__") or isinstance(value, types.FunctionType)}
         if nodes:
             self.add(name, f"#{_hash(''.join(map(_dump, nodes)))}")
@@ -235,7 +235,7 @@ class _Walk:
     def module(self, module: types.ModuleType) -> str:
         """Add a whole module that is used as a value, by its source alone."""
         if self.follows(module.__name__):
-            self.add(f"module {module.__name__}", f"#{_hash(_dump(_source(module.__file__ or '', None).tree))}")
+            self.add(f"module {module.__name__}", f"#{_hash(_dump(_source(module.__file__ or '').tree))}")
         else:
             self.add_package(module.__name__)
         return module.__name__
@@ -290,7 +290,7 @@ class _Walk:
         if (module, name) in self.stated:
             return
         self.stated.add((module, name))
-        for statement in _source(scope.get("__file__") or "", None).mentions.get(name, ()):
+        for statement in _source(scope.get("__file__") or "").mentions.get(name, ()):
             self.add(f"statement on {module}.{name}", f"#{_hash(_dump(statement))}")
             self.names(_chains(statement), scope)
 
@@ -305,7 +305,9 @@ class _Source:
     mentions: dict[str, list[ast.stmt]]
 
 
-@functools.lru_cache(maxsize=4096)
+_sources: dict[str, tuple[list[str], _Source]] = {}  # by file, with the lines that were parsed
+
+
 def _parse(text: str) -> _Source:
     try:
         tree = ast.parse(text)
@@ -339,13 +341,17 @@ def _parse(text: str) -> _Source:
     return source
 
 
-def _source(file: str, scope: Mapping[str, Any] | None) -> _Source:
-    return _parse("".join(linecache.getlines(file, dict(scope) if scope is not None else None)))
+def _source(file: str) -> _Source:
+    linecache.checkcache(file)  # a module may have been reloaded
+    lines = linecache.getlines(file)
+    if file not in _sources or _sources[file][0] is not lines:
+        _sources[file] = lines, _parse("".join(lines))
+    return _sources[file][1]
 
 
-def _function_node(code: types.CodeType, scope: Mapping[str, Any]) -> ast.AST | None:
+def _function_node(code: types.CodeType) -> ast.AST | None:
     """Return the syntax tree of a function; of lambdas in one line, the smallest that holds all columns of the code."""
-    nodes = _source(code.co_filename, scope).by_line.get((code.co_firstlineno, code.co_name), [])
+    nodes = _source(code.co_filename).by_line.get((code.co_firstlineno, code.co_name), [])
     if len(nodes) > 1:
         spans = [span for span in list(code.co_positions())[1:] if None not in span and span[3] > span[2]]
         places = [place for line, end, column, end_column in spans for place in ((line, column), (end, end_column))]
@@ -427,11 +433,12 @@ def _canonical(scope: Mapping[str, Any]) -> str:
 @functools.cache
 def _version(package: str) -> str:
     """Return a package's version without importing it; a package that is not installed counts by its file."""
-    for distribution in (package, *importlib.metadata.packages_distributions().get(package, ())):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, ())  # slow: reads what all installed packages hold
+    if names:
+        return " ".join(sorted(f"{name} {importlib.metadata.version(name)}" for name in {*names}))
     spec = importlib.util.find_spec(package)
     return f"#{_hash(Path(spec.origin).read_text())}" if spec and spec.origin and Path(spec.origin).is_file() else "not found"
 
