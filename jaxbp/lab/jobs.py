@@ -113,17 +113,23 @@ def _in_groups(jobs: list[Job]) -> list[Job]:
 def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], code: Any) -> Job:
     needs = tuple(tuple(job for job in jobs if _agree(job.point, point)) for jobs in needed)
     parts = dict(code.parts)
-    parts["case"] = _digest(as_json(case))
-    parts["point"] = _digest(as_json(point))
-    parts |= {f"setting {name}": _digest(value) for name, value in View(settings, stage.reads).values().items()}
+    parts["case"] = _text(as_json(case))
+    parts["point"] = _text(as_json(point))
+    parts |= {f"setting {name}": _text(value) for name, value in View(settings, stage.reads).values().items()}
     parts |= {f"data {name}": identity for name, identity in settings.data_identity(case).items()}
     for job in itertools.chain(*needs):
-        parts[f"result of {job.name}"] = job.digest
+        parts[f"result of {job.name}"] = f"#{job.digest}"
     return Job(stage, case, point, settings, needs, _digest({"code": code.digest, **parts}), parts)
 
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(a[axis] == b[axis] for axis in a.keys() & b.keys())
+
+
+def _text(value: Any) -> str:
+    """A small value as it is, a large one by its digest."""
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else f"#{_digest(value)}"
 
 
 def _digest(value: Any) -> str:
