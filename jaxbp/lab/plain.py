@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jaxbp import claims, report, stats
 from jaxbp.lab.results import Results
 
@@ -26,28 +24,9 @@ def rows(results: Results) -> Iterator[tuple[str, str, int, int, str, float]]:
 
 def draw(results: Results, folder: Path) -> list[report.Picture]:
     """A strip for each claim: a row a case, a dot a seed, and where the claim holds."""
-    makers = {claim.id.replace(".", ""): lambda claim=claim: _strip(results, claim) for claim in results.measurements}
-    return report.save_all(makers, folder)
-
-
-def _strip(results: Results, claim: claims.Claim) -> tuple:
-    by_case = results.measurements[claim]
-    fig, ax = report.figure(height=0.8 * len(by_case) + 1.2)
-    report.strip(ax, {case: np.asarray(values, float) for case, values in by_case.items()})
-    with report.style():
-        for end in filter(np.isfinite, claim.rule.region):
-            ax.axvline(end, linestyle="--", color="#666666", linewidth=1)
-        ax.set_xlabel(claim.measure)
-    caption = f"{claim.statement} A dot is a seed, a bar a 95 % interval of the mean; dashed: where the claim begins or ceases to hold."
-    return fig, f"{claim.measure}, by case and seed", caption
+    return report.claim_pictures(results.measurements, folder)
 
 
 def sections(results: Results, pictures: Sequence[report.Picture]) -> list[report.Section]:
     """The figures, and the table of means."""
-    cells = [
-        (claim.id, case, report.mean_cell(np.asarray(values, float), "not finite"))
-        for claim, by_case in results.measurements.items()
-        for case, values in by_case.items()
-    ]
-    table = report.Table(("claim", "case", "mean"), cells, "Means with 95 % t intervals over seeds.")
-    return [report.Section("Figures", list(pictures)), report.Section("Measured", [table])]
+    return [report.Section("Figures", list(pictures)), report.Section("Measured", [report.claim_table(results.measurements)])]
