@@ -23,12 +23,13 @@ import linecache
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(...))
 
 
@@ -184,10 +185,8 @@ class _Walk:
             return f"{name} {_hash(repr([(variable, self.encode(value)) for variable, value in cells.items()]))}"
         positional = code.co_varnames[: code.co_argcount]
         defaults = fn.__defaults__ or ()
-        values = {
-            f"default {name}.{key}": value for key, value in zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
-        }
-        values |= {f"default {name}.{key}": value for key, value in (fn.__kwdefaults__ or {}).items()}
+        by_name = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True)) | (fn.__kwdefaults__ or {})
+        values = {f"default {name}.{key}": value for key, value in by_name.items()}
         values |= {f"closure {name}.{key}": value for key, value in cells.items() if not isinstance(value, types.ModuleType)}
         node = _function_node(code)
         text = _bytecode(code, fn.__doc__) if node is None else _dump(node)
@@ -198,9 +197,9 @@ class _Walk:
         if node is None:
             self.names([(key,) for key in sorted(loaded)], fn.__globals__)
         else:
-            chains = [chain for chain in _chains(node) if chain[0] in loaded or chain[0] in cells]
-            modules = {key: value for key, value in cells.items() if isinstance(value, types.ModuleType)}
-            self.names(chains, fn.__globals__, modules | self.imports(node, fn.__globals__))
+            local = {key: value for key, value in cells.items() if isinstance(value, types.ModuleType)}
+            local |= self.imports(node, fn.__globals__)
+            self.names([chain for chain in _chains(node) if chain[0] in loaded or chain[0] in local], fn.__globals__, local)
             decorators = [chain for decorator in getattr(node, "decorator_list", ()) for chain in _chains(decorator)]
             self.names(decorators, fn.__globals__)
             self.statements(fn.__globals__, code.co_qualname)
@@ -285,7 +284,7 @@ class _Walk:
         return bound
 
     def statements(self, scope: Mapping[str, Any], name: str) -> None:
-        """Add the statements of a module that use one of its names outside definitions: registrations such as ``f.defvjp(forward, back)``."""
+        """Add the top-level statements of a module that use one of its names, registrations such as ``f.defvjp(forward, back)``."""
         module = _canonical(scope)
         if (module, name) in self.stated:
             return
@@ -375,9 +374,9 @@ def _dump(node: Any) -> str:
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = []
-    for name, value in ast.iter_fields(node):
-        documented = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
-        if name == "body" and documented and ast.get_docstring(node, clean=False) is not None:
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             value = value[1:]
         if value in (None, []) and not isinstance(node, ast.Constant):
             continue
@@ -387,7 +386,7 @@ def _dump(node: Any) -> str:
     return f"{type(node).__name__}({','.join(fields)})"
 
 
-def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
+def _chains(node: ast.AST) -> list[tuple[str, ...]]:
     """Return the dotted names in a syntax tree, annotations of functions left out."""
     chain, item = [], node
     while isinstance(item, ast.Attribute):
@@ -406,9 +405,8 @@ def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
 
 
 def _loaded_names(code: types.CodeType) -> set[str]:
-    return set(code.co_names).union(
-        *(_loaded_names(const) for const in code.co_consts if isinstance(const, types.CodeType)), code.co_varnames
-    )
+    """Return the names of globals and attributes in a function and in the functions inside it."""
+    return set(code.co_names).union(*(_loaded_names(const) for const in code.co_consts if isinstance(const, types.CodeType)))
 
 
 def _bytecode(code: types.CodeType, doc: str | None) -> str:
