@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import xarray as xr
 
 from experiments.power_iteration.settings import Case, Settings
-from jaxbp import data, lab, landscape, losses, models, stats, training
+from jaxbp import data, lab, landscape, losses, models, report, stats, training
 from jaxbp.claims import Above, Claim
 
 _SOURCE = "Goldblum et al., ICLR 2020, Table 1, where it is the evidence for minima"
@@ -101,7 +101,7 @@ STUDY = lab.Study(
         lab.Measure(SIGN, _share(lambda ratio: ratio > 0), interval_fn=stats.event_interval),
         lab.Measure(SIZE, _share(lambda ratio: (ratio > 0.5) & (ratio < 2)), interval_fn=stats.event_interval),
     ),
-    figures=(lab.ClaimStrips(),),
-    tables=(lab.ClaimMeans(),),
+    figures=(report.ClaimStrips(),),
+    tables=(report.ClaimMeans(),),
     method=(),
 )

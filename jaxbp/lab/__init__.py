@@ -17,12 +17,10 @@ from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster, start_jax
 
 if TYPE_CHECKING:
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
-    from jaxbp.lab.elements import ClaimMeans, ClaimStrips
     from jaxbp.lab.run import CaseResults, Run, open_run
     from jaxbp.lab.study import Measure, Stage, Study
 
 _LATE = {
-    "elements": ("ClaimMeans", "ClaimStrips"),
     "run": ("CaseResults", "Run", "open_run"),
     "study": ("Measure", "Stage", "Study"),
     "arms": ("along", "device", "program", "sweep", "to_dataset"),

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from jaxbp.claims import Verdict, judge
+from jaxbp.claims import Claim, Verdict, judge
 from jaxbp.lab import archive
 from jaxbp.lab.archive import Archive
 from jaxbp.lab.jobs import Job, gather
-from jaxbp.lab.study import Measure, Study
+from jaxbp.lab.study import Study
 
 
 class CaseResults:
@@ -56,13 +56,14 @@ class Run:
         ]
 
     @functools.cached_property
-    def values(self) -> dict[Measure, dict[str, Any]]:
-        """For each measure the values of every case by its name, (S,) each."""
-        return {measure: measure.values(self) for measure in self.study.measures}
+    def measurements(self) -> dict[Claim, dict[str, Any]]:
+        """For each claim the values of every case by its name, (S,) each."""
+        return {measure.claim: measure.values(self) for measure in self.study.measures}
 
     def verdicts(self) -> list[Verdict]:
         """Judge every claim."""
-        return [judge(measure.claim, values, interval_fn=measure.interval_fn) for measure, values in self.values.items()]
+        interval_fns = {measure.claim: measure.interval_fn for measure in self.study.measures}
+        return [judge(claim, values, interval_fn=interval_fns[claim]) for claim, values in self.measurements.items()]
 
     def table(self) -> pd.DataFrame:
         """Every number that was measured, a row each: case, stage, measure, value, and a column for each named axis."""

@@ -10,7 +10,7 @@ the claim holds; then each study's figures and tables, its settings, and what to
 """
 
 from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, mean_cell
-from jaxbp.report.claim_measures import claim_pictures, claim_table
+from jaxbp.report.claim_measures import ClaimMeans, ClaimStrips, claim_pictures, claim_table
 from jaxbp.report.declared_figures import CASES, CustomFigure, HeatMap, SeedCurves, SeedStrip, slope_guide
 from jaxbp.report.declared_tables import CustomTable, MeanTable
 from jaxbp.report.figures import PALETTE, curve, figure, paired_lines, panels, save_all, save_figure, strip, style

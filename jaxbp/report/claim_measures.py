@@ -5,14 +5,15 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import claims
 from jaxbp.report import figures
-from jaxbp.report.blocks import Picture, Table, mean_cell
+from jaxbp.report.blocks import Picture, Section, Table, mean_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,3 +49,23 @@ def claim_table(measurements: Measurements) -> Table:
         for case, values in by_case.items()
     ]
     return Table(("claim", "case", "mean"), rows, "Means with 95 % t intervals over seeds.")
+
+
+@dataclass(frozen=True)
+class ClaimStrips:
+    """`claim_pictures` of a run as a declared figure; reads ``run.measurements``."""
+
+    def pictures(self, run: Any, folder: str | os.PathLike) -> list[Picture]:
+        """Draw a strip for each claim."""
+        return claim_pictures(run.measurements, folder)
+
+
+@dataclass(frozen=True)
+class ClaimMeans:
+    """`claim_table` of a run as a declared table; reads ``run.measurements``."""
+
+    section: str = "Measured"
+
+    def sections(self, run: Any) -> list[Section]:
+        """The table under its heading."""
+        return [Section(self.section, [claim_table(run.measurements)])]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from jaxbp import claims, lab
+from jaxbp import claims, lab, report
 from jaxbp.lab import execute, jobs
 from jaxbp.lab.archive import Archive
 from jaxbp.runtime import progress
@@ -254,8 +254,8 @@ def test_a_study_ends_with_verdicts_a_table_and_a_page(tmp_path):
     of = study(
         lab.Stage(lambda case, settings: {"value": lab.along("seed", 1.0 + np.arange(4.0))}),
         measures=(lab.Measure(ABOVE, lambda m: getattr(m, "<lambda>").value),),
-        figures=(lab.ClaimStrips(),),
-        tables=(lab.ClaimMeans(),),
+        figures=(report.ClaimStrips(),),
+        tables=(report.ClaimMeans(),),
     )
     settings = Settings("quick", 4, (Case("a"), Case("b")))
     section = execute.run(of, settings, tmp_path / "run", devices=["cpu"], command="python -m this")
@@ -275,7 +275,7 @@ def test_other_axes_of_a_measure_are_cases_of_their_own(compute):
         return xr.Dataset({"x": (("arm", "seed"), [[1.0, 2.0], [3.0, 4.0]])}, {"arm": ["p", "q"], "seed": [0, 1]})
 
     run = compute(study(stage("grid", grid), measures=(lab.Measure(ABOVE, lambda m: m.grid.x),)))
-    (values,) = run.values.values()
+    (values,) = run.measurements.values()
     assert {name: list(of_seeds) for name, of_seeds in values.items()} == {"digits: p": [1.0, 2.0], "digits: q": [3.0, 4.0]}
     assert len(run.table()) == 4
 
