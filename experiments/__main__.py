@@ -16,6 +16,7 @@ from experiments import local_minima, norm_bias, ntk_width, power_iteration, ran
 from jaxbp import lab
 
 STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration)  # in order
+NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "

@@ -54,19 +54,19 @@ def take(run: Path) -> None:
     Raises:
       SettingsError: it is no finished run of the whole lab.
     """
-    from experiments.__main__ import STUDIES
+    from experiments.__main__ import NAMES
     from jaxbp import claims
     from jaxbp.runtime.files import write_atomically
 
     files = ("config.json", "verdicts.json")
-    lacking = [name for name in STUDIES if not all((run / name / file).exists() for file in files)]
+    lacking = [name for name in NAMES if not all((run / name / file).exists() for file in files)]
     if lacking:
         raise lab.SettingsError(
             f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(lacking)}: name the folder that "
             "`python -m experiments` wrote, without --only"
         )
-    verdicts = [verdict for name in STUDIES for verdict in claims.read_verdicts(run / name / "verdicts.json")]
-    configs = [json.loads((run / name / "config.json").read_text("utf-8")) for name in STUDIES]
+    verdicts = [verdict for name in NAMES for verdict in claims.read_verdicts(run / name / "verdicts.json")]
+    configs = [json.loads((run / name / "config.json").read_text("utf-8")) for name in NAMES]
     by_time = sorted(configs, key=lambda config: config["started"])
     first = by_time[0]
     known = {name: first[name] for name in _FACTS if name in first}
@@ -83,10 +83,10 @@ def facts() -> dict[str, Any]:
 
 def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
     """The claims in Markdown: what the paper found, what we measured, the verdict, the command."""
-    from experiments.__main__ import chosen
+    from experiments.__main__ import STUDIES
     from jaxbp.report import format_interval
 
-    commands = {study.id: study.command for study in chosen(None)}
+    commands = {package.ID: f"python -m {package.__name__}" for package in STUDIES}
     lines = ["| claim | paper | ours, 95 % interval | verdict | command |", "|---|---|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim

@@ -7,35 +7,36 @@ import sys
 import pytest
 
 from jaxbp import claims
+from jaxbp.lab import SettingsError, load
 
-lab = importlib.import_module("experiments.__main__")
+main = importlib.import_module("experiments.__main__")
 
 
 def test_studies_are_chosen_by_id_in_the_labs_order():
-    assert [study.id for study in lab.chosen(None)] == ["S1", "S2", "S3", "S4", "S5"]
-    assert [study.id for study in lab.chosen("s3, S1")] == ["S1", "S3"]
+    assert [package.ID for package in main.choose(None)] == ["S1", "S2", "S3", "S4", "S5"]
+    assert [package.ID for package in main.choose("s3, S1")] == ["S1", "S3"]
     for wrong in ("S9", "", "S1,norm_bias"):
-        with pytest.raises(lab.SettingsError, match=f"--only takes ids out of S1,S2,S3,S4,S5, got '{wrong}'"):
-            lab.chosen(wrong)
+        with pytest.raises(SettingsError, match=f"--only takes ids out of S1,S2,S3,S4,S5, got '{wrong}'"):
+            main.choose(wrong)
 
 
 def test_every_study_names_itself_and_its_claims():
-    for study in lab.chosen(None):
-        assert study.command == f"python -m experiments.{study.name}"
-        module = "experiments.power_iteration" if study.id == "S5" else f"experiments.{study.name}.claims"
-        claims = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, claims.Claim)]
-        assert claims
-        assert all(claim.id.startswith(f"{study.id}.") and claim.belief for claim in claims)
+    for package in main.STUDIES:
+        study = load(package.DOOR)
+        assert (study.id, study.module) == (package.ID, package.__name__)
+        assert study.measures
+        assert all(measure.claim.id.startswith(f"{study.id}.") and measure.claim.belief for measure in study.measures)
 
 
 def test_every_verdict_of_the_quick_lab_has_five_seeds():
-    arguments = lab.Arguments(preset="quick")
-    assert all(lab._settings(study, arguments).num_seeds >= 5 for study in lab.chosen(None))
+    arguments = main.Arguments(preset="quick")
+    assert all(main._settings(package, arguments).num_seeds >= 5 for package in main.STUDIES)
 
 
 def test_help_of_every_module_comes_without_what_is_slow_to_import():
     names = [f"experiments.benchmarks.{name}" for name in ("attacks", "curvature", "ntk", "scaling", "spectra", "sweep", "training")]
-    names += [f"experiments.{name}" for name in (*lab.STUDIES, "compare", "publish", "status", "train")]
+    names += [f"experiments.{name}" for name in (*main.NAMES, "publish", "train")]
+    names += ["jaxbp.lab.compare", "jaxbp.lab.status"]
     script = (
         "import runpy, sys, warnings\nwarnings.simplefilter('ignore')\n"
         f"for name in {['experiments', *names]}:\n"
@@ -55,11 +56,11 @@ def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
     command = [sys.executable, "-m", "experiments", "--preset", "smoke", "--only", "S2,S5", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:
-            if line.startswith("[1/"):  # the first piece is on disk
+            if line.startswith("[1/"):  # the first job is on disk
                 running.kill()
     assert not (tmp_path / "report.html").exists()
     done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "pieces of work are in" in done
+    assert "jobs are in" in done
     assert str(tmp_path / "report.html") in done.replace("\n", "")
     page = (tmp_path / "report.html").read_text()
     verdicts = claims.read_verdicts(tmp_path / "verdicts.json")
