@@ -90,12 +90,12 @@ def _settings(study: lab.Study, arguments: Arguments) -> Any:
 
 
 def write(folder: Path, parts: Sequence[Any]) -> list[Any]:
-    """Write verdicts.json and report.html of several studies (`jaxbp.report.Part`); returns all verdicts."""
+    """Write verdicts.json and report.html of several studies (`jaxbp.report.StudySection`); returns all verdicts."""
     from jaxbp import claims, report
 
     verdicts = [verdict for part in parts for verdict in part.verdicts]
     claims.write_verdicts(folder / "verdicts.json", verdicts)
-    report.write_page(folder / "report.html", title=TITLE, lead=LEAD, parts=parts)
+    report.write_page(folder / "report.html", title=TITLE, lead=LEAD, studies=parts)
     return verdicts
 
 

@@ -89,7 +89,7 @@ class Study:
         """Do what is not done yet in ``folder``, judge, draw, write everything; ``command`` says on the page how to repeat it.
 
         Returns:
-          The study's `jaxbp.report.Part`, in the first process; None in the others.
+          The study's `jaxbp.report.StudySection`, in the first process; None in the others.
 
         Raises:
           SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
@@ -111,6 +111,6 @@ class Study:
             wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
             peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
             store.note(wall_seconds=wall, peak_memory_mib=peak)
-            part = report.Part(self.id, self.title, self.lead, verdicts, sections, store.config, command)
-            report.write_page(folder / "report.html", title=self.title, lead=self.lead, parts=[part])
+            part = report.StudySection(self.id, self.title, self.lead, verdicts, sections, store.config, command)
+            report.write_page(folder / "report.html", title=self.title, lead=self.lead, studies=[part])
         return part
