@@ -42,8 +42,8 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
         store.note(wall_seconds=wall, peak_memory_mib=peak)
-        section = report.Part(study.id, study.title, study.lead, verdicts, sections, store.config, command)
-        report.write_page(folder / "report.html", title=study.title, lead=study.lead, parts=[section])
+        section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command)
+        report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
 
 
@@ -57,5 +57,5 @@ def write_page(folder: Path, title: str, lead: str, sections: Sequence[Any]) -> 
     """Write verdicts.json and report.html of several studies; returns all verdicts."""
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     claims.write_verdicts(folder / "verdicts.json", verdicts)
-    report.write_page(folder / "report.html", title=title, lead=lead, parts=sections)
+    report.write_page(folder / "report.html", title=title, lead=lead, studies=sections)
     return verdicts

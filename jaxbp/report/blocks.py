@@ -1,6 +1,6 @@
 """What a study's sections are made of: text, tables, pictures, and sections within.
 
-Everything that comes from outside is escaped. A table scrolls sideways in a box of its own, which the keyboard reaches.
+They hold what is shown; `jaxbp.report.rendering` writes them as HTML.
 """
 
 import base64
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import stats
-from jaxbp.report.text import escape, format_interval, format_number, prose
+from jaxbp.report.text import format_interval, format_number
 
 MAX_SVG_BYTES = 250_000  # a figure beyond this goes into the page as PNG
 
@@ -43,27 +43,10 @@ class Table:
         if lengths:
             raise ValueError(f"every row needs {len(self.columns)} cells, one per column, got {sorted(lengths)}")
 
-    def to_html(self) -> str:
-        """Write the table in a box that scrolls sideways where it does not fit; the first column names the rows."""
+    def numeric_columns(self) -> list[bool]:
+        """Which columns hold mostly numbers."""
         by_column = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
-        kinds = [' class="number"' if _mostly_numbers(cells) else "" for cells in by_column]
-        head = _row(self.columns, kinds, head=True)
-        body = "".join(_row(map(_written, row), kinds) for row in self.rows)
-        caption = escape(self.caption)
-        return (
-            f"<figure><figcaption>{prose(self.caption)}</figcaption>"
-            f'<div class="scroll" role="group" tabindex="0" aria-label="{caption}">'
-            f"<table><thead>{head}</thead><tbody>{body}</tbody></table></div></figure>"
-        )
-
-
-def _row(texts: Iterable[str], kinds: Sequence[str], *, head: bool = False) -> str:
-    cells = []
-    for column, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
-        scope = "col" if head else "row"
-        tag, attributes = ("th", f' scope="{scope}"{kind}') if head or not column else ("td", kind)
-        cells.append(f"<{tag}{attributes}>{escape(text)}</{tag}>")
-    return f"<tr>{''.join(cells)}</tr>"
+        return [_mostly_numbers(cells) for cells in by_column]
 
 
 def _mostly_numbers(cells: Sequence[Any]) -> bool:
@@ -75,7 +58,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real | stats.Interval) and not isinstance(value, bool)
 
 
-def _written(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A table's cell as text."""
     if isinstance(value, stats.Interval):
         return format_interval(value)
     return format_number(value) if value is None or _is_number(value) else str(value)
@@ -89,8 +73,12 @@ class Picture:
     alt: str
     caption: str
 
-    def to_html(self) -> str:
-        """Embed the figure as an image: the ids in several inline SVGs of matplotlib would collide. A phone may enlarge it."""
+    def read_image(self) -> "Image":
+        """Read the file as an image that a page can embed.
+
+        Raises:
+          ValueError: the file is neither SVG nor PNG.
+        """
         path, bitmap = Path(self.path), Path(self.path).with_suffix(".png")
         if path.suffix == ".svg" and path.stat().st_size > MAX_SVG_BYTES and bitmap.exists():
             path = bitmap
@@ -98,28 +86,33 @@ class Picture:
         if kind is None:
             raise ValueError(f"a picture is a .svg or .png file, got {path}")
         content = path.read_bytes()
-        data, size = base64.b64encode(content).decode(), _size(content)
-        return (
-            '<figure class="picture"><div class="scroll">'
-            f'<img src="data:image/{kind};base64,{data}" alt="{escape(self.alt)}" decoding="async"{size}>'
-            '<label class="enlarge"><input type="checkbox"> enlarge the figure</label></div>'
-            f"<figcaption>{prose(self.caption)}</figcaption></figure>"
-        )
+        return Image(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", _size(content))
 
 
-def _size(content: bytes) -> str:
-    """Attributes that keep an image's place until it is decoded, in CSS pixels (96 an inch); none where its file does not tell."""
+class Image(NamedTuple):
+    """A figure's file for a page.
+
+    Attributes:
+      uri: the file as a data URI.
+      size: width and height in CSS pixels (96 an inch), which keep its place until it is decoded; None where the file does not tell.
+    """
+
+    uri: str
+    size: tuple[int, int] | None
+
+
+def _size(content: bytes) -> tuple[int, int] | None:
     if content.startswith(b"\x89PNG"):
         ends: Iterable[float] = struct.unpack(">II", content[16:24])
         at = content.find(b"pHYs", 0, 1000)
         per_metre = struct.unpack(">I", content[at + 4 : at + 8])[0] if at > 0 else 96 / 0.0254
         scale = 96 / 0.0254 / per_metre
-    elif found := re.search(rb'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', content[:5000]):
-        ends, scale = map(float, found.groups()), 96 / 72
+    elif attributes := re.search(rb'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', content[:5000]):
+        ends, scale = map(float, attributes.groups()), 96 / 72
     else:
-        return ""
+        return None
     width, height = (round(end * scale) for end in ends)
-    return f' width="{width}" height="{height}"'
+    return width, height
 
 
 @dataclass(frozen=True)
@@ -132,14 +125,3 @@ class Section:
     def __post_init__(self):
         if isinstance(self.blocks, str):
             raise TypeError(f"blocks is a list, got the text {self.blocks[:30]!r}: put brackets around it")
-
-    def to_html(self, level: int = 2, anchor: str = "") -> str:
-        """Write the section with a heading of ``level``; ``anchor`` is what links to it name."""
-        place = f' id="{escape(anchor)}"' if anchor else ""
-        parts = [f"<section{place}><h{level}>{escape(self.title)}</h{level}>"]
-        for block in self.blocks:
-            if isinstance(block, Section):
-                parts.append(block.to_html(min(level + 1, 6)))
-            else:
-                parts.append(f"<p>{prose(block)}</p>" if isinstance(block, str) else block.to_html())
-        return "\n".join([*parts, "</section>"])

@@ -7,9 +7,9 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from jaxbp.report.text import escape
 from jaxbp.runtime.progress import format_seconds
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
@@ -20,31 +20,39 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks fi
     "peak_memory_mib": ("Peak memory", lambda mib: f"{mib} MiB"),
     "devices": ("Devices", lambda names: ", ".join(f"{n} × {name}" for name, n in Counter(names).items())),
     "python": ("Python", str),
-    "packages": ("Packages", lambda found: ", ".join(f"{name} {version}" for name, version in found.items())),
+    "packages": ("Packages", lambda versions: ", ".join(f"{name} {version}" for name, version in versions.items())),
     "git_commit": ("Git commit", str),
     "command": ("Started as", str),
 }
 
 
-def reproduce(settings: Mapping[str, Any], command: str) -> str:
-    """The commands, the facts of the run and its settings, as HTML."""
-    parts = []
-    if command:
-        parts.append(
-            "<p>Typed in a copy of the project, these commands repeat the run. On the same kind of machine they give the same numbers; "
-            "elsewhere they may differ in rounding.</p>"
-            f'<pre role="group" tabindex="0" aria-label="Commands"><code>{escape(_commands(settings, command))}</code></pre>'
-        )
-    if str(settings.get("git_commit")).endswith(_DIRTY):
-        parts.append("<p>The code of this run had changes that are not in the commit.</p>")
-    if facts := _facts(settings):
-        parts.append(_definitions(facts))
+@dataclass(frozen=True)
+class Recipe:
+    """How to reproduce a run.
+
+    Attributes:
+      commands: what to type; empty if that is not known.
+      has_uncommitted_changes: the code had changes that are not in the commit.
+      facts: what the run ran on, in words.
+      settings: every setting by its path, such as ``cases[0].width``.
+    """
+
+    commands: str
+    has_uncommitted_changes: bool
+    facts: Mapping[str, str]
+    settings: Mapping[str, str]
+
+
+def recipe(settings: Mapping[str, Any], command: str) -> Recipe:
+    """Read what a run's config.json holds; ``command`` repeats the run."""
     rest = {key: value for key, value in settings.items() if key not in _FACTS}
     rest |= rest.pop("settings", {})
-    if every := dict(_flat(rest)):
-        summary = f"<summary>Every setting ({len(every)})</summary>"
-        parts.append(f"<details>{summary}{_definitions(every)}</details>")
-    return "\n".join(parts)
+    return Recipe(
+        commands=_commands(settings, command) if command else "",
+        has_uncommitted_changes=str(settings.get("git_commit")).endswith(_DIRTY),
+        facts={title: form(settings[key]) for key, (title, form) in _FACTS.items() if settings.get(key) is not None},
+        settings=dict(_flat(rest)),
+    )
 
 
 def _commands(settings: Mapping[str, Any], command: str) -> str:
@@ -52,15 +60,6 @@ def _commands(settings: Mapping[str, Any], command: str) -> str:
     versions = [f"{name}=={version}" for name, version in (settings.get("packages") or {}).items() if name != "jaxbp"]
     lines = [f"git checkout {shlex.quote(commit)}"] if commit else []
     return "\n".join([*lines, f"pip install -e . {shlex.join(versions)}".rstrip(), command])
-
-
-def _facts(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {title: form(settings[key]) for key, (title, form) in _FACTS.items() if settings.get(key) is not None}
-
-
-def _definitions(pairs: Mapping[str, Any]) -> str:
-    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in pairs.items())
-    return f"<dl>{rows}</dl>"
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -1,10 +1,8 @@
 """Numbers, intervals and text from outside, as a page writes them."""
 
-import html
 import math
 import re
 from numbers import Integral
-from typing import Any
 from urllib.parse import quote
 
 from jaxbp import stats
@@ -13,19 +11,19 @@ from jaxbp import stats
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
 
 
-def escape(value: Any) -> str:
-    """Write ``value`` so that HTML shows it as it is, between tags and between quotes; control characters as U+FFFD."""
-    return html.escape(str(value).translate(_CONTROLS), quote=True)
+def without_controls(text: str) -> str:
+    """Replace control characters by U+FFFD."""
+    return text.translate(_CONTROLS)
 
 
 def prose(text: str) -> str:
-    """Escape a text whose per cent signs shall not begin a line."""
-    return re.sub(r"(?<=\d) %", "\u00a0%", escape(text))
+    """Keep per cent signs on the line of their number: the space between them becomes a no-break space."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", text)
 
 
-def link(anchor: str, text: str) -> str:
-    """A link to an anchor of the page."""
-    return f'<a href="#{quote(anchor, safe="")}">{escape(text)}</a>'
+def fragment(anchor: str) -> str:
+    """An anchor as it stands behind the # of a link."""
+    return quote(anchor, safe="")
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import get_args
 from urllib.parse import unquote
 
 import matplotlib
@@ -15,7 +16,7 @@ from matplotlib.text import Text
 
 from jaxbp import claims, report, stats
 from jaxbp.claims import Above, Below, Claim, Within
-from jaxbp.report import blocks, outcomes
+from jaxbp.report import blocks, outcomes, rendering
 from jaxbp.stats import Interval
 
 EVIL = "<script>alert('x')</script>&\"digits\""
@@ -102,17 +103,17 @@ CONFIG = {
 
 
 @pytest.fixture
-def part(picture):
+def study(picture):
     table = report.Table(["data", EVIL, "loss"], [[EVIL, 3, 0.12345], ["x", None, None]], f"table {EVIL}")
     sections = [report.Section(EVIL, [EVIL, picture, report.Section("Inner", [table])])]
-    return report.Part("S1", EVIL, EVIL, some_verdicts(), sections, CONFIG, f"python -m study --data {EVIL}")
+    return report.StudySection("S1", EVIL, EVIL, some_verdicts(), sections, CONFIG, f"python -m study --data {EVIL}")
 
 
 @pytest.fixture
 def write(tmp_path):
-    def write(*parts):
+    def write(*studies):
         path = tmp_path / "page" / "report.html"
-        report.write_page(path, title="The title", lead="The lead", parts=parts)
+        report.write_page(path, title="The title", lead="The lead", studies=studies)
         assert [other.name for other in path.parent.iterdir()] == ["report.html"]
         return path.read_text("utf-8")
 
@@ -120,8 +121,8 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def page(write, part):
-    return write(part)
+def page(write, study):
+    return write(study)
 
 
 # The page
@@ -138,17 +139,17 @@ def test_page_is_well_formed_and_in_order(page):
     assert (image["width"], image["height"]) == ("614", "403")  # 6.4 by 4.2 inches, 96 pixels each
 
 
-def test_page_of_a_study_does_not_repeat_its_title(write, part):
-    one = dataclasses.replace(part, title="The title", lead="The lead")
+def test_page_of_a_study_does_not_repeat_its_title(write, study):
+    one = dataclasses.replace(study, title="The title", lead="The lead")
     words = Page(write(one)).words
     assert words.count("The title") == 2  # once in the tab
     assert words.count("The lead") == 1
 
 
-def test_page_of_several_studies_has_all_verdicts_first(write, part):
+def test_page_of_several_studies_has_all_verdicts_first(write, study):
     other = claims.judge(Claim("S2.a", "Another.", "Table 2", "loss", Below(0)), {"a": seeds(-9)})
-    second = report.Part("S2", "Second", "Its lead", [other], [report.Section("Figures", ["none"])])
-    page = write(part, second)
+    second = report.StudySection("S2", "Second", "Its lead", [other], [report.Section("Figures", ["none"])])
+    page = write(study, second)
     parsed = Page(page)
     assert parsed.headings == [1, 2, 3, 3, 2, 3, 4, 3, 2, 3]
     assert "6 claims: 2 supported, 1 contradicted, 3 undecided." in page
@@ -158,10 +159,10 @@ def test_page_of_several_studies_has_all_verdicts_first(write, part):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_every_link_leads_somewhere(write, part, count):
+def test_every_link_leads_somewhere(write, study, count):
     odd = claims.judge(Claim("S2.<b>'\"%41", "Odd.", "Table 2", "loss", Below(0)), {"a": seeds(-9)})
-    second = report.Part("S2&é", "Second", "Its lead", [odd], settings={"a": 1})
-    parsed = Page(write(*[part, second][-count:]))
+    second = report.StudySection("S2&é", "Second", "Its lead", [odd], settings={"a": 1})
+    parsed = Page(write(*[study, second][-count:]))
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(set(ids)) == len(ids)
     assert {"S2&é", odd.claim.id} <= set(ids)
@@ -206,7 +207,7 @@ def test_page_escapes_what_it_is_given(page):
 
 
 def test_page_shows_text_that_no_file_can_hold(write):
-    page = write(report.Part("S1", "", "", [], [report.Section("a\x00b\x1bc\x85d\te\ud800f", ["x"])]))
+    page = write(report.StudySection("S1", "", "", [], [report.Section("a\x00b\x1bc\x85d\te\ud800f", ["x"])]))
     assert "a\ufffdb\ufffdc\ufffdd\te?f" in page
 
 
@@ -227,9 +228,9 @@ def test_page_tells_verdicts_in_words_and_drawings(page):
     assert "5 claims: 1 supported, 1 contradicted, 3 undecided." in page
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
-    found = [badges.count(f"badge {outcome}") for outcome in outcomes.BADGES]
-    assert found == [3, 2, 4]  # S1.b and S1.c list two cases each
-    assert len(set(outcomes.BADGES.values())) == 3
+    counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]
+    assert counts == [3, 2, 4]  # S1.b and S1.c list two cases each
+    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 3
     cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
     assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
     assert "0.62 [0.38, 0.86]" in page
@@ -238,9 +239,13 @@ def test_page_tells_verdicts_in_words_and_drawings(page):
     assert all("nan" not in str(attrs) for _, attrs in parsed.tags)
 
 
+def drawn_interval(*arguments):
+    return rendering.render_interval(outcomes.draw_interval(*arguments))
+
+
 def test_interval_is_drawn_where_it_lies():
     found = Interval(1.0, 0.0, 2.0, 0.95, 5, "by hand")
-    drawn = outcomes.drawn_interval(found, Above(1.5), "undecided", (0.0, 2.0))
+    drawn = drawn_interval(found, Above(1.5), "undecided", (0.0, 2.0))
     left, right, middle = (220 * (value + 0.3) / 2.6 for value in (0.0, 2.0, 1.0))  # margins of 15 %
     limit = 220 * (1.5 + 0.3) / 2.6
     assert f'd="M{limit:.1f} 0V26"' in drawn
@@ -253,16 +258,16 @@ def test_interval_is_drawn_where_it_lies():
 
 def test_limits_that_would_touch_are_written_as_one():
     found = Interval(0.0, -9.0, 9.0, 0.95, 5, "by hand")
-    drawn = outcomes.drawn_interval(found, Within(0.25, centre=-0.5), "undecided", (-9.0, 9.0))
+    drawn = drawn_interval(found, Within(0.25, centre=-0.5), "undecided", (-9.0, 9.0))
     assert re.findall("<text[^>]*>(.*?)</text>", drawn) == ["-0.75 to -0.25"]
     assert "the claim holds between -0.75 and -0.25" in drawn
-    drawn = outcomes.drawn_interval(found, Within(5), "undecided", (-9.0, 9.0))
+    drawn = drawn_interval(found, Within(5), "undecided", (-9.0, 9.0))
     assert re.findall("<text[^>]*>(.*?)</text>", drawn) == ["-5", "5"]
 
 
 def test_an_empty_page_is_a_page(write):
     assert Page(write()).headings == [1]
-    assert Page(write(report.Part("S1", "", "", []))).headings == [1]
+    assert Page(write(report.StudySection("S1", "", "", []))).headings == [1]
 
 
 def test_misuse_is_refused(tmp_path):
@@ -273,13 +278,13 @@ def test_misuse_is_refused(tmp_path):
     with pytest.raises(ValueError, match="file name"):
         report.save_figure(report.figure()[0], tmp_path, "a/b")
     with pytest.raises(ValueError, match=r"\.svg or \.png"):
-        report.Picture(tmp_path / "p.pdf", "alt", "caption").to_html()
+        rendering.render_block(report.Picture(tmp_path / "p.pdf", "alt", "caption"))
 
 
 @pytest.mark.parametrize("ids,message", [(["S 1"], "white space"), ([""], "white space"), (["S1", "S1"], "S1"), (["verdicts"], "verdicts")])
 def test_ids_that_cannot_be_linked_to_are_refused(tmp_path, ids, message):
     with pytest.raises(ValueError, match=message):
-        report.write_page(tmp_path / "p.html", title="", lead="", parts=[report.Part(i, "", "", []) for i in ids])
+        report.write_page(tmp_path / "p.html", title="", lead="", studies=[report.StudySection(i, "", "", []) for i in ids])
 
 
 @pytest.mark.parametrize("study", ["local_minima", "norm_bias", "ntk_width", "rank_robustness"])
@@ -330,12 +335,12 @@ def test_format_interval(ends, expected):
 
 
 def test_table_aligns_columns_of_numbers():
-    found = report.Table(["name", "value"], [["a", 1.5], [None, None]], "caption").to_html()
+    found = rendering.render_block(report.Table(["name", "value"], [["a", 1.5], [None, None]], "caption"))
     assert '<th scope="col">name</th><th scope="col" class="number">value</th>' in found
     assert '<th scope="row">–</th><td class="number">–</td>' in found
-    mixed = report.Table(["a", "b"], [["x", 1.5], ["y", 2.5], ["z", "diverged"]], "caption").to_html()
+    mixed = rendering.render_block(report.Table(["a", "b"], [["x", 1.5], ["y", 2.5], ["z", "diverged"]], "caption"))
     assert '<td class="number">diverged</td>' in mixed
-    empty = report.Table(["a", "b"], [["x", None]], "a 95 % interval").to_html()
+    empty = rendering.render_block(report.Table(["a", "b"], [["x", None]], "a 95 % interval"))
     assert "<td>–</td>" in empty
     assert "<figcaption>a 95\u00a0% interval</figcaption>" in empty
 
@@ -428,7 +433,7 @@ def test_a_pyplot_figure_is_closed(tmp_path):
 
 def test_heavy_drawings_are_embedded_as_bitmaps(picture, monkeypatch):
     monkeypatch.setattr(blocks, "MAX_SVG_BYTES", 100)
-    found = picture.to_html()
+    found = rendering.render_block(picture)
     assert "data:image/png;base64," in found
     assert ' width="614" height="403"' in found
     data = re.search(r"base64,([^\"]+)", found)[1]

@@ -74,10 +74,10 @@ def axe():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    parts = [nasty_part(folder, number) for number in (1, 2)]
-    parts.append(report.Part("S3", "Nothing but a title", "And a lead.", []))
-    report.write_page(folder / "several.html", title=NASTY[0], lead=" ".join(NASTY), parts=parts)
-    report.write_page(folder / "one.html", title=NASTY[2], lead=NASTY[5], parts=parts[:1])
+    studies = [nasty_study(folder, number) for number in (1, 2)]
+    studies.append(report.StudySection("S3", "Nothing but a title", "And a lead.", []))
+    report.write_page(folder / "several.html", title=NASTY[0], lead=" ".join(NASTY), studies=studies)
+    report.write_page(folder / "one.html", title=NASTY[2], lead=NASTY[5], studies=studies[:1])
     return folder
 
 
@@ -86,7 +86,7 @@ def path(request, folder):
     return Path(os.environ["JAXBP_PAGE"]) / "report.html" if request.param == "real" else folder / f"{request.param}.html"
 
 
-def nasty_part(folder, number):
+def nasty_study(folder, number):
     """A study whose every text is from outside."""
     rng = np.random.default_rng(number)
     by_case = {text: rng.normal(size=5) + row - 3 for row, text in enumerate(NASTY)} | {NASTY[5][1:]: [np.nan] * 3}
@@ -105,7 +105,7 @@ def nasty_part(folder, number):
     sections = [report.Section(NASTY[0], [picture, *NASTY, inner]), report.Section(NASTY[5], [picture])]
     config = {"command": " ".join(NASTY), "packages": {"jax": NASTY[1]}, "git_commit": NASTY[2], "devices": [NASTY[5]]}
     config["settings"] = {text: {"list": [text], text: [{text: text}]} for text in NASTY}
-    return report.Part(f"S{number}", NASTY[3 + number], NASTY[4], verdicts, sections, config, f"python {NASTY[4]}")
+    return report.StudySection(f"S{number}", NASTY[3 + number], NASTY[4], verdicts, sections, config, f"python {NASTY[4]}")
 
 
 class Visit:

@@ -1,0 +1,62 @@
+"""From blocks, verdicts and studies to HTML, by the templates beside this module.
+
+Every value that a template writes is escaped, and its control characters are replaced.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from jaxbp.report import blocks, outcomes, text
+
+_FOLDER = Path(__file__).with_name("templates")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_without_controls,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cell_text": blocks.cell_text,
+        "fragment": text.fragment,
+        "interval_text": text.format_interval,
+        "plural": text.plural,
+        "prose": text.prose,
+        "tally": outcomes.tally,
+    }
+    environment.tests |= {
+        "picture": lambda block: isinstance(block, blocks.Picture),
+        "section": lambda block: isinstance(block, blocks.Section),
+    }
+    environment.globals["draw_result"] = outcomes.draw_result
+    return environment
+
+
+def _without_controls(value: Any) -> Any:
+    return value if isinstance(value, Markup | jinja2.Undefined) else text.without_controls(str(value))
+
+
+def render_page(**content: Any) -> str:
+    """The whole page; ``content`` is what ``page.html.j2`` names."""
+    style = Markup((_FOLDER / "page.css").read_text("utf-8"))
+    return _environment().get_template("page.html.j2").render(style=style, **content)
+
+
+def render_block(block: "str | blocks.Table | blocks.Picture | blocks.Section") -> str:
+    """A block of a section."""
+    return str(_environment().get_template("blocks.html.j2").module.any_block(block))
+
+
+def render_interval(drawing: outcomes.IntervalDrawing) -> str:
+    """The drawing of an interval, as inline SVG."""
+    return str(_environment().get_template("verdicts.html.j2").module.interval_svg(drawing))
