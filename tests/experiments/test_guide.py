@@ -42,12 +42,12 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
 
 
 def commands(words: list[str]) -> Iterator[tuple[str, ...]]:
-    """Each module of experiments that a shell line runs, with its arguments; also where the line hands it to another program."""
+    """The programs of experiments and jaxbp.lab that a shell line runs, with arguments; also where it hands them to another program."""
     for position, word in enumerate(words):
-        if word == "-m" and re.fullmatch(r"experiments(\.\w+)*", words[position + 1]):
+        if word == "-m" and re.fullmatch(r"experiments(\.\w+)*|jaxbp\.lab\.\w+", words[position + 1]):
             end = next((i for i, w in enumerate(words) if i > position and set(w) <= set("&|;<>()")), len(words))
             yield tuple(words[position + 1 : end])
-        elif "python -m experiments" in word:
+        elif re.search(r"python -m (experiments|jaxbp)", word):
             yield from commands(split(word.partition("=")[2] or word))
 
 
@@ -154,10 +154,12 @@ def test_messages_are_the_codes(texts):
             assert any(part in text for text in texts[1]), f"no message of the code has {part!r}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_public_modules_have_an_example(module):
-    """Which pytest runs, as it does all doctests."""
-    assert doctest.DocTestParser().get_examples(importlib.import_module(module).__doc__)
+@pytest.mark.parametrize("name", MODULES)
+def test_public_modules_have_an_example(name):
+    """Each module, or a module of each package, has one. pytest runs them, as it does all doctests."""
+    module = importlib.import_module(name)
+    modules = [module, *(importlib.import_module(info.name) for info in pkgutil.iter_modules(getattr(module, "__path__", []), f"{name}."))]
+    assert any(doctest.DocTestParser().get_examples(module.__doc__ or "") for module in modules)
 
 
 def test_docstrings_have_no_example_that_nobody_runs(texts):
