@@ -24,7 +24,7 @@
 # pulls here. The paper found that a ResNet with BatchNorm goes the other way, on larger images and after hundreds of epochs.
 
 # %%
-# In Colab this installs the package from a copy of its repository; elsewhere `pip install -e .` in that folder does.
+# In Colab this installs the package from a copy of its repository; elsewhere `pip install -e ".[all]"` in that folder does.
 import importlib.metadata
 import shutil
 import subprocess
@@ -35,7 +35,7 @@ if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.dis
     source = Path("/content/jaxbp")
     if not (source / "pyproject.toml").exists():
         raise FileNotFoundError(f"no copy of the repository in {source}: clone or upload it there and run this cell again")
-    packages = [str(source)]
+    packages = [f"{source}[all]"]
     if shutil.which("nvidia-smi"):
         packages.append("jax[cuda12]")  # its plugin has to be of the same version as the JAX that jaxbp brings
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)

@@ -207,7 +207,7 @@ def images_and_labels(prefix, num_examples):
     return {(images[784 * i : 784 * (i + 1)], labels[i]) for i in range(num_examples)}
 
 
-@pytest.mark.slow
+@pytest.mark.debian
 @pytest.mark.skipif(not DEBIAN_FILES.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_prepared_by_tfds(tmp_path):
     restore_original_files(tmp_path / "downloads" / "manual")

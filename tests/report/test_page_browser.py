@@ -16,7 +16,7 @@ import pytest
 from jaxbp import claims, report, stats
 from jaxbp.claims import Above, Below, Claim, Within
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.browser
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
