@@ -83,7 +83,7 @@ def measure(settings: Settings, case: Case, seed: int, data_dir: Any) -> dict[st
     import jax
     import jax.numpy as jnp
 
-    from jaxbp import data, landscape, losses, models, training
+    from jaxbp import data, landscape, models, training
 
     split = data.load(case.dataset, seed=seed, num_train=case.num_train, data_dir=data_dir)
     net, batch = (
@@ -91,11 +91,10 @@ def measure(settings: Settings, case: Case, seed: int, data_dir: Any) -> dict[st
         (split.train.inputs, split.train.labels),
     )
     init_key, order_key, start_key = jax.random.split(jax.random.key(seed), 3)
-    trained = training.train(
-        models.apply_fn(net), net.init(init_key, batch[0][:1])["params"], training.sgd(settings.learning_rate, momentum=0.9), batch,
-        order_key, loss_fn=losses.cross_entropy, num_epochs=case.num_epochs, batch_size=50,
-    )  # fmt: skip
-    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    plan = training.Settings(num_epochs=case.num_epochs, batch_size=50)
+    start = net.init(init_key, batch[0][:1])
+    trained = training.train(net, training.sgd(settings.learning_rate, momentum=0.9), batch, order_key, plan, start=start)
+    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
     operator = landscape.hessian(loss_fn, trained.params, batch)
     estimate = shifted_power(operator.matvec, jax.random.normal(start_key, (operator.dimension,)), settings.num_steps)
     with jax.enable_x64(True):

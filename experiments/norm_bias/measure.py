@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, Case, Settings
-from jaxbp import data, lab, losses, metrics, models, norms, sweep, training
+from jaxbp import data, lab, metrics, models, norms, sweep, training
 from jaxbp.data import augment
 from jaxbp.lab import Piece
 from jaxbp.runtime.store import Store
@@ -177,7 +177,7 @@ def _network(case: Case, num_classes: int) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _accuracy(net: Any, params: Any, state: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = models.stateful_apply_fn(net, train=False)(params, inputs, state)
+    logits = net.apply(params, inputs, state)
     return 100 * metrics.accuracy(logits, labels).mean()
 
 
@@ -187,8 +187,6 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
     net = _network(case, num_classes)
 
     def train(one: dict[str, Any], inputs: jax.Array, labels: jax.Array) -> training.TrainResult:
-        init_key, order_key = jax.random.split(one["key"])
-        params, state = models.initialise(net, init_key, inputs[:1])
         steps = training.num_steps(one["rows"].shape[0], settings.num_epochs, settings.batch_size)
         rate_at = optax.cosine_decay_schedule(case.learning_rate, steps)
         optimizer = optax.chain(
@@ -198,13 +196,14 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
             ),
             norms.watch_angles(),
         )  # fmt: skip
-        return training.train(
-            models.stateful_apply_fn(net, train=False), params, optimizer, (inputs[one["rows"]], labels[one["rows"]]),
-            order_key, loss_fn=losses.cross_entropy, num_epochs=settings.num_epochs, batch_size=settings.batch_size,
-            measure_epochs=settings.measure_epochs, measure_fn=functools.partial(_norms, rate_at), state=state,
-            train_fn=models.stateful_apply_fn(net, train=True),
+        plan = training.Settings(
+            num_epochs=settings.num_epochs,
+            batch_size=settings.batch_size,
+            measure_epochs=settings.measure_epochs,
             augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip, fill=fill) if settings.crop else None,
-        )  # fmt: skip
+        )
+        split = inputs[one["rows"]], labels[one["rows"]]
+        return training.train(net, optimizer, split, one["key"], plan, measure_fn=functools.partial(_norms, rate_at))
 
     return train
 
