@@ -140,51 +140,19 @@ def train_all(arguments: Arguments) -> Any:
 
 
 def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
-    """A training as `jaxbp.sweep.Segments`, one for each epoch, of ``(training data, test data)``; equal to `jaxbp.training.train`."""
-    import jax
-
-    from jaxbp import losses, models, sweep, training
+    """A training as `jaxbp.sweep.Segments`, one for each epoch, of ``(training data, test data)``."""
+    from jaxbp import models, sweep, training
     from jaxbp.training import parallel
 
-    def parts(train: Any, width: int, depth: int | None, batch_size: int, **numbers: Any) -> tuple:
+    def recipe_fn(num_examples: int, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any) -> tuple:
         net = models.create(arguments.model, num_classes=num_classes, width=width, depth=depth)
-        apply_fn, train_fn = (models.stateful_apply_fn(net, train=mode) for mode in (False, True))
         if mesh is not None:
-            apply_fn, train_fn = parallel.data_parallel(apply_fn, train_fn, mesh=mesh)
-        steps = training.num_steps(len(train[1]), arguments.epochs, batch_size)
-        return net, apply_fn, train_fn, training.sgd(**numbers, decay_steps=steps)
+            net = parallel.data_parallel(net, mesh=mesh)
+        steps = training.num_steps(num_examples, arguments.epochs, batch_size)
+        settings = training.Settings(num_epochs=arguments.epochs, batch_size=batch_size)
+        return net, training.sgd(**numbers, decay_steps=steps), settings
 
-    def init_fn(key: jax.Array, train: Any, test: Any, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any) -> Any:
-        net, *_, optimizer = parts(train, width, depth, batch_size, **numbers)
-        init_key, order_key = jax.random.split(key)
-        params, state = models.initialise(net, init_key, train[0][:1])
-        return training.TrainState(params, optimizer.init(params), state), order_key
-
-    def segment_fn(
-        state: Any,
-        index: jax.Array,
-        train: Any,
-        test: Any,
-        *,
-        width: int,
-        batch_size: int,
-        depth: int | None = None,
-        **numbers: Any,
-    ) -> tuple:
-        now, order_key = state
-        _, apply_fn, train_fn, optimizer = parts(train, width, depth, batch_size, **numbers)
-        on_batch = training.step_fn(apply_fn, train_fn, optimizer, losses.cross_entropy, None)
-        epoch_key = jax.random.split(order_key, arguments.epochs)[index]
-        now = training.epoch_fn(on_batch, train, batch_size)(now, epoch_key)
-        measures = training.evaluate(
-            lambda inputs: apply_fn(now.params, inputs, now.model_state),
-            losses.cross_entropy,
-            train=train,
-            test=test,
-        )
-        return (now, order_key), measures
-
-    return sweep.Segments(init_fn, segment_fn, arguments.epochs)
+    return sweep.Segments(*training.segmented(recipe_fn, arguments.epochs))
 
 
 def print_table(found: Any) -> None:

@@ -50,14 +50,13 @@ import threadpoolctl
 from jax.flatten_util import ravel_pytree
 
 from experiments.local_minima import claims
-from jaxbp import data, lab, landscape, losses, models, report, stats, sweep, training
+from jaxbp import data, lab, landscape, models, report, stats, sweep, training
 from jaxbp.claims import judge
 
 print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 SEEDS = range(8)
 splits = [data.load("mnist1d", seed=seed, num_train=1000).train for seed in SEEDS]  # each seed has signals of its own
 net = models.create("mlp", num_classes=10, width=64, depth=4)
-apply_fn = models.apply_fn(net)
 
 # %% [markdown]
 # ## The shallow minimiser, embedded and certified
@@ -72,9 +71,9 @@ minima, certificates = [], []
 for seed, (inputs, labels) in zip(SEEDS, splits, strict=True):
     with threadpoolctl.threadpool_limits(1):  # such small matrices keep several threads waiting for one another
         fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss="cross_entropy")
-    minimum = landscape.embed_affine(net, fit, inputs, key=jax.random.key(seed))
+    minimum = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(seed))
     certificate = landscape.certify(
-        apply_fn, minimum, inputs, labels, loss="cross_entropy", key=jax.random.key(seed), lower_bound=fit.lower_bound,
+        net.apply, minimum, inputs, labels, loss="cross_entropy", key=jax.random.key(seed), lower_bound=fit.lower_bound,
         num_directions=1, num_steps=5,
     )  # fmt: skip
     minima.append(jax.tree.map(np.float32, minimum))
@@ -99,14 +98,13 @@ ARMS = {"default training": 0.01, "SGD from the minimum": 0.01, "the same, small
 
 def train(one):
     optimizer = training.sgd(one["learning_rate"], momentum=0.9, decay_steps=training.num_steps(len(one["labels"]), EPOCHS[-1], 32))
-    result = training.train(
-        apply_fn, one["params"], optimizer, (one["inputs"], one["labels"]), one["key"], loss_fn=losses.cross_entropy,
-        num_epochs=EPOCHS[-1], batch_size=32, measure_epochs=EPOCHS,
-    )  # fmt: skip
+    settings = training.Settings(EPOCHS[-1], batch_size=32, measure_epochs=EPOCHS)
+    split, start = (one["inputs"], one["labels"]), (one["params"], {})
+    result = training.train(net, optimizer, split, one["key"], settings, start=start)
     return result.params, result.history["train_loss"]
 
 
-fresh = [net.init(key, splits[0].inputs[:1])["params"] for key in sweep.keys(SEEDS)]
+fresh = [net.init(key, splits[0].inputs[:1])[0] for key in sweep.keys(SEEDS)]
 runs = {
     "params": jax.tree.map(lambda *leaves: np.stack(leaves), *fresh, *minima, *minima),
     "inputs": np.stack([split.inputs for split in splits] * 3),
@@ -134,7 +132,7 @@ fig
 # points of seed 0. Nothing was aligned: the two are far apart, and a better path may exist.
 
 # %%
-loss_fn = landscape.per_example_loss(apply_fn, "cross_entropy")
+loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
 along, across = np.linspace(-0.25, 1.25, 61), np.linspace(-0.35, 0.35, 29)
 lines = []
 for seed, (split, minimum) in enumerate(zip(splits, minima, strict=True)):

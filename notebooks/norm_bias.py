@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 from experiments.norm_bias import claims
-from jaxbp import data, lab, losses, models, norms, report, stats, sweep, training
+from jaxbp import data, lab, models, norms, report, stats, sweep, training
 from jaxbp.claims import judge
 
 print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
@@ -75,18 +75,22 @@ def measure(now):
 
 def train(one, inputs, labels, *test_data):
     init_key, order_key = jax.random.split(one["key"])
-    params, state = models.initialise(net, init_key, inputs[:1])
+    start = params, _ = net.init(init_key, inputs[:1])
     mu = one["mu"] * jnp.sqrt(norms.squared_norm(params))
     sgd = training.sgd(
         0.1, momentum=0.9, decay_steps=training.num_steps(NUM_TRAIN, NUM_EPOCHS, BATCH_SIZE),
         regulariser=norms.norm_bias(one["coefficient"], mu),
     )  # fmt: skip
     result = training.train(
-        models.stateful_apply_fn(net, train=False), params, optax.chain(sgd, norms.watch_angles()),
-        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=losses.cross_entropy, num_epochs=NUM_EPOCHS,
-        batch_size=BATCH_SIZE, test_data=test_data, measure_epochs=EPOCHS, measure_fn=measure, state=state,
-        train_fn=models.stateful_apply_fn(net, train=True),
-    )  # fmt: skip
+        net,
+        optax.chain(sgd, norms.watch_angles()),
+        (inputs[one["rows"]], labels[one["rows"]]),
+        order_key,
+        training.Settings(NUM_EPOCHS, BATCH_SIZE, measure_epochs=EPOCHS),
+        start=start,
+        test_data=test_data,
+        measure_fn=measure,
+    )
     return {"accuracy": 100 * result.history["test_accuracy"], **result.measured}
 
 

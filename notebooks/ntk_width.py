@@ -51,7 +51,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.ntk_width import claims
-from jaxbp import data, lab, losses, models, ntk, report, stats, training
+from jaxbp import data, lab, models, ntk, report, stats, training
 from jaxbp.claims import judge
 from jaxbp.ntk import infinite_width, measures
 
@@ -80,14 +80,14 @@ NUM_EPOCHS, SEEDS = 10, range(5)
 
 def trainer(net, learning_rate):
     def train(key, inputs, labels):
-        init_key, order_key = jax.random.split(key)
-        params, state = models.initialise(net, init_key, inputs[:1])
         result = training.train(
-            models.stateful_apply_fn(net, train=False), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels),
-            order_key, loss_fn=losses.cross_entropy, num_epochs=NUM_EPOCHS, batch_size=50, state=state,
-            train_fn=models.stateful_apply_fn(net, train=True), measure_epochs=(0, NUM_EPOCHS),
-            measure_fn=lambda now: (now.params, now.model_state),
-        )  # fmt: skip
+            net,
+            training.sgd(learning_rate, momentum=0.9),
+            (inputs, labels),
+            key,
+            training.Settings(NUM_EPOCHS, batch_size=50, measure_epochs=(0, NUM_EPOCHS)),
+            measure_fn=lambda state: (state.params, state.model_state),
+        )
         return result.history["train_loss"][-1], result.measured
 
     return jax.jit(train, compiler_options=ntk.QUICKLY)
@@ -95,9 +95,8 @@ def trainer(net, learning_rate):
 
 def kernels(net, points):
     """The full kernels (N, N, C, C) before and after training."""
-    fn = models.stateful_apply_fn(net, train=False)
     ends = (jax.tree.map(lambda leaf, e=e: leaf[e], points) for e in (0, 1))
-    return [ntk.empirical_ntk(fn, *end[:1], images, state=end[1], compiler_options=ntk.QUICKLY) for end in ends]
+    return [ntk.empirical_ntk(net.apply, *end[:1], images, state=end[1], compiler_options=ntk.QUICKLY) for end in ends]
 
 
 # %% [markdown]
@@ -131,7 +130,7 @@ exact = {}
 for name, widths in WIDTHS.items():
     for width in widths:
         try:
-            kernel_fn = infinite_width.infinite_twin(found[name, width][0], images.shape[1:], normal_kernels=True)
+            kernel_fn = infinite_width.infinite_twin(found[name, width][0].module, images.shape[1:], normal_kernels=True)
         except infinite_width.NoTwin as reason:
             print(f"{name}: {reason}")
             break

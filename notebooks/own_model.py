@@ -13,16 +13,17 @@
 # %% [markdown]
 # # Bring your own Flax model
 #
-# All instruments take functions and pytrees, never a class of this package. Here two networks are defined on the spot, one in linen, one
-# in nnx with BatchNorm, trained on digits with several seeds, and then questioned: certificate, tangent kernel, spectra, attack.
+# All instruments take functions and pytrees; `models.from_linen` and `models.from_nnx` make them of a Flax module. Here two networks are
+# defined on the spot, one in linen, one in nnx with BatchNorm, trained on digits with several seeds, and then questioned: certificate,
+# tangent kernel, spectra, attack.
 #
 # | instrument | needs |
 # |---|---|
-# | `training.train`, `sweep.evaluate` | pure functions; parameters and state as pytrees of arrays |
+# | `training.train` | a `models.Network`: of a linen or nnx module, or of plain functions |
+# | `sweep.evaluate` | pure functions of arrays |
 # | `landscape.certify` | `(params, inputs) -> logits`, in float64 when given float64; a proof needs ReLUs and affine layers only |
 # | `landscape.embed_affine` | a linen module of `nn.Conv`, `nn.Dense` and ReLUs |
 # | `ntk.empirical_ntk` | `(params, inputs)` or `(params, inputs, state) -> logits`; examples must not influence one another |
-# | `ntk.flax_ntk` | a linen module and its variables; with BatchNorm, which statistics are meant |
 # | `spectra.of_network` | `(params, inputs)`; it finds where parameters multiply data, and on maps of which size |
 # | `attacks.robust_accuracy` | `inputs -> logits`, as a `jax.tree_util.Partial`, so that networks share a program |
 #
@@ -58,7 +59,7 @@ import numpy as np
 import threadpoolctl
 from flax import nnx
 
-from jaxbp import attacks, claims, data, lab, landscape, losses, ntk, report, spectra, stats, sweep, training
+from jaxbp import attacks, claims, data, lab, landscape, losses, models, ntk, report, spectra, stats, sweep, training
 from jaxbp.ops.convolution import conv_with
 
 print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
@@ -80,27 +81,14 @@ class LinenNet(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-linen_net = LinenNet()
-
-
-def linen_init(key):
-    return linen_net.init(key, digits.test.inputs[:1])["params"], {}
-
-
-def linen_logits(params, inputs, state):
-    return linen_net.apply({"params": params}, inputs)
-
-
-def linen_update(params, inputs, state):
-    return linen_logits(params, inputs, state), state
-
+linen_net = models.from_linen(LinenNet())
 
 # %% [markdown]
 # ## In nnx
 #
-# The same network with BatchNorm. `nnx.split` takes it apart, `nnx.to_pure_dict` leaves plain dictionaries of arrays, so that layers are
-# called `conv1/kernel` everywhere; `nnx.merge` puts it together inside a pure function. A network with a state has two functions: its
-# logits with stored statistics, and its update in training, which returns the new state.
+# The same network with BatchNorm. Parameters and state come as plain dictionaries of arrays, so that layers are called `conv1/kernel`
+# everywhere. A network has two functions: `apply`, its logits by stored statistics, and `update`, its training mode, which returns the
+# new state, too.
 
 
 # %%
@@ -110,8 +98,7 @@ def convolve(*args, out_sharding=None, **options):
 
 
 class NnxNet(nnx.Module):
-    def __init__(self, key):
-        rngs = nnx.Rngs(key)
+    def __init__(self, rngs):
         self.conv1 = nnx.Conv(1, 8, (3, 3), strides=2, conv_general_dilated=convolve, rngs=rngs)
         self.norm1 = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
         self.conv2 = nnx.Conv(8, 16, (3, 3), strides=2, conv_general_dilated=convolve, rngs=rngs)
@@ -124,28 +111,7 @@ class NnxNet(nnx.Module):
         return self.head(x.reshape(len(x), -1))
 
 
-graph = nnx.graphdef(nnx.eval_shape(lambda: NnxNet(jax.random.key(0))))  # shapes alone, nothing is drawn
-
-
-def nnx_init(key):
-    _, params, state = nnx.split(NnxNet(key), nnx.Param, ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
-
-
-def nnx_logits(params, inputs, state):
-    net = nnx.merge(graph, params, state)
-    net.eval()
-    return net(inputs)
-
-
-def nnx_update(params, inputs, state):
-    net = nnx.merge(graph, params, state)
-    net.train()
-    logits = net(inputs)
-    return logits, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
-
-
-NETWORKS = {"linen": (linen_init, linen_logits, linen_update), "nnx, BatchNorm": (nnx_init, nnx_logits, nnx_update)}
+NETWORKS = {"linen": linen_net, "nnx, BatchNorm": models.from_nnx(NnxNet)}
 
 # %% [markdown]
 # ## Train all seeds
@@ -157,21 +123,13 @@ NETWORKS = {"linen": (linen_init, linen_logits, linen_update), "nnx, BatchNorm":
 SEEDS, NUM_EPOCHS = range(5), 20
 
 
-def trainer(init, logits, update):
-    def train(key, inputs, labels):
-        init_key, order_key = jax.random.split(key)
-        params, state = init(init_key)
-        return training.train(
-            logits, params, training.sgd(0.05, momentum=0.9), (inputs, labels), order_key,
-            loss_fn=losses.squared_error, num_epochs=NUM_EPOCHS, batch_size=50, state=state, train_fn=update,
-            measure_epochs=(NUM_EPOCHS,),
-        )  # fmt: skip
-
-    return train
+def train(net, key, inputs, labels):
+    settings = training.Settings(NUM_EPOCHS, batch_size=50, loss_fn=losses.squared_error, measure_epochs=(NUM_EPOCHS,))
+    return training.train(net, training.sgd(0.05, momentum=0.9), (inputs, labels), key, settings)
 
 
 trained = {
-    name: jax.device_get(sweep.evaluate(trainer(*net), sweep.keys(SEEDS), *map(jnp.asarray, digits.train)))
+    name: jax.device_get(sweep.evaluate(partial(train, net), sweep.keys(SEEDS), *map(jnp.asarray, digits.train)))
     for name, net in NETWORKS.items()
 }
 for name, result in trained.items():
@@ -183,7 +141,7 @@ def networks(name):
     """The function ``(params, inputs, state) -> logits``, and parameters and state of each seed."""
     result = trained[name]
     points = [jax.tree.map(lambda leaf, s=seed: leaf[s], (result.params, result.state)) for seed in SEEDS]
-    return NETWORKS[name][1], points
+    return NETWORKS[name].apply, points
 
 
 # %% [markdown]
@@ -196,7 +154,7 @@ def networks(name):
 inputs, labels = digits.train
 with threadpoolctl.threadpool_limits(1):  # such small matrices keep several threads waiting for one another
     fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss="squared_error")
-points = {"linen, embedded": (partial(linen_logits, state={}), landscape.embed_affine(linen_net, fit, inputs))}
+points = {"linen, embedded": (partial(linen_net.apply, state={}), landscape.embed_affine(linen_net.module, fit, inputs))}
 for name in NETWORKS:
     logits, ((params, state), *_) = networks(name)
     fn = points["linen, embedded"][0] if name == "linen" else partial(logits, state=state)  # one object is compiled once
@@ -212,8 +170,8 @@ for name, (fn, params) in points.items():
 # %% [markdown]
 # ## The tangent kernel
 #
-# Of every seed, on twenty test images. A linen module may be handed in as it is. A function that goes by the statistics of the batch has
-# no kernel between single images, and is refused.
+# Of every seed, on twenty test images. A function that goes by the statistics of the batch has no kernel between single images, and is
+# refused.
 
 # %%
 probes = jnp.asarray(data.probe_set(digits.test, 20, seed=0).inputs)
@@ -223,11 +181,9 @@ for name in NETWORKS:
     kernels = [ntk.empirical_ntk(logits, params, probes, state=state, compiler_options=ntk.QUICKLY) for params, state in seeds]
     eigenvalues[name] = np.array([ntk.measures.spectrum(kernel) for kernel in kernels])
 
-params, _ = networks("linen")[1][0]
-print("a linen module as it is:", ntk.flax_ntk(linen_net, {"params": params}, probes).shape)
 params, state = networks("nnx, BatchNorm")[1][0]
 try:
-    ntk.empirical_ntk(lambda *network: nnx_update(*network)[0], params, probes, state=state)
+    ntk.empirical_ntk(models.with_batch_statistics(NETWORKS["nnx, BatchNorm"]), params, probes, state=state)
 except ntk.CoupledExamples as refusal:
     print("with batch statistics:", refusal)
 

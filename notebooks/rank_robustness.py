@@ -44,6 +44,7 @@ if "google.colab" in sys.modules and not any(importlib.metadata.Distribution.dis
 # %%
 # %matplotlib inline
 # %config InlineBackend.figure_format = "retina"
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,21 +52,14 @@ import numpy as np
 import optax
 
 from experiments.rank_robustness import claims
-from jaxbp import attacks, data, lab, losses, models, report, spectra, stats, sweep, training
+from jaxbp import attacks, data, lab, models, report, spectra, stats, sweep, training
 from jaxbp.claims import judge
 
 print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
 digits = data.load("digits", validation=0)  # pixels from 0 to 1, the unit of the attacks
 net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 mean, std = digits.train.inputs.mean(), digits.train.inputs.std()
-
-
-def logits(params, state, images):
-    return models.stateful_apply_fn(net, train=False)(params, (images - mean) / std, state)
-
-
-def update(params, images, state):
-    return models.stateful_apply_fn(net, train=True)(params, (images - mean) / std, state)
+net = models.with_normalised_inputs(net, mean, std)
 
 
 # %% [markdown]
@@ -83,8 +77,8 @@ THRESHOLD, CEILING = 0.5, 1.5  # the paper's
 
 def train(one, inputs, labels):
     init_key, order_key = jax.random.split(one["key"])
-    params, state = models.initialise(net, init_key, inputs[:1])
-    network = lambda params, images: logits(params, state, images)  # noqa: E731
+    params, state = net.init(init_key, inputs[:1])
+    network = partial(net.apply, state=state)
     lower = spectra.rank_min(network, params, inputs[:1], threshold=THRESHOLD, num_projections=20)
     cap = spectra.rank_max(network, params, inputs[:1], ceiling=CEILING, num_projections=20)
 
@@ -98,13 +92,18 @@ def train(one, inputs, labels):
         return {name: spectrum.values for name, spectrum in found.items()}
 
     before_tuning = training.num_steps(NUM_TRAIN, NUM_EPOCHS, BATCH_SIZE)
+    schedule = optax.piecewise_constant_schedule(1.0, {before_tuning: 0.1})
+    num_epochs = NUM_EPOCHS + NUM_FINE_TUNING
+    settings = training.Settings(num_epochs, BATCH_SIZE, measure_epochs=(0, num_epochs), project_fn=project, project_epochs=PROJECT_EPOCHS)
     result = training.train(
-        lambda p, x, s: logits(p, s, x), params,
-        training.sgd(0.1, momentum=0.9, weight_decay=5e-4, schedule=optax.piecewise_constant_schedule(1.0, {before_tuning: 0.1})),
-        (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=losses.cross_entropy,
-        num_epochs=NUM_EPOCHS + NUM_FINE_TUNING, batch_size=BATCH_SIZE, state=state, train_fn=update, project_fn=project,
-        project_epochs=PROJECT_EPOCHS, measure_epochs=(0, NUM_EPOCHS + NUM_FINE_TUNING), measure_fn=measure,
-    )  # fmt: skip
+        net,
+        training.sgd(0.1, momentum=0.9, weight_decay=5e-4, schedule=schedule),
+        (inputs[one["rows"]], labels[one["rows"]]),
+        order_key,
+        settings,
+        start=(params, state),
+        measure_fn=measure,
+    )
     return (result.params, result.state), result.measured
 
 
@@ -126,7 +125,8 @@ list(values)  # the convolutions that are projected: all but the first one and t
 
 # %%
 def accuracy_under_pgd(one, inputs, labels):
-    network = jax.tree_util.Partial(logits, *one["network"])
+    params, state = one["network"]
+    network = jax.tree_util.Partial(net.apply, params, state=state)
     attack = attacks.pgd(attacks.Threat("linf", one["radius"]), num_steps=20)
     return 100 * (1 - attack(network, jax.random.key(0), inputs, labels).success.mean())
 
@@ -144,7 +144,8 @@ curve = np.asarray(curve).reshape(len(ARMS), len(SEEDS), len(RADII))
 strongest = attacks.strongest(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 evaluations = []
 for place in range(len(ARMS) * len(SEEDS)):
-    network = jax.tree_util.Partial(logits, *jax.tree.map(lambda leaf, i=place: leaf[i], networks))
+    params, state = jax.tree.map(lambda leaf, i=place: leaf[i], networks)
+    network = jax.tree_util.Partial(net.apply, params, state=state)
     options = {"batch_size": 100, "check_masking": False}  # the notebook own_model looks for signs of masked gradients
     evaluations.append(attacks.robust_accuracy(network, jax.random.key(1), images, labels, strongest, **options))
 clean = np.reshape([100 * found.clean.estimate for found in evaluations], (len(ARMS), len(SEEDS)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxbp import attacks, data, landscape, losses, models, ntk, spectra, sweep, training
+from jaxbp import attacks, data, landscape, models, ntk, spectra, sweep, training
 from jaxbp.ntk.infinite_width import infinite_twin
 from jaxbp.ops import convolution
 from jaxbp.spectra import values
@@ -62,18 +62,14 @@ def batch(num_examples=40):
 def resnet(width=8):
     """(function, parameters, state) in evaluation mode."""
     net = models.create("resnet", num_classes=CLASSES, width=width, stages=2, depth=1)
-    params, state = models.initialise(net, jax.random.key(0), jnp.zeros((1, *SHAPE)))
-    return models.stateful_apply_fn(net, train=False), params, state
+    params, state = net.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    return net.apply, params, state
 
 
 def trained(key, inputs, labels, num_epochs=4, rate=0.05, dtype="float32"):
     net = models.create("resnet", num_classes=CLASSES, width=8, stages=2, depth=1, dtype=dtype)
-    params, state = models.initialise(net, key, inputs[:1])
-    return training.train(
-        models.stateful_apply_fn(net, train=False), params, training.sgd(rate, momentum=0.9), (inputs, labels), key,
-        loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=64, state=state,
-        train_fn=models.stateful_apply_fn(net, train=True),
-    )  # fmt: skip
+    settings = training.Settings(num_epochs=num_epochs, batch_size=64)
+    return training.train(net, training.sgd(rate, momentum=0.9), (inputs, labels), key, settings, start=net.init(key, inputs[:1]))
 
 
 @functools.cache
@@ -126,7 +122,7 @@ def test_an_infinite_kernel():
         parametrisation="ntk",
         shortcut="projection",
     )
-    kernel_fn = infinite_twin(net, SHAPE)
+    kernel_fn = infinite_twin(net.module, SHAPE)
     inputs = batch(6)[0]
     assert_near(kernel_fn(inputs, None, "ntk"), on_the_cpu(lambda x: kernel_fn(x, None, "ntk"), inputs), 1e-4)
 
@@ -197,11 +193,10 @@ def test_training_learns_and_short_floats_do_too():
 def test_streamed_training_is_the_resident_one():
     net = models.create("mlp", num_classes=CLASSES, width=16, depth=2)
     inputs, labels = (np.asarray(part) for part in batch(256))
-    params = net.init(jax.random.key(0), inputs[:1])["params"]
-    arguments = (models.apply_fn(net), params, training.sgd(0.05), (inputs, labels), jax.random.key(2))
-    options = {"loss_fn": losses.cross_entropy, "num_epochs": 2, "batch_size": 32}
-    streamed = parallel.stream(*arguments, memory=2 * 64 * inputs[:1].nbytes, **options)
-    resident = training.train(*arguments, **options)
+    settings, start = training.Settings(num_epochs=2, batch_size=32), net.init(jax.random.key(0), inputs[:1])
+    arguments = (net, training.sgd(0.05), (inputs, labels), jax.random.key(2), settings)
+    streamed = parallel.stream(*arguments, start=start, memory=2 * 64 * inputs[:1].nbytes)
+    resident = training.train(*arguments, start=start)
     assert_near(ravel_pytree(streamed.params)[0], ravel_pytree(resident.params)[0], 1e-4)
 
 
@@ -230,9 +225,9 @@ def test_a_certificate_has_the_precision_of_float64():
     inputs = rng.normal(size=(60, 5)) + 0.7 * np.eye(3, 5)[labels]
     fit = landscape.fit_affine(inputs, labels, 3, loss="cross_entropy")
     net = models.create("mlp", num_classes=3, width=6, depth=2)
-    params = landscape.embed_affine(net, fit, inputs, key=jax.random.key(1))
+    params = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(1))
     found = landscape.certify(
-        models.apply_fn(net), params, inputs, labels, loss="cross_entropy", key=jax.random.key(2), lower_bound=fit.lower_bound,
+        net.apply, params, inputs, labels, loss="cross_entropy", key=jax.random.key(2), lower_bound=fit.lower_bound,
         num_directions=2, num_steps=5,
     )  # fmt: skip
     assert found.status == "proven"

@@ -128,7 +128,7 @@ def test_settings_share_one_program():
 
 def test_kernels_only_knows_the_house_networks():
     net = models.create("resnet", num_classes=3, width=4, stages=2, depth=1)
-    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))[0]
     flags = jax.tree_util.tree_leaves_with_path(norms.kernels_only(params))
     assert {str(path[-1].key) for path, flag in flags if flag} == {"kernel"}
     assert {str(path[-1].key) for path, flag in flags if not flag} == {"bias", "scale"}

@@ -62,7 +62,7 @@ def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
     net = models.create("resnet", num_classes=10, width=16, stages=2, depth=1)
     images = jax.random.uniform(jax.random.key(1), (_BATCH * _CHAIN, *_CASES[name]))
     labels = jax.random.randint(jax.random.key(2), (len(images),), 0, 10)
-    params, state = models.initialise(net, jax.random.key(0), images[:1])
+    params, state = net.init(jax.random.key(0), images[:1])
 
     chain = _chain(net, attacks.pgd_training(attacks.Threat("linf", _EPSILON)))
     train = functools.partial(chain, params, state, images, labels, jax.random.key(3))
@@ -92,19 +92,14 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
     import foolbox
     import jax
 
-    from jaxbp import attacks, data, losses, models, training
+    from jaxbp import attacks, data, models, training
 
     digits = data.load("digits")
     net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
-    params, state = models.initialise(net, jax.random.key(0), digits.train.inputs[:1])
-    run = jax.jit(
-        functools.partial(
-            training.train, models.stateful_apply_fn(net, train=False), optimizer=training.sgd(0.1, momentum=0.9),
-            loss_fn=losses.cross_entropy, num_epochs=10, batch_size=64, measure_epochs=(10,),
-            train_fn=models.stateful_apply_fn(net, train=True),
-        )
-    )  # fmt: skip
-    trained = run(params=params, data=tuple(digits.train), key=jax.random.key(1), state=state)
+    params, state = net.init(jax.random.key(0), digits.train.inputs[:1])
+    settings = training.Settings(num_epochs=10, batch_size=64, measure_epochs=(10,))
+    run = jax.jit(functools.partial(training.train, net, training.sgd(0.1, momentum=0.9), settings=settings))
+    trained = run(tuple(digits.train), jax.random.key(1), start=(params, state))
     logits_fn = _in_evaluation(net, trained.params, trained.state)
     inputs, labels = (array[:num_examples] for array in digits.test)
     peer_model = foolbox.models.JAXModel(jax.jit(logits_fn), bounds=(0, 1))
@@ -130,29 +125,21 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
 def _in_evaluation(net: Any, params: Any, state: Any) -> Any:
     import jax
 
-    from jaxbp import models
-
-    apply_fn = models.stateful_apply_fn(net, train=False)
-    return jax.tree_util.Partial(_logits, jax.tree_util.Partial(apply_fn), params, state)
-
-
-def _logits(apply_fn: Callable[..., Any], params: Any, state: Any, inputs: Any) -> Any:
-    return apply_fn(params, inputs, state)
+    return jax.tree_util.Partial(net.apply, params, state=state)
 
 
 def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
     """``(params, state, images, labels, key) -> end``: one step a batch, in a compiled scan."""
     import jax
 
-    from jaxbp import losses, models, training
+    from jaxbp import training
 
-    train_fn = models.stateful_apply_fn(net, train=True)
     optimizer = training.sgd(_WEIGHT_STEP, momentum=0.9)
-    step_fn = training.step_fn(models.stateful_apply_fn(net, train=False), train_fn, optimizer, losses.cross_entropy, None)
+    step_fn = training.step_fn(net, optimizer, training.Settings(num_epochs=1, batch_size=_BATCH))
 
     def step(now: training.TrainState, draw: Any) -> tuple[training.TrainState, None]:
         (inputs, labels), key = draw
-        inputs = perturb_fn(key, lambda x: train_fn(now.params, x, now.model_state)[0], inputs, labels)
+        inputs = perturb_fn(key, lambda x: net.update(now.params, x, now.model_state)[0], inputs, labels)
         return step_fn(now, ((inputs, labels), None))
 
     @jax.jit
@@ -170,16 +157,15 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
     import torch
 
     from experiments.benchmarks import torch_peers
-    from jaxbp import attacks, losses, models
+    from jaxbp import attacks, losses
 
     threat = attacks.Threat("linf", _EPSILON)
     attack = attacks.adversarial_batch(attacks.pgd(threat, num_steps=7, step_size=_EPSILON / 4, keep="last", random_start=False))
-    train_fn = models.stateful_apply_fn(net, train=True)
 
     @jax.jit
     def first_loss(params: Any, inputs: Any, labels: Any) -> Any:
         def logits_fn(x: Any) -> Any:
-            return train_fn(params, x, state)[0]
+            return net.update(params, x, state)[0]
 
         inputs = attack(jax.random.key(0), logits_fn, inputs, labels)
         return losses.cross_entropy(logits_fn(inputs), labels).mean()
@@ -188,7 +174,7 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
     order = torch.arange(len(images)).reshape(-1, _BATCH)
     peers = {}
     for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
-        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        twin = torch_peers.Twin(params, net.module, np.asarray(images), np.asarray(labels), channels_last=last)
         options = {"epsilon": _EPSILON, "step_size": _EPSILON / 4, "num_steps": 7}
         found = torch_peers.pgd_train(twin, order[:1], _WEIGHT_STEP, 0.9, random_start=False, **options)
         if not np.isclose(found, expected, rtol=1e-2):  # signs of gradients near 0 may differ
@@ -217,7 +203,7 @@ def _foolbox(net: Any, params: Any, logits_fn: Any, images: Any, labels: Any) ->
 
     expected = np.asarray(logits_fn(images))
     for title, last in {"foolbox on PyTorch": False, "foolbox on PyTorch, channels last": True}.items():
-        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        twin = torch_peers.Twin(params, net.module, np.asarray(images), np.asarray(labels), channels_last=last)
         module = torch_peers.Module(twin).eval()
         with torch.no_grad():
             error = np.abs(module(twin.inputs).cpu().numpy() - expected).max()

@@ -59,9 +59,9 @@ def products(case: str, model: str, options: dict[str, Any], num_examples: int, 
 
     inputs, labels = images(num_examples)
     net = models.create(model, num_classes=10, **options)
-    params = net.init(jax.random.key(0), jnp.asarray(inputs[:1]))["params"]
+    params = net.init(jax.random.key(0), jnp.asarray(inputs[:1]))[0]
     vector = jax.random.normal(jax.random.key(1), ravel_pytree(params)[0].shape)
-    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
     batch = (jnp.asarray(inputs), jnp.asarray(labels))
     operator = landscape.hessian(loss_fn, params, batch)
 
@@ -163,19 +163,18 @@ def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float
     import jax
     import jax.numpy as jnp
 
-    from jaxbp import data, landscape, losses, models, training
+    from jaxbp import data, landscape, models, training
 
     spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 998)])
     diagonal = ("spectrum from -0.05 to 50, P = 1000", jax.jit(lambda v: spectrum * v), 1000, (-0.05, 50.0))
     split = data.load("digits", num_train=500).train
     inputs, labels = jnp.asarray(split.inputs, jnp.float64), jnp.asarray(split.labels)
     net = models.create("mlp", num_classes=10, width=24, depth=2)
-    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.init(jax.random.key(0), inputs[:1])["params"])
-    params = training.train(
-        models.apply_fn(net), start, training.sgd(0.05, momentum=0.9), (inputs, labels), jax.random.key(1),
-        loss_fn=losses.cross_entropy, num_epochs=2 if quick else 10, batch_size=50,
-    ).params  # fmt: skip
-    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.init(jax.random.key(0), inputs[:1]))
+    settings = training.Settings(num_epochs=2 if quick else 10, batch_size=50)
+    split, key = (inputs, labels), jax.random.key(1)
+    params = training.train(net, training.sgd(0.05, momentum=0.9), split, key, settings, start=start).params
+    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
     operator = landscape.hessian(loss_fn, params, (inputs, labels))
     dense = np.asarray(jax.lax.map(operator.matvec, jnp.eye(operator.dimension)))
     ends = np.linalg.eigvalsh(0.5 * (dense + dense.T))[[0, -1]]

@@ -214,17 +214,16 @@ def _problem(model: str, options: dict[str, Any], shape: tuple[int, ...], num_ex
 
     net = models.create(model, num_classes=10, **options)
     images = jax.random.normal(jax.random.key(1), (num_examples, *shape))
-    params, state = jax.jit(lambda key: models.initialise(net, key, images[:1]))(jax.random.key(0))
+    params, state = jax.jit(lambda key: net.init(key, images[:1]))(jax.random.key(0))
     return net, params, state, images
 
 
 def _ours(net: Any, params: Any, state: Any, images: Any, logits: str) -> Callable[[], Any]:
     import jax
 
-    from jaxbp import models, ntk
+    from jaxbp import ntk
 
-    fn = models.stateful_apply_fn(net, train=False)
-    return lambda: jax.block_until_ready(ntk.empirical_ntk(fn, params, images, state=state, logits=logits))
+    return lambda: jax.block_until_ready(ntk.empirical_ntk(net.apply, params, images, state=state, logits=logits))
 
 
 def _jacobian_bytes(params: Any, images: Any) -> float:
@@ -239,15 +238,17 @@ def _neural_tangents(implementation: int) -> Callable:
 
         import jax
 
-        from jaxbp import models, ntk
+        from jaxbp import ntk
 
         warnings.filterwarnings("ignore", "size requires ndarray", DeprecationWarning)
         if implementation == 1 and _jacobian_bytes(params, images) > 3 * _JACOBIAN_BYTES:
             return f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB"
         if implementation == 2 and _jacobian_bytes(params, images) > _JACOBIAN_BYTES:
             return "it was killed for memory at 24 GB"
-        nt, fn = ntk.compat.load(), models.stateful_apply_fn(net, train=False)
-        kernel_fn = jax.jit(nt.empirical_ntk_fn(lambda p, x: fn(p, x, state), trace_axes=(), vmap_axes=0, implementation=implementation))
+        nt = ntk.compat.load()
+        kernel_fn = jax.jit(
+            nt.empirical_ntk_fn(lambda p, x: net.apply(p, x, state), trace_axes=(), vmap_axes=0, implementation=implementation)
+        )
         return lambda: jax.block_until_ready(kernel_fn(images, None, params))
 
     return prepare
@@ -258,13 +259,9 @@ def _one_jacobian_a_class(net: Any, params: Any, state: Any, images: Any, logits
     import jax
     import jax.numpy as jnp
 
-    from jaxbp import models
-
-    fn = models.stateful_apply_fn(net, train=False)
-
     @jax.jit
     def of_logit(params: Any, images: Any, logit: Any) -> Any:
-        gradient = jax.vmap(jax.grad(lambda p, x: fn(p, x[None], state)[0, logit]), (None, 0))(params, images)
+        gradient = jax.vmap(jax.grad(lambda p, x: net.apply(p, x[None], state)[0, logit]), (None, 0))(params, images)
         flat = [leaf.reshape(len(images), -1) for leaf in jax.tree.leaves(gradient)]
         return sum(jnp.matmul(leaf, leaf.T, precision="highest") for leaf in flat)
 

@@ -107,7 +107,7 @@ def work(name: str, folder: str, place: dict[str, Any]) -> None:
     lab.start_jax(lab.Cluster(**place))
     import jax
 
-    from jaxbp import data, losses, models, sweep, training
+    from jaxbp import data, models, sweep, training
     from jaxbp.runtime import processes
 
     model, dataset, options, num_epochs, share = _CASES[name]
@@ -115,13 +115,8 @@ def work(name: str, folder: str, place: dict[str, Any]) -> None:
     split = data.load(dataset, num_train=1024).train
 
     def train(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        init_key, shuffle_key = jax.random.split(key)
-        params, state = models.initialise(net, init_key, inputs[:1])
-        return training.train(
-            models.stateful_apply_fn(net, train=False), params, training.sgd(0.01, momentum=0.9), (inputs, labels), shuffle_key,
-            loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=64, measure_epochs=[num_epochs],
-            state=state, train_fn=models.stateful_apply_fn(net, train=True),
-        ).history["train_loss"][0]  # fmt: skip
+        settings = training.Settings(num_epochs=num_epochs, batch_size=64, measure_epochs=(num_epochs,))
+        return training.train(net, training.sgd(0.01, momentum=0.9), (inputs, labels), key, settings).history["train_loss"][0]
 
     def run(title: str) -> float:
         began = time.perf_counter()

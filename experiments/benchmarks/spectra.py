@@ -151,10 +151,9 @@ def _network(width: int, dtype: str) -> tuple[Callable, Any, Any]:
 
     net = models.create("resnet18", num_classes=10, width=width)
     images = jnp.zeros((1, 32, 32, 3), dtype)
-    params, state = models.initialise(net, jax.random.key(0), images)
+    params, state = net.init(jax.random.key(0), images)
     params, state = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, state))
-    apply = models.stateful_apply_fn(net, train=False)
-    return lambda p, x: apply(p, x, state), params, images
+    return lambda p, x: net.apply(p, x, state), params, images
 
 
 def _folded(symbols: Any, stride: int) -> Any:

@@ -128,16 +128,11 @@ def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tup
 def _train_fn(net: Any, num_epochs: int) -> Callable:
     import jax
 
-    from jaxbp import losses, models, training
+    from jaxbp import training
 
     def train(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        init_key, shuffle_key = jax.random.split(key)
-        params, state = models.initialise(net, init_key, inputs[:1])
-        return training.train(
-            models.stateful_apply_fn(net, train=False), params, training.sgd(_RATE, momentum=_MOMENTUM), (inputs, labels), shuffle_key,
-            loss_fn=losses.cross_entropy, num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=[num_epochs],
-            state=state, train_fn=models.stateful_apply_fn(net, train=True),
-        ).history["train_loss"][0]  # fmt: skip
+        settings = training.Settings(num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=(num_epochs,))
+        return training.train(net, training.sgd(_RATE, momentum=_MOMENTUM), (inputs, labels), key, settings).history["train_loss"][0]
 
     return train
 
@@ -160,12 +155,12 @@ def _torch(
     params, orders = [], []
     for seed in range(num_seeds):  # as `_train_fn` and `jaxbp.training.train` draw them
         init_key, shuffle_key = jax.random.split(jax.random.key(seed))
-        params.append(models.initialise(net, init_key, inputs[:1])[0])
+        params.append(net.init(init_key, inputs[:1])[0])
         epochs = [np.asarray(jax.random.permutation(key, len(inputs))) for key in jax.random.split(shuffle_key, num_epochs)]
         orders.append(np.concatenate([order[: len(order) // _BATCH * _BATCH].reshape(-1, _BATCH) for order in epochs]))
-    runs = torch_sweeps.Runs(net, inputs, labels, params, orders, _RATE, _MOMENTUM)
+    runs = torch_sweeps.Runs(net.module, inputs, labels, params, orders, _RATE, _MOMENTUM)
     peers = {}
-    formats = {"": False} if isinstance(net, models.MLP) else {"": False, ", channels last": True}
+    formats = {"": False} if isinstance(net.module, models.MLP) else {"": False, ", channels last": True}
     for title, last in formats.items():
         peers[f"PyTorch, one after another{title}"] = torch_sweeps.one_after_another(runs, channels_last=last)
         peers[f"PyTorch, two processes{title}"] = stack.enter_context(torch_sweeps.two_processes(runs, channels_last=last))

@@ -58,7 +58,7 @@ def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
     net = models.create(model, num_classes=10, **options)
     images = jax.random.normal(jax.random.key(1), (num_examples, *shape))
     labels = jax.random.randint(jax.random.key(2), (num_examples,), 0, 10)
-    params, state = models.initialise(net, jax.random.key(0), images[:1])
+    params, state = net.init(jax.random.key(0), images[:1])
     step, epoch, loss = _ours(net, params, state, images, labels)
     peers = {} if harness.missing_peer("torch") else _torch(net, params, images, labels, loss)
     rows = []
@@ -80,11 +80,10 @@ def _ours(net: Any, params: Any, state: Any, images: Any, labels: Any) -> tuple[
     """A step on the first batch, an epoch as `training.train` has it but for the evaluation, and the first batch's loss."""
     import jax
 
-    from jaxbp import losses, models, training
+    from jaxbp import training
 
-    optimizer, loss_fn = training.sgd(0.1, momentum=0.9), losses.cross_entropy
-    train_fn = models.stateful_apply_fn(net, train=True)
-    step_fn = training.step_fn(models.stateful_apply_fn(net, train=False), train_fn, optimizer, loss_fn, None)
+    optimizer, settings = training.sgd(0.1, momentum=0.9), training.Settings(num_epochs=1, batch_size=_BATCH)
+    step_fn = training.step_fn(net, optimizer, settings)
     start = training.TrainState(params, optimizer.init(params), state)
 
     def on(now: training.TrainState, batch: Any) -> tuple[training.TrainState, None]:
@@ -96,7 +95,7 @@ def _ours(net: Any, params: Any, state: Any, images: Any, labels: Any) -> tuple[
         return jax.lax.scan(on, now, order.reshape(-1, _BATCH))[0]
 
     step, first, key = jax.jit(lambda now: on(now, np.arange(_BATCH))[0]), slice(_BATCH), jax.random.key(3)
-    loss = loss_fn(train_fn(params, images[first], state)[0], labels[first]).mean()
+    loss = settings.loss_fn(net.update(params, images[first], state)[0], labels[first]).mean()
     return lambda: jax.block_until_ready(step(start)), lambda: jax.block_until_ready(epoch(start, key)), float(loss)
 
 
@@ -110,7 +109,7 @@ def _torch(net: Any, params: Any, images: Any, labels: Any, expected: float) -> 
     first = torch.arange(_BATCH)[None]
     peers = {}
     for title, last in {"PyTorch": False, "PyTorch, channels last": True}.items():
-        twin = torch_peers.Twin(params, net, np.asarray(images), np.asarray(labels), channels_last=last)
+        twin = torch_peers.Twin(params, net.module, np.asarray(images), np.asarray(labels), channels_last=last)
         if not np.isclose(loss := twin.train(first, 0.1, 0.9), expected, rtol=1e-4):
             raise AssertionError(f"the PyTorch twin has another loss: {loss} against {expected}")
         peers[title, "step"] = functools.partial(twin.train, first, 0.1, 0.9)

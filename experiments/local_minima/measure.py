@@ -137,21 +137,16 @@ class Problem:
         return _split(self.case.dataset, seed, self.case.num_train, self.data_dir)
 
     @functools.cached_property
-    def net(self) -> Any:
+    def net(self) -> models.Network:
         """The deep network; ConvNets pool by strides, so that the affine map can be carried through."""
         case = self.case
         options = {"pool": "stride"} if case.model == "convnet" else {}
         return models.create(case.model, num_classes=self.split(0)[2], width=case.width, depth=case.depth, **options)
 
-    @property
-    def apply_fn(self) -> Callable:
-        """(params, inputs) -> logits."""
-        return models.apply_fn(self.net)
-
     def unravel(self, dtype: Any) -> Callable[[Any], Any]:
         """Flat vectors to parameter trees."""
         shape = (1, *self.split(0)[0].shape[1:])
-        params = jax.eval_shape(self.net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))["params"]
+        params = jax.eval_shape(self.net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))[0]
         return ravel_pytree(jax.tree.map(lambda leaf: np.zeros(leaf.shape, dtype), params))[1]
 
     def embed(self, seed: int) -> dict[str, Any]:
@@ -162,10 +157,10 @@ class Problem:
         key = jax.random.key(seed)
         with jax.enable_x64(True):
             wide = jnp.asarray(inputs, jnp.float64)
-            params = landscape.embed_affine(self.net, fit, wide, key=key, margin=self.settings.margin)
+            params = landscape.embed_affine(self.net.module, fit, wide, key=key, margin=self.settings.margin)
             flat = np.asarray(ravel_pytree(params)[0])
         certificate = landscape.certify(
-            self.apply_fn, params, inputs, labels, loss=self.case.loss, key=key, lower_bound=fit.lower_bound,
+            self.net.apply, params, inputs, labels, loss=self.case.loss, key=key, lower_bound=fit.lower_bound,
             chunk_size=self.case.chunk_size,
             **_PROBES,
         )  # fmt: skip
@@ -191,7 +186,7 @@ class Problem:
     def _drawn(self) -> Any:
         """Freshly drawn parameters of all seeds, stacked; drawn once, since compiling that takes longer than what inits make of it."""
         example = jnp.asarray(self.split(0)[0][:1])
-        return jax.jit(jax.vmap(lambda key: self.net.init(key, example)["params"]))(sweep.keys(self.settings.seeds))
+        return jax.jit(jax.vmap(lambda key: self.net.init(key, example)[0]))(sweep.keys(self.settings.seeds))
 
     def recipe(self, arm: str) -> tuple[str, float, float]:
         """Init, learning rate and momentum of an arm."""
@@ -231,16 +226,14 @@ class Problem:
     @functools.cached_property
     def _run_fn(self) -> Callable:
         """One training from flat parameters; one object, so that all arms and kicks share one compiled program."""
-        case, unravel, apply_fn = self.case, self.unravel(np.float32), self.apply_fn
-        epochs = self.measured_epochs
+        case, unravel, net = self.case, self.unravel(np.float32), self.net
+        settings = training.Settings(case.num_epochs, case.batch_size, losses.LOSSES[case.loss], self.measured_epochs)
 
         def run(one: dict[str, jax.Array]) -> training.TrainResult:
             steps = training.num_steps(len(one["inputs"]), case.num_epochs, case.batch_size)
             optimizer = training.sgd(one["learning_rate"], momentum=one["momentum"], decay_steps=steps)
-            result = training.train(
-                apply_fn, unravel(one["params"]), optimizer, (one["inputs"], one["labels"]), one["key"],
-                loss_fn=losses.LOSSES[case.loss], num_epochs=case.num_epochs, batch_size=case.batch_size, measure_epochs=epochs,
-            )  # fmt: skip
+            start = unravel(one["params"]), {}
+            result = training.train(net, optimizer, (one["inputs"], one["labels"]), one["key"], settings, start=start)
             return result._replace(params=ravel_pytree(result.params)[0])
 
         return run
@@ -259,7 +252,7 @@ class Problem:
     def _certify(self, flat: np.ndarray, seed: int) -> landscape.Certificate:
         inputs, labels, _ = self.split(seed)
         return landscape.certify(
-            self.apply_fn, self.unravel(np.float32)(flat), inputs, labels, loss=self.case.loss, key=jax.random.key(seed),
+            self.net.apply, self.unravel(np.float32)(flat), inputs, labels, loss=self.case.loss, key=jax.random.key(seed),
             lower_bound=float(self.embedded(seed)["affine_lower_bound"]), chunk_size=self.case.chunk_size,
             max_products=_END_PRODUCTS,
             **_PROBES,
@@ -287,7 +280,7 @@ class Problem:
         inputs, labels, _ = self.split(seed)
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             params = jax.tree.map(jnp.asarray, self.unravel(np.float64)(np.asarray(flat, np.float64)))
-            loss_fn = landscape.per_example_loss(self.apply_fn, self.case.loss)
+            loss_fn = landscape.per_example_loss(self.net.apply, self.case.loss)
             batch = (jnp.asarray(inputs, jnp.float64), jnp.asarray(labels))
             operator = landscape.hessian(loss_fn, params, batch, chunk_size=self.case.chunk_size)
             found = landscape.spectral_density(operator.matvec, operator.dimension, jax.random.key(seed), dtype=jnp.float64, **_DENSITY)
@@ -302,7 +295,7 @@ class Problem:
         sideways *= np.linalg.norm(towards) / np.linalg.norm(sideways)
         along, across = (np.linspace(low, low + 1.5, self.settings.slice_points, dtype=np.float32) for low in (-0.25, -0.75))
         inputs, labels, _ = self.split(0)
-        loss_fn = landscape.per_example_loss(self.apply_fn, self.case.loss)
+        loss_fn = landscape.per_example_loss(self.net.apply, self.case.loss)
         params = jax.tree.map(jnp.asarray, self.unravel(np.float32)(centre))
         batch = (jnp.asarray(inputs), jnp.asarray(labels))
         losses = [landscape.losses_at(loss_fn, params, batch, jnp.asarray(along[:, None] * towards + b * sideways)) for b in across]

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from experiments.ntk_width.settings import BATCH, CALIBRATED, STORED, Network, Settings
-from jaxbp import data, lab, losses, models, ntk, sweep, training
+from jaxbp import data, lab, models, ntk, sweep, training
 from jaxbp.lab import Piece
 from jaxbp.ntk import infinite_width, measures, regression
 from jaxbp.runtime.store import Store
@@ -69,8 +69,8 @@ def _cost(network: Network, width: int) -> float:
     return 2 + (width**2) / 3e5 if network.model == "mlp" else (8 if network.batch_norm else 5) + width / 4
 
 
-def create(network: Network, width: int, num_classes: int, **changes: Any) -> Any:
-    """The Flax network of a width; ``changes`` replace some of its options."""
+def create(network: Network, width: int, num_classes: int, **changes: Any) -> models.Network:
+    """The network of a width; ``changes`` replace some of its options."""
     options = dict(network.options) | changes
     return models.create(network.model, num_classes=num_classes, width=width, **options)
 
@@ -136,8 +136,9 @@ class Lab:
     def _kernel(self, net: Any, params: Any, state: Any, probes: jax.Array, mode: str, train: jax.Array) -> jax.Array:
         """The full kernel (N, N, C, C) with one kind of statistics."""
         if mode == CALIBRATED:
-            state = calibrate(net, self.settings.batch_size, self.settings.calibration_epochs, params, state, train)
-        fn = _batch_fn(net) if mode == BATCH else models.stateful_apply_fn(net, train=False)
+            passes = {"batch_size": self.settings.batch_size, "num_epochs": self.settings.calibration_epochs}
+            state = _calibrated(net, params, state, train, **passes)
+        fn = models.with_batch_statistics(net) if mode == BATCH else net.apply
         options = {"coupled": mode == BATCH, "memory": self.settings.memory, "compiler_options": ntk.QUICKLY}
         return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
@@ -162,7 +163,7 @@ class Lab:
         """The twin's kernel (N, M), in blocks, since pooled kernels hold all pairs of pixels."""
         options = {"parametrisation": "ntk", **dict(network.twin)}
         net = create(network, 1, self.dataset(0).num_classes, **options)
-        infinite = functools.partial(infinite_width.infinite_twin(net, x1.shape[1:]), get=get)
+        infinite = functools.partial(infinite_width.infinite_twin(net.module, x1.shape[1:]), get=get)
         kernel_fn = jax.jit(infinite, compiler_options=ntk.QUICKLY)
         x2 = x1 if x2 is None else x2
         rows = [x1[i : i + _EXACT_BLOCK] for i in range(0, len(x1), _EXACT_BLOCK)]
@@ -186,7 +187,7 @@ class Lab:
         width = max(network.widths)
         net = create(network, width, dataset.num_classes, parametrisation="ntk")
         params, _ = _initialised(net, self.key(0, network.name, width), train)
-        empirical = ntk.empirical_ntk(models.apply_fn(net), params, everything, train, logits="trace", memory=self.settings.memory)
+        empirical = ntk.empirical_ntk(net.apply, params, everything, train, logits="trace", memory=self.settings.memory)
         kernels = {
             "NNGP, exact": self.exact_kernel(network, everything, train, "nngp"),
             "NTK, exact": self.exact_kernel(network, everything, train),
@@ -201,7 +202,12 @@ def _stacked(splits: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(inputs), jnp.stack(labels)
 
 
-_initialised = jax.jit(models.initialise, static_argnums=0, compiler_options=ntk.QUICKLY)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.QUICKLY)
+def _initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
+    return net.init(key, inputs)
+
+
+_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.QUICKLY)
 
 
 @functools.cache
@@ -209,39 +215,19 @@ def _training_program(net: Any, settings: Settings) -> Callable:
     """One training as a pure function; the same object for equal arguments."""
 
     def train(one: dict[str, Any]) -> training.TrainResult:
-        init_key, shuffle_key = jax.random.split(one["key"])
-        params, state = models.initialise(net, init_key, one["train"][0][:1])
         steps = training.num_steps(one["train"][0].shape[0], settings.num_epochs, settings.batch_size)
         schedule = optax.piecewise_constant_schedule(1.0, {int(m * steps): settings.decay for m in settings.milestones})
         return training.train(
-            models.stateful_apply_fn(net, train=False), params,
+            net,
             training.sgd(settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, schedule=schedule),
-            one["train"], shuffle_key, loss_fn=losses.cross_entropy, num_epochs=settings.num_epochs,
-            batch_size=settings.batch_size, test_data=one["test"], measure_epochs=settings.measure_epochs,
-            measure_fn=lambda now: (now.params, now.model_state), state=state,
-            train_fn=models.stateful_apply_fn(net, train=True),
-        )  # fmt: skip
+            one["train"],
+            one["key"],
+            training.Settings(settings.num_epochs, settings.batch_size, measure_epochs=settings.measure_epochs),
+            test_data=one["test"],
+            measure_fn=lambda state: (state.params, state.model_state),
+        )
 
     return train
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=ntk.QUICKLY)
-def calibrate(net: Any, batch_size: int, num_epochs: int, params: Any, state: Any, inputs: jax.Array) -> Any:
-    """BatchNorm's stored statistics after some passes over ``inputs`` (N, ...), parameters untouched."""
-    num_batches = len(inputs) // batch_size
-    batches = inputs[: num_batches * batch_size].reshape(num_batches, batch_size, *inputs.shape[1:])
-    update = models.stateful_apply_fn(net, train=True)
-
-    def one_pass(state: Any, _: None) -> tuple[Any, None]:
-        return jax.lax.scan(lambda s, batch: (update(params, batch, s)[1], None), state, batches)
-
-    return jax.lax.scan(one_pass, state, None, length=num_epochs)[0]
-
-
-@functools.cache
-def _batch_fn(net: Any) -> Callable:
-    update = models.stateful_apply_fn(net, train=True)
-    return lambda params, inputs, state: update(params, inputs, state)[0]
 
 
 def _trace(kernel: jax.Array) -> np.ndarray:
@@ -282,8 +268,7 @@ def _moved(net: Any, before: tuple, after: tuple, probes: jax.Array) -> dict[str
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.QUICKLY)
 def _movement(net: Any, before: tuple, after: tuple, probes: jax.Array) -> tuple[dict, dict]:
-    features_fn = models.features_fn(net)
-    maps = [measures.feature_maps(features_fn(params, probes, state)) for params, state in (before, after)]
+    maps = [measures.feature_maps(net.features(params, probes, state)) for params, state in (before, after)]
     return measures.parameter_movement(before[0], after[0]), measures.compare_feature_maps(*maps)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rank_robustness.settings import ADVERSARIAL, ALONE, ARMS, RANK_MAX, RANK_MIN, TRAININGS, Case, Settings
-from jaxbp import attacks, data, losses, metrics, models, spectra, training
+from jaxbp import attacks, data, metrics, models, spectra, training
 from jaxbp.data import augment
 from jaxbp.lab import Piece, SettingsError
 from jaxbp.runtime.store import Store
@@ -48,8 +48,8 @@ class _Programs(NamedTuple):
     start: Callable  # key, inputs -> params, state
     train: Callable  # params, state, inputs, labels, key -> TrainResult
     tune: Callable  # place of the arm, then likewise; ranks (epochs, layers) are measured
-    spectra: Callable  # params, state, inputs -> spectra by layer
-    logits: Callable  # params, state, inputs -> logits
+    spectra: Callable  # params, inputs, state -> spectra by layer
+    logits: Callable  # params, inputs, state -> logits
 
 
 class Lab:
@@ -94,14 +94,14 @@ class Lab:
         found = {
             "loss": np.array([float(tuned[arm].history["train_loss"][-1]) for arm in ARMS]),
             "ranks along": np.stack([np.asarray(tuned[arm].measured) for arm in ARMS]),
-            "untrained rank": _ranks(programs.spectra(*fresh, inputs)),
+            "untrained rank": _ranks(programs.spectra(fresh[0], inputs, fresh[1])),
         }
-        by_layer = {arm: programs.spectra(*ends[arm], inputs) for arm in ARMS}
+        by_layer = {arm: programs.spectra(params, inputs, state) for arm, (params, state) in ends.items()}
         found["rank"] = np.stack([_ranks(by_layer[arm]) for arm in ARMS])
         found["layers"] = np.array(list(by_layer[ALONE]))
         for arm in ARMS:
             found |= {f"values; {arm}; {name}": np.asarray(s.values) for name, s in by_layer[arm].items()}
-        networks = {arm: jax.tree_util.Partial(programs.logits, *ends[arm]) for arm in ARMS}
+        networks = {arm: jax.tree_util.Partial(programs.logits, params, state=state) for arm, (params, state) in ends.items()}
         trained = [self._accuracy(networks[arm], inputs, labels) for arm in ARMS]
         test = self._rows(case, "test", self.settings.num_test, seed)
         return found | {"train accuracy": np.array(trained)} | self._attacked(networks, *test, attack_key)
@@ -159,27 +159,12 @@ def _ranks(by_layer: Mapping[str, spectra.Spectrum]) -> np.ndarray:
 
 
 @functools.cache
-def _network(case: Case, moments: tuple, num_classes: int) -> tuple[Any, Callable, Callable]:
-    """A network that takes raw inputs: itself, its logits with stored statistics, and its update in training."""
-    net = models.create(case.model, num_classes=num_classes, width=case.width, **dict(case.options))
-    mean, std = map(np.float32, moments)
-
-    def logits(params: Any, state: Any, inputs: jax.Array) -> jax.Array:
-        return models.stateful_apply_fn(net, train=False)(params, (inputs - mean) / std, state)
-
-    def update(params: Any, inputs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        return models.stateful_apply_fn(net, train=True)(params, (inputs - mean) / std, state)
-
-    return net, logits, update
-
-
-@functools.cache
-def _spectra_fn(logits: Callable) -> Callable:
-    """``(params, state, inputs) -> spectra of the treated layers``, compiled."""
+def _spectra_fn(net: models.Network) -> Callable:
+    """``(params, inputs, state) -> spectra of the treated layers``, compiled."""
 
     @jax.jit
-    def by_layer(params: Any, state: Any, inputs: jax.Array) -> dict[str, spectra.Spectrum]:
-        network = functools.partial(_with_state, logits, state)
+    def by_layer(params: Any, inputs: jax.Array, state: Any) -> dict[str, spectra.Spectrum]:
+        network = functools.partial(net.apply, state=state)
         return spectra.of_network(network, params, inputs[:1], pattern=spectra.inner_convolutions, padding="circular")
 
     return by_layer
@@ -196,52 +181,62 @@ def _projection(settings: Settings, network: Callable, params: Any, inputs: jax.
 
 @functools.cache
 def _programs(case: Case, kind: str, settings: Settings, moments: tuple, num_classes: int) -> _Programs:
-    net, logits, update = _network(case, moments, num_classes)
-    by_layer = _spectra_fn(logits)
+    net = models.create(case.model, num_classes=num_classes, width=case.width, **dict(case.options))
+    net = models.with_normalised_inputs(net, *moments)
+    by_layer = _spectra_fn(net)
     perturbation = attacks.pgd_training(attacks.Threat("linf", settings.radius), num_steps=settings.training_steps)
 
-    def perturb(key: jax.Array, now: training.TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+    def perturb(key: jax.Array, state: training.TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         # As in the code of Madry et al., BatchNorm goes by the batch, whose statistics then are dropped.
-        return perturbation(key, lambda x: update(now.params, x, now.model_state)[0], inputs, labels)
+        logits_fn = models.with_batch_statistics(net)
+        return perturbation(key, lambda x: logits_fn(state.params, x, state.model_state), inputs, labels)
 
-    def ranks(inputs: jax.Array, now: training.TrainState) -> jax.Array:
-        found = by_layer(now.params, now.model_state, inputs)
+    def ranks(inputs: jax.Array, state: training.TrainState) -> jax.Array:
+        found = by_layer(state.params, inputs, state.model_state)
         return jnp.stack([spectra.effective_rank(spectrum) for spectrum in found.values()])
 
     def train(
-        num_epochs: int, rate: float, params: Any, state: Any, inputs: Any, labels: Any, key: jax.Array, **options: Any
+        num_epochs: int,
+        rate: float,
+        start: tuple,
+        split: tuple,
+        key: jax.Array,
+        measure_fn: Callable | None = None,
+        **options: Any,
     ) -> training.TrainResult:
-        optimizer = training.sgd(
-            rate, momentum=settings.momentum, weight_decay=settings.weight_decay,
-            decay_steps=training.num_steps(len(labels), num_epochs, settings.batch_size),
-        )  # fmt: skip
-        return training.train(
-            lambda p, x, s: logits(p, s, x), params, optimizer, (inputs, labels), key, loss_fn=losses.cross_entropy,
-            num_epochs=num_epochs, batch_size=settings.batch_size, state=state, train_fn=update,
+        steps = training.num_steps(len(split[1]), num_epochs, settings.batch_size)
+        plan = training.Settings(
+            num_epochs=num_epochs,
+            batch_size=settings.batch_size,
             augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip) if settings.crop else None,
-            perturb_fn=perturb if kind == ADVERSARIAL else None, **options,
-        )  # fmt: skip
+            perturb_fn=perturb if kind == ADVERSARIAL else None,
+            **options,
+        )
+        optimizer = training.sgd(rate, momentum=settings.momentum, weight_decay=settings.weight_decay, decay_steps=steps)
+        return training.train(net, optimizer, split, key, plan, start=start, measure_fn=measure_fn)
 
-    def base(*start: Any) -> training.TrainResult:
-        return train(settings.num_epochs, settings.learning_rate, *start, measure_epochs=(settings.num_epochs,))
+    def base(params: Any, state: Any, inputs: Any, labels: Any, key: jax.Array) -> training.TrainResult:
+        rate, epochs = settings.learning_rate, (settings.num_epochs,)
+        return train(settings.num_epochs, rate, (params, state), (inputs, labels), key, measure_epochs=epochs)
 
-    def tune(arm: jax.Array, params: Any, state: Any, inputs: Any, *more: Any) -> training.TrainResult:
-        network = functools.partial(_with_state, logits, state)
+    def tune(arm: jax.Array, params: Any, state: Any, inputs: Any, labels: Any, key: jax.Array) -> training.TrainResult:
+        network = functools.partial(net.apply, state=state)
         return train(
-            settings.num_fine_tuning, settings.fine_tuning_rate, params, state, inputs, *more,
+            settings.num_fine_tuning,
+            settings.fine_tuning_rate,
+            (params, state),
+            (inputs, labels),
+            key,
             measure_epochs=settings.measure_epochs,
-            measure_fn=functools.partial(ranks, inputs), project_epochs=settings.project_epochs,
+            measure_fn=functools.partial(ranks, inputs),
+            project_epochs=settings.project_epochs,
             project_fn=_projection(settings, network, params, inputs, arm),
-        )  # fmt: skip
+        )
 
     return _Programs(
-        start=jax.jit(lambda key, inputs: models.initialise(net, key, inputs[:1])),
+        start=jax.jit(lambda key, inputs: net.init(key, inputs[:1])),
         train=jax.jit(base),
         tune=jax.jit(tune),
         spectra=by_layer,
-        logits=logits,
+        logits=net.apply,
     )
-
-
-def _with_state(logits: Callable, state: Any, params: Any, inputs: jax.Array) -> jax.Array:
-    return logits(params, state, inputs)

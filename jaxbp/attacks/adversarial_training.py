@@ -8,7 +8,7 @@ A `PerturbFn` is ``(key, logits_fn, inputs, labels) -> inputs``. The network's m
 ``logits_fn``: the code of Madry et al. attacks in training mode, where BatchNorm goes by the statistics of the attacked batch;
 others attack in evaluation mode, by stored ones. Updates of the statistics are the attack's own, to be dropped. Call it outside of the
 gradient that trains. `jaxbp.training.train` takes a function of the network's state instead of its logits: wrap it,
-``lambda key, now, x, y: perturb_fn(key, lambda x: train_fn(now.params, x, now.model_state)[0], x, y)``.
+``lambda key, state, x, y: perturb_fn(key, lambda x: net.update(state.params, x, state.model_state)[0], x, y)``.
 No gradient passes through the result, but one taken around it would trace through the attack in vain.
 
 >>> import jax, jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Study 3's instruments: tangent kernels of finite networks, measures that compare them, and what they predict.
 
-`empirical_ntk` takes any function, `flax_ntk` a Flax model with BatchNorm's mode; `ntk_vector_product` and `ntk_extremes` need no
+`empirical_ntk` takes any function; `ntk_vector_product` and `ntk_extremes` need no
 kernel in memory; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
 infinitely wide networks (`jaxbp.ntk.infinite_width`).
 
@@ -17,5 +17,4 @@ infinitely wide networks (`jaxbp.ntk.infinite_width`).
 
 from jaxbp.ntk import compat, measures, regression
 from jaxbp.ntk.empirical import QUICKLY, CoupledExamples, TooLittleMemory, empirical_ntk
-from jaxbp.ntk.flax_function import flax_function, flax_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product

@@ -10,7 +10,7 @@ the tangent kernel has one more term, 1, that the covariance has not.
 >>> from jaxbp import models
 >>> from jaxbp.ntk.infinite_width import infinite_twin
 >>> net = models.create("mlp", num_classes=10, width=64, parametrisation="ntk")
->>> kernel_fn = infinite_twin(net, (8, 8, 1))
+>>> kernel_fn = infinite_twin(net.module, (8, 8, 1))
 >>> kernel_fn(jnp.ones((3, 8, 8, 1)), jnp.ones((2, 8, 8, 1)), get="nngp").shape
 (3, 2)
 """

@@ -179,9 +179,9 @@ def linearised(apply_fn: ApplyFn, params: Any) -> ApplyFn:
     """The network f as its first-order Taylor expansion around ``params``: f(x; params) + J(x) (now - params).
 
     A function ``(now, inputs)`` or ``(now, inputs, state)`` of the same kind as ``apply_fn``, which must have forward
-    mode; one `jax.jvp` each call. Its tangent kernel is that of f at ``params``, everywhere. `training.train` takes it
-    as it is, starting at ``params``; with stored batch statistics as the state, give
-    ``train_fn=lambda p, x, s: (linear_fn(p, x, s), s)``, which leaves them alone.
+    mode; one `jax.jvp` each call. Its tangent kernel is that of f at ``params``, everywhere. `training.train` takes
+    ``models.from_functions(linear_fn)``, starting at ``params``; with stored batch statistics as the state, give
+    ``update=lambda p, x, s: (linear_fn(p, x, s), s)``, which leaves them alone.
     """
 
     def linear_fn(now: Any, inputs: jax.Array, *state: Any) -> jax.Array:

@@ -8,16 +8,12 @@ A sweep of one's own:
 
 >>> import jax
 >>> from jaxbp import data, models, sweep, training
->>> from jaxbp import losses
 >>> digits = data.load("digits@4", num_train=200)
 >>> def train(key, inputs, labels, *, learning_rate, width):
-...     init_key, order_key = jax.random.split(key)
 ...     net = models.create("mlp", num_classes=10, width=width, depth=1)
-...     params = net.init(init_key, inputs[:1])["params"]
-...     found = training.train(
-...         models.apply_fn(net), params, training.sgd(learning_rate, momentum=0.9), (inputs, labels), order_key,
-...         loss_fn=losses.cross_entropy, num_epochs=3, batch_size=50, measure_epochs=[3])
-...     return {"loss": found.history["train_loss"][-1], "params": found.params}
+...     settings = training.Settings(num_epochs=3, batch_size=50, measure_epochs=[3])
+...     result = training.train(net, training.sgd(learning_rate, momentum=0.9), (inputs, labels), key, settings)
+...     return {"loss": result.history["train_loss"][-1], "params": result.params}
 >>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
 >>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
 >>> table = found.frame()  # a row for each setting and seed

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp import training
+from jaxbp.ops.dtypes import in_dtype_of
 from jaxbp.sweep import results
 
 
@@ -83,7 +83,7 @@ def phases(parts: Segments, bind: Callable[[Callable], Callable]) -> Phases:
             state, measures = segment_fn(carry.run, carry.state, index, *shared)
             measures = results.flat(measures)
             history = {name: carry.history[name].at[index].set(value) for name, value in measures.items()}
-            state = jax.tree.map(training.in_dtype_of, carry.state, state)
+            state = jax.tree.map(in_dtype_of, carry.state, state)
             return Carry(carry.run, state, history, finite(measures), carry.num_done + 1)
 
         return jax.lax.cond(carry.alive, go_on, lambda: carry)

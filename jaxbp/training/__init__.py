@@ -1,14 +1,6 @@
-"""Training: losses, a whole run as one compiled program, and the same on several devices or with data that stay on the host."""
+"""Training: a whole run as one compiled program, a run in segments, and runs on several devices or with data that stay on the host."""
 
-from jaxbp.training.loop import (
-    Perturbation,
-    TrainResult,
-    TrainState,
-    epoch_fn,
-    evaluate,
-    in_dtype_of,
-    num_steps,
-    sgd,
-    step_fn,
-    train,
-)
+from jaxbp.training.loop import epoch_fn, evaluate, sgd, step_fn, train
+from jaxbp.training.segments import Segmented, segmented
+from jaxbp.training.settings import Perturbation, Settings, num_steps
+from jaxbp.training.state import TrainResult, TrainState

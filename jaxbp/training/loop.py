@@ -3,20 +3,18 @@
 `train` is meant to be jitted, vmapped and mapped as it is; data stay on the device and no Python runs between steps.
 Divergence is a value (losses that are NaN or inf from some epoch on), never an exception.
 
->>> import functools
->>> import jax, jax.numpy as jnp, optax
->>> from jaxbp import training
->>> from jaxbp import losses
+>>> import jax, jax.numpy as jnp
+>>> from jaxbp import models, training
 >>> x = jax.random.normal(jax.random.key(0), (64, 2)); y = (x[:, 0] > 0).astype(int)
->>> run = training.train(
-...     lambda params, inputs: inputs @ params, jnp.zeros((2, 2)), optax.sgd(0.5), (x, y), jax.random.key(1),
-...     loss_fn=losses.cross_entropy, num_epochs=5, batch_size=16)
+>>> net = models.create("mlp", num_classes=2, width=8)
+>>> settings = training.Settings(num_epochs=5, batch_size=16)
+>>> run = training.train(net, training.sgd(0.5), (x, y), jax.random.key(1), settings)
 >>> run.history["train_loss"].shape, bool(run.history["train_accuracy"][-1] > 0.9)
 ((6,), True)
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,34 +22,12 @@ import numpy as np
 import optax
 
 from jaxbp import losses, metrics
+from jaxbp.models.network import Network, State
+from jaxbp.ops.dtypes import in_dtype_of
+from jaxbp.training.settings import Settings, num_steps
+from jaxbp.training.state import TrainResult, TrainState
 
 Arrays = tuple[jax.Array, jax.Array]  # inputs (N, ...) and labels (N,)
-
-
-class TrainState(NamedTuple):
-    """What the next step needs: parameters, the optimiser's state, and the model's own (batch statistics; None if it has none)."""
-
-    params: Any
-    opt_state: Any
-    model_state: Any
-
-
-Perturbation = Callable[[jax.Array, TrainState, jax.Array, jax.Array], jax.Array]
-
-
-class TrainResult(NamedTuple):
-    """A finished run.
-
-    ``params`` and ``state``: at the end; ``history``: "train_loss", "train_accuracy" and, with evaluation data,
-    "test_loss" and "test_accuracy", each (E,) for the E measured epochs, epoch 0 being before training; ``measured``:
-    what
-    ``measure_fn`` returned, stacked along a leading axis E.
-    """
-
-    params: Any
-    state: Any
-    history: dict[str, jax.Array]
-    measured: Any
 
 
 def sgd(
@@ -79,136 +55,127 @@ def sgd(
     return optax.chain(*(reversed(links) if decoupled else links), optax.scale_by_schedule(lambda step: -learning_rate * decay(step)))
 
 
-def num_steps(num_examples: int, num_epochs: int, batch_size: int) -> int:
-    """Steps of a run: whole batches only, examples left over wait for the next epoch's shuffle."""
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(f"batch_size must be from 1 to the number of training examples {num_examples}, got {batch_size}")
-    return num_epochs * (num_examples // batch_size)
-
-
 def train(
-    apply_fn: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
+    net: Network,
     optimizer: optax.GradientTransformation,
     data: Arrays,
     key: jax.Array,
+    settings: Settings,
     *,
-    loss_fn: losses.Loss,
-    num_epochs: int,
-    batch_size: int,
+    start: tuple[Any, State] | None = None,
     test_data: Arrays | None = None,
-    measure_epochs: Sequence[int] | None = None,
-    measure_fn: Callable[..., Any] | None = None,
-    state: Any = None,
-    train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
-    augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    perturb_fn: Perturbation | None = None,
-    project_fn: Callable[[Any], Any] | None = None,
-    project_epochs: Sequence[int] = (),
+    measure_fn: Callable[[TrainState], Any] | None = None,
 ) -> TrainResult:
     """Minimise the mean loss by minibatches, a fresh shuffle each epoch.
 
     Args:
-      apply_fn: logits (N, C) from parameters and inputs, and from the state, if one is given.
-      params, optimizer: where to start and how to step, for instance `sgd`.
-      data: training inputs and labels.
-      key: of the shuffles.
-      loss_fn: per-example loss from `jaxbp.losses`.
-      num_epochs, batch_size: see `num_steps`.
+      net: the network; plain functions become one by `jaxbp.models.from_functions`.
+      optimizer: how to step, for instance `sgd`.
+      data: training inputs (N, ...) and labels (N,).
+      key: of the shuffles; without a ``start`` it is split into a key of the initialisation and one of the shuffles.
+      settings: see `Settings`.
+      start: parameters and state to start from; default fresh ones.
       test_data: evaluated beside the training data.
-      measure_epochs: when to evaluate and measure; default all, from 0 (before training) to ``num_epochs``.
       measure_fn: any further measurement, of the `TrainState`.
-      state: what the model carries along beside parameters (batch statistics).
-      train_fn: ``(params, inputs, state) -> (logits, new state)``, the network in training; needed with a state.
-      augment_fn: ``(key, inputs) -> inputs`` for each batch to train on, for instance `jaxbp.data.augment.crop_and_flip`.
-      perturb_fn: ``(key, now, inputs, labels) -> inputs``, what each batch, once augmented, is replaced by against the network
-        as it stands: adversarial training (Madry et al., ICLR 2018). It acts between gradients and is not differentiated.
-      project_fn: ``params -> params``, applied at the end of each of ``project_epochs`` (from 1 to ``num_epochs``), before
-        anything is measured there, for instance RankMin of `jaxbp.spectra`; the optimiser's state stays as it is.
+
+    Raises:
+      ValueError: labels that do not fit the inputs, or a batch larger than the data.
     """
-    if (state is None) != (train_fn is None):
-        raise ValueError("state and train_fn go together: a model with a state is trained by train_fn and evaluated by apply_fn")
     data = _checked_split("data", data)
     test_data = None if test_data is None else _checked_split("test_data", test_data)
-    epochs = _checked_epochs(measure_epochs, num_epochs)
-    projects = _checked_projections(project_fn, project_epochs, num_epochs)
-    on_batch = step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn, perturb_fn)
-    train_epoch = epoch_fn(on_batch, data, batch_size, draws_keys=bool(augment_fn or perturb_fn))
+    state, order_key = begin(net, optimizer, data[0][:1], key, start)
+    train_epoch = epoch_fn(step_fn(net, optimizer, settings), data, settings)
 
-    def epoch(now: TrainState, plan: tuple[jax.Array, jax.Array]) -> TrainState:
-        epoch_key, projected = plan
-        now = train_epoch(now, epoch_key)
-        if project_fn is None:
-            return now
-        return now._replace(params=jax.lax.cond(projected, project_fn, lambda params: params, now.params))
+    def epoch(state: TrainState, plan: tuple[jax.Array, jax.Array]) -> TrainState:
+        epoch_key, projects = plan
+        return project(settings, train_epoch(state, epoch_key), projects)
 
-    def measure(now: TrainState) -> tuple[dict[str, jax.Array], Any]:
-        extra = () if state is None else (now.model_state,)
-        history = evaluate(lambda inputs: apply_fn(now.params, inputs, *extra), loss_fn, train=data, test=test_data)
-        return history, measure_fn(now) if measure_fn else None
+    def measure(state: TrainState) -> tuple[dict[str, jax.Array], Any]:
+        history = evaluate(network_at(net, state), settings.loss_fn, train=data, test=test_data)
+        return history, measure_fn(state) if measure_fn else None
 
-    keys = jax.random.split(key, num_epochs)
-    start = TrainState(params, optimizer.init(params), state)
-    end, (history, measured) = _scan_with_pauses(epoch, measure, start, (keys, projects), epochs)
+    plan = jax.random.split(order_key, settings.num_epochs), settings.projects
+    end, (history, measured) = _scan_with_pauses(epoch, measure, state, plan, settings.measured_epochs)
     return TrainResult(end.params, end.model_state, history, measured)
 
 
+def begin(
+    net: Network, optimizer: optax.GradientTransformation, inputs: jax.Array, key: jax.Array, start: tuple[Any, State] | None
+) -> tuple[TrainState, jax.Array]:
+    """Where `train` starts, and the key of its shuffles; of ``inputs`` (N, ...) only the shape matters."""
+    if start is None:
+        init_key, key = jax.random.split(key)
+        start = net.init(init_key, inputs)
+    params, state = start
+    return TrainState(params, optimizer.init(params), state), key
+
+
+def network_at(net: Network, state: TrainState) -> Callable[[jax.Array], jax.Array]:
+    """``inputs -> logits`` of the network as it stands, in evaluation."""
+    return lambda inputs: net.apply(state.params, inputs, state.model_state)
+
+
 def step_fn(
-    apply_fn: Callable[..., jax.Array],
-    train_fn: Callable[..., tuple[jax.Array, Any]] | None,
-    optimizer: optax.GradientTransformation,
-    loss_fn: losses.Loss,
-    augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None,
-    perturb_fn: Perturbation | None = None,
+    net: Network, optimizer: optax.GradientTransformation, settings: Settings
 ) -> Callable[[TrainState, tuple], tuple[TrainState, None]]:
-    """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(now, ((inputs, labels), batch_key)) -> (next, None)``."""
-    forward = train_fn or (lambda p, inputs, _: (apply_fn(p, inputs), None))
+    """One step of `train` on a batch, as `jax.lax.scan` takes it: ``(state, ((inputs, labels), batch_key)) -> (next, None)``.
 
-    def step(now: TrainState, draw: tuple[Arrays, Any]) -> tuple[TrainState, None]:
-        (inputs, labels), batch_key = draw  # no key, but None, where nothing is drawn
-        if augment_fn:
-            inputs = augment_fn(batch_key, inputs)
-        if perturb_fn:
-            inputs = jax.lax.stop_gradient(perturb_fn(jax.random.fold_in(batch_key, 1), now, inputs, labels))
+    ``batch_key`` is None where ``settings.draws_keys`` is False.
+    """
 
-        def mean_loss(current: Any) -> tuple[jax.Array, Any]:
-            logits, model_state = forward(current, inputs, now.model_state)
-            return loss_fn(logits, labels).mean(), model_state
+    def prepared(state: TrainState, batch: Arrays, batch_key: jax.Array | None) -> jax.Array:
+        inputs, labels = batch
+        if settings.augment_fn:
+            inputs = settings.augment_fn(batch_key, inputs)
+        if settings.perturb_fn:
+            perturbed = settings.perturb_fn(jax.random.fold_in(batch_key, 1), state, inputs, labels)
+            inputs = jax.lax.stop_gradient(perturbed)
+        return inputs
 
-        gradient, model_state = jax.grad(mean_loss, has_aux=True)(now.params)
-        updates, opt_state = optimizer.update(gradient, now.opt_state, now.params)
-        opt_state = jax.tree.map(in_dtype_of, now.opt_state, opt_state)
-        return TrainState(optax.apply_updates(now.params, updates), opt_state, model_state), None
+    def step(state: TrainState, draw: tuple[Arrays, Any]) -> tuple[TrainState, None]:
+        batch, batch_key = draw
+        inputs, labels = prepared(state, batch, batch_key), batch[1]
+
+        def mean_loss(params: Any) -> tuple[jax.Array, State]:
+            logits, model_state = net.update(params, inputs, state.model_state)
+            return settings.loss_fn(logits, labels).mean(), model_state
+
+        gradient, model_state = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        opt_state = jax.tree.map(in_dtype_of, state.opt_state, opt_state)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state, model_state), None
 
     return step
 
 
 def epoch_fn(
-    on_batch: Callable[[TrainState, tuple], tuple[TrainState, None]],
-    data: Arrays,
-    batch_size: int,
-    *,
-    draws_keys: bool = False,
+    on_batch: Callable[[TrainState, tuple], tuple[TrainState, None]], data: Arrays, settings: Settings
 ) -> Callable[[TrainState, jax.Array], TrainState]:
-    """One epoch of `train`, ``(now, key) -> next``: all whole batches of a fresh shuffle.
+    """One epoch of `train`, ``(state, key) -> next``: all whole batches of a fresh shuffle.
 
-    ``on_batch`` is that of `step_fn`, and ``draws_keys`` says whether it augments or perturbs. `train` gives epoch e the key
-    ``jax.random.split(key, num_epochs)[e]``.
+    ``on_batch`` is that of `step_fn`. `train` gives epoch e the key ``jax.random.split(order_key, num_epochs)[e]``.
     """
     num_examples = data[0].shape[0]
-    steps_per_epoch = num_steps(num_examples, 1, batch_size)
+    steps_per_epoch = num_steps(num_examples, 1, settings.batch_size)
 
-    def step(now: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
+    def step(state: TrainState, draw: tuple[jax.Array, jax.Array | None]) -> tuple[TrainState, None]:
         batch, batch_key = draw
-        return on_batch(now, ((data[0][batch], data[1][batch]), batch_key))
+        return on_batch(state, ((data[0][batch], data[1][batch]), batch_key))
 
-    def epoch(now: TrainState, key: jax.Array) -> TrainState:
+    def epoch(state: TrainState, key: jax.Array) -> TrainState:
         order = jax.random.permutation(key, num_examples)
-        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        keys = jax.random.split(jax.random.fold_in(key, 1), steps_per_epoch) if draws_keys else None
-        return jax.lax.scan(step, now, (batches, keys))[0]
+        batches = order[: steps_per_epoch * settings.batch_size].reshape(steps_per_epoch, settings.batch_size)
+        keys = jax.random.split(jax.random.fold_in(key, 1), steps_per_epoch) if settings.draws_keys else None
+        return jax.lax.scan(step, state, (batches, keys))[0]
 
     return epoch
+
+
+def project(settings: Settings, state: TrainState, projects: jax.Array) -> TrainState:
+    """The state at the end of an epoch, its parameters projected where ``projects``, a flag that may be traced."""
+    if settings.project_fn is None:
+        return state
+    return state._replace(params=jax.lax.cond(projects, settings.project_fn, lambda params: params, state.params))
 
 
 def _checked_split(name: str, split: Arrays) -> Arrays:
@@ -216,29 +183,6 @@ def _checked_split(name: str, split: Arrays) -> Arrays:
     if inputs.shape[:1] != labels.shape[:1]:  # batches are gathered, and gathers past the end are silently clipped
         raise ValueError(f"{name} must have one label per input, got shapes {inputs.shape} and {labels.shape}")
     return inputs, labels
-
-
-def in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
-    """``new`` in the type of ``old``, which a loop carries: traced settings may have widened it."""
-    return new if new.dtype == old.dtype else new.astype(old.dtype)
-
-
-def _checked_epochs(measure_epochs: Sequence[int] | None, num_epochs: int) -> np.ndarray:
-    if num_epochs < 0:
-        raise ValueError(f"num_epochs must be at least 0, got {num_epochs}")
-    epochs = np.unique(range(num_epochs + 1) if measure_epochs is None else list(measure_epochs))
-    if not np.issubdtype(epochs.dtype, np.integer) or epochs[0] < 0 or epochs[-1] > num_epochs:  # [] is of floats
-        raise ValueError(f"measure_epochs must be some of 0 to {num_epochs}, got {measure_epochs}")
-    return epochs
-
-
-def _checked_projections(project_fn: Callable | None, project_epochs: Sequence[int], num_epochs: int) -> np.ndarray:
-    """Whether each epoch, (num_epochs,), ends in a projection."""
-    if (project_fn is None) != (len(project_epochs) == 0):
-        raise ValueError(f"project_fn and project_epochs go together, got {project_fn} and {list(project_epochs)}")
-    if not set(project_epochs) <= set(range(1, num_epochs + 1)):
-        raise ValueError(f"project_epochs must be some of 1 to {num_epochs}, got {list(project_epochs)}")
-    return np.isin(np.arange(1, num_epochs + 1), list(project_epochs))
 
 
 def _scan_with_pauses(
@@ -257,14 +201,14 @@ def _scan_with_pauses(
     keys = jnp.concatenate([keys, keys[-1:] if num_epochs else jax.random.split(jax.random.key(0), 1)])  # never used
     flags = np.append(flags, False)
 
-    def record(now: TrainState, buffer: Any, row: jax.Array) -> Any:
-        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(now))
+    def record(state: TrainState, buffer: Any, row: jax.Array) -> Any:
+        return jax.tree.map(lambda b, value: b.at[row].set(value), buffer, measure(state))
 
     def body(carry: tuple[TrainState, Any], inputs: tuple) -> tuple[tuple[TrainState, Any], None]:
-        now, buffer = carry
-        one, wanted, row, goes_on = inputs
-        buffer = jax.lax.cond(wanted, lambda: record(now, buffer, row), lambda: buffer)
-        return (jax.lax.cond(goes_on, lambda: epoch(now, one), lambda: now), buffer), None
+        state, buffer = carry
+        epoch_plan, measures, row, trains = inputs
+        buffer = jax.lax.cond(measures, lambda: record(state, buffer, row), lambda: buffer)
+        return (jax.lax.cond(trains, lambda: epoch(state, epoch_plan), lambda: state), buffer), None
 
     shapes = jax.eval_shape(measure, state)
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)

@@ -1,7 +1,7 @@
 """One training run on several devices, or on data that do not fit into one: both around `jaxbp.training`.
 
-*Several devices*: `data_parallel` turns a network's functions into ones that split each batch over the devices of a mesh;
-`training.train` takes them as it takes any others. Parameters stay replicated. The compiler (GSPMD, Xu et al., 2021) makes
+*Several devices*: `data_parallel` turns a network into one that splits each batch over the devices of a mesh;
+`training.train` takes it as it takes any other. Parameters stay replicated. The compiler (GSPMD, Xu et al., 2021) makes
 of one program for the whole batch one program a device, so gradients are those of the whole batch; sums over a batch are
 taken in another order, and nothing else differs from one device. What a batch is to BatchNorm is a choice:
 
@@ -14,22 +14,19 @@ taken in another order, and nothing else differs from one device. What a batch i
 resident run, go to the device two at a time: one trains while the next arrives.
 
 >>> import jax, jax.numpy as jnp, numpy as np
->>> from jaxbp import training
->>> from jaxbp import losses
+>>> from jaxbp import models, training
 >>> from jaxbp.training import parallel
 >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32"); y = (x[:, 0] > 0).astype("int32")
->>> def apply_fn(params, inputs):
-...     return inputs @ params
->>> options = {"loss_fn": losses.cross_entropy, "num_epochs": 5, "batch_size": 16}
->>> start = jnp.zeros((2, 2)), training.sgd(0.5), (x, y), jax.random.key(1)
->>> mesh = parallel.make_mesh(16)
->>> split_fn, _ = parallel.data_parallel(apply_fn, mesh=mesh)
->>> split = training.train(split_fn, *start, **options).history["train_loss"]
->>> streamed = parallel.stream(apply_fn, *start, memory=500, **options).history["train_loss"]
+>>> net = models.create("mlp", num_classes=2, width=8)
+>>> arguments = training.sgd(0.5), (x, y), jax.random.key(1), training.Settings(num_epochs=5, batch_size=16)
+>>> split_net = parallel.data_parallel(net, mesh=parallel.make_mesh(16))
+>>> split = training.train(split_net, *arguments).history["train_loss"]
+>>> streamed = parallel.stream(net, *arguments, memory=500).history["train_loss"]
 >>> np.allclose(split, streamed), bool(split[-1] < 0.3)
 (True, True)
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -43,7 +40,11 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxbp import losses, metrics, training
+from jaxbp import metrics
+from jaxbp.models.network import NO_STATE, Network, State
+from jaxbp.training import loop
+from jaxbp.training.settings import Settings, num_steps
+from jaxbp.training.state import TrainResult, TrainState
 
 HostArrays = tuple[np.ndarray, np.ndarray]  # inputs (N, ...) and labels (N,)
 
@@ -75,26 +76,18 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, _WHOLE))
 
 
-@functools.cache  # equal ones are one object, so that a training is traced once
-def data_parallel(
-    apply_fn: Callable[..., jax.Array],
-    train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
-    *,
-    mesh: Mesh,
-    plan: str = "shard",
-    batch_statistics: str = "global",
-) -> tuple[Callable[..., jax.Array], Callable[..., tuple[jax.Array, Any]] | None]:
-    """``apply_fn`` and ``train_fn`` of `training.train`, made to split the examples over the devices of ``mesh``.
+@functools.cache  # equal networks are one object, so that a training is traced once
+def data_parallel(net: Network, *, mesh: Mesh, plan: str = "shard", batch_statistics: str = "global") -> Network:
+    """``net``, made to split the examples over the devices of ``mesh``.
 
     Evaluation is split too, evenly or not.
 
     Args:
-      apply_fn: ``(params, inputs) -> logits``, or with a state ``(params, inputs, state) -> logits``.
-      train_fn: ``(params, inputs, state) -> (logits, new_state)``, or None for a network without state.
+      net: the network of one device.
       mesh: of `make_mesh`.
-      plan: "shard"; "pmap", another spelling; or "single": the functions as they are, on one device.
-      batch_statistics: "global" or "device", see above; the latter averages ``new_state``, so it has to be numbers of which the
-        mean makes sense. Without ``train_fn`` there are none.
+      plan: "shard"; "pmap", another spelling; or "single": the network as it is, on one device.
+      batch_statistics: "global" or "device", see above; the latter averages the new state, so it has to be numbers of which the
+        mean makes sense.
 
     Raises:
       ValueError: an unknown name; when traced, a batch that "device" cannot split evenly.
@@ -103,31 +96,35 @@ def data_parallel(
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if plan == "single" or mesh.shape[_AXIS] == 1:
-        return apply_fn, train_fn
+        return net
     wrap = _by_share if batch_statistics == "device" else _together
-    return _together(apply_fn, mesh), train_fn and wrap(train_fn, mesh)
+    apply, features = _together(net.apply, mesh), _together(net.features, mesh)
+    return dataclasses.replace(net, apply=apply, update=wrap(net.update, mesh), features=features)
 
 
 def _together(fn: Callable, mesh: Mesh) -> Callable:
-    def together(params: Any, inputs: jax.Array, *state: Any) -> Any:
+    def together(params: Any, inputs: jax.Array, state: State = NO_STATE) -> Any:
         params, state = _constrain((params, state), mesh, _WHOLE)
-        return fn(params, _constrain(inputs, mesh, _SPLIT), *state)
+        return fn(params, _constrain(inputs, mesh, _SPLIT), state)
 
     return together
 
 
-def _by_share(train_fn: Callable, mesh: Mesh) -> Callable:
-    def share(params: Any, inputs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        logits, state = train_fn(params, inputs, state)
+def _by_share(update: Callable, mesh: Mesh) -> Callable:
+    def share(params: Any, inputs: jax.Array, state: State) -> tuple[jax.Array, State]:
+        logits, state = update(params, inputs, state)
         return logits, jax.lax.pmean(state, _AXIS)
 
-    def train(params: Any, inputs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    def train(params: Any, inputs: jax.Array, state: State) -> tuple[jax.Array, State]:
         _check_even(len(inputs), mesh)
         within_a_sweep = not jax.sharding.get_abstract_mesh().empty  # which is split over this mesh's other axis already
         return jax.shard_map(
-            share, mesh=None if within_a_sweep else mesh, in_specs=(_WHOLE, _SPLIT, _WHOLE), out_specs=(_SPLIT, _WHOLE),
+            share,
+            mesh=None if within_a_sweep else mesh,
+            in_specs=(_WHOLE, _SPLIT, _WHOLE),
+            out_specs=(_SPLIT, _WHOLE),
             axis_names={_AXIS},
-        )(params, inputs, state)  # fmt: skip
+        )(params, inputs, state)
 
     return train
 
@@ -145,86 +142,94 @@ def _check_even(batch_size: int, mesh: Mesh) -> None:
 
 
 def stream(
-    apply_fn: Callable[..., jax.Array],
-    params: Any,
+    net: Network,
     optimizer: optax.GradientTransformation,
     data: HostArrays,
     key: jax.Array,
+    settings: Settings,
     *,
     memory: int,
-    loss_fn: losses.Loss,
-    num_epochs: int,
-    batch_size: int,
+    start: tuple[Any, State] | None = None,
     test_data: HostArrays | None = None,
-    measure_epochs: Sequence[int] | None = None,
-    measure_fn: Callable[[training.TrainState], Any] | None = None,
-    state: Any = None,
-    train_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
-    augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    measure_fn: Callable[[TrainState], Any] | None = None,
     mesh: Mesh | None = None,
-) -> training.TrainResult:
+) -> TrainResult:
     """`training.train` on data that stay on the host: the same order of examples, so the same result up to rounding.
 
     Not to be jitted: Python runs between chunks. All chunks share one program, or two if those of an epoch differ by a batch.
     Evaluation goes batch by batch.
 
     Args:
+      net, optimizer, key, settings, start, measure_fn: of `training.train`.
       data, test_data: NumPy's arrays or memory maps, inputs (N, ...) and labels (N,).
       memory: bytes that the examples on a device may take at any time, two chunks together. Data that take less are better
         left to `training.train`, which moves them once.
-      mesh: of `make_mesh`, with the functions of `data_parallel`; each device gets its share of a batch. Default one device.
-      apply_fn, params, optimizer, key and the others: of `training.train`.
+      mesh: of `make_mesh`, with a network of `data_parallel`; each device gets its share of a batch. Default one device.
 
     Raises:
       ValueError: ``memory`` is less than two batches take, and whatever `training.train` refuses.
     """
     given = {"train": data} | ({"test": test_data} if test_data else {})
     splits = {name: (np.asarray(inputs), np.asarray(labels)) for name, (inputs, labels) in given.items()}
-    _check_as_resident(
-        apply_fn, params, optimizer, splits, key, loss_fn=loss_fn, num_epochs=num_epochs, batch_size=batch_size,
-        measure_epochs=measure_epochs, measure_fn=measure_fn, state=state, train_fn=train_fn, augment_fn=augment_fn,
-    )  # fmt: skip
-    mesh = mesh or make_mesh(batch_size, jax.local_devices()[:1])
-    sizes = (batch_size, _batches_in_chunk(memory, batch_size, splits, mesh))
-    step = training.step_fn(apply_fn, train_fn, optimizer, loss_fn, augment_fn)
-    train_chunk = jax.jit(lambda now, chunk: jax.lax.scan(step, now, chunk)[0])
-    sums_of_chunk = _evaluation_program(apply_fn, loss_fn)
-    measure_fn = jax.jit(measure_fn or (lambda now: None))
+    _check_as_resident(net, optimizer, splits, key, settings, start, measure_fn)
+    mesh = mesh or make_mesh(settings.batch_size, jax.local_devices()[:1])
+    most = _batches_in_chunk(memory, settings.batch_size, splits, mesh)
+    step = loop.step_fn(net, optimizer, settings)
+    train_chunk = jax.jit(lambda state, chunk: jax.lax.scan(step, state, chunk)[0])
+    project = jax.jit(lambda state: loop.project(settings, state, True))
+    measure = _measurement(net, settings, splits, most, mesh, measure_fn)
 
-    def train(now: training.TrainState, keys: jax.Array) -> training.TrainState:
-        return _fold(train_chunk, now, _training_chunks(splits["train"], keys, *sizes, augment_fn is not None), mesh)
-
-    def measure(now: training.TrainState) -> tuple[dict[str, jax.Array], Any]:
-        history: dict[str, jax.Array] = {}
-        for name, split in splits.items():
-            sums = _fold(
-                lambda sums, chunk: jax.tree.map(operator.add, sums, sums_of_chunk(now, chunk)),
-                (0.0, 0.0),
-                _evaluation_chunks(split, *sizes),
-                mesh,
-            )
-            history |= {f"{name}_{what}": total / len(split[1]) for what, total in zip(_MEASURES, sums, strict=True)}
-        return history, measure_fn(now)
-
-    keys = jax.random.split(jax.device_put(key, jax.local_devices(backend="cpu")[0]), num_epochs)
-    now, done, rows = training.TrainState(params, optimizer.init(params), state), 0, []
-    for epoch in np.unique(range(num_epochs + 1) if measure_epochs is None else list(measure_epochs)):
-        now, done = train(now, keys[done:epoch]), epoch
-        rows.append(measure(now))
-    now = train(now, keys[done:])
+    state, key = loop.begin(net, optimizer, jnp.asarray(splits["train"][0][:1]), key, start)
+    keys = jax.random.split(jax.device_put(key, jax.local_devices(backend="cpu")[0]), settings.num_epochs)
+    done, rows = 0, []
+    for epoch in sorted({*settings.measured_epochs.tolist(), *settings.project_epochs, settings.num_epochs}):
+        chunks = _training_chunks(splits["train"], keys[done:epoch], settings, most)
+        state, done = _fold(train_chunk, state, chunks, mesh), epoch
+        if epoch in settings.project_epochs:
+            state = project(state)
+        if epoch in settings.measured_epochs:
+            rows.append(measure(state))
     history, measured = jax.tree.map(lambda *values: jnp.stack(values), *rows)
-    return training.TrainResult(now.params, now.model_state, history, measured)
+    return TrainResult(state.params, state.model_state, history, measured)
 
 
 def _check_as_resident(
-    apply_fn: Callable, params: Any, optimizer: Any, splits: dict[str, HostArrays], key: jax.Array, **options: Any
+    net: Network,
+    optimizer: optax.GradientTransformation,
+    splits: dict[str, HostArrays],
+    key: jax.Array,
+    settings: Settings,
+    start: Any,
+    measure_fn: Callable | None,
 ) -> None:
     """Raise what `training.train` raises: it is traced, shapes standing for the data, and never compiled."""
 
-    def resident(params: Any, key: jax.Array, train: Any, test: Any = None) -> Any:
-        return training.train(apply_fn, params, optimizer, train, key, test_data=test, **options)
+    def resident(key: jax.Array, start: Any, train: Any, test: Any = None) -> Any:
+        return loop.train(net, optimizer, train, key, settings, start=start, test_data=test, measure_fn=measure_fn)
 
-    jax.eval_shape(resident, params, key, **jax.tree.map(_on_device, splits))
+    jax.eval_shape(resident, key, start, **jax.tree.map(_on_device, splits))
+
+
+def _measurement(
+    net: Network, settings: Settings, splits: dict[str, HostArrays], most: int, mesh: Mesh, measure_fn: Callable | None
+) -> Callable[[TrainState], tuple[dict[str, jax.Array], Any]]:
+    """``state -> (history, measured)``, chunk by chunk."""
+    sums_of_chunk = _evaluation_program(net, settings)
+    measure_fn = jax.jit(measure_fn or (lambda state: None))
+
+    def measure(state: TrainState) -> tuple[dict[str, jax.Array], Any]:
+        history: dict[str, jax.Array] = {}
+        for name, split in splits.items():
+            sums = _fold(
+                lambda sums, chunk: jax.tree.map(operator.add, sums, sums_of_chunk(state, chunk)),
+                (0.0, 0.0),
+                _evaluation_chunks(split, settings.batch_size, most),
+                mesh,
+            )
+            history |= {f"{name}_{what}": total / len(split[1]) for what, total in zip(_MEASURES, sums, strict=True)}
+        return history, measure_fn(state)
+
+    return measure
 
 
 def _on_device(array: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -245,19 +250,18 @@ def _batches_in_chunk(memory: int, batch_size: int, splits: dict[str, HostArrays
     return int(memory // needed)
 
 
-def _evaluation_program(apply_fn: Callable, loss_fn: losses.Loss) -> Callable:
+def _evaluation_program(net: Network, settings: Settings) -> Callable:
     """``(TrainState, ((inputs (K, B, ...), labels (K, B)), count)) -> `` sums of loss and accuracy over ``count`` examples."""
 
     @jax.jit
-    def sums_of_chunk(now: training.TrainState, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+    def sums_of_chunk(state: TrainState, chunk: tuple) -> tuple[jax.Array, jax.Array]:
         (inputs, labels), count = chunk
-        extra = () if now.model_state is None else (now.model_state,)
         counted = (jnp.arange(labels.size) < count).reshape(labels.shape)
 
         def sums_of_batch(batch: tuple) -> tuple[jax.Array, jax.Array]:
             inputs, labels, counted = batch
-            logits = apply_fn(now.params, inputs, *extra)
-            values = loss_fn(logits, labels), metrics.accuracy(logits, labels)
+            logits = loop.network_at(net, state)(inputs)
+            values = settings.loss_fn(logits, labels), metrics.accuracy(logits, labels)
             loss, accuracy = (jnp.where(counted, value, 0).sum() for value in values)
             return loss, accuracy
 
@@ -266,16 +270,14 @@ def _evaluation_program(apply_fn: Callable, loss_fn: losses.Loss) -> Callable:
     return sums_of_chunk
 
 
-def _training_chunks(
-    split: HostArrays, keys: jax.Array, batch_size: int, most: int, augments: bool
-) -> Iterator[tuple[tuple, jax.Array | None]]:
-    """Examples in the order of `training.train`, of one epoch for each key, with the keys of the augmentation."""
+def _training_chunks(split: HostArrays, keys: jax.Array, settings: Settings, most: int) -> Iterator[tuple[tuple, jax.Array | None]]:
+    """Examples in the order of `training.train`, of one epoch for each key, with a key for each batch if any are drawn."""
     num_examples = len(split[1])
-    num_batches = training.num_steps(num_examples, 1, batch_size)
+    num_batches = num_steps(num_examples, 1, settings.batch_size)
     for key in keys:
         order = np.asarray(jax.random.permutation(key, num_examples))
-        batches = order[: num_batches * batch_size].reshape(num_batches, batch_size)
-        batch_keys = jax.random.split(jax.random.fold_in(key, 1), num_batches) if augments else None
+        batches = order[: num_batches * settings.batch_size].reshape(num_batches, settings.batch_size)
+        batch_keys = jax.random.split(jax.random.fold_in(key, 1), num_batches) if settings.draws_keys else None
         for start, stop in _cuts(num_batches, most):
             yield (
                 tuple(array[batches[start:stop]] for array in split),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import attacks, data, metrics, training
+from jaxbp import attacks, data, metrics, models, training
 from jaxbp.attacks import losses
 from jaxbp.attacks.square import _mass, bumps, shares, windows
 
@@ -69,11 +69,17 @@ def trained():
     digits = data.load("digits")
     start = random_mlp(jax.random.key(0), (64, 32, 10))
     end = jax.jit(
-        lambda params: training.train(
-            mlp, params, training.sgd(0.1, momentum=0.9), tuple(digits.train), jax.random.key(1),
-            loss_fn=losses.cross_entropy, num_epochs=8, batch_size=64, measure_epochs=[8],
-        ).params
-    )(start)  # fmt: skip
+        lambda params: (
+            training.train(
+                models.from_functions(mlp),
+                training.sgd(0.1, momentum=0.9),
+                tuple(digits.train),
+                jax.random.key(1),
+                training.Settings(num_epochs=8, batch_size=64, measure_epochs=[8]),
+                start=(params, {}),
+            ).params
+        )
+    )(start)
     return partial(mlp, end), jnp.asarray(digits.test.inputs[:200]), jnp.asarray(digits.test.labels[:200])
 
 

@@ -123,7 +123,7 @@ def test_adversarial_training_trains_on_attacked_batches():
     for kind in TRAININGS:
         programs = lab.programs(case, kind)
         end = programs.train(*programs.start(jax.random.key(0), inputs), inputs, labels, jax.random.key(1))
-        network = jax.tree_util.Partial(programs.logits, end.params, end.state)
+        network = jax.tree_util.Partial(programs.logits, end.params, state=end.state)
         found = attacks.robust_accuracy(network, jax.random.key(2), inputs, labels, {"pgd": pgd}, check_masking=False)
         robust[kind] = found.worst_case.estimate
     assert robust[ADVERSARIAL] > robust[NATURAL] + 0.1

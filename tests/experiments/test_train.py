@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from jaxbp import data, lab, losses, models, training
+from jaxbp import data, lab, models, training
 
 SMALL = train.Arguments(
     dataset="digits@4", width=(4,), depth=(1,), learning_rate=(0.1, 0.02), weight_decay=(1e-3,), epochs=3, seeds=2, num_train=200
@@ -34,15 +34,14 @@ def test_it_trains_as_training_does(tmp_path):
     net = models.create("resnet", num_classes=10, width=4, depth=1)
     assert len(found) == 2
     for record in list(found)[:1]:
-        init_key, order_key = jax.random.split(jax.random.key(record.seed))
-        params, state = models.initialise(net, init_key, split.train.inputs[:1])
         expected = training.train(
-            models.stateful_apply_fn(net, train=False), params,
+            net,
             training.sgd(record.setting["learning_rate"], momentum=0.9, weight_decay=1e-3, decay_steps=9),
-            (jnp.asarray(split.train.inputs), jnp.asarray(split.train.labels)), order_key,
-            loss_fn=losses.cross_entropy, num_epochs=3, batch_size=64, test_data=(split.test.inputs, split.test.labels),
-            state=state, train_fn=models.stateful_apply_fn(net, train=True),
-        ).history  # fmt: skip
+            (jnp.asarray(split.train.inputs), jnp.asarray(split.train.labels)),
+            jax.random.key(record.seed),
+            training.Settings(num_epochs=3, batch_size=64),
+            test_data=(split.test.inputs, split.test.labels),
+        ).history
         for name, curve in expected.items():
             np.testing.assert_allclose(record.values[name], curve[1:], rtol=2e-4, atol=2e-4)
 

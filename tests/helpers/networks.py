@@ -9,7 +9,7 @@ import numpy as np
 
 def shapes_of(net, input_shape):
     """Parameters as shapes, nothing computed."""
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))["params"]
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))[0]
 
 
 def num_parameters(net, input_shape):
@@ -19,9 +19,9 @@ def num_parameters(net, input_shape):
 def drawn(net, input_shape, *, spread=0.3):
     """Normal parameters and a state like that of a trained network, without the compilation that `init` costs."""
     rng = np.random.default_rng(0)
-    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * spread), variables.pop("params"))
-    state = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, size=leaf.shape)), variables)
+    params, state = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * spread), params)
+    state = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, size=leaf.shape)), state)
     return params, state
 
 

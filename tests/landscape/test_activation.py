@@ -138,16 +138,16 @@ def test_the_projects_own_convnets_are_understood(x64, pool, parametrisation):
     net = models.create("convnet", num_classes=3, width=1, depth=3, pool=pool, parametrisation=parametrisation)
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=(3, 7, 7, 1)))
-    shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)["params"]
+    shapes = jax.eval_shape(net.init, jax.random.key(0), inputs)[0]
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes)
-    _, state = net.apply({"params": params}, inputs, capture_intermediates=lambda module, _: isinstance(module, nn.Conv))
+    _, state = net.module.apply({"params": params}, inputs, capture_intermediates=lambda module, _: isinstance(module, nn.Conv))
     convs = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "Conv" in path[1].key]
     outputs = np.concatenate([z.reshape(3, -1) for z in map(np.asarray, convs)], 1)
-    report = landscape.analyse(models.apply_fn(net), params, inputs)
+    report = landscape.analyse(net.apply, params, inputs)
     assert report.smallest_margin == pytest.approx(np.abs(outputs).min(), rel=1e-9)
     assert report.active_share == (outputs > 0).mean()
     assert report.num_units == outputs.shape[1]
-    radius = landscape.stable_radius(models.apply_fn(net), params, inputs)
+    radius = landscape.stable_radius(net.apply, params, inputs)
     assert 0 < radius < report.smallest_margin
 
 

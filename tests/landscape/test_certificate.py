@@ -33,13 +33,13 @@ def embedded(depth=2, width=6, loss="cross_entropy", max_rank=None):
     """An MLP and parameters with which it computes the best affine map."""
     inputs, _, fit = data(loss, max_rank)
     net = models.create("mlp", num_classes=NUM_CLASSES, width=width, depth=depth)
-    return net, landscape.embed_affine(net, fit, inputs, key=jax.random.key(1))
+    return net, landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(1))
 
 
 def certify(net, params, loss="cross_entropy", *, fit_rank=None, **options):
     """By default with the lower bound that belongs to the loss."""
     inputs, labels, fit = data(loss, fit_rank)
-    apply_fn = models.apply_fn(net) if isinstance(net, nn.Module) else net
+    apply_fn = net.apply if isinstance(net, models.Network) else net
     options = {"lower_bound": fit.lower_bound, "num_directions": 2, "num_steps": 5, "key": KEY, **options}
     return landscape.certify(apply_fn, params, inputs, labels, loss=loss, **options)
 
@@ -79,7 +79,7 @@ def test_nothing_within_a_proven_radius_has_a_lower_loss():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         offsets = rng.normal(size=(200, size))
         offsets *= found.radius * rng.uniform(size=(200, 1)) ** (1 / 10) / np.linalg.norm(offsets, axis=1, keepdims=True)
-        loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+        loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
         losses = landscape.losses_at(loss_fn, params, (jnp.asarray(inputs), jnp.asarray(labels)), jnp.asarray(offsets))
     assert (np.asarray(losses) >= found.loss - 1e-14).all()
     assert found.probes.lowest_change_within(found.radius) >= -1e-14
@@ -106,9 +106,9 @@ def test_an_embedded_convnet_is_proven():
     inputs, labels = rng.normal(size=(60, 4, 4, 1)), np.arange(60) % 3
     fit = landscape.fit_affine(inputs.reshape(60, -1), labels, 3, loss="cross_entropy")
     net = models.create("convnet", num_classes=3, width=4, depth=1, pool="stride")
-    params = landscape.embed_affine(net, fit, inputs)
+    params = landscape.embed_affine(net.module, fit, inputs)
     options = {"loss": "cross_entropy", "key": KEY, "lower_bound": fit.lower_bound, "num_steps": 2}
-    found = landscape.certify(models.apply_fn(net), params, inputs, labels, **options)
+    found = landscape.certify(net.apply, params, inputs, labels, **options)
     assert (found.status, found.reasons) == ("proven", ())
 
 
@@ -199,7 +199,7 @@ def test_a_curvature_that_is_not_known_is_said():
 
 def test_a_net_with_inactive_units_is_not_proven():
     net, _ = embedded()
-    params = landscape.embed_affine(net, data()[2], data()[0])
+    params = landscape.embed_affine(net.module, data()[2], data()[0])
     params["Dense_0"]["bias"] = np.array(params["Dense_0"]["bias"])
     params["Dense_0"]["bias"][-1] = -1.0  # of a unit that is not needed: same outputs, same gradient
     found = certify(net, params)
@@ -331,7 +331,7 @@ def test_short_floats_are_refused_or_named():
     found = certify(lambda p, x: inner.apply({"params": p}, x), params, gradient_tolerance=math.inf)
     assert found.activations is None
     with pytest.raises(ValueError, match=r"loss must be one of \['cross_entropy', 'squared_error'\], got 'hinge'"):
-        landscape.per_example_loss(models.apply_fn(embedded()[0]), "hinge")
+        landscape.per_example_loss(embedded()[0].apply, "hinge")
 
 
 # Names of end points

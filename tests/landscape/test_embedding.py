@@ -36,7 +36,7 @@ def check(net, params, inputs, fit, margin=1.0):
 
 
 def mlp(width, depth=2, **options):
-    return models.create("mlp", num_classes=NUM_CLASSES, width=width, depth=depth, **options)
+    return models.create("mlp", num_classes=NUM_CLASSES, width=width, depth=depth, **options).module
 
 
 # MLPs
@@ -65,7 +65,7 @@ def test_loss_is_kept_and_the_gradient_vanishes(depth, loss):
     net = mlp(6, depth)
     params = landscape.embed_affine(net, fit, inputs, key=jax.random.key(0))
     with jax.enable_x64(True):
-        loss_fn = landscape.per_example_loss(models.apply_fn(net), loss)
+        loss_fn = landscape.per_example_loss(models.from_linen(net).apply, loss)
         value, gradient = landscape.loss_and_gradient(loss_fn, params, (jnp.asarray(inputs), jnp.asarray(labels)))
         assert abs(value - fit.loss) <= 1e-12 * fit.loss
         assert np.linalg.norm(gradient) <= 1e-8
@@ -200,7 +200,7 @@ def test_margins_that_are_not_positive_are_refused(margin):
 def test_strided_convnets_of_sufficient_width(shape, depth, width, parametrisation):
     options = {"num_classes": NUM_CLASSES, "depth": depth, "pool": "stride", "parametrisation": parametrisation}
     inputs, _, fit = problem(shape, num_examples=150)  # more than pixels, or lost ones would not be missed
-    net = models.create("convnet", width=width, **options)
+    net = models.create("convnet", width=width, **options).module
     params = landscape.embed_affine(net, fit, inputs)
     check(net, params, inputs, fit)
     kernel = np.asarray(params["Conv_0"]["kernel"])  # copies pixels, as it is used
@@ -209,7 +209,7 @@ def test_strided_convnets_of_sufficient_width(shape, depth, width, parametrisati
 
 def test_a_convnet_too_narrow_loses_pixels():
     inputs, _, fit = problem((7, 7, 1), num_examples=100)
-    net = models.create("convnet", num_classes=NUM_CLASSES, depth=3, width=7, pool="stride")
+    net = models.create("convnet", num_classes=NUM_CLASSES, depth=3, width=7, pool="stride").module
     with pytest.raises(NotRepresentable, match=r"differ .* at least \(product of strides\) x input channels"):
         landscape.embed_affine(net, fit, inputs)
 
@@ -248,7 +248,7 @@ def test_channels_that_do_not_vary_need_no_room():
     inputs, _, fit = problem((4, 4, 1), num_examples=100)
     coloured = np.concatenate([np.zeros_like(inputs), inputs, np.full_like(inputs, 3.0)], -1)
     fit = landscape.fit_affine(coloured.reshape(100, -1), np.arange(100) % NUM_CLASSES, NUM_CLASSES, loss="squared_error")
-    net = models.create("convnet", num_classes=NUM_CLASSES, width=4, depth=1, pool="stride")
+    net = models.create("convnet", num_classes=NUM_CLASSES, width=4, depth=1, pool="stride").module
     check(net, landscape.embed_affine(net, fit, coloured), coloured, fit)
 
 
@@ -275,8 +275,8 @@ class Headless(nn.Module):
 @pytest.mark.parametrize(
     "net,message",
     [
-        (models.create("convnet", num_classes=NUM_CLASSES, width=8, depth=2), "reduce_window_max"),
-        (models.create("convnet", num_classes=NUM_CLASSES, width=8, depth=2, pool="average"), "no pooling between"),
+        (models.create("convnet", num_classes=NUM_CLASSES, width=8, depth=2).module, "reduce_window_max"),
+        (models.create("convnet", num_classes=NUM_CLASSES, width=8, depth=2, pool="average").module, "no pooling between"),
         (Net({}, between=jnp.tanh), "not affine between its ReLUs.*tanh"),
         (Net({}, between=nn.BatchNorm(use_running_average=True)), r"state beside its parameters \(batch_stats\)"),
         (Net({}, between=nn.LayerNorm()), "not affine"),

@@ -76,7 +76,7 @@ def test_logits_of_every_shape(name, input_shape):
         options = {"formulation": formulation} if "convnet" in name else {}
         net = create(name, **options)
         inputs = jax.ShapeDtypeStruct((3, *input_shape), jnp.float32)
-        logits = jax.eval_shape(models.apply_fn(net), shapes_of(net, input_shape), inputs)
+        logits = jax.eval_shape(net.apply, shapes_of(net, input_shape), inputs)
         assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
 
 
@@ -90,7 +90,7 @@ def test_mlp_is_the_formula(x64):
     inputs = np.random.default_rng(0).normal(size=(6, 2, 3, 1))
     first, second, head = ((params[f"Dense_{i}"]["kernel"], params[f"Dense_{i}"]["bias"]) for i in range(3))
     hidden = relu(relu(inputs.reshape(6, 6) @ first[0] + first[1]) @ second[0] + second[1])
-    found = models.apply_fn(net)(params, jnp.asarray(inputs))
+    found = net.apply(params, jnp.asarray(inputs))
     np.testing.assert_allclose(found, hidden @ head[0] + head[1], rtol=1e-12)
 
 
@@ -125,7 +125,7 @@ def test_convnet_is_the_formula(pool, input_shape, x64):
             blocks = features.reshape(2, height // a, a, width // b, b, -1)
             features = (np.max if pool == "max" else np.mean)(blocks, (2, 4))
     head = params["Dense_0"]
-    found = jax.jit(models.apply_fn(net))(params, jnp.asarray(inputs))
+    found = jax.jit(net.apply)(params, jnp.asarray(inputs))
     np.testing.assert_allclose(found, features.reshape(2, -1) @ head["kernel"] + head["bias"], rtol=1e-11)
 
 
@@ -138,7 +138,7 @@ def test_initial_parameters(name, input_shape):
     for parametrisation in layers.PARAMETRISATIONS:
         net = models.create(name, num_classes=40, width=24, parametrisation=parametrisation)
         key = jax.random.key(0, impl="rbg")  # the generator that compiles fastest
-        params = jax.jit(net.init)(key, jnp.zeros((1, *input_shape)))["params"]
+        params = jax.jit(net.init)(key, jnp.zeros((1, *input_shape)))[0]
         for layer in params.values():
             kernel = np.asarray(layer["kernel"], float)
             assert not layer["bias"].any()
@@ -159,7 +159,7 @@ def test_the_parametrisations_map_onto_each_other(name, x64):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes_of(ntk, inputs.shape[1:]))  # biases too
     scaled = map_kernels(lambda kernel: kernel * math.sqrt(2 / fan_in(kernel)), params)
-    found, expected = (jax.jit(models.apply_fn(net))(params, inputs) for net, params in ((ntk, params), (standard, scaled)))
+    found, expected = (jax.jit(net.apply)(params, inputs) for net, params in ((ntk, params), (standard, scaled)))
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -170,7 +170,7 @@ def test_variance_of_the_logits_at_initialisation(parametrisation):
     inputs = jax.random.normal(jax.random.key(0), (1, 6))
 
     def logits(key):
-        return models.apply_fn(net)(net.init(key, inputs)["params"], inputs)[0]
+        return net.apply(net.init(key, inputs)[0], inputs)[0]
 
     found = np.asarray(jax.jit(jax.vmap(logits))(jax.random.split(jax.random.key(1), 1000)), float)
     expected = 2 * float((inputs**2).mean())
@@ -186,7 +186,7 @@ def test_formulations_share_their_parameters(x64):
     shapes = [shapes_of(net, (13, 11, 2)) for net in nets]
     assert shapes[0] == shapes[1]
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes[0])
-    losses = [jax.jit(jax.value_and_grad(lambda p, net=net: models.apply_fn(net)(p, inputs).var())) for net in nets]
+    losses = [jax.jit(jax.value_and_grad(lambda p, net=net: net.apply(p, inputs).var())) for net in nets]
     # Sums of some hundred terms; 1e-11 leaves room for the derivative of the variance, which cancels.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
     jax.tree.map(close, losses[0](params), losses[1](params))
@@ -200,9 +200,9 @@ def test_formulations_share_their_parameters(x64):
 def test_equal_nets_share_one_trace(name, parametrisation):
     first, second = (create(name, parametrisation=parametrisation) for _ in range(2))
     assert (first == second, hash(first) == hash(second)) == (True, True)
-    assert models.apply_fn(first) is models.apply_fn(second)
+    assert first.apply is second.apply
     other = create(name, parametrisation="ntk" if parametrisation == "standard" else "standard")
-    assert models.apply_fn(first) is not models.apply_fn(other)
+    assert first.apply is not other.apply
     # Flax compares the layers that a network makes, too.
     made = [layers.conv(2, (5, 5), parametrisation=parametrisation) for _ in range(2)]
     assert (made[0] == made[1], hash(made[0]) == hash(made[1])) == (True, True)

@@ -60,10 +60,9 @@ def test_projections_in_every_block():
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (7, 5, 1), (40, 1, 1)], ids=["CIFAR", "odd", "signals"])
 def test_logits_of_every_shape(norm, input_shape):
     net = models.create("resnet", num_classes=10, width=2, depth=1, norm=norm)
-    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
-    for train in (False, True):
-        apply = functools.partial(net.apply, train=train, mutable=["batch_stats"])
-        logits, _ = jax.eval_shape(apply, variables, jnp.zeros((3, *input_shape)))
+    params, state = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    inputs = jnp.zeros((3, *input_shape))
+    for logits in (jax.eval_shape(net.apply, params, inputs, state), jax.eval_shape(net.update, params, inputs, state)[0]):
         assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
 
 
@@ -75,9 +74,9 @@ def spelled_out(params, state, inputs, net, train):
     stored = state.get("batch_stats", {})
 
     def norm(x, owner, stats, name):
-        if net.norm == "layer":
+        if net.module.norm == "layer":
             return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        if net.norm == "none":
+        if net.module.norm == "none":
             return x
         mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (stats[name]["mean"], stats[name]["var"])
         return (x - mean) / jnp.sqrt(var + 1e-5) * owner[name]["scale"] + owner[name]["bias"]
@@ -87,7 +86,7 @@ def spelled_out(params, state, inputs, net, train):
         owner, stats = params[f"BasicBlock_{index}"], stored.get(f"BasicBlock_{index}")
         y = jax.nn.relu(norm(convolve(x, owner["Conv_0"], 1 + index), owner, stats, "BatchNorm_0"))
         y = norm(convolve(y, owner["Conv_1"]), owner, stats, "BatchNorm_1")
-        if net.skip:
+        if net.module.skip:
             y += norm(convolve(x, owner["Conv_2"], 1 + index), owner, stats, "BatchNorm_2") if "Conv_2" in owner else x
         x = jax.nn.relu(y)
     return x.mean((1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
@@ -96,28 +95,27 @@ def spelled_out(params, state, inputs, net, train):
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
 def test_resnet_is_the_formula(norm, skip, x64):
-    net = ResNet(3, 4, (1, 1), norm=norm, skip=skip)
+    net = models.from_linen(ResNet(3, 4, (1, 1)), norm=norm, skip=skip)
     (params, state), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
     for train in (False, True) if norm == "batch" else (False,):
-        apply_fn = models.stateful_apply_fn(net, train)
-        found = jax.jit(apply_fn)(params, inputs, state)
+        found = jax.jit(net.update if train else net.apply)(params, inputs, state)
         expected = jax.jit(spelled_out, static_argnums=(3, 4))(params, state, inputs, net, train)
         # Layers of some ten terms; normalising divides by what may be small, hence the room above 1e-16.
         np.testing.assert_allclose(found[0] if train else found, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_projection_shortcuts_are_the_formula(x64):
-    net = ResNet(3, 4, (1, 1), norm="none", shortcut="projection")
+    net = models.from_linen(ResNet(3, 4, (1, 1)), norm="none", shortcut="projection")
     (params, _), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
     assert "Conv_2" in params["BasicBlock_0"]
-    np.testing.assert_allclose(net.apply({"params": params}, inputs), spelled_out(params, {}, inputs, net, False), rtol=1e-10)
+    np.testing.assert_allclose(net.apply(params, inputs), spelled_out(params, {}, inputs, net, False), rtol=1e-10)
 
 
 @pytest.mark.parametrize("change", [{"skip": False}, {"norm": "layer"}], ids=str)
 def test_skip_and_norm_make_a_difference(change, x64):
-    net = ResNet(3, 4, (1,), norm="none")
+    net = models.from_linen(ResNet(3, 4, (1,)), norm="none")
     params, inputs = drawn(net, (4, 4, 2))[0], inputs_of(3, 4, 4, 2)  # the same for both networks
-    first, second = (each.apply({"params": params}, inputs) for each in (net, net.clone(**change)))
+    first, second = (each.apply(params, inputs) for each in (net, models.from_linen(net.module.clone(**change))))
     assert float(jnp.abs(first - second).max()) > 0.1 * float(jnp.abs(first).max())
 
 
@@ -128,7 +126,7 @@ def test_skip_and_norm_make_a_difference(change, x64):
 def trained_once():
     net = models.create("resnet", num_classes=3, width=4, depth=1, stages=2)
     (params, state), inputs = drawn(net, (5, 4, 2)), inputs_of(6, 5, 4, 2)
-    logits, new = jax.jit(models.stateful_apply_fn(net, True))(params, inputs, state)
+    logits, new = jax.jit(net.update)(params, inputs, state)
     return net, params, state, inputs, logits, new
 
 
@@ -141,14 +139,14 @@ def test_stored_statistics_change_in_training_only():
         old = state["batch_stats"]["BatchNorm_0"][name]
         # float32 sums of 120 terms
         np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"][name], 0.9 * old + 0.1 * value, rtol=1e-4)
-    evaluated = net.apply({"params": params, **state}, inputs, mutable=["batch_stats"])
+    evaluated = net.module.apply({"params": params, **state}, inputs, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, evaluated[1], state)
     assert float(jnp.abs(evaluated[0] - logits).max()) > 0.1
 
 
 def test_only_batch_statistics_couple_examples():
     net, params, state, inputs, logits, _ = trained_once()
-    evaluate, update = (jax.jit(models.stateful_apply_fn(net, train)) for train in (False, True))
+    evaluate, update = jax.jit(net.apply), jax.jit(net.update)
     alone = evaluate(params, inputs[:2], state)
     np.testing.assert_allclose(alone, evaluate(params, inputs, state)[:2], rtol=1e-4, atol=1e-5)
     assert float(jnp.abs(update(params, inputs[:2], state)[0] - logits[:2]).max()) > 0.01
@@ -156,14 +154,14 @@ def test_only_batch_statistics_couple_examples():
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_invariance_to_the_scale_of_convolutions(norm, x64):
-    net = ResNet(3, 4, (1,), norm=norm)
+    net = models.from_linen(ResNet(3, 4, (1,)), norm=norm)
     (params, state), inputs = drawn(net, (4, 4, 2)), inputs_of(5, 4, 4, 2)
 
     def logits(scale):
         scaled = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf * scale if any("Conv" in key.key for key in path) else leaf, params
         )
-        return net.apply({"params": scaled, **state}, inputs, train=True, mutable=["batch_stats"])[0]
+        return net.update(scaled, inputs, state)[0]
 
     # Exact but for epsilon = 1e-5 beside variances; scaled by 1e3 already, what is left of it is 1e-11 of variances
     # of order 1, and with LayerNorm of some that are smaller.
@@ -175,10 +173,10 @@ def test_invariance_to_the_scale_of_convolutions(norm, x64):
 
 
 def test_fixup_starts_at_zero_and_with_open_shortcuts():
-    net = ResNet(3, 4, (2, 1), norm="fixup")
+    net = models.from_linen(ResNet(3, 4, (2, 1)), norm="fixup")
     inputs, key = inputs_of(3, 4, 4, 2), jax.random.key(0, impl="rbg")  # the generator that compiles fastest
-    params = jax.jit(net.init)(key, inputs)["params"]
-    assert not jax.jit(models.apply_fn(net))(params, inputs).any()
+    params = jax.jit(net.init)(key, inputs)[0]
+    assert not jax.jit(net.apply)(params, inputs).any()
     bound = math.sqrt(6 / (9 * 4)) * 3**-0.5  # uniform He, times num_blocks^(-1/2)
     for index in range(3):
         block = params[f"FixupBlock_{index}"]
@@ -189,12 +187,12 @@ def test_fixup_starts_at_zero_and_with_open_shortcuts():
     # Each block is its shortcut: the features are the stem's, through the one projection.
     stem = jax.nn.relu(convolve(inputs, params["Conv_0"]))
     last = jax.nn.relu(convolve(stem, params["FixupBlock_2"]["Conv_2"], 2))
-    np.testing.assert_allclose(jax.jit(models.features_fn(net))(params, inputs, {}), last.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(net.features)(params, inputs, {}), last.mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
 def test_fixup_is_the_formula(shortcut, x64):
-    net = ResNet(3, 4, (1,), norm="fixup", shortcut=shortcut)
+    net = models.from_linen(ResNet(3, 4, (1,)), norm="fixup", shortcut=shortcut)
     (params, _), inputs = drawn(net, (4, 4, 2)), inputs_of(3, 4, 4, 2)
     block, head = params["FixupBlock_0"], params["Dense_0"]
     x = jax.nn.relu(convolve(inputs, params["Conv_0"]) + params["stem_bias"])
@@ -202,7 +200,7 @@ def test_fixup_is_the_formula(shortcut, x64):
     y = convolve(y + block["bias_2"], block["Conv_1"]) * block["multiplier"] + block["bias_3"]
     past = x if shortcut == "identity" else convolve(x + block["bias_0"], block["Conv_2"])
     features = jax.nn.relu(y + past).mean((1, 2)) + params["head_bias"]
-    np.testing.assert_allclose(net.apply({"params": params}, inputs), features @ head["kernel"] + head["bias"], rtol=1e-10)
+    np.testing.assert_allclose(net.apply(params, inputs), features @ head["kernel"] + head["bias"], rtol=1e-10)
 
 
 # Construction
@@ -210,14 +208,14 @@ def test_fixup_is_the_formula(shortcut, x64):
 
 def test_equal_resnets_share_one_trace():
     first, second = (models.create("resnet", num_classes=3, width=4, stage_sizes=[1, 2]) for _ in range(2))
-    assert models.stateful_apply_fn(first, True) is models.stateful_apply_fn(second, True)
+    assert first.update is second.update
     assert models.create("resnet", num_classes=3, width=4) == models.create("wideresnet", num_classes=3, width=4)
-    assert [shape[1:] for shape in first.blocks()] == [(1,), (2,), (1,)]
-    assert [shape[0] for shape in first.blocks()] == [4, 8, 8]
+    assert [shape[1:] for shape in first.module.blocks()] == [(1,), (2,), (1,)]
+    assert [shape[0] for shape in first.module.blocks()] == [4, 8, 8]
 
 
 def test_parametrisations_have_the_same_shapes():
-    nets = [ResNet(3, 4, (1, 1), parametrisation=each) for each in ("standard", "ntk")]
+    nets = [models.from_linen(ResNet(3, 4, (1, 1)), parametrisation=each) for each in ("standard", "ntk")]
     assert shapes_of(nets[0], (4, 4, 1)) == shapes_of(nets[1], (4, 4, 1))
 
 

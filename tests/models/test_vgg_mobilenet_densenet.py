@@ -1,7 +1,6 @@
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +52,7 @@ def blocks_of_two(x, reduce):
 
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_vgg_is_the_formula(pool, x64):
-    net, inputs = VGG(3, 1, pool=pool), inputs_of(2, 33, 2, 2)  # 33, 16, 8, 4, 2, 1 pixels high
+    net, inputs = models.from_linen(VGG(3, 1, pool=pool)), inputs_of(2, 33, 2, 2)  # 33, 16, 8, 4, 2, 1 pixels high
     params, _ = drawn(net, (33, 2, 2), spread=0.6)
     x = inputs
     for layer in range(8):
@@ -61,7 +60,7 @@ def test_vgg_is_the_formula(pool, x64):
         if layer in (0, 1, 3, 5, 7):
             x = blocks_of_two(x, jnp.max if pool == "max" else jnp.mean)
     assert x.shape == (2, 1, 1, 8)
-    found = jax.jit(models.apply_fn(net))(params, inputs)
+    found = jax.jit(net.apply)(params, inputs)
     assert np.abs(found - params["Dense_0"]["bias"]).min() > 1e-3  # the ReLUs are not all shut
     np.testing.assert_allclose(found, x[:, 0, 0] @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], rtol=1e-10)
 
@@ -90,7 +89,7 @@ def test_maps_of_mobilenet():
     sides = [32] * 3 + [16] * 3 + [8] * 7 + [4] * 4
     widths = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
     assert shapes == [(side, side, width) for side, width in zip(sides, widths, strict=True)]
-    assert shapes_of(MobileNet(10), (32, 32, 3))["InvertedResidual_1"]["Conv_1"]["kernel"].shape == (3, 3, 1, 96)
+    assert shapes_of(models.from_linen(MobileNet(10)), (32, 32, 3))["InvertedResidual_1"]["Conv_1"]["kernel"].shape == (3, 3, 1, 96)
 
 
 @pytest.mark.parametrize("channels,stride,adds", [(4, 1, True), (4, 2, False), (6, 1, False)])
@@ -106,7 +105,7 @@ def test_residuals_are_added_where_shapes_agree(channels, stride, adds):
 def test_relu6_bounds_the_features():
     net, inputs = create("mobilenetv2"), inputs_of(2, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1), spread=3.0)
-    features = jax.jit(models.features_fn(net))(params, inputs, state)
+    features = jax.jit(net.features)(params, inputs, state)
     assert float(features.min()) >= 0
     assert 3 < float(features.max()) <= 6
 
@@ -139,7 +138,7 @@ def test_parameter_counts_of_densenet():
 
 @pytest.mark.parametrize("width,growth_rate", [(24, 12), (1, 1), (3, 2), (7, 4)])
 def test_growth_rate_of_densenet(width, growth_rate):
-    net = DenseNet(3, width, (1,))
+    net = models.from_linen(DenseNet(3, width, (1,)))
     assert shapes_of(net, (4, 4, 1))["DenseLayer_0"]["Conv_1"]["kernel"].shape[-1] == growth_rate
 
 
@@ -168,11 +167,11 @@ def spelled_out(params, state, inputs, block_sizes, train):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_densenet_is_the_formula(train, x64):
-    net, inputs = DenseNet(3, 4, (2, 1, 1)), inputs_of(3, 5, 2, 2)  # 5, 2, 1 pixels high and 2, 1, 1 wide
+    net, inputs = models.from_linen(DenseNet(3, 4, (2, 1, 1))), inputs_of(3, 5, 2, 2)  # 5, 2, 1 pixels high and 2, 1, 1 wide
     params, state = drawn(net, (5, 2, 2))
     assert [params[f"Conv_{i}"]["kernel"].shape for i in range(3)] == [(3, 3, 2, 4), (1, 1, 8, 4), (1, 1, 6, 3)]
     assert [params["DenseLayer_1"][f"Conv_{i}"]["kernel"].shape for i in range(2)] == [(1, 1, 6, 8), (3, 3, 8, 2)]
-    found = jax.jit(models.stateful_apply_fn(net, train))(params, inputs, state)
+    found = jax.jit(net.update if train else net.apply)(params, inputs, state)
     expected, mean = jax.jit(spelled_out, static_argnums=(3, 4))(params, state, inputs, (2, 1, 1), train)
     np.testing.assert_allclose(found[0] if train else found, expected, rtol=1e-10, atol=1e-11)
     if train:
@@ -215,8 +214,8 @@ def test_logits_of_every_shape(name, options, dtype):
         shapes = shapes[::3]
     for input_shape in shapes:
         inputs = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
-        params, state = jax.eval_shape(functools.partial(models.initialise, net), jax.random.key(0), inputs)
-        logits, new = jax.eval_shape(models.stateful_apply_fn(net, True), params, inputs, state)
+        params, state = jax.eval_shape(net.init, jax.random.key(0), inputs)
+        logits, new = jax.eval_shape(net.update, params, inputs, state)
         assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
         assert {leaf.dtype for leaf in jax.tree.leaves((params, state, new))} == {np.dtype("float32")}
 
@@ -231,12 +230,12 @@ def rounded(name, **options):
     labels = jnp.arange(6) % 3
 
     def loss(params, net):
-        logits, new = models.stateful_apply_fn(net, True)(params, inputs, state)
+        logits, new = net.update(params, inputs, state)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean(), (logits, new)
 
     for net in nets:
         (_, (logits, new)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, net)
-        yield logits, new, gradient, jax.eval_shape(models.features_fn(net), params, inputs, state)
+        yield logits, new, gradient, jax.eval_shape(net.features, params, inputs, state)
 
 
 @pytest.mark.parametrize("name", [*NETS, "resnet, fixup", "resnet, layer"])
@@ -268,7 +267,7 @@ def test_a_float64_session_computes_in_float64(name, x64):
     net, inputs = create(name), inputs_of(2, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1))
     assert inputs.dtype == jnp.float64
-    logits, new = jax.eval_shape(models.stateful_apply_fn(net, True), params, inputs, state)
+    logits, new = jax.eval_shape(net.update, params, inputs, state)
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, new))} == {np.dtype("float64")}
 
 
@@ -297,9 +296,8 @@ def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     params, state = drawn(net, (4, 4, 1))
     scales = jnp.asarray([0.5, 1.0, 2.0])
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf * scale + scale / 9 for scale in scales]), params)
-    update = models.stateful_apply_fn(net, True)
-    found = jax.jit(jax.vmap(update, in_axes=(0, None, None)))(stacked, inputs, state)
-    alone = jax.jit(update)
+    found = jax.jit(jax.vmap(net.update, in_axes=(0, None, None)))(stacked, inputs, state)
+    alone = jax.jit(net.update)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
     for seed in range(3):
         one = alone(jax.tree.map(lambda leaf: leaf[seed], stacked), inputs, state)  # noqa: B023
@@ -311,36 +309,36 @@ def test_statistics_of_many_seeds_are_those_of_each(name, x64):
 @pytest.mark.parametrize("name", NETS)
 def test_state_and_modes(name):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
-    params, state = jax.eval_shape(functools.partial(models.initialise, net), jax.random.key(0), inputs)
+    params, state = jax.eval_shape(net.init, jax.random.key(0), inputs)
     stateful = name in STATEFUL
     assert set(state) == ({"batch_stats"} if stateful else set())
     params, state = drawn(net, (4, 4, 1))
-    logits, new = jax.jit(models.stateful_apply_fn(net, True))(params, inputs, state)
+    logits, new = jax.jit(net.update)(params, inputs, state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-    evaluated = jax.jit(models.stateful_apply_fn(net, False))(params, inputs, state)
+    evaluated = jax.jit(net.apply)(params, inputs, state)
     assert logits.shape == evaluated.shape == (4, 3)
     assert bool((logits == evaluated).all()) is not stateful
     if stateful:
-        with pytest.raises(ValueError, match=r"keeps a state beside its parameters .* use models.initialise and"):
-            jax.eval_shape(models.apply_fn(net), params, inputs)
+        with pytest.raises(ValueError, match=r"keeps a state beside its parameters .* pass the state that init or update returned"):
+            jax.eval_shape(net.apply, params, inputs)
     else:
-        np.testing.assert_allclose(models.apply_fn(net)(params, inputs), evaluated, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(net.apply(params, inputs), evaluated, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_head_of_the_features_is_the_logits(name):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1))
-    features = jax.jit(models.features_fn(net))(params, inputs, state)
+    features = jax.jit(net.features)(params, inputs, state)
     head = params["Dense_2" if name == "mlp" else "Dense_0"]
     assert features.shape == (4, len(head["kernel"]))
-    logits = jax.jit(models.stateful_apply_fn(net, False))(params, inputs, state)
+    logits = jax.jit(net.apply)(params, inputs, state)
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-5)  # float32
 
 
 def test_initialise_draws_fresh_parameters_and_statistics():
     net, inputs = create("resnet"), inputs_of(1, 4, 4, 1)
-    draw = jax.jit(functools.partial(models.initialise, net))
+    draw = jax.jit(net.init)
     first, again, other = (draw(jax.random.key(seed, impl="rbg"), inputs) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert bool((first[0]["Conv_0"]["kernel"] != other[0]["Conv_0"]["kernel"]).all())
@@ -352,23 +350,13 @@ def test_initialise_draws_fresh_parameters_and_statistics():
 @pytest.mark.parametrize("name", NETS)
 def test_equal_nets_share_their_functions(name):
     first, second = create(name), create(name)
-    for make in (models.features_fn, lambda net: models.stateful_apply_fn(net, True), models.apply_fn):
-        assert make(first) is make(second)
-    assert models.stateful_apply_fn(first, True) is not models.stateful_apply_fn(first, False)
-    assert models.features_fn(first) is not models.features_fn(create(name, width=5))
-
-
-def test_features_of_foreign_networks():
-    net = nn.Dense(2)
-
-    class Modal(nn.Module):
-        @nn.compact
-        def __call__(self, inputs, *, train=False):
-            return net.clone(parent=self)(inputs)
-
-    params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    with pytest.raises(ValueError, match=r"Modal does not sow its features: self.sow\('intermediates', 'features'"):
-        models.features_fn(Modal())(params, jnp.ones((1, 3)), {})
+    assert (first == second, hash(first) == hash(second)) == (True, True)
+    for function in ("init", "apply", "update", "features"):
+        assert getattr(first, function) is getattr(second, function)
+    assert models.with_batch_statistics(first) is models.with_batch_statistics(second)
+    other = create(name, width=5)
+    assert first != other
+    assert first.features is not other.features
 
 
 # Registry
@@ -382,10 +370,10 @@ def test_names():
     nets = {name: models.create(name, num_classes=3, width=4) for name in models.REGISTRY}
     assert nets["resnet18"] == nets["wideresnet"] == nets["resnet"]
     stages = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3), "resnet34": (3, 4, 6, 3)}
-    assert {name: nets[name].stage_sizes for name in stages} == stages
-    assert nets["densenet40"] == nets["densenet"] == DenseNet(3, 4, (6, 6, 6))
+    assert {name: nets[name].module.stage_sizes for name in stages} == stages
+    assert nets["densenet40"] == nets["densenet"] == models.from_linen(DenseNet(3, 4, (6, 6, 6)))
     deeper = models.create("resnet", num_classes=3, width=4, depth=3, stages=3)
-    assert deeper.stage_sizes == (3, 3, 3)
+    assert deeper.module.stage_sizes == (3, 3, 3)
     dense = models.create("densenet", num_classes=3, width=4, depth=2, blocks=4)
     assert dense == models.create("densenet", num_classes=3, width=4, block_sizes=[2] * 4)
 

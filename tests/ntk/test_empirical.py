@@ -97,11 +97,11 @@ class Experts(nn.Module):
 
 
 NETS = {
-    "mlp": (models.create("mlp", num_classes=C, width=16, depth=3), (6,)),
-    "mlp, ntk": (models.create("mlp", num_classes=C, width=16, depth=2, parametrisation="ntk"), (6,)),
-    "house convolution": (models.create("convnet", num_classes=C, width=4, depth=2, parametrisation="ntk"), (8, 8, 2)),
+    "mlp": (models.create("mlp", num_classes=C, width=16, depth=3).module, (6,)),
+    "mlp, ntk": (models.create("mlp", num_classes=C, width=16, depth=2, parametrisation="ntk").module, (6,)),
+    "house convolution": (models.create("convnet", num_classes=C, width=4, depth=2, parametrisation="ntk").module, (8, 8, 2)),
     "plain convolution": (
-        models.create("convnet", num_classes=C, width=4, depth=2, formulation="xla", pool="stride"),
+        models.create("convnet", num_classes=C, width=4, depth=2, formulation="xla", pool="stride").module,
         (8, 8, 2),
     ),
     "stride, padding": (stack(nn.Conv(5, (3, 2), (2, 1), padding=((1, 0), (0, 3))), jnp.tanh), (7, 6, 2)),
@@ -240,8 +240,16 @@ def test_batch_norm_in_both_modes(batch_norm, logits):
         "full": truth, "trace": jnp.einsum("ijkk->ij", truth), "diagonal": jnp.einsum("ijkk->ijk", truth),
         "sum": truth.sum((2, 3)), 1: truth[:, :, 1, 1],
     }[logits]  # fmt: skip
-    found = ntk.flax_ntk(net, variables, x, other, batch_norm=batch_norm, logits=logits, apply_options={"train": train})
+    found = flax_ntk(net, variables, x, other, batch_norm=batch_norm, logits=logits)
     assert off(found, wanted) < 1e-12
+
+
+def flax_ntk(net, variables, *inputs, batch_norm, **options):
+    """The kernel of a module with BatchNorm in one of its modes."""
+    network, coupled = models.from_linen(net), batch_norm == "batch"
+    fn = models.with_batch_statistics(network) if coupled else network.apply
+    state = {"batch_stats": variables["batch_stats"]}
+    return ntk.empirical_ntk(fn, variables["params"], *inputs, state=state, coupled=coupled, **options)
 
 
 class BatchNormalised(nn.Module):
@@ -267,42 +275,33 @@ def test_coupled_examples_are_refused_and_named():
 
     with pytest.raises(ntk.CoupledExamples, match="coupled=True"):
         ntk.empirical_ntk(hidden, variables["params"], x)
-    with pytest.raises(ValueError, match=r"BatchNorm_0 is built with use_running_average=False.*train=False"):
-        ntk.flax_ntk(net, variables, x, batch_norm="stored", apply_options={"train": True})
-    with pytest.raises(ValueError, match="BatchNorm_0 is a BatchNorm: say"):
-        ntk.flax_ntk(net, variables, x)
-    with pytest.raises(ValueError, match="batch_norm must be one of"):
-        ntk.flax_function(net, batch_norm="eval")
 
 
 def test_the_mode_of_a_free_batch_norm_is_steered():
     class Free(nn.Module):
         @nn.compact
-        def __call__(self, x, by_position=False):
-            norm = nn.BatchNorm()
-            return nn.Dense(C)(norm(x, True) if by_position else norm(x, use_running_average=True))
+        def __call__(self, x):
+            return nn.Dense(C)(nn.BatchNorm()(x))
 
     net = Free()
     x = jax.random.normal(jax.random.key(1), (4, 6), jnp.float64)
-    variables = in_float64(jax.jit(net.init)(jax.random.key(0), x))
+    params, state = in_float64(jax.jit(models.from_linen(net).init)(jax.random.key(0), x))
 
     def fn(p, inputs):  # by hand
         norm, head = p["BatchNorm_0"], p["Dense_0"]
         scaled = (inputs - inputs.mean(0)) / jnp.sqrt(inputs.var(0) + 1e-5) * norm["scale"] + norm["bias"]
         return scaled @ head["kernel"] + head["bias"]
 
-    truth = dense_kernel(fn, variables["params"], x)
-    for by_position in (False, True):
-        found = ntk.flax_ntk(net, variables, x, batch_norm="batch", apply_options={"by_position": by_position})
-        assert off(found, truth) < 1e-9  # Flax computes the variance as mean of squares minus square of mean
+    truth = dense_kernel(fn, params, x)
+    found = flax_ntk(net, {"params": params, **state}, x, batch_norm="batch")
+    assert off(found, truth) < 1e-9  # Flax computes the variance as mean of squares minus square of mean
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("coupled", [False, True])
 def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
     net, variables, x = batch_normalised()
-    options = {"batch_norm": "batch" if coupled else "stored", "apply_options": {"train": coupled}}
-    run = functools.partial(ntk.flax_ntk, net, variables, x, **options)
+    run = functools.partial(flax_ntk, net, variables, x, batch_norm="batch" if coupled else "stored")
     whole, cross, same = run(), run(0.3 * x[:4]), None if coupled else run(pairs="same")
     used = []
     original = empirical.program
@@ -347,9 +346,8 @@ def test_the_rows_are_shared_by_devices():
         cross = ntk.empirical_ntk(fn, params, x, x[:2], logits=logits, devices=devices)
         assert off(cross, ntk.empirical_ntk(fn, params, x, x[:2], logits=logits)) < 1e-12
     net, variables, x = batch_normalised()
-    options = {"batch_norm": "batch", "apply_options": {"train": True}}
-    split = ntk.flax_ntk(net, variables, x, devices=devices, **options)
-    assert off(split, ntk.flax_ntk(net, variables, x, **options)) < 1e-12
+    split = flax_ntk(net, variables, x, devices=devices, batch_norm="batch")
+    assert off(split, flax_ntk(net, variables, x, batch_norm="batch")) < 1e-12
 
 
 @pytest.mark.parametrize(("activation", "tolerance"), [(jnp.tanh, 1e-5), (nn.relu, 1e-3)])  # a kink may flip
@@ -397,7 +395,7 @@ def test_methods_are_chosen_by_counting():
 
 def test_no_weight_gradient_is_formed_for_layers():
     """The largest array of a wide layer's program is far smaller than its Jacobian."""
-    fn, params, x = ready(models.create("mlp", num_classes=C, width=256, depth=2), (256,))
+    fn, params, x = ready(models.create("mlp", num_classes=C, width=256, depth=2).module, (256,))
     problem = blocks.Problem(fn, "full", "all", False, "auto")
     _, needed = empirical.program(problem, params, None, (x, jnp.eye(C)), None)
     jacobian = 5 * C * sum(leaf.size for leaf in jax.tree.leaves(params)) * 8

@@ -104,13 +104,12 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
 def finite_kernels(name, parametrisation):
     """(networks, N, N) tangent kernels and covariances of the logits given the features, of freshly drawn networks."""
     net = create(name, parametrisation=parametrisation)
-    apply_fn, features_fn = models.apply_fn(net), models.features_fn(net)
     x = inputs_of(2, CASES[name][1])
 
     def kernels(key):
-        params, state = models.initialise(net, key, x)
-        features = features_fn(params, x, state)
-        return ntk.empirical_ntk(apply_fn, params, x, logits="trace") / 3, 2 * features @ features.T / features.shape[1]
+        params, state = net.init(key, x)
+        features = net.features(params, x, state)
+        return ntk.empirical_ntk(net.apply, params, x, logits="trace") / 3, 2 * features @ features.T / features.shape[1]
 
     keys = jax.random.split(jax.random.key(0, impl="rbg"), NUM_NETS)  # the generator that compiles fastest
     return dict(zip(("ntk", "nngp"), jax.jit(jax.vmap(kernels))(keys), strict=True))
@@ -125,7 +124,7 @@ LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm", "convnet, avera
 )
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
-    kernel_fn = infinite_twin(net, x.shape[1:], normal_kernels=True)
+    kernel_fn = infinite_twin(net.module, x.shape[1:], normal_kernels=True)
     for get, found in finite_kernels(name, parametrisation).items():
         expected, found = np.asarray(kernel_fn(x, get=get), float), np.asarray(found, float)
         scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
@@ -143,7 +142,7 @@ def test_means_of_finite_networks(name, parametrisation):
 @pytest.mark.parametrize("name", ["mlp", "convnet, stride"])
 def test_kernels_are_symmetric_positive_and_consistent(name, x64):
     shape = CASES[name][1]
-    kernel_fn, x = infinite_twin(create(name), shape), inputs_of(5, shape)
+    kernel_fn, x = infinite_twin(create(name).module, shape), inputs_of(5, shape)
     for get in ("ntk", "nngp"):
         kernel = np.asarray(kernel_fn(x, get=get))
         np.testing.assert_allclose(kernel, kernel.T, rtol=1e-6)
@@ -155,12 +154,12 @@ def test_kernels_are_symmetric_positive_and_consistent(name, x64):
 @pytest.mark.parametrize("name", ["mlp", "convnet, average"])
 def test_width_does_not_matter(name):
     shape = CASES[name][1]
-    first, second = (infinite_twin(create(name, width=width), shape)(inputs_of(2, shape)) for width in (3, 64))
+    first, second = (infinite_twin(create(name, width=width).module, shape)(inputs_of(2, shape)) for width in (3, 64))
     np.testing.assert_array_equal(first, second)
 
 
 def test_kernels_compile(x64):
-    kernel_fn, x = infinite_twin(create("mlp"), (5,)), inputs_of(3, (5,))
+    kernel_fn, x = infinite_twin(create("mlp").module, (5,)), inputs_of(3, (5,))
     np.testing.assert_allclose(jax.jit(kernel_fn)(x), kernel_fn(x), rtol=1e-6)
 
 
@@ -188,7 +187,7 @@ def test_no_twin(message, net):
 
 
 def test_errors_of_kernels():
-    kernel_fn = infinite_twin(create("mlp"), (5,))
+    kernel_fn = infinite_twin(create("mlp").module, (5,))
     with pytest.raises(ValueError, match=r"get must be one of \('ntk', 'nngp'\), got 'cov1'"):
         kernel_fn(inputs_of(2, (5,)), get="cov1")
     for wrong in ((inputs_of(2, (4,)),), (inputs_of(2, (5,)), inputs_of(2, (4,)))):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import ntk
+from jaxbp import models, ntk
 from jaxbp.ntk import measures, products
 from jaxbp.ops.convolution import conv_with
 
@@ -46,7 +46,9 @@ def problem(first="dense", batch_norm="stored"):
     rng = np.random.default_rng(2)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes["params"])
     stats = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.5, 2, size=s.shape)), shapes["batch_stats"])
-    return ntk.flax_function(net, batch_norm=batch_norm), params, {"batch_stats": stats}
+    network = models.from_linen(net)
+    fn = models.with_batch_statistics(network) if batch_norm == "batch" else network.apply
+    return fn, params, {"batch_stats": stats}
 
 
 @functools.cache

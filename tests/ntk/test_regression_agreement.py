@@ -24,9 +24,9 @@ def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, 
         inputs, labels = data.load(name, seed=seed, validation=0, num_train=num_train).train
         fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss=loss)
         # Rounding in the gradient grows with the biases: at 28 x 28 and depth 8 a margin of 1 left 1.2e-8, 0.1 leaves 3e-9.
-        params = landscape.embed_affine(net, fit, inputs, key=jax.random.key(seed), margin=0.1)
+        params = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(seed), margin=0.1)
         found = landscape.certify(
-            models.apply_fn(net), params, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
+            net.apply, params, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
             num_directions=1, num_steps=5,
         )  # fmt: skip
         assert fit.gradient_norm <= 1e-10
@@ -35,7 +35,7 @@ def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, 
         assert found.status == "proven", found.reasons
         moved = jax.tree.map(lambda leaf: np.asarray(leaf) * 1.001, params)
         off = landscape.certify(
-            models.apply_fn(net), moved, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
+            net.apply, moved, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
             max_products=10, num_directions=1, num_steps=1,
         )  # fmt: skip
         assert off.status == "refuted"

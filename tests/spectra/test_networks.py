@@ -17,9 +17,8 @@ IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 @functools.cache
 def resnet(parametrisation="standard"):
     net = models.create("resnet", num_classes=3, width=4, stages=2, depth=1, parametrisation=parametrisation)
-    params, state = models.initialise(net, jax.random.key(0), jnp.zeros(IMAGES.shape))
-    apply = models.stateful_apply_fn(net, train=False)
-    return lambda p, x: apply(p, x, state), params
+    params, state = net.init(jax.random.key(0), jnp.zeros(IMAGES.shape))
+    return lambda p, x: net.apply(p, x, state), params
 
 
 def bits(tree):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxbp import losses, models, sweep, training
+from jaxbp import models, sweep, training
 from jaxbp.jaxprs import op_count
 from jaxbp.ops import convolution
 
@@ -17,12 +17,8 @@ REAL_PLANS = [plan for plan in sweep.PLANS if plan != "loop"]
 
 def train_fn(one, inputs, labels):
     net = models.create("mlp", num_classes=3, width=8, depth=2)
-    params = net.init(one["key"], inputs[:1])["params"]
-    optimizer = training.sgd(one["learning_rate"], momentum=0.9)
-    return training.train(
-        models.apply_fn(net), params, optimizer, (inputs, labels), one["key"],
-        loss_fn=losses.cross_entropy, num_epochs=3, batch_size=16,
-    )  # fmt: skip
+    start, optimizer = net.init(one["key"], inputs[:1]), training.sgd(one["learning_rate"], momentum=0.9)
+    return training.train(net, optimizer, (inputs, labels), one["key"], training.Settings(num_epochs=3, batch_size=16), start=start)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +154,8 @@ def test_products_are_counted_through_loops_branches_and_convolutions():
         )  # fmt: skip
         assert found.convolutional
     net = models.create("resnet", num_classes=2, width=4, stages=1, depth=1)
-    params, state = models.initialise(net, jax.random.key(0), image)
-    loss = lambda params: models.stateful_apply_fn(net, train=False)(params, image, state).sum()  # noqa: E731
+    params, state = net.init(jax.random.key(0), image)
+    loss = lambda params: net.apply(params, image, state).sum()  # noqa: E731
     assert op_count.count(jax.grad(loss), params).convolutional
 
 
@@ -184,10 +180,8 @@ def test_each_core_becomes_a_device_in_a_fresh_process():
 def test_optax_state_travels_through_every_plan(problem):
     def adam(key, inputs, labels):
         params = jax.random.normal(key, (5, 3)) * 0.1
-        return training.train(
-            lambda p, x: x @ p, params, optax.adam(0.01), (inputs, labels), key,
-            loss_fn=losses.cross_entropy, num_epochs=2, batch_size=16,
-        ).params  # fmt: skip
+        net, settings = models.from_functions(lambda p, x: x @ p), training.Settings(num_epochs=2, batch_size=16)
+        return training.train(net, optax.adam(0.01), (inputs, labels), key, settings, start=(params, {})).params
 
     loop = sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="loop")
     np.testing.assert_allclose(sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="pmap"), loop, rtol=1e-4, atol=1e-6)

@@ -25,30 +25,26 @@ PROBLEM = textwrap.dedent("""
 
     def train_fn(mesh=None):
         def train(key, inputs, labels, *, learning_rate, width):
-            apply_fn = models.apply_fn(NET[width])
-            if mesh is not None:
-                apply_fn, _ = parallel.data_parallel(apply_fn, mesh=mesh)
-            params = NET[width].init(key, inputs[:1])["params"]
-            found = training.train(
-                apply_fn, params, training.sgd(learning_rate, momentum=0.9), (inputs, labels), key,
-                loss_fn=losses.cross_entropy, num_epochs=3, batch_size=16)
+            net = NET[width] if mesh is None else parallel.data_parallel(NET[width], mesh=mesh)
+            optimizer, settings = training.sgd(learning_rate, momentum=0.9), training.Settings(num_epochs=3, batch_size=16)
+            start = net.init(key, inputs[:1])
+            found = training.train(net, optimizer, (inputs, labels), key, settings, start=start)
             return {"loss": found.history["train_loss"], "params": found.params}
         return train
 
 
     def segments(mesh=None):
-        def logits_fn(width):
-            apply_fn = models.apply_fn(NET[width])
-            return apply_fn if mesh is None else parallel.data_parallel(apply_fn, mesh=mesh)[0]
+        def network(width):
+            return NET[width] if mesh is None else parallel.data_parallel(NET[width], mesh=mesh)
 
         def init_fn(key, inputs, labels, *, learning_rate, width):
-            return NET[width].init(key, inputs[:1])["params"], key
+            return NET[width].init(key, inputs[:1])[0], key
 
         def segment_fn(state, index, inputs, labels, *, learning_rate, width):
             params, key = state
             found = training.train(
-                logits_fn(width), params, training.sgd(learning_rate), (inputs, labels), jax.random.fold_in(key, index),
-                loss_fn=losses.cross_entropy, num_epochs=1, batch_size=16)
+                network(width), training.sgd(learning_rate), (inputs, labels), jax.random.fold_in(key, index),
+                training.Settings(num_epochs=1, batch_size=16), start=(params, {}))
             return (found.params, key), {"loss": found.history["train_loss"][-1]}
 
         return sweep.Segments(init_fn, segment_fn, 3, lambda state, *_, **__: {"params": state[0]})

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxbp import losses, training
+from jaxbp import losses, models, training
 
 NUM_EXAMPLES, NUM_INPUTS, NUM_HIDDEN, NUM_CLASSES = 11, 3, 4, 3
 BATCH_SIZE = 4  # leaves 3 examples over in each epoch
@@ -25,15 +25,19 @@ def apply(params, inputs):
     return jax.nn.relu(inputs @ params["w"] + params["b"]) @ params["v"] + params["c"]
 
 
-def train(optimizer, data=None, key=None, **options):
+NET = models.from_functions(apply)
+
+
+def train(optimizer, data=None, key=None, test_data=None, measure_fn=None, **options):
     """Train on the problem above, compiled."""
     default_data, params = problem()
     arrays = jax.tree.map(jnp.asarray, (params, default_data if data is None else data))
-    options = {"loss_fn": losses.cross_entropy, "num_epochs": 3, "batch_size": BATCH_SIZE} | options
+    settings = training.Settings(**{"num_epochs": 3, "batch_size": BATCH_SIZE} | options)
 
     @jax.jit
     def run(params, data, key):
-        return training.train(apply, params, optimizer, data, key, **options)
+        start = params, {}
+        return training.train(NET, optimizer, data, key, settings, start=start, test_data=test_data, measure_fn=measure_fn)
 
     return run(*arrays, jax.random.key(5) if key is None else key)
 
@@ -181,10 +185,14 @@ def test_each_epoch_visits_whole_batches_of_a_fresh_shuffle():
     num_examples, num_epochs, batch_size = 10, 12, 4
     data = (jnp.eye(num_examples), jnp.zeros(num_examples, int))
     found = training.train(
-        lambda params, inputs: inputs @ params, jnp.zeros((num_examples, 1)), optax.sgd(float(batch_size)), data,
-        jax.random.key(2), loss_fn=lambda logits, labels: -logits[:, 0], num_epochs=num_epochs, batch_size=batch_size,
+        models.from_functions(lambda params, inputs: inputs @ params),
+        optax.sgd(float(batch_size)),
+        data,
+        jax.random.key(2),
+        training.Settings(num_epochs, batch_size, loss_fn=lambda logits, labels: -logits[:, 0]),
+        start=(jnp.zeros((num_examples, 1)), {}),
         measure_fn=lambda now: now.params[:, 0],
-    )  # fmt: skip
+    )
     visits = np.diff(found.measured, axis=0)  # of each example, in each epoch
     assert set(visits.ravel()) == {0.0, 1.0}
     assert (visits.sum(1) == 8).all()  # 2 left over
@@ -206,7 +214,7 @@ def test_batches_of_one_and_of_all():
 # One program for many seeds
 
 
-def counted_run(traces, **options):
+def counted_run(traces, measure_fn=None, **options):
     (inputs, labels), _ = problem()
 
     def apply_fn(params, inputs):
@@ -218,10 +226,8 @@ def counted_run(traces, **options):
         params = jax.random.normal(init_key, (NUM_INPUTS, NUM_CLASSES), "float32")
         optimizer = training.sgd(learning_rate, momentum=momentum, weight_decay=weight_decay)
         data = (jnp.asarray(inputs, "float32"), jnp.asarray(labels))
-        return training.train(
-            apply_fn, params, optimizer, data, key, loss_fn=losses.cross_entropy, num_epochs=3, batch_size=4,
-            **options,
-        )  # fmt: skip
+        net, settings = models.from_functions(apply_fn), training.Settings(num_epochs=3, batch_size=4, **options)
+        return training.train(net, optimizer, data, key, settings, start=(params, {}), measure_fn=measure_fn)
 
     return jax.jit(run), run
 
@@ -270,10 +276,8 @@ def test_divergence_is_a_value_and_spares_the_other_seeds():
 
 def test_arrays_of_numpy_serve_as_data():
     data, params = problem()
-    found = training.train(
-        apply, params, training.sgd(0.1), data, jax.random.key(5), loss_fn=losses.squared_error, num_epochs=1,
-        batch_size=4, test_data=data,
-    )  # fmt: skip
+    settings = training.Settings(num_epochs=1, batch_size=4, loss_fn=losses.squared_error)
+    found = training.train(NET, training.sgd(0.1), data, jax.random.key(5), settings, start=(params, {}), test_data=data)
     np.testing.assert_array_equal(found.history["train_loss"], found.history["test_loss"])
 
 
@@ -317,9 +321,14 @@ def test_a_state_is_carried_along_and_evaluated():
     params, state = jnp.ones((NUM_INPUTS, NUM_CLASSES)), {"mean": jnp.full(NUM_INPUTS, 0.5)}
     key, rate = jax.random.key(3), 0.1
     run = training.train(
-        stateful, params, training.sgd(rate), data, key, loss_fn=losses.cross_entropy, num_epochs=2,
-        batch_size=BATCH_SIZE, state=state, train_fn=stateful_train, measure_fn=lambda now: (now.params, now.model_state["mean"]),
-    )  # fmt: skip
+        models.from_functions(stateful, update=stateful_train),
+        training.sgd(rate),
+        data,
+        key,
+        training.Settings(num_epochs=2, batch_size=BATCH_SIZE),
+        start=(params, state),
+        measure_fn=lambda now: (now.params, now.model_state["mean"]),
+    )
     measured = [(params, state["mean"])]
     for order in shuffles(key, 2):
         for start in (0, BATCH_SIZE):
@@ -335,14 +344,63 @@ def test_a_state_is_carried_along_and_evaluated():
     np.testing.assert_allclose(run.history["train_loss"][-1], last, rtol=1e-5)
 
 
-def test_a_state_without_its_function_is_refused():
-    data, params = problem()
-    for extra in ({"state": {}}, {"train_fn": stateful_train}):
-        with pytest.raises(ValueError, match="state and train_fn go together"):
-            training.train(
-                apply, params, training.sgd(0.1), data, jax.random.key(0), loss_fn=losses.cross_entropy,
-                num_epochs=1, batch_size=2, **extra,
-            )  # fmt: skip
+def test_without_a_start_the_key_is_split_for_the_initialisation_and_the_shuffles():
+    net = models.create("resnet", num_classes=NUM_CLASSES, width=2, depth=1, stages=1)
+    data = jax.random.normal(jax.random.key(0), (12, 4, 4, 1)), jnp.arange(12) % NUM_CLASSES
+    settings, optimizer = training.Settings(num_epochs=2, batch_size=4), training.sgd(0.1, momentum=0.9)
+    init_key, order_key = jax.random.split(jax.random.key(7))
+    fresh = jax.jit(lambda key: training.train(net, optimizer, data, key, settings))(jax.random.key(7))
+    start = jax.jit(net.init)(init_key, data[0][:1])
+    given = jax.jit(lambda key, start: training.train(net, optimizer, data, key, settings, start=start))(order_key, start)
+    jax.tree.map(np.testing.assert_array_equal, fresh, given)
+    assert jax.tree.leaves(fresh.state)
+
+
+def test_a_network_without_init_needs_a_start():
+    with pytest.raises(ValueError, match=r"this network has no init function: give init to models.from_functions"):
+        training.train(NET, training.sgd(0.1), problem()[0], jax.random.key(0), training.Settings(1, 2))
+
+
+def test_settings_are_hashable_and_their_sequences_tuples():
+    first, second = (training.Settings(3, 4, measure_epochs=epochs) for epochs in ([0, 3], np.array([0, 3])))
+    assert (first == second, hash(first) == hash(second)) == (True, True)
+    assert first.measure_epochs == (0, 3)
+
+
+# In segments
+
+
+@pytest.mark.parametrize("options", [{}, {"augment_fn": lambda key, inputs: inputs + jax.random.normal(key, inputs.shape)}, "project"])
+def test_segments_are_the_run_bit_for_bit(options):
+    if options == "project":
+        options = {"project_fn": lambda params: jax.tree.map(lambda leaf: leaf / 2, params), "project_epochs": (2,)}
+    net = models.create("resnet", num_classes=NUM_CLASSES, width=2, depth=1, stages=1)
+    data = jax.random.normal(jax.random.key(0), (14, 4, 4, 1)), jnp.arange(14) % NUM_CLASSES
+    test_data, settings = (2 * data[0][:5], data[1][:5]), training.Settings(num_epochs=3, batch_size=4, **options)
+
+    def norm(state):
+        return {"norm": optax.tree.norm(state.params)}
+
+    def whole(key, rate):
+        return training.train(net, training.sgd(rate, momentum=0.9), data, key, settings, test_data=test_data, measure_fn=norm)
+
+    expected = jax.jit(whole)(jax.random.key(3), 0.1)
+    parts = training.segmented(lambda num_examples, *, rate: (net, training.sgd(rate, momentum=0.9), settings), 3, measure_fn=norm)
+    state = jax.jit(parts.init_fn)(jax.random.key(3), data, test_data, rate=0.1)
+    segment = jax.jit(parts.segment_fn)
+    for index in range(parts.num_segments):
+        state, measures = segment(state, index, data, test_data, rate=0.1)
+        for name, value in measures.items():
+            np.testing.assert_array_equal(value, (expected.history | expected.measured)[name][index + 1], err_msg=name)
+    assert set(measures) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "norm"}
+    jax.tree.map(np.testing.assert_array_equal, (state[0].params, state[0].model_state), (expected.params, expected.state))
+
+
+@pytest.mark.parametrize("settings", [training.Settings(2, 4), training.Settings(3, 4, measure_epochs=[1])])
+def test_segments_measure_each_epoch(settings):
+    parts = training.segmented(lambda num_examples: (NET, training.sgd(0.1), settings), 3)
+    with pytest.raises(ValueError, match=r"measures each of its 3 epochs, got settings of \d epochs that measure"):
+        parts.init_fn(jax.random.key(0), problem()[0])
 
 
 def test_a_schedule_multiplies_the_learning_rate():
