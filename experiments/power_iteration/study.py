@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import xarray as xr
 
 from experiments.power_iteration.settings import Case, Settings
-from jaxbp import data, lab, landscape, losses, models, report, stats, training
+from jaxbp import data, lab, landscape, models, report, stats, training
 from jaxbp.claims import Above, Claim
 
 _SOURCE = "Goldblum et al., ICLR 2020, Table 1, where it is the evidence for minima"
@@ -45,11 +45,10 @@ def smallest_eigenvalue(case: Case, settings: Settings, seed: int) -> dict[str, 
     net = models.create("mlp", num_classes=split.num_classes, width=24, depth=2)
     batch = split.train.inputs, split.train.labels
     init_key, order_key, start_key = jax.random.split(jax.random.key(seed), 3)
-    trained = training.train(
-        models.apply_fn(net), net.init(init_key, batch[0][:1])["params"], training.sgd(settings.learning_rate, momentum=0.9), batch,
-        order_key, loss_fn=losses.cross_entropy, num_epochs=case.num_epochs, batch_size=50,
-    )  # fmt: skip
-    loss_fn = landscape.per_example_loss(models.apply_fn(net), "cross_entropy")
+    options = training.Settings(num_epochs=case.num_epochs, batch_size=50)
+    start = net.init(init_key, batch[0][:1])
+    trained = training.train(net, training.sgd(settings.learning_rate, momentum=0.9), batch, order_key, options, start=start)
+    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
     operator = landscape.hessian(loss_fn, trained.params, batch)
     estimate = shifted_power(operator.matvec, jax.random.normal(start_key, (operator.dimension,)), settings.num_steps)
     with jax.enable_x64(True):
