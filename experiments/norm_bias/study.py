@@ -169,17 +169,18 @@ def norm_ratio(m: Any) -> xr.DataArray:
         return np.log2(norm.sel(arm=BIAS, drop=True) / norm.sel(arm=DECAY, drop=True))
 
 
-def draw_scan(m: Any) -> Any:
-    """Validation accuracy (left axis) and the norm reached (squares, right axis) over the norm wanted."""
-    fig, ax = report.figure()
-    report.curve(ax, m.scan.ratio.values, m.scan.accuracy.transpose("seed", "ratio").values)
-    with report.style():
-        ax.set_ylabel("validation accuracy, %")
-        ax.set_xlabel("norm wanted / norm without regulariser")
-        right = ax.twinx()
-        right.plot(m.scan.ratio, m.scan.reached.mean("seed"), "s:", color="#b3541e", markersize=3)
-        right.set_ylabel("norm reached (squares)", color="#b3541e")
-        right.grid(False)
+def draw_scans(run: lab.Run) -> Any:
+    """Validation accuracy (left axis) and the norm reached (squares, right axis) over the norm wanted, a panel a case."""
+    fig, axes = report.panels([case_title(m) for m in run.cases])
+    for ax, m in zip(axes, run.cases, strict=True):
+        report.curve(ax, m.scan.ratio.values, m.scan.accuracy.transpose("seed", "ratio").values)
+        with report.style():
+            ax.set_ylabel("validation accuracy, %")
+            ax.set_xlabel("norm wanted / norm without regulariser")
+            right = ax.twinx()
+            right.plot(m.scan.ratio, m.scan.reached.mean("seed"), "s:", color="#b3541e", markersize=3)
+            right.set_ylabel("norm reached (squares)", color="#b3541e")
+            right.grid(False)
     return fig
 
 
@@ -284,7 +285,7 @@ STUDY = lab.Study(
             "of the data; bars are means with 95 % intervals.",
         ),
         report.CustomFigure(
-            draw_scan, name="target_norm", alt="validation accuracy and final norm against the norm wanted",
+            draw_scans, per_case=False, name="target_norm", alt="validation accuracy and final norm against the norm wanted",
             caption="Norm-bias with the coefficient chosen in tuning and a range of norms: validation accuracy (seeds thin) and the norm "
             "reached (squares, right axis), both relative to the norm at which the unregularised network ends.",
         ),
