@@ -172,8 +172,6 @@ class _Walk:
         """Add a function, its defaults and closure, and all that its code uses; return its name and the digest of these."""
         module, code = _module_name(fn), fn.__code__
         name = f"{module}.{code.co_qualname}"
-        if any(f"{module}.".startswith(f"{prefix}.") for prefix in self.ignore):
-            return name
         cells = {}
         for variable, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
             try:
@@ -349,14 +347,18 @@ def _source(file: str) -> _Source:
 
 
 def _function_node(code: types.CodeType) -> ast.AST | None:
-    """Return the syntax tree of a function; of lambdas in one line, the smallest that holds all columns of the code."""
+    """Return the syntax tree of a function; of lambdas in one line, the smallest whose body holds all columns of the code."""
     nodes = _source(code.co_filename).by_line.get((code.co_firstlineno, code.co_name), [])
     if len(nodes) > 1:
         spans = [span for span in list(code.co_positions())[1:] if None not in span and span[3] > span[2]]
         places = [place for line, end, column, end_column in spans for place in ((line, column), (end, end_column))]
-        nodes = [node for node in nodes if places and _start(node) <= min(places) and max(places) <= _end(node)]
+        nodes = [node for node in nodes if places and _start(_body(node)) <= min(places) and max(places) <= _end(_body(node))]
         nodes.sort(key=_start, reverse=True)
     return nodes[0] if nodes else None
+
+
+def _body(node: ast.AST) -> ast.AST:
+    return node.body if isinstance(node, ast.Lambda) else node
 
 
 def _start(node: ast.AST) -> tuple[int, int]:
