@@ -37,9 +37,14 @@ class along:
         return (self.values,), self.axes
 
     @classmethod
-    def tree_unflatten(cls, axes: tuple[str, ...], children: tuple[Any]) -> "along":
+    def tree_unflatten(cls, axes: tuple[str, ...], children: tuple[Any]) -> "NamedArray":
         """The inverse of `tree_flatten`."""
         return cls(axes, children[0])
+
+
+def along(axes: str | Sequence[str], values: Any) -> NamedArray:
+    """``values`` with names for their axes, one name or a sequence."""
+    return NamedArray((axes,) if isinstance(axes, str) else tuple(axes), values)
 
 
 def device() -> Any:
@@ -117,7 +122,7 @@ def to_dataset(results: xr.Dataset | Mapping[str, Any], leading: Sequence[str] =
         if isinstance(value, xr.DataArray):
             variables[name] = value
             continue
-        axes, array = (value.axes, np.asarray(value.values)) if isinstance(value, along) else ((), np.asarray(value))
+        axes, array = (value.axes, np.asarray(value.values)) if isinstance(value, NamedArray) else ((), np.asarray(value))
         axes = (*leading, *axes)
         variables[name] = ((*axes, *(f"{name}_{i}" for i in range(len(axes), array.ndim))), array)
     return xr.Dataset(variables)

@@ -34,7 +34,8 @@ def main(arguments: type[Arguments], study: Any) -> None:
         devices = jax_setup.start_jax(options.cluster)
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
         typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
-        section = execute.run(load(study), settings, folder, devices=devices, command=typed, recompute=options.recompute)
+        flags = {"recompute": options.recompute, "reuse": options.reuse}
+        section = execute.run(load(study), settings, folder, devices=devices, command=typed, **flags)
         if section:
             execute.print_outcome(section, folder)
 

@@ -16,8 +16,9 @@ from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.shared_store import open_together
 
 
-def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, recompute: bool = False) -> Any:
-    """Compute what the folder lacks, judge, draw, write everything; ``command`` says on the page how to repeat the run.
+def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
+    """Compute what the folder lacks, judge, draw, write everything; ``command`` says on the page how to repeat the run; ``flags`` are
+    those of `jaxbp.lab.jobs.run_jobs`.
 
     Returns:
       The study's section of the page, in the first process; None in the others.
@@ -29,7 +30,7 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
     with open_together(folder, as_json(settings), jax_setup.facts(devices)) as store:
         archive = Archive(store)
         jobs = plan(study, settings)
-        run_jobs(archive, jobs, num_workers=len(devices), recompute=recompute)
+        run_jobs(archive, jobs, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
         results = Run(study, settings, jobs, archive)

