@@ -26,11 +26,11 @@ _KEPT = 32  # functions whose programs are kept
 
 
 @jax.tree_util.register_pytree_node_class
-class along:
-    """``values`` with names for their axes, one name or a sequence; the name is carried through jit and vmap."""
+class NamedArray:
+    """An array with names for its axes, which jit and vmap carry along; made by `along`."""
 
-    def __init__(self, axes: str | Sequence[str], values: Any):
-        self.axes, self.values = (axes,) if isinstance(axes, str) else tuple(axes), values
+    def __init__(self, axes: tuple[str, ...], values: Any):
+        self.axes, self.values = axes, values
 
     def tree_flatten(self) -> tuple[tuple[Any], tuple[str, ...]]:
         """The values, and the names as static data."""
