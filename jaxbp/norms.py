@@ -12,7 +12,7 @@ optimiser calls a weight decay of lambda, "text" by lambda.
 
 Layers that a normalisation follows do not change when their weights are scaled. Their norm then acts through the step
 size alone: the effective learning rate is the learning rate over the squared norm (van Laarhoven, arXiv 1706.05350), and
-the angle by which a step turns the weights says how fast they learn (Wan et al., arXiv 2006.08419). `watch_angles` and
+the angle by which a step turns the weights says how fast they learn (Wan et al., arXiv 2006.08419). `track_angular_updates` and
 `effective_learning_rates` measure them along a run.
 
 >>> import jax.numpy as jnp, optax
@@ -118,7 +118,7 @@ class Angles(NamedTuple):
     last: jax.Array
 
 
-def watch_angles(mask: Mask = kernels_only) -> optax.GradientTransformation:
+def track_angular_updates(mask: Mask = kernels_only) -> optax.GradientTransformation:
     """Change nothing, and keep the angle (radians) by which each step turns each array of the mask.
 
     The last link of a chain; `angular_updates` finds the angles in the optimiser's state.
@@ -135,11 +135,11 @@ def watch_angles(mask: Mask = kernels_only) -> optax.GradientTransformation:
 
 
 def angular_updates(opt_state: Any) -> jax.Array:
-    """The angles (radians) that `watch_angles` has kept; ValueError if it is not part of the optimiser."""
+    """The angles (radians) that `track_angular_updates` has kept; ValueError if it is not part of the optimiser."""
     for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Angles)):
         if isinstance(part, Angles):
             return part.last
-    raise ValueError("the optimiser does not watch angles: end its chain with norms.watch_angles()")
+    raise ValueError("the optimiser does not watch angles: end its chain with norms.track_angular_updates()")
 
 
 def effective_learning_rates(params: Any, learning_rate: Any, mask: Mask = kernels_only) -> jax.Array:

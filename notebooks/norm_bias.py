@@ -61,7 +61,7 @@ net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 # ## One training as a pure function
 #
 # A run is a seed's key, the rows of its training images, and what the regulariser wants: a coefficient $\lambda$, and $\mu$ relative to
-# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.watch_angles` keeps by how much each step turns the
+# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.track_angular_updates` keeps by how much each step turns the
 # weights.
 
 # %%
@@ -82,7 +82,7 @@ def train(one, inputs, labels, *test_data):
         regulariser=norms.norm_bias(one["coefficient"], mu),
     )  # fmt: skip
     result = training.train(
-        models.stateful_apply_fn(net, train=False), params, optax.chain(sgd, norms.watch_angles()),
+        models.stateful_apply_fn(net, train=False), params, optax.chain(sgd, norms.track_angular_updates()),
         (inputs[one["rows"]], labels[one["rows"]]), order_key, loss_fn=losses.cross_entropy, num_epochs=NUM_EPOCHS,
         batch_size=BATCH_SIZE, test_data=test_data, measure_epochs=EPOCHS, measure_fn=measure, state=state,
         train_fn=models.stateful_apply_fn(net, train=True),

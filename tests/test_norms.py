@@ -136,11 +136,11 @@ def test_kernels_only_knows_the_house_networks():
 
 def test_angles_of_steps(x64):
     params = f64({"kernel": jnp.array([3.0, 0.0]), "more": {"kernel": jnp.array([[1.0, 1.0]])}, "bias": jnp.ones(2)})
-    optimizer = optax.chain(optax.sgd(1.0), norms.watch_angles())
+    optimizer = optax.chain(optax.sgd(1.0), norms.track_angular_updates())
     gradients = f64({"kernel": jnp.array([0.0, -3.0]), "more": {"kernel": jnp.array([[-1e-9, 1e-9]])}, "bias": jnp.ones(2)})
     _, state = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(norms.angular_updates(state), [math.pi / 4, 1e-9], rtol=1e-9)
-    with pytest.raises(ValueError, match="watch_angles"):
+    with pytest.raises(ValueError, match="track_angular_updates"):
         norms.angular_updates(optax.sgd(0.1).init(params))
 
 

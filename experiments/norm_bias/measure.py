@@ -196,7 +196,7 @@ def _training_program(case: Case, settings: Settings, fill: tuple[float, ...], n
                 case.learning_rate, momentum=settings.momentum, decay_steps=steps,
                 regulariser=norms.norm_bias(one["coefficient"], one["mu"]),
             ),
-            norms.watch_angles(),
+            norms.track_angular_updates(),
         )  # fmt: skip
         return training.train(
             models.stateful_apply_fn(net, train=False), params, optimizer, (inputs[one["rows"]], labels[one["rows"]]),

@@ -21,12 +21,12 @@ A local minimum of a deep network, built from the best affine map and proven:
 'proven'
 """
 
-from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius
+from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
 from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify, per_example_loss
-from jaxbp.landscape.embedding import NotRepresentable, embed_affine, embed_mlp
+from jaxbp.landscape.embedding import NotRepresentableError, embed_affine, embed_mlp
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
-from jaxbp.landscape.inits import INITS, initialise
+from jaxbp.landscape.inits import INITS, perturb_init
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe
 from jaxbp.linalg.lanczos import (
     Eigenvalue,

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius
+from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.hessian import LossFn, hessian
 from jaxbp.landscape.probes import ProbeReport, probe
 from jaxbp.linalg.lanczos import Extremes, extreme_eigenvalues
@@ -188,7 +188,7 @@ def _activations(apply_fn: Callable, params: Any, inputs: jax.Array, chunk_size:
     try:
         report = analyse(apply_fn, params, inputs, chunk_size=chunk_size)
         return report, stable_radius(apply_fn, params, inputs, chunk_size=chunk_size), ""
-    except UnsupportedOperation as error:
+    except UnsupportedOperationError as error:
         return None, 0.0, str(error)
 
 

@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.landscape.activation import UnsupportedOperation, analyse
+from jaxbp.landscape.activation import UnsupportedOperationError, analyse
 from jaxbp.landscape.affine import AffineFit
 
 Layer = tuple[np.ndarray, np.ndarray]  # kernel (fan_in, fan_out), bias (fan_out,)
 
 
-class NotRepresentable(ValueError):
+class NotRepresentableError(ValueError):
     """The network cannot compute the shallow map with all its ReLUs active."""
 
 
@@ -53,7 +53,7 @@ def embed_affine(module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: j
       margin: smallest pre-activation of every hidden layer over ``inputs``.
 
     Raises:
-      NotRepresentable: a dense layer narrower than the rank, an image that does not reach the dense layers whole, a ReLU that no
+      NotRepresentableError: a dense layer narrower than the rank, an image that does not reach the dense layers whole, a ReLU that no
         bias can keep active, an operation other than those above.
       ValueError: for a margin that is not positive.
     """
@@ -61,7 +61,7 @@ def embed_affine(module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: j
         inputs = jnp.asarray(np.asarray(inputs), jnp.float64)
         variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
         if extra := sorted(set(variables) - {"params"}):
-            raise NotRepresentable(f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation")
+            raise NotRepresentableError(f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation")
         params = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float64), variables["params"])
         builder = _Builder(module, fit, inputs, key, margin)
         with nn.intercept_methods(builder.intercept):
@@ -79,16 +79,16 @@ def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndar
 
     try:
         report = analyse(apply_fn, params, inputs)
-    except UnsupportedOperation as error:
-        raise NotRepresentable(f"the network is not affine between its ReLUs: {error}") from error
+    except UnsupportedOperationError as error:
+        raise NotRepresentableError(f"the network is not affine between its ReLUs: {error}") from error
     if not report.all_active:
-        raise NotRepresentable(
+        raise NotRepresentableError(
             f"only {report.active_share:.1%} of the ReLUs are active: some act on the image itself, or on a sum with it, before any bias"
         )
     logits = apply_fn(params, inputs)
     gap = float(jnp.abs(logits - expected).max() / (1 + jnp.abs(expected).max()))
     if logits.dtype != jnp.float64 or not gap < 1e-10:
-        raise NotRepresentable(
+        raise NotRepresentableError(
             f"the network's logits ({logits.dtype}) differ from the affine map's by {gap:.1g} (relative): the image does not reach "
             "the dense layers whole. Convolutions need at least (product of strides) x input channels, kernels as wide as their "
             "strides, padding SAME, no pooling between, and no dtype of their own"
@@ -109,13 +109,13 @@ def embed_mlp(
     (Theorem 1 applied from the last hidden layer on). Returns len(widths) + 1 layers, float64.
 
     Raises:
-      NotRepresentable: fewer hidden layers than the shallow net has, or narrower ones, or added ones narrower than its last layer's rank.
+      NotRepresentableError: fewer hidden layers than the shallow net has, or narrower ones, or added ones narrower than its last layer's rank.
       ValueError: for a margin that is not positive.
     """
     _check_margin(margin)
     old_widths = [kernel.shape[1] for kernel, _ in layers[:-1]]
     if len(widths) < len(old_widths) or any(new < old for new, old in zip(widths, old_widths, strict=False)):
-        raise NotRepresentable(f"hidden widths {list(widths)} cannot hold an MLP of hidden widths {old_widths}")
+        raise NotRepresentableError(f"hidden widths {list(widths)} cannot hold an MLP of hidden widths {old_widths}")
     features, built = np.asarray(inputs, np.float64), []
     layers = [(np.asarray(kernel, np.float64), np.asarray(bias, np.float64)) for kernel, bias in layers]
     for (kernel, bias), width in zip(layers[:-1], widths, strict=False):
@@ -142,7 +142,7 @@ def _dense_chain(
     left, singular, right = np.linalg.svd(kernel, full_matrices=False)
     rank = int((singular > 1e-12 * max(singular.max(), 1e-300)).sum())
     if widths and min(widths) < rank:
-        raise NotRepresentable(f"a hidden layer of width {min(widths)} cannot carry a map of rank {rank}: widen it to {rank} or more")
+        raise NotRepresentableError(f"a hidden layer of width {min(widths)} cannot carry a map of rank {rank}: widen it to {rank} or more")
     left, right = left[:, :rank], right[:rank]
     share = np.diag(singular[:rank] ** (1 / (len(widths) + 1)))
     keys = [None] * len(widths) if key is None else jax.random.split(key, max(len(widths), 1))
@@ -185,7 +185,7 @@ class _Builder:
         if self.applying or context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.Conv):
             return next_fn(*args, **kwargs)
         if not layer.use_bias:
-            raise NotRepresentable(f"layer {'/'.join(layer.path)} has no bias, so its ReLUs cannot be kept active")
+            raise NotRepresentableError(f"layer {'/'.join(layer.path)} has no bias, so its ReLUs cannot be kept active")
         features = args[0]
         if isinstance(layer, nn.Conv):
             params = self._carry(layer, features)
@@ -208,7 +208,9 @@ class _Builder:
 
     def _next_dense(self, layer: nn.Dense, features: np.ndarray) -> dict[str, jax.Array]:
         if features.ndim != 2:
-            raise NotRepresentable(f"layer {'/'.join(layer.path)} acts on features of shape {features.shape}: only flat ones are handled")
+            raise NotRepresentableError(
+                f"layer {'/'.join(layer.path)} acts on features of shape {features.shape}: only flat ones are handled"
+            )
         if self.dense_layers is None:
             kernel, bias = self._head(features)
             self.dense_layers = _dense_chain(kernel, bias, self.dense_widths[:-1], features, self.key, self.margin)
@@ -252,14 +254,14 @@ def _dense_widths(module: nn.Module, example: jax.Array) -> list[int]:
     with nn.intercept_methods(record):  # through a fresh function: a trace from JAX's cache would pass no interceptor
         jax.eval_shape(lambda *arguments: module.init(*arguments), jax.random.key(0), example)
     if not widths:
-        raise NotRepresentable("the network has no nn.Dense layer to give the logits")
+        raise NotRepresentableError("the network has no nn.Dense layer to give the logits")
     return widths
 
 
 def _copying_kernel(layer: nn.Conv, features: np.ndarray) -> np.ndarray:
     """A kernel whose output channels copy (offset, input channel) pairs, as many as the channels and the window have room for."""
     if layer.feature_group_count != 1:
-        raise NotRepresentable(f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image")
+        raise NotRepresentableError(f"layer {'/'.join(layer.path)} is a grouped convolution, which cannot carry the image")
     window = (layer.kernel_size,) if isinstance(layer.kernel_size, int) else tuple(layer.kernel_size)
     strides, dilation = (_per_axis(v, len(window)) for v in (layer.strides, layer.kernel_dilation))
     reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
@@ -282,7 +284,7 @@ def _leading_padding(layer: nn.Conv, sizes: tuple[int, ...], reach: list[int], s
     """Zeros that the layer puts before the first pixel of each axis."""
     if isinstance(layer.padding, str):
         if layer.padding not in ("SAME", "SAME_LOWER", "VALID"):
-            raise NotRepresentable(f"layer {'/'.join(layer.path)} has padding {layer.padding!r}: use SAME")
+            raise NotRepresentableError(f"layer {'/'.join(layer.path)} has padding {layer.padding!r}: use SAME")
         return [int(low) for low, _ in jax.lax.padtype_to_pads(sizes, reach, strides, layer.padding)]
     if isinstance(layer.padding, int):
         return [layer.padding] * len(sizes)

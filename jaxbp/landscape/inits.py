@@ -3,11 +3,11 @@
 All are made from parameters drawn as usual, so that only what is named changes. A bias is every leaf called ``bias``.
 
 >>> import jax, jax.numpy as jnp
->>> from jaxbp.landscape import initialise
+>>> from jaxbp.landscape import perturb_init
 >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
->>> initialise("bias +20", params, jax.random.key(0))["dense"]["bias"].tolist()
+>>> perturb_init("bias +20", params, jax.random.key(0))["dense"]["bias"].tolist()
 [20.0, 20.0, 20.0]
->>> float(jnp.abs(initialise("bias U(-10, 10)", params, jax.random.key(0))["dense"]["bias"]).max()) < 10
+>>> float(jnp.abs(perturb_init("bias U(-10, 10)", params, jax.random.key(0))["dense"]["bias"]).max()) < 10
 True
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 INITS = ("default", "zero", "constant C", "bias +V", "bias -V", "bias U(-V, V)")  # V, C: any positive number
 
 
-def initialise(name: str, params: Any, key: jax.Array) -> Any:
+def perturb_init(name: str, params: Any, key: jax.Array) -> Any:
     """Change freshly drawn ``params`` into the init ``name``, one of the forms in `INITS`.
 
     *default* leaves them; *zero* and *constant C* set every parameter; *bias +V*, *bias -V* shift every bias; *bias U(-V, V)* draws every

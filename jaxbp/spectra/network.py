@@ -98,12 +98,12 @@ def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None
         name, again = paths[use.leaf], [layer for layer in layers if layer.leaf == use.leaf]
         try:
             if use.steps is None:
-                raise _NotFixed("its weight is multiplied by a number that is known only at run time")
+                raise _NotFixedError("its weight is multiplied by a number that is known only at run time")
             if isinstance(use.geometry, linear_layers.Convolution):
                 geometry, arrange = _convolution(use, use.geometry)
             else:
                 geometry, arrange = _matmul(use, use.geometry)
-        except _NotFixed as reason:
+        except _NotFixedError as reason:
             refused[name] = str(reason)
             continue
         if any(layer.geometry == geometry for layer in again):
@@ -112,14 +112,14 @@ def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None
         shortcut = kind == "conv" and _is_shortcut(use, readers[use.source])
         first = all(layer.kind != kind for layer in layers)
         layers.append(Layer(name, kind, geometry, use.leaf, first, shortcut, _chained((*use.steps, arrange))))
-    chosen = choose(layers, pattern)
+    chosen = select_layers(layers, pattern)
     named = [name for name in refused if pattern is None or (isinstance(pattern, str) and re.search(pattern, name))]
     if named:
         raise ValueError(f"{named[0]} is no fixed operator: {refused[named[0]]}; leave it out by a pattern")
     return chosen
 
 
-def choose(layers: Sequence[Layer], pattern: Pattern) -> tuple[Layer, ...]:
+def select_layers(layers: Sequence[Layer], pattern: Pattern) -> tuple[Layer, ...]:
     """Those of ``layers`` that the pattern names; ValueError if there are none."""
     if pattern is None:
         fits = lambda layer: True  # noqa: E731
@@ -184,7 +184,7 @@ def as_circular(geometry: Geometry) -> Geometry:
     )  # fmt: skip
 
 
-class _NotFixed(ValueError):
+class _NotFixedError(ValueError):
     """A use of a parameter that is no operator known before the program runs."""
 
 
@@ -200,7 +200,7 @@ def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
 class _Reader(NamedTuple):
     """A convolution that reads a map."""
 
-    use: linear_layers.Layer
+    use: linear_layers.WeightUse
     geometry: linear_layers.Convolution
 
     @property
@@ -208,11 +208,11 @@ class _Reader(NamedTuple):
         return math.prod(self.geometry.window), -self.use.output.shape[self.geometry.output_spec[1]]
 
 
-def _is_shortcut(use: linear_layers.Layer, readers: Sequence[_Reader]) -> bool:
+def _is_shortcut(use: linear_layers.WeightUse, readers: Sequence[_Reader]) -> bool:
     return len(readers) > 1 and use is min(readers, key=lambda reader: reader.size).use
 
 
-def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
+def _convolution(use: linear_layers.WeightUse, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
     """The geometry, and from the weight to its kernel; a transposed convolution is taken by its adjoint."""
     extents = [use.data.shape[axis] for axis in g.data_spec[2:]]
     outward, inward, *space = g.weight_spec
@@ -224,7 +224,7 @@ def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tupl
         )  # fmt: skip
         return geometry, lambda weight: weight.transpose(*space, inward, outward)
     if max(g.strides) > 1 or g.groups > 1:
-        raise _NotFixed("it has input dilation together with strides or groups")
+        raise _NotFixedError("it has input dilation together with strides or groups")
     outer = [use.output.shape[axis] for axis in g.output_spec[2:]]
     pads = []
     for n, m, w, d, stride, (low, _) in zip(extents, outer, g.window, g.weight_dilation, g.data_dilation, g.padding, strict=True):
@@ -236,7 +236,7 @@ def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tupl
     return geometry, lambda weight: jnp.flip(weight.transpose(*space, outward, inward), axes)
 
 
-def _matmul(use: linear_layers.Layer, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
+def _matmul(use: linear_layers.WeightUse, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
     """The geometry of a dense layer; weights that share axes with the data are groups of it."""
     groups, inputs = (math.prod(use.data.shape[axis] for axis in axes) for axes in (g.batch, g.contract))
     positions = math.prod(use.data.shape) // (groups * inputs)

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 
 from jaxbp.spectra import rules
 from jaxbp.spectra.geometry import Geometry
-from jaxbp.spectra.measures import effective_rank, numerical_rank
 from jaxbp.spectra.network import Pattern, as_circular, grouped, inner_convolutions, layers_of
+from jaxbp.spectra.ranks import nuclear_rank, numerical_rank
 from jaxbp.spectra.spectrum import of_geometry
 from jaxbp.spectra.symbol import Transform
 from jaxbp.spectra.values import one_by_one
@@ -243,7 +243,7 @@ def _project(
     bounds = goal(after)
     lost_after = _norm(bounds.factor(after) * after) / jnp.maximum(_norm(after), jnp.finfo(after.dtype).tiny)
     report = LayerReport(
-        effective_rank(before), effective_rank(after), numerical_rank(before), numerical_rank(after),
+        nuclear_rank(before), nuclear_rank(after), numerical_rank(before), numerical_rank(after),
         _norm(before), _norm(after), after[..., 0], after[..., -1], share, lost_after, count,
     )  # fmt: skip
     return change, report

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.spectra.measures import effective_rank
+from jaxbp.spectra.ranks import nuclear_rank
 
 
 def check_target(name: str, rule: str, value: float) -> None:
@@ -68,7 +68,7 @@ def _cut_to_rank(target: jax.Array, start: jax.Array) -> Callable:
 
 
 def _cut_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cut_to_rank(target * effective_rank(start), start)
+    return _cut_to_rank(target * nuclear_rank(start), start)
 
 
 def _cap_above(target: jax.Array, start: jax.Array) -> Callable:
@@ -77,7 +77,7 @@ def _cap_above(target: jax.Array, start: jax.Array) -> Callable:
 
 def _cap_to_rank(target: jax.Array, start: jax.Array) -> Callable:
     def rank_at(values: jax.Array, level: jax.Array) -> jax.Array:
-        return effective_rank(jnp.minimum(values, level[:, None]))
+        return nuclear_rank(jnp.minimum(values, level[:, None]))
 
     def goal(values: jax.Array) -> Cap:
         # Lower ceilings, higher ranks: bisection; a rank that no ceiling gives leaves the values as they are.
@@ -97,7 +97,7 @@ def _cap_to_rank(target: jax.Array, start: jax.Array) -> Callable:
 
 
 def _cap_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cap_to_rank(target * effective_rank(start), start)
+    return _cap_to_rank(target * nuclear_rank(start), start)
 
 
 RULES: dict[tuple[str, str], Callable] = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbp import landscape, models
-from jaxbp.landscape import UnsupportedOperation
+from jaxbp.landscape import UnsupportedOperationError
 from jaxbp.ops import convolution
 
 # Networks as functions of (params, inputs, relu), so that a test can pass a ReLU that takes notes.
@@ -354,7 +354,7 @@ def batch_norm(p, x):
 def test_what_cannot_be_bounded_is_refused_by_name(apply_fn, name):
     params, inputs = jnp.eye(3), jnp.ones((3, 3))  # square, so that shapes alone give nothing away
     for instrument in (landscape.analyse, landscape.stable_radius):
-        with pytest.raises(UnsupportedOperation, match=name):
+        with pytest.raises(UnsupportedOperationError, match=name):
             instrument(apply_fn, params, inputs)
 
 
@@ -370,5 +370,5 @@ def test_convolutions_of_other_kinds_are_refused(options, name):
         return jax.lax.conv_general_dilated(x, p, (1, 1), "SAME", **options)
 
     shape = (1, 1, 1, 2) if "feature_group_count" in options else (2, 1, 1, 2)
-    with pytest.raises(UnsupportedOperation, match=name):
+    with pytest.raises(UnsupportedOperationError, match=name):
         landscape.analyse(apply_fn, jnp.ones(shape), jnp.ones((2, 3, 3, 2)))

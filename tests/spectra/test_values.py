@@ -190,7 +190,7 @@ def test_gradients_against_finite_differences(x64, padding, method):
 
     def measure(k):
         found = spectra.singular_values(k, (4, 4), padding=padding, method=method, **steps)
-        return found.values[0] if method == "extremes" else spectra.effective_rank(found) + found.values[3] ** 2
+        return found.values[0] if method == "extremes" else spectra.nuclear_rank(found) + found.values[3] ** 2
 
     slope = jnp.vdot(jax.grad(measure)(kernel), direction)
     difference = (measure(kernel + 1e-6 * direction) - measure(kernel - 1e-6 * direction)) / 2e-6
@@ -206,7 +206,7 @@ def test_the_nuclear_norm_has_finite_gradients_at_repeated_and_zero_values(x64):
     gradient = jax.grad(penalty)(delta)
     np.testing.assert_allclose(gradient, jnp.zeros_like(delta).at[1, 1].set(16 * jnp.eye(2)), atol=1e-10)
     assert not jax.grad(penalty)(jnp.zeros((3, 3, 2, 2))).any()
-    for measure in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank, spectra.frobenius_norm):
+    for measure in (spectra.nuclear_rank, spectra.stable_rank, spectra.entropy_rank, spectra.frobenius_norm):
         assert not jax.grad(lambda k, f=measure: f(spectra.singular_values(k, (4, 4))))(0 * delta).any()
         assert float(measure(jnp.zeros(4))) == 0
     rank_one = jnp.zeros((2, 2)).at[0, 0].set(2.0)
@@ -225,7 +225,7 @@ def test_the_rounding_of_zeros_has_no_gradient(x64):
 
 def test_ranks_by_hand():
     values = jnp.array([3.0, 4.0, 0.0])
-    assert float(spectra.effective_rank(values)) == pytest.approx(7 / 5)
+    assert float(spectra.nuclear_rank(values)) == pytest.approx(7 / 5)
     assert float(spectra.stable_rank(values)) == pytest.approx(25 / 16)
     share = np.array([3, 4]) / 7
     assert float(spectra.entropy_rank(values)) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
@@ -266,7 +266,7 @@ def test_geometry_completes_itself():
 
 def test_ranks_of_nan_are_nan():
     values = jnp.array([2.0, jnp.nan, 1.0])
-    for rank in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank):
+    for rank in (spectra.nuclear_rank, spectra.stable_rank, spectra.entropy_rank):
         assert jnp.isnan(rank(values))
 
 

@@ -2,7 +2,7 @@
 
 All take values (..., count), non-negative, or a `Spectrum`, and reduce the last axis. None changes when the operator is scaled.
 
-- ``effective_rank``  ||W||_* / ||W||_F, the paper's (Study 4); between 1 and sqrt(count), reached where all values are equal;
+- ``nuclear_rank``  ||W||_* / ||W||_F, the paper's (Study 4); between 1 and sqrt(count), reached where all values are equal;
 - ``stable_rank``     ||W||_F^2 / ||W||_2^2 (Rudelson and Vershynin, J. ACM 54, 2007);
 - ``entropy_rank``    exp of the entropy of values / their sum (Roy and Vetterli, EUSIPCO 2007, there called effective rank);
 - ``numerical_rank``  values above a tolerance relative to the largest (Golub and Van Loan, section 5.4.1).
@@ -10,7 +10,7 @@ All take values (..., count), non-negative, or a `Spectrum`, and reduce the last
 >>> import jax.numpy as jnp
 >>> from jaxbp import spectra
 >>> values = jnp.array([2.0, 2.0, 2.0, 2.0, 0.0])
->>> [round(float(f(values)), 4) for f in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank)]
+>>> [round(float(f(values)), 4) for f in (spectra.nuclear_rank, spectra.stable_rank, spectra.entropy_rank)]
 [2.0, 4.0, 4.0]
 >>> int(spectra.numerical_rank(values)), float(spectra.nuclear_norm(values))
 (4, 8.0)
@@ -33,7 +33,7 @@ def frobenius_norm(spectrum: Any) -> jax.Array:
     return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
 
 
-def effective_rank(spectrum: Any) -> jax.Array:
+def nuclear_rank(spectrum: Any) -> jax.Array:
     """Nuclear norm over Frobenius norm; 0 for an operator that is 0."""
     return _ratio(nuclear_norm(spectrum), frobenius_norm(spectrum))
 
