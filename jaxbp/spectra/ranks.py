@@ -1,11 +1,13 @@
-"""How large a rank singular values show: numbers of any spectrum, each differentiable where it is continuous.
+"""Ranks and norms of a spectrum of singular values; each is differentiable where it is continuous.
 
-All take values (..., count), non-negative, or a `Spectrum`, and reduce the last axis. None changes when the operator is scaled.
+All functions take values (..., count), non-negative, or a `Spectrum`, and reduce the last axis. The ranks do not change when the
+operator is scaled.
 
-- ``nuclear_rank``  ||W||_* / ||W||_F, the paper's (Study 4); between 1 and sqrt(count), reached where all values are equal;
+- ``nuclear_rank``    ||W||_* / ||W||_F, the effective rank of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020, section 5);
+                      between 1 and sqrt(count), which equal values reach;
 - ``stable_rank``     ||W||_F^2 / ||W||_2^2 (Rudelson and Vershynin, J. ACM 54, 2007);
 - ``entropy_rank``    exp of the entropy of values / their sum (Roy and Vetterli, EUSIPCO 2007, there called effective rank);
-- ``numerical_rank``  values above a tolerance relative to the largest (Golub and Van Loan, section 5.4.1).
+- ``numerical_rank``  number of values above a tolerance relative to the largest (Golub and Van Loan, section 5.4.1).
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import spectra
@@ -16,36 +18,49 @@ All take values (..., count), non-negative, or a `Spectrum`, and reduce the last
 (4, 8.0)
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
 
 
-def nuclear_norm(spectrum: Any) -> jax.Array:
-    """The sum of the singular values, a penalty whose gradient is finite everywhere."""
+class HasValues(Protocol):
+    """An object that holds singular values, such as `jaxbp.spectra.Spectrum`."""
+
+    @property
+    def values(self) -> Any:
+        """(..., count) singular values."""
+
+
+Values = Float[jax.Array, "*batch count"] | Float[np.ndarray, "*batch count"] | HasValues
+
+
+def nuclear_norm(spectrum: Values) -> Float[jax.Array, "..."]:
+    """Sum of the singular values; as a penalty it has a finite gradient everywhere."""
     return _of(spectrum).sum(-1)
 
 
-def frobenius_norm(spectrum: Any) -> jax.Array:
-    """The root of the sum of squares, from the values alone; its gradient at 0 is 0."""
+def frobenius_norm(spectrum: Values) -> Float[jax.Array, "..."]:
+    """Square root of the sum of squares of the values; the gradient at 0 is 0."""
     squares = jnp.sum(_of(spectrum) ** 2, -1)
     return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
 
 
-def nuclear_rank(spectrum: Any) -> jax.Array:
-    """Nuclear norm over Frobenius norm; 0 for an operator that is 0."""
+def nuclear_rank(spectrum: Values) -> Float[jax.Array, "..."]:
+    """Nuclear norm over Frobenius norm; 0 for a zero operator."""
     return _ratio(nuclear_norm(spectrum), frobenius_norm(spectrum))
 
 
-def stable_rank(spectrum: Any) -> jax.Array:
-    """Squared Frobenius norm over the square of the largest value; 0 for an operator that is 0."""
+def stable_rank(spectrum: Values) -> Float[jax.Array, "..."]:
+    """Squared Frobenius norm over the square of the largest value; 0 for a zero operator."""
     values = _of(spectrum)
     return jnp.sum(_ratio(values, values.max(-1, keepdims=True)) ** 2, -1)
 
 
-def entropy_rank(spectrum: Any) -> jax.Array:
-    """exp(-sum p log p), p = values / their sum; 0 for an operator that is 0."""
+def entropy_rank(spectrum: Values) -> Float[jax.Array, "..."]:
+    """exp(-sum p log p) with p = values / their sum; 0 for a zero operator."""
     values = _of(spectrum)
     share = _ratio(values, values.sum(-1, keepdims=True))
     positive = share != 0  # NaN stays NaN
@@ -53,17 +68,17 @@ def entropy_rank(spectrum: Any) -> jax.Array:
     return jnp.where(values.max(-1) != 0, jnp.exp(entropy), 0)
 
 
-def numerical_rank(spectrum: Any, tolerance: float | None = None) -> jax.Array:
-    """How many values exceed ``tolerance`` times the largest.
+def numerical_rank(spectrum: Values, tolerance: float | None = None) -> Int[jax.Array, "..."]:
+    """Number of values that exceed ``tolerance`` times the largest.
 
-    By default count x the dtype's epsilon, about what rounding leaves of a zero.
+    The default tolerance is count times the dtype's epsilon, about the rounding error of a zero.
     """
     values = _of(spectrum)
     tolerance = values.shape[-1] * float(jnp.finfo(values.dtype).eps) if tolerance is None else tolerance
     return jnp.sum(values > tolerance * values.max(-1, keepdims=True), -1)
 
 
-def _of(spectrum: Any) -> jax.Array:
+def _of(spectrum: Values) -> Float[jax.Array, "..."]:
     return jnp.asarray(getattr(spectrum, "values", spectrum))
 
 
