@@ -48,7 +48,7 @@ def squared_norm(params: PyTree, mask: Mask = None) -> Float[jax.Array, ""]:
 
 
 def norm_penalty(
-    params: Any,
+    params: PyTree,
     mu: Any,
     coefficient: Scalar,
     *,
@@ -109,7 +109,7 @@ def norm_bias(
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def kernels_only(params: Any) -> Any:
+def kernels_only(params: PyTree) -> PyTree:
     """A mask that selects the weights of dense and convolution layers, the leaves named ``kernel``."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[-1]) == "kernel", params)
 
@@ -140,7 +140,7 @@ def track_angular_updates(mask: Mask = kernels_only) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
-def angular_updates(opt_state: Any) -> Float[jax.Array, " a"]:
+def angular_updates(opt_state: PyTree) -> Float[jax.Array, " a"]:
     """The angles (radians) that `track_angular_updates` kept in an optimiser's state.
 
     Raises:
@@ -152,7 +152,7 @@ def angular_updates(opt_state: Any) -> Float[jax.Array, " a"]:
     raise ValueError("the optimiser does not track angular updates: end its chain with norms.track_angular_updates()")
 
 
-def effective_learning_rates(params: Any, learning_rate: Scalar, mask: Mask = kernels_only) -> Float[jax.Array, " a"]:
+def effective_learning_rates(params: PyTree, learning_rate: Scalar, mask: Mask = kernels_only) -> Float[jax.Array, " a"]:
     """Learning rate over the squared norm of each array of the mask, in the order of the leaves.
 
     For a scale-invariant array it is the learning rate of the direction on the unit sphere; for other arrays it has no such meaning.

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Num, PyTree
 
 from jaxbp.jaxprs import interpret
 from jaxbp.ops import convolution
@@ -49,13 +50,13 @@ class Matmul(NamedTuple):
     weight_contract: tuple[int, ...]
     weight_batch: tuple[int, ...]
 
-    def patches(self, data: jax.Array) -> jax.Array:
+    def patches(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "p g k"]:
         """Arrange data as the factor that multiplies the weight, (positions P, groups g, K)."""
         free = [axis for axis in range(data.ndim) if axis not in (*self.contract, *self.batch)]
         sizes = [math.prod(data.shape[axis] for axis in axes) for axes in (free, self.batch, self.contract)]
         return data.transpose(*free, *self.batch, *self.contract).reshape(sizes)
 
-    def deltas(self, output: jax.Array, data: Any) -> jax.Array:
+    def deltas(self, output: Num[jax.Array, "..."], data: Any) -> Num[jax.Array, "p g o"]:
         """Arrange a gradient with respect to the output as (P, g, o)."""
         groups = math.prod(output.shape[: len(self.batch)])
         positions = math.prod(data.shape) // math.prod(data.shape[axis] for axis in (*self.contract, *self.batch))
@@ -89,7 +90,7 @@ class Convolution(NamedTuple):
     output_spec: tuple[int, ...]
     weight_spec: tuple[int, ...]
 
-    def image(self, data: jax.Array) -> jax.Array:
+    def image(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "n ... c"]:
         """Data as (batch, *space, channels), dilated and padded."""
         batch, channels, *space = self.data_spec
         holes = zip(self.padding, self.data_dilation, strict=True)
@@ -106,7 +107,7 @@ class Convolution(NamedTuple):
             ranges.append((start, tuple(a + (n - 1) * s + 1 for a, n, s in zip(start, counts, self.strides, strict=True))))
         return ranges
 
-    def patches(self, data: jax.Array) -> jax.Array:
+    def patches(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "p g k"]:
         """Arrange data as the factor that multiplies the weight, (P, g, K); the positions P run over batch and space."""
         image = self.image(data)
         steps = (1, *self.strides, 1)
@@ -117,7 +118,7 @@ class Convolution(NamedTuple):
         stacked = jnp.stack([part.reshape(-1, self.groups, image.shape[-1] // self.groups) for part in cut], axis=2)
         return stacked.reshape(*stacked.shape[:2], -1)
 
-    def deltas(self, output: jax.Array, data: Any) -> jax.Array:
+    def deltas(self, output: Num[jax.Array, "..."], data: Any) -> Num[jax.Array, "p g o"]:
         """Arrange a gradient with respect to the output as (P, g, o)."""
         del data
         batch, channels, *space = self.output_spec
@@ -162,7 +163,7 @@ class LinearLayers(NamedTuple):
     num_leaves: int
 
 
-def find(fn: Callable, params: Any, *arguments: Any) -> LinearLayers:
+def find(fn: Callable, params: PyTree, *arguments: PyTree) -> LinearLayers:
     """Trace ``fn(params, *arguments)`` and find the layers of the leaves of ``params``; only shapes of the arguments matter."""
     program = interpret.trace(fn, params, *arguments)
     num_leaves = len(jax.tree.leaves(params))
@@ -178,7 +179,7 @@ def find(fn: Callable, params: Any, *arguments: Any) -> LinearLayers:
     return LinearLayers(program, layers, others, num_leaves)
 
 
-def uses(fn: Callable, params: Any, *arguments: Any) -> tuple[WeightUse, ...]:
+def uses(fn: Callable, params: PyTree, *arguments: PyTree) -> tuple[WeightUse, ...]:
     """Trace ``fn(params, *arguments)`` and find every use of a leaf as the weight of a linear layer, in order.
 
     ``fn`` may return anything. Leaves that have other uses, or several, are included.

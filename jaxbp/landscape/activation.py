@@ -32,10 +32,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Num, PyTree
 
 from jaxbp.jaxprs import interpret
 
+Inputs = Num[jax.Array | np.ndarray, "n ..."]
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
 
 
@@ -103,7 +106,7 @@ class _Param(NamedTuple):
         return self.entry * math.sqrt(max(num_entries / self.size, 1.0))
 
 
-def analyse(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_size: int | None = None) -> ActivationReport:
+def analyse(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: int | None = None) -> ActivationReport:
     """Margins and signs of all ReLUs of ``apply_fn(params, inputs)``.
 
     Args:
@@ -121,7 +124,7 @@ def analyse(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_size: in
     return ActivationReport(margin, num_active / max(total, 1), num_active == total, int(num_units[0]), int(max_rank[0]))
 
 
-def stable_radius(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_size: int | None = None) -> float:
+def stable_radius(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: int | None = None) -> float:
     """A radius r such that no parameter change of Euclidean norm below r (over all parameters) flips a ReLU on any of ``inputs``.
 
     The bound is safe, not tight: it chains the worst cases of the layers. The radius is 0 at a kink and infinite without ReLUs. The
@@ -137,7 +140,7 @@ def stable_radius(apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, chunk_si
     return min(float(_stable_radius(apply_fn, params, chunk)) for chunk in _chunks(inputs, chunk_size))
 
 
-def _chunks(inputs: jax.Array, chunk_size: int | None) -> list[jax.Array]:
+def _chunks(inputs: Any, chunk_size: int | None) -> list[jax.Array]:
     size = chunk_size or inputs.shape[0]
     return [inputs[start : start + size] for start in range(0, inputs.shape[0], size)]
 

@@ -21,6 +21,7 @@ True
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.linalg
 import scipy.optimize
@@ -68,8 +69,8 @@ class AffineFit(NamedTuple):
 
 
 def fit_affine(
-    inputs: Num[Any, "n d"],
-    labels: Int[Any, " n"],
+    inputs: Num[jax.Array | np.ndarray, "n d"],
+    labels: Int[jax.Array | np.ndarray, " n"],
     num_classes: int,
     *,
     loss: str,
@@ -111,7 +112,7 @@ def fit_affine(
     return AffineFit(kernel, bias, rank, value, gradient_norm, lower_bound, max_rank, accuracy, rank_lower_bound)
 
 
-def _checked(inputs, labels, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _checked(inputs: Any, labels: Any, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
     inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, Num, PyTree
 
 from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.hessian import Hessian, LossFn, hessian
@@ -77,9 +78,9 @@ class Certificate(NamedTuple):
 
 def certify(
     apply_fn: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    inputs: Any,
-    labels: Any,
+    params: PyTree,
+    inputs: Num[jax.Array | np.ndarray, "n ..."],
+    labels: Int[jax.Array | np.ndarray, " n"],
     *,
     loss: str,
     key: jax.Array,

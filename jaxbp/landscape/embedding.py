@@ -31,18 +31,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Num, PyTree
 
 from jaxbp.landscape.activation import UnsupportedOperationError, analyse
 from jaxbp.landscape.affine import AffineFit
 
-AffineLayer = tuple[np.ndarray, np.ndarray]  # kernel (fan_in, fan_out), bias (fan_out,)
+AffineLayer = tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, " _"]]  # kernel (fan_in, fan_out), bias (fan_out,)
 
 
 class NotRepresentableError(ValueError):
     """The network cannot compute the shallow map with all ReLUs active."""
 
 
-def embed_affine(module: nn.Module, fit: AffineFit, inputs: jax.Array, *, key: jax.Array | None = None, margin: float = 1.0) -> Any:
+def embed_affine(
+    module: nn.Module,
+    fit: AffineFit,
+    inputs: Num[jax.Array | np.ndarray, "n ..."],
+    *,
+    key: jax.Array | None = None,
+    margin: float = 1.0,
+) -> PyTree:
     """Parameters with which ``module`` computes ``inputs (N, ...) -> flat inputs @ fit.kernel + fit.bias``.
 
     The parameters are float64, whatever the module's ``param_dtype`` and the caller's precision mode; apply them with 64-bit types
@@ -102,7 +110,7 @@ def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndar
 def embed_mlp(
     layers: Sequence[AffineLayer],
     widths: Sequence[int],
-    inputs: np.ndarray,
+    inputs: Num[jax.Array | np.ndarray, "n d"],
     *,
     key: jax.Array | None = None,
     margin: float = 1.0,

@@ -21,9 +21,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, PyTree, Shaped
 
+Data = tuple[Shaped[jax.Array | np.ndarray, "n ..."], ...]
 LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one for each example
 
 
@@ -38,11 +41,11 @@ class Hessian(NamedTuple):
       unravel: from (P,) to the parameters' pytree.
     """
 
-    loss: jax.Array
-    gradient: jax.Array
-    position: jax.Array
+    loss: Float[jax.Array, ""]
+    gradient: Float[jax.Array, " p"]
+    position: Float[jax.Array, " p"]
     matvec: Callable[[jax.Array], jax.Array]
-    unravel: Callable[[jax.Array], Any]
+    unravel: Callable[[jax.Array], PyTree]
 
     @property
     def dimension(self) -> int:
@@ -52,8 +55,8 @@ class Hessian(NamedTuple):
 
 def hessian(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
+    params: PyTree,
+    data: Data,
     *,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
@@ -85,13 +88,13 @@ def hessian(
 
 
 def loss_and_gradient(
-    loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...], *, chunk_size: int | None = None
-) -> tuple[jax.Array, jax.Array]:
+    loss_fn: LossFn, params: PyTree, data: Data, *, chunk_size: int | None = None
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, " p"]]:
     """The mean loss over all examples and its gradient as a flat (P,) vector; arguments as in `hessian`."""
     return _chunked_gradient(loss_fn, chunk_size or _num_examples(data), params, data)
 
 
-def _num_examples(data: tuple[jax.Array, ...]) -> int:
+def _num_examples(data: Data) -> int:
     lengths = {array.shape[0] for array in data}
     if len(lengths) != 1:
         raise ValueError(f"data must share their leading axis, got lengths {sorted(lengths)}")
@@ -100,7 +103,7 @@ def _num_examples(data: tuple[jax.Array, ...]) -> int:
     return length
 
 
-def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
+def _shard(params: Any, data: Data, num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
     if chunk_size is not None:
         raise ValueError("give chunk_size or mesh, not both: sharding already bounds the memory of each device")
     axis = mesh.axis_names[0]
@@ -112,7 +115,7 @@ def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_si
     return jax.device_put(params, replicate), jax.device_put(data, split)
 
 
-def _total_loss(loss_fn: LossFn, unravel: Callable, data: tuple[jax.Array, ...]) -> Callable[[jax.Array], jax.Array]:
+def _total_loss(loss_fn: LossFn, unravel: Callable, data: Data) -> Callable[[jax.Array], jax.Array]:
     """Sum of the losses as a function of the flat parameters."""
 
     def total(position: jax.Array) -> jax.Array:
@@ -126,7 +129,7 @@ def _total_loss(loss_fn: LossFn, unravel: Callable, data: tuple[jax.Array, ...])
 
 @partial(jax.jit, static_argnums=0)
 @jax.default_matmul_precision("highest")
-def _linearise(loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+def _linearise(loss_fn: LossFn, params: Any, data: Data) -> tuple:
     position, unravel = ravel_pytree(params)
     value_and_grad = jax.value_and_grad(_total_loss(loss_fn, unravel, data))
 
@@ -143,7 +146,7 @@ def _apply(linear_fn: Callable, vector: jax.Array) -> jax.Array:
     return linear_fn(vector)
 
 
-def _sum_over_chunks(fn: Callable, chunk_size: int, data: tuple[jax.Array, ...]) -> Any:
+def _sum_over_chunks(fn: Callable, chunk_size: int, data: Data) -> Any:
     """Sum of ``fn(chunk)`` over chunks of ``data``; a last, shorter chunk is evaluated separately."""
     num_examples = data[0].shape[0]
     num_full = num_examples // chunk_size
@@ -159,7 +162,7 @@ def _sum_over_chunks(fn: Callable, chunk_size: int, data: tuple[jax.Array, ...])
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: Data) -> tuple:
     position, unravel = ravel_pytree(params)
 
     def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -170,7 +173,7 @@ def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...], vector: jax.Array) -> jax.Array:
+def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: Data, vector: jax.Array) -> jax.Array:
     position, unravel = ravel_pytree(params)
 
     def chunk_product(chunk: tuple[jax.Array, ...]) -> jax.Array:

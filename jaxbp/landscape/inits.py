@@ -18,11 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 INITS = ("default", "zero", "constant C", "bias +V", "bias -V", "bias U(-V, V)")  # V, C: positive numbers
 
 
-def perturb_init(name: str, params: Any, key: jax.Array) -> Any:
+def perturb_init(name: str, params: PyTree, key: jax.Array) -> PyTree:
     """Change freshly drawn ``params`` into the initialisation ``name``, one of the forms in `INITS`.
 
     - *default*: no change;

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float, PyTree
 
-from jaxbp.landscape.hessian import LossFn, loss_and_gradient
+from jaxbp.landscape.hessian import Data, LossFn, loss_and_gradient
 
 
 class ProbeReport(NamedTuple):
@@ -33,10 +34,10 @@ class ProbeReport(NamedTuple):
       descent_distances: (D, R) distance between the end of the descent and the point.
     """
 
-    radii: np.ndarray
-    line_changes: np.ndarray
-    descent_changes: np.ndarray
-    descent_distances: np.ndarray
+    radii: Float[np.ndarray, " r"]
+    line_changes: Float[np.ndarray, "d r"]
+    descent_changes: Float[np.ndarray, "d r"]
+    descent_distances: Float[np.ndarray, "d r"]
 
     @property
     def lowest_change(self) -> float:
@@ -52,15 +53,15 @@ class ProbeReport(NamedTuple):
 
 def probe(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
+    params: PyTree,
+    data: Data,
     key: jax.Array,
     *,
     radii: tuple[float, ...],
     step_size: float,
     num_directions: int = 4,
     num_steps: int = 20,
-    direction: jax.Array | None = None,
+    direction: Float[jax.Array, " p"] | None = None,
     chunk_size: int | None = None,
 ) -> ProbeReport:
     """Probe the mean loss around ``params`` along random directions, and by gradient descent from the points reached.
@@ -97,12 +98,12 @@ def probe(
 @partial(jax.jit, static_argnums=0, static_argnames="chunk_size")
 def losses_at(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
-    offsets: jax.Array,
+    params: PyTree,
+    data: Data,
+    offsets: Float[jax.Array, "m p"],
     *,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, " m"]:
     """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P); for slices of the landscape along any directions."""
     position, unravel = ravel_pytree(params)
 

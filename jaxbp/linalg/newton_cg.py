@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 Product = Callable[[np.ndarray], np.ndarray]
 ValueFn = Callable[[np.ndarray], float]
@@ -39,7 +40,7 @@ class Minimum(NamedTuple):
       gradient_norm: Euclidean norm of the gradient there.
     """
 
-    position: np.ndarray
+    position: Float64[np.ndarray, "..."]
     value: float
     gradient_norm: float
 
@@ -47,7 +48,7 @@ class Minimum(NamedTuple):
 def minimise(
     value_fn: ValueFn,
     derivatives_fn: DerivativesFn,
-    start: np.ndarray,
+    start: Float64[np.ndarray, "..."],
     *,
     tolerance: float = 1e-13,
     max_newton: int = 60,

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxbp.jaxprs import linear_layers
 from jaxbp.spectra.geometry import Geometry
@@ -70,7 +71,7 @@ class Layer:
 Pattern = str | Callable[[Layer], bool] | None
 
 
-def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None) -> tuple[Layer, ...]:
+def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern = None) -> tuple[Layer, ...]:
     """The linear layers of ``fn(params, inputs)`` in the order of their use.
 
     Args:
@@ -133,7 +134,7 @@ def inner_convolutions(layer: Layer) -> bool:
 
 
 def of_network(
-    fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None, padding: str | None = None, **options: Any
+    fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern = None, padding: str | None = None, **options: Any
 ) -> dict[str, Spectrum]:
     """Spectra of the layers of ``fn(params, inputs)`` by name; layers of equal geometry are decomposed together.
 

@@ -18,7 +18,7 @@ operator is scaled.
 (4, 8.0)
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class HasValues(Protocol):
     """An object that holds singular values, such as `jaxbp.spectra.Spectrum`."""
 

@@ -33,7 +33,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +82,7 @@ class Spectrum:
 
 
 def singular_values(
-    kernel: Num[Any, "..."],
+    kernel: Num[jax.Array | np.ndarray, "..."],
     spatial: Sequence[int] = (),
     *,
     strides: int | Sequence[int] = 1,

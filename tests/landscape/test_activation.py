@@ -200,8 +200,8 @@ def test_no_change_below_the_radius_flips_a_sign(name, seed):
             scale = 0.999 * radius / norm(offset)
             offset = jax.tree.map(functools.partial(jnp.multiply, scale), offset)
             for _ in range(4):
-                found = pre_activations(jax.tree.map(jnp.add, params, offset), inputs)
-                np.testing.assert_array_equal(np.sign(found), signs)
+                result = pre_activations(jax.tree.map(jnp.add, params, offset), inputs)
+                np.testing.assert_array_equal(np.sign(result), signs)
                 offset = towards_a_kink(params, offset, inputs, signs, 0.999 * radius)
 
 
@@ -247,8 +247,8 @@ def test_pooled_maps_by_hand(x64, pool, num_left, radius):
         return pool(x + bias).reshape(1, -1) @ jnp.full((num_left, 1), 1 / size) - size / 2
 
     inputs = jnp.zeros((1, 10, 10, 1))
-    found = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), jnp.ones(()), inputs)
-    assert found == pytest.approx(radius, rel=1e-9)
+    result = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), jnp.ones(()), inputs)
+    assert result == pytest.approx(radius, rel=1e-9)
     assert float(unit(jnp.array(0.5), inputs)[0, 0]) == pytest.approx(0, abs=1e-12)
 
 
