@@ -38,6 +38,7 @@ from jaxbp.linalg.lanczos import Extremes, extreme_eigenvalues
 from jaxbp.losses import LOSSES
 
 ROUNDING = 1e-12  # relative loss differences below this are float64 noise
+_NOT_FINITE = "the loss, its gradient or its curvature is not finite"
 _PROBE_RADII = (1e-4, 1e-3, 1e-2)  # relative to the parameters' norm, where no radius is proven
 _PROVEN_RADII = (0.01, 0.1, 0.9)  # relative to the stable radius
 CLASSES = ("near-global", "suboptimal minimum", "saddle", "not converged", "diverged")
@@ -98,8 +99,7 @@ def certify(
     Args:
       apply_fn: logits (N, C) from parameters and inputs; pass the same object again to reuse the compiled programs.
       params: any floating-point pytree.
-      inputs: (N, ...).
-      labels: (N,) integers.
+      inputs, labels: (N, ...) and (N,) integers.
       loss: a name in `losses.LOSSES`.
       key: for the Lanczos start and the probes.
       lower_bound: of the loss over all affine maps of the input (`AffineFit.lower_bound`); -inf proves nothing.
@@ -114,35 +114,21 @@ def certify(
       ValueError: for an unknown loss, or a network that does not compute in float64.
     """
     loss_fn = per_example_loss(apply_fn, loss)
-    cpu = jax.local_devices(backend="cpu")[0]
-    with jax.enable_x64(True), jax.default_device(cpu):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         params, inputs = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, inputs))
         data = (inputs, jnp.asarray(np.asarray(labels), jnp.int32))
         _refuse_short_floats(apply_fn, params, inputs)
         operator = hessian(loss_fn, params, data, chunk_size=chunk_size)
         value, gradient_norm = float(operator.loss), float(jnp.linalg.norm(operator.gradient))
         start_key, probe_key = jax.random.split(_on_device(key))
-        extremes = None
-        if math.isfinite(value) and math.isfinite(gradient_norm):
-            start = jax.random.normal(start_key, (operator.dimension,), jnp.float64)
-            extremes = extreme_eigenvalues(operator.matvec, start, atol=curvature_tolerance, max_products=max_products)
-        if extremes is None or not math.isfinite(_scale(extremes)):
-            reason = "the loss, its gradient or its curvature is not finite"
-            return Certificate("refuted", (reason,), value, gradient_norm, None, None, 0.0, math.inf, None)
+        extremes = _finite_extremes(operator, start_key, curvature_tolerance, max_products)
+        if extremes is None:
+            return Certificate("refuted", (_NOT_FINITE,), value, gradient_norm, None, None, 0.0, math.inf, None)
         activations, radius, unknown = _activations(apply_fn, params, inputs, chunk_size)
         radii = _probe_radii(radius, operator)
-        probes = probe(
-            loss_fn,
-            params,
-            data,
-            probe_key,
-            radii=radii,
-            step_size=0.5 / max(_scale(extremes), 1e-12),
-            num_directions=num_directions,
-            num_steps=num_steps,
-            direction=extremes.smallest.vector,
-            chunk_size=chunk_size,
-        )
+        step_size, direction = 0.5 / max(_scale(extremes), 1e-12), extremes.smallest.vector
+        counts = {"num_directions": num_directions, "num_steps": num_steps, "chunk_size": chunk_size}
+        probes = probe(loss_fn, params, data, probe_key, radii=radii, step_size=step_size, direction=direction, **counts)
     gap = value - lower_bound
     point = Certificate("refuted", (), value, gradient_norm, extremes, activations, radius, gap, probes)
     if refutations := _refutations(point, radius if _is_proven(radius) else max(radii), gradient_tolerance, curvature_tolerance):
@@ -196,6 +182,15 @@ def per_example_loss(apply_fn: Callable[[Any, jax.Array], jax.Array], loss: str)
 
 def _scale(extremes: Extremes) -> float:
     return max(abs(extremes.smallest.value), abs(extremes.largest.value))
+
+
+def _finite_extremes(operator: Hessian, key: jax.Array, atol: float, max_products: int) -> Extremes | None:
+    """Ends of the Hessian's spectrum; None where the loss, the gradient or the curvature is not finite."""
+    if not (jnp.isfinite(operator.loss) and jnp.isfinite(jnp.linalg.norm(operator.gradient))):
+        return None
+    start = jax.random.normal(key, (operator.dimension,), jnp.float64)
+    extremes = extreme_eigenvalues(operator.matvec, start, atol=atol, max_products=max_products)
+    return extremes if math.isfinite(_scale(extremes)) else None
 
 
 def _probe_radii(radius: float, operator: Hessian) -> tuple[float, ...]:
