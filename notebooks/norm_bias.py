@@ -61,8 +61,8 @@ net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 # ## One training as a pure function
 #
 # A run is a seed's key, the rows of its training images, and what the regulariser wants: a coefficient $\lambda$, and $\mu$ relative to
-# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.watch_angles` keeps by how much each step turns the
-# weights.
+# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.track_angular_updates` keeps the angle by which
+# each step turns the weights.
 
 # %%
 NUM_EPOCHS, BATCH_SIZE, NUM_TRAIN = 24, 50, 500
@@ -83,7 +83,7 @@ def train(one, inputs, labels, *test_data):
     )  # fmt: skip
     result = training.train(
         net,
-        optax.chain(sgd, norms.watch_angles()),
+        optax.chain(sgd, norms.track_angular_updates()),
         (inputs[one["rows"]], labels[one["rows"]]),
         order_key,
         training.Settings(NUM_EPOCHS, BATCH_SIZE, measure_epochs=EPOCHS),

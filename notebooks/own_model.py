@@ -203,7 +203,7 @@ ranks, curves, robust = {}, {}, {name: [] for name in NETWORKS}
 for name in NETWORKS:
     logits, seeds = networks(name)
     layers = [spectra.of_network(partial(logits, state=state), params, images[:1]) for params, state in seeds]
-    ranks[name] = np.array([[spectra.effective_rank(layer) for layer in of_seed.values()] for of_seed in layers])
+    ranks[name] = np.array([[spectra.nuclear_rank(layer) for layer in of_seed.values()] for of_seed in layers])
     curves[name] = []
     for params, state in seeds:
         network = jax.tree_util.Partial(logits, params, state=state)

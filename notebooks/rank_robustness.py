@@ -195,7 +195,7 @@ fig
 # much it changed robust accuracy, both against the network left alone. If low rank protected, dots would lie to the upper left.
 
 # %%
-rank = np.log2([spectra.effective_rank(v) for v in values.values()]).mean(0)  # arm, seed, before and after
+rank = np.log2([spectra.nuclear_rank(v) for v in values.values()]).mean(0)  # arm, seed, before and after
 fig, ax = report.figure(width=7.6, height=4.8)
 with report.style():
     for place, arm in enumerate(ARMS[1:], 1):

@@ -178,7 +178,7 @@ class Problem:
         salt = zlib.crc32(init.encode())
 
         def start(params: Any, key: jax.Array) -> jax.Array:
-            return ravel_pytree(landscape.initialise(init, params, jax.random.fold_in(key, salt)))[0]
+            return ravel_pytree(landscape.perturb_init(init, params, jax.random.fold_in(key, salt)))[0]
 
         return np.asarray(jax.vmap(start)(self._drawn, sweep.keys(self.settings.seeds)))
 

@@ -70,7 +70,7 @@ class Problem(NamedTuple):
 class Flows(NamedTuple):
     """How what flows through the layers is captured, some examples at a time, and contracted."""
 
-    found: linear_layers.Layers
+    found: linear_layers.LinearLayers
     rules: tuple[contraction.Contraction, ...]
     reduction: str
     at_a_time: int

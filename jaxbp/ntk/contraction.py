@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbp.jaxprs.linear_layers import Convolution, Layer
+from jaxbp.jaxprs.linear_layers import Convolution, WeightUse
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     window: int
 
 
-def sizes(layer: Layer) -> Sizes:
+def sizes(layer: WeightUse) -> Sizes:
     """The sizes that decide how a layer is contracted."""
     patches = jax.eval_shape(layer.geometry.patches, layer.data)
     deltas = jax.eval_shape(lambda d: layer.geometry.deltas(d, layer.data), layer.output)
@@ -98,7 +98,7 @@ class Operand(NamedTuple):
 class Contraction(NamedTuple):
     """How one layer is contracted: ``method`` of `METHODS`, S ``from_pixels`` or from patches."""
 
-    layer: Layer
+    layer: WeightUse
     method: str
     from_pixels: bool
 
@@ -184,7 +184,7 @@ _PRODUCTS = {
 }
 
 
-def plan(layer: Layer, num_examples: int, num_outputs: int, logits: str, method: str = "auto") -> Contraction:
+def plan(layer: WeightUse, num_examples: int, num_outputs: int, logits: str, method: str = "auto") -> Contraction:
     """The contraction with the fewest operations; layers in groups are always contracted by ``gradients``, which are small there."""
     size = sizes(layer)
     if size.groups > 1:
