@@ -146,7 +146,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Case:
+class CaseVerdict:
     """A setting (data set, model, ...) of a claim; where ``interval`` is None, ``note`` says why."""
 
     case: str
@@ -164,7 +164,7 @@ class Verdict:
     interval: Interval | None
     num_seeds: int
     verdict: Outcome
-    cases: tuple[Case, ...]
+    cases: tuple[CaseVerdict, ...]
     note: str = ""
 
     def to_json(self) -> dict:
@@ -183,7 +183,7 @@ class Verdict:
         }
 
 
-def _result_to_json(result: Case | Verdict) -> dict:
+def _result_to_json(result: CaseVerdict | Verdict) -> dict:
     found = result.interval
     estimate, *ends = [None] * 3 if found is None else map(float, (found.estimate, found.low, found.high))
     entry = {"estimate": estimate, "ci95": ends, "seeds": result.num_seeds, "verdict": result.verdict}
@@ -241,22 +241,22 @@ def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn:
     return Verdict(claim, worst.interval if worst else None, num_seeds, verdict, cases, " ".join(notes))
 
 
-def _worst(cases: Iterable[Case], badness_fn: Callable[[Interval], float]) -> Case | None:
+def _worst(cases: Iterable[CaseVerdict], badness_fn: Callable[[Interval], float]) -> CaseVerdict | None:
     """The case of greatest badness, the first of equals, among those with an interval."""
     found = [(case, badness_fn(case.interval)) for case in cases if case.interval]
     return max(found, key=lambda pair: pair[1], default=(None, 0.0))[0]
 
 
-def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[Case, ...]:
+def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[CaseVerdict, ...]:
     cases = []
     for name, values in values_by_case.items():
         num_seeds = len(np.atleast_1d(np.asarray(values)))
         try:
             interval = interval_fn(values, confidence=CONFIDENCE)
         except SampleError as error:
-            cases.append(Case(name, None, num_seeds, "undecided", str(error)))
+            cases.append(CaseVerdict(name, None, num_seeds, "undecided", str(error)))
         else:
-            cases.append(Case(name, interval, num_seeds, rule.decide(interval)))
+            cases.append(CaseVerdict(name, interval, num_seeds, rule.decide(interval)))
     return tuple(cases)
 
 
@@ -280,6 +280,6 @@ def read_verdicts(path: str | os.PathLike) -> list[Verdict]:
         rule = _rule_from_text(entry["holds_if"], entry["measure"])
         fields = {key: entry[key] for key in ("id", "statement", "source", "measure", "paper_value")}
         claim = Claim(**fields, rule=rule, belief=entry.get("belief", ""))
-        cases = tuple(Case(case["case"], **_result_from_json(case)) for case in entry["cases"])
+        cases = tuple(CaseVerdict(case["case"], **_result_from_json(case)) for case in entry["cases"])
         verdicts.append(Verdict(claim, cases=cases, **_result_from_json(entry)))
     return verdicts

@@ -110,7 +110,7 @@ def train(one, inputs, labels):
 
 runs = {
     "key": jnp.concatenate([sweep.keys(SEEDS)] * len(ARMS)),
-    "rows": np.stack([data.stratified_rows(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(ARMS)),
+    "rows": np.stack([data.stratified_indices(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(ARMS)),
     "arm": np.repeat(np.arange(len(ARMS)), len(SEEDS)),
 }
 networks, values = jax.device_get(sweep.evaluate(train, runs, *map(jnp.asarray, digits.train)))
@@ -141,7 +141,7 @@ curve = sweep.evaluate(accuracy_under_pgd, attacked, jnp.asarray(images), jnp.as
 curve = np.asarray(curve).reshape(len(ARMS), len(SEEDS), len(RADII))
 
 # %%
-strongest = attacks.strongest(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+strongest = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 evaluations = []
 for place in range(len(ARMS) * len(SEEDS)):
     network = jax.tree_util.Partial(logits, *jax.tree.map(lambda leaf, i=place: leaf[i], networks))

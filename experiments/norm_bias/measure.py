@@ -157,7 +157,7 @@ class Lab:
         labels = self.dataset(case).train.labels
         if self.settings.num_train is None:
             return np.arange(len(labels))
-        return data.stratified_rows(labels, self.settings.num_train, seed=seed)
+        return data.stratified_indices(labels, self.settings.num_train, seed=seed)
 
     def _fill(self, case: Case) -> tuple[float, ...]:
         """What black is, to pad crops with."""

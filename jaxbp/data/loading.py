@@ -17,7 +17,7 @@ generated: of mean 0 and standard deviation 1 over the whole set.
 >>> digits = data.load("digits@4", seed=1, normalise=True)
 >>> digits.input_shape, digits.num_classes, [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
 ((4, 4, 1), 10, [1294, 144, 359])
->>> data.probe_set(digits.train, 20, seed=0).labels.tolist().count(7)
+>>> data.balanced_subset(digits.train, 20, seed=0).labels.tolist().count(7)
 2
 """
 
@@ -124,7 +124,7 @@ def load(
     return _normalised(dataset) if normalise else dataset
 
 
-def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
+def balanced_subset(split: Split, num_examples: int, *, seed: int) -> Split:
     """Draw examples without repetition, equally many of each class: counts differ by at most one, in random order.
 
     DataError if a class has too few.
@@ -141,7 +141,7 @@ def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
     return Split(split.inputs[order], split.labels[order])
 
 
-def stratified_rows(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
+def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
     """Draw rows without repetition, classes in proportion: a smaller number gives the first of a larger one.
 
     DataError if there are not so many.

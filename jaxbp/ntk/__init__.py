@@ -1,8 +1,10 @@
-"""Study 3's instruments: tangent kernels of finite networks, measures that compare them, and what they predict.
+"""Neural tangent kernels of finite networks, measures that compare them, and kernel regression.
 
-`empirical_ntk` takes any function, `flax_ntk` a Flax model with BatchNorm's mode; `ntk_vector_product` and `ntk_extremes` need no
-kernel in memory; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
-infinitely wide networks (`jaxbp.ntk.infinite_width`).
+`empirical_ntk` takes any function, `flax_ntk` a Flax model with an explicit mode of BatchNorm; `ntk_vector_product` and `ntk_extremes`
+never form the kernel; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact
+kernels of infinitely wide networks (`jaxbp.ntk.infinite_width`).
+
+These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 4.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import ntk
@@ -16,6 +18,6 @@ infinitely wide networks (`jaxbp.ntk.infinite_width`).
 """
 
 from jaxbp.ntk import compat, measures, regression
-from jaxbp.ntk.empirical import QUICKLY, CoupledExamples, TooLittleMemory, empirical_ntk
+from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, BatchCouplingError, InsufficientMemoryError, empirical_ntk
 from jaxbp.ntk.flax_function import flax_function, flax_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product

@@ -21,7 +21,7 @@ EXPLANATION = (
     "the run: it is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided."
 )
 _COLUMNS = ("Id", "Claim", "Theory or folklore", "The paper", "Measured", "Verdict")
-_Result = claims.Verdict | claims.Case
+_Result = claims.Verdict | claims.CaseVerdict
 _WIDTH, _HEIGHT, _MIDDLE = 220, 26, 13  # of a drawing, without the numbers under it
 
 

@@ -236,9 +236,9 @@ def test_projections_are_right(x64):
 
 def test_steps_are_the_steepest(x64):
     gradient = jnp.array([[3.0, -4.0], [0.0, 0.0], [3e-200, -4e-200], [jnp.nan, 2.0]])
-    np.testing.assert_array_equal(attacks.Threat("linf", 1.0).ascent(gradient), [[1, -1], [0, 0], [1, -1], [0, 1]])
+    np.testing.assert_array_equal(attacks.Threat("linf", 1.0).steepest_ascent(gradient), [[1, -1], [0, 0], [1, -1], [0, 1]])
     wanted = [[0.6, -0.8], [0, 0], [0.6, -0.8], [0, 1]]
-    np.testing.assert_allclose(attacks.Threat("l2", 1.0).ascent(gradient), wanted, rtol=1e-15)
+    np.testing.assert_allclose(attacks.Threat("l2", 1.0).steepest_ascent(gradient), wanted, rtol=1e-15)
 
 
 def test_random_starts_fill_the_ball_uniformly():
@@ -365,8 +365,8 @@ def test_targets_are_reached(trained):
 
 def test_apgd_needs_no_step_size_where_pgd_with_a_bad_one_fails(trained):
     """Its checkpoints are the source's, and its steps get shorter: with steps of 2 epsilon throughout PGD is worse."""
-    assert attacks.checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
-    assert attacks.checkpoints(1) == ()
+    assert attacks.step_size_checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+    assert attacks.step_size_checkpoints(1) == ()
     network, inputs, labels = trained
     threat = attacks.Threat("l2", 0.3)
     rough = run(attacks.pgd(threat, num_steps=30, step_size=0.6), network, jax.random.key(0), inputs, labels)
