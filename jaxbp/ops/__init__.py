@@ -1,1 +1,1 @@
-"""Operations that models are made of: convolutions fast in compiled loops, and which platform they are traced for."""
+"""Operations of networks: convolutions that are fast in compiled loops, and the platform of the traced program."""
