@@ -4,6 +4,7 @@
 .. include:: guide/own_study.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
+.. include:: guide/benchmarks.md
 """
 
 __docformat__ = "restructuredtext"  # of the guides: pdoc includes them, and leaves their paragraphs alone

@@ -213,19 +213,19 @@ def slopes(widths: ArrayLike, values: ArrayLike, *, log_values: bool = False) ->
       SampleError: values that are not finite, or not positive with ``log_values``.
       ValueError: widths that are not positive, not different, or not one per column.
     """
-    widths, values = np.asarray(widths, np.float64), _checked(values, ndim=2)
-    if widths.shape != values.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
+    widths, table = np.asarray(widths, np.float64), _checked(values, ndim=2)
+    if widths.shape != table.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
         raise ValueError(
             "a trend needs two or more different positive widths, one per column of values: "
-            f"got widths {widths.tolist()} and values of shape {values.shape}"
+            f"got widths {widths.tolist()} and values of shape {table.shape}"
         )
     if log_values:
-        if num_bad := np.count_nonzero(values.min(1) <= 0):
-            raise SampleError(f"{num_bad} of {len(values)} seeds hold values without a logarithm")
-        values = np.log2(values)
+        if num_bad := np.count_nonzero(table.min(1) <= 0):
+            raise SampleError(f"{num_bad} of {len(table)} seeds hold values without a logarithm")
+        table = np.log2(table)
     x = np.log2(widths)
     x -= x.mean()
-    return (values - values.mean(1, keepdims=True)) @ x / (x @ x)
+    return (table - table.mean(1, keepdims=True)) @ x / (x @ x)
 
 
 def p_value(values: ArrayLike, *, threshold: float = 0.0, alternative: Alternative = "two-sided") -> float:

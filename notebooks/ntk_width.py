@@ -64,8 +64,8 @@ images = jnp.asarray(probes.inputs[np.argsort(probes.labels, kind="stable")])  #
 # ## Networks, trainings, kernels
 #
 # A training is one compiled program that hands back the parameters before and after. BatchNorm's kernels are taken with stored statistics,
-# as in the paper; at the start these are mean 0 and variance 1. `FAST_COMPILE_OPTIONS` tells XLA to compile in a third of the time what then runs
-# somewhat slower: right for programs that run a few times.
+# as in the paper; at the start these are mean 0 and variance 1. `FAST_COMPILE_OPTIONS` cuts compile time to a third; the programs run
+# somewhat slower, which pays for programs that run a few times.
 
 # %%
 SMALL = {"name": "resnet", "stages": 1, "depth": 1, "shortcut": "projection"}

@@ -62,9 +62,6 @@ class GradientMaskingCheck(NamedTuple):
         return _MEANINGS[self.name].format(value=self.value, threshold=self.threshold)
 
 
-_MEANINGS[self.name].format(value=self.value, threshold=self.threshold)
-
-
 _MEANINGS = {
     "gradient_free": "a gradient-free attack alone breaks {value:.1%} of the examples (limit {threshold:.0%})",
     "zero_gradients": "{value:.1%} of the examples have a gradient of exactly 0 (limit {threshold:.0%})",

@@ -87,8 +87,17 @@ def pgd(
         raise ValueError(f"keep must be one of {', '.join(KEEPS)}, got {keep!r}")
     if step_size is None:
         step_size = 2.5 * threat.epsilon / num_steps
-    goal_options = {"loss": loss, "targets": targets, "num_restarts": num_restarts, "runs": runs}
-    return Attack(_Pgd(num_steps=num_steps, step_rule=step_rule, random_start=random_start, keep=keep, **goal_options), threat, step_size)
+    method = _Pgd(
+        num_steps=num_steps,
+        step_rule=step_rule,
+        random_start=random_start,
+        keep=keep,
+        loss=loss,
+        targets=targets,
+        num_restarts=num_restarts,
+        runs=runs,
+    )
+    return Attack(method, threat, step_size)
 
 
 def fgsm(

@@ -57,8 +57,8 @@ def square(
         raise ValueError(f"num_queries must be at least 1, got {num_queries}")
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    goal_options = {"loss": "margin", "targets": targets, "num_restarts": num_restarts, "runs": runs}
-    return Attack(_Square(num_queries=num_queries, share=share, **goal_options), threat, gradient_free=True)
+    method = _Square(num_queries=num_queries, share=share, loss="margin", targets=targets, num_restarts=num_restarts, runs=runs)
+    return Attack(method, threat, gradient_free=True)
 
 
 def shares(share: float, num_queries: int) -> np.ndarray:

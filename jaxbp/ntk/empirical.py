@@ -86,13 +86,14 @@ def empirical_ntk(
       InsufficientMemoryError: the smallest block does not fit ``memory``.
       ValueError: arguments that do not fit one another.
     """
-    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     devices = tuple(devices or ())
     options = tuple(sorted((compiler_options or {}).items()))
     spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
     num_outputs = _check(spec, params, x1, x2, state)
-    params, x1, x2, state = _placed(spec, (params, x1, x2, state))
-    sides = tuple(_Side(spec, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2)))
+    params, *examples, state = _placed(spec, (params, x1, x2, state))
+    sides = tuple(_Side(spec, x, num_outputs) for x in examples if x is not None)
     kernel = _BlockedKernel(spec, params, state, sides).compute(memory)
     return _finish(spec, kernel, sides)
 

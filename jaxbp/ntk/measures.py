@@ -203,14 +203,14 @@ def _pair_correlation(before: jax.Array, after: jax.Array) -> jax.Array:
     return correlation(before[pairs], after[pairs])
 
 
-def _alike(before: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _alike(before: ArrayLike, after: ArrayLike) -> tuple[jax.Array, jax.Array]:
     before, after = jnp.asarray(before), jnp.asarray(after)
     if before.shape != after.shape:
         raise ValueError(f"before and after must have one shape, got {before.shape} and {after.shape}")
     return before, after
 
 
-def _square(kernel: jax.Array) -> jax.Array:
+def _square(kernel: Kernel) -> jax.Array:
     matrix = as_matrix(kernel)
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"needs the kernel of a set with itself, (N, N) or (N, N, C, C), got {jnp.shape(kernel)}")

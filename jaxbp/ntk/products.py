@@ -57,7 +57,8 @@ def ntk_vector_product(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     out = _checked_outputs(apply_fn, params, x1 if x2 is None else x2, state)
     if chunk_size is None:
         rows = _linearise(apply_fn, params, x1, state)

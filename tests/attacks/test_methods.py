@@ -69,11 +69,20 @@ def trained():
     digits = data.load("digits")
     start = random_mlp(jax.random.key(0), (64, 32, 10))
     end = jax.jit(
-        lambda params: training.train(
-            mlp, params, training.sgd(0.1, momentum=0.9), tuple(digits.train), jax.random.key(1),
-            loss_fn=losses.cross_entropy, num_epochs=8, batch_size=64, measure_epochs=[8],
-        ).params
-    )(start)  # fmt: skip
+        lambda params: (
+            training.train(
+                mlp,
+                params,
+                training.sgd(0.1, momentum=0.9),
+                tuple(digits.train),
+                jax.random.key(1),
+                loss_fn=losses.cross_entropy,
+                num_epochs=8,
+                batch_size=64,
+                measure_epochs=[8],
+            ).params
+        )
+    )(start)
     return partial(mlp, end), jnp.asarray(digits.test.inputs[:200]), jnp.asarray(digits.test.labels[:200])
 
 
@@ -99,9 +108,16 @@ def test_what_an_attack_returns_is_true(name, norm):
     if name == "square":
         np.testing.assert_allclose(result.loss, losses.margin(logits, labels), rtol=1e-4, atol=1e-6)
     expected = {
-        "fgsm": 2, "fgsm-rs": 2, "pgd": 5, "pgd-last-cosine": 10, "pgd-batch": 12, "pgd-targets": 9, "apgd": 9,
-        "apgd-dlr-targets": 25, "pgd-given": 4,
-    }  # fmt: skip
+        "fgsm": 2,
+        "fgsm-rs": 2,
+        "pgd": 5,
+        "pgd-last-cosine": 10,
+        "pgd-batch": 12,
+        "pgd-targets": 9,
+        "apgd": 9,
+        "apgd-dlr-targets": 25,
+        "pgd-given": 4,
+    }
     if name == "square":  # it ends when all are broken
         assert 1 <= int(result.num_evaluations) <= 12
     else:
@@ -427,8 +443,12 @@ def test_apgd_is_algorithm_1(num_steps, x64):
         wanted, alone = apgd_by_the_book(
             lambda x: float(np.sin(x * waves).sum() + x @ slant),
             lambda x: waves * np.cos(x * waves) + slant,
-            project, lambda g: g / np.linalg.norm(g), start, 0.3, num_steps,
-        )  # fmt: skip
+            project,
+            lambda g: g / np.linalg.norm(g),
+            start,
+            0.3,
+            num_steps,
+        )
         decided.append(alone)
         assert float(value) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
     assert 0 < sum(decided) < 80
@@ -475,7 +495,7 @@ def test_dlr_sees_through_saturation(trained):
     broken = {
         loss: float(run(attacks.apgd(threat, num_steps=20, loss=loss), sharp, jax.random.key(0), inputs, labels).success.mean())
         for loss in ("cross_entropy", "dlr")
-    }  # fmt: skip
+    }
     assert broken["dlr"] > broken["cross_entropy"] + 0.2
 
 
@@ -489,9 +509,7 @@ def _times(pair, inputs):
 
 def test_the_schedule_of_squares_is_the_sources():
     found = shares(0.8, 10_000)
-    assert [float(found[i]) for i in (0, 10, 11, 50, 51, 8001, 9999)] == [
-        0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 2**8, 0.8 / 2**8
-    ]  # fmt: skip
+    assert [float(found[i]) for i in (0, 10, 11, 50, 51, 8001, 9999)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 2**8, 0.8 / 2**8]
 
 
 def test_bumps_are_equation_2():
@@ -504,7 +522,7 @@ def test_bumps_are_equation_2():
         return [
             [sum(1 / (n + 1 - k) ** 2 for k in range(n - max(abs(r - height // 2), abs(c - width // 2)) + 1)) for c in range(width)]
             for r in range(height)
-        ]  # fmt: skip
+        ]
 
     np.testing.assert_allclose(found, np.hstack([pyramid(5, 2), -np.array(pyramid(5, 3))]), rtol=1e-6)
 

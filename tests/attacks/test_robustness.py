@@ -51,9 +51,15 @@ def broken_by_theory():
 def test_robust_accuracy_of_a_linear_network_is_its_closed_form(only_survivors, batch_size):
     suite = {"fgsm": attacks.fgsm(THREAT), "targeted": attacks.pgd(THREAT, num_steps=3, targets=3, loss="margin")}
     found = attacks.robust_accuracy(
-        network(linear), jax.random.key(2), INPUTS, LABELS, suite,
-        batch_size=batch_size, only_survivors=only_survivors, check_masking=False,
-    )  # fmt: skip
+        network(linear),
+        jax.random.key(2),
+        INPUTS,
+        LABELS,
+        suite,
+        batch_size=batch_size,
+        only_survivors=only_survivors,
+        check_masking=False,
+    )
     broken = broken_by_theory()
     assert 15 < broken.sum() < 85
     np.testing.assert_array_equal(found.correct, np.arange(90) >= 9)
@@ -140,7 +146,7 @@ def test_the_huge_radius_holds_every_image_in_l2_too():
 
     checks = attacks.gradient_masking_checks(
         jax.tree_util.Partial(bright, None), jax.random.key(0), jnp.zeros((5, 16)), jnp.zeros(5, int), attacks.Threat("l2", 0.1)
-    )  # fmt: skip
+    )
     assert {check.name: check.value for check in checks}["huge_radius"] == 0
 
 

@@ -147,9 +147,13 @@ def test_logits_and_pairs(method):
     other = 0.5 * x[:3] + 0.2
     truth = dense_kernel(fn, params, x, other)
     wanted = {
-        "full": truth, "trace": jnp.einsum("ijkk->ij", truth), "diagonal": jnp.einsum("ijkk->ijk", truth),
-        "sum": truth.sum((2, 3)), 0: truth[:, :, 0, 0], C - 1: truth[:, :, -1, -1],
-    }  # fmt: skip
+        "full": truth,
+        "trace": jnp.einsum("ijkk->ij", truth),
+        "diagonal": jnp.einsum("ijkk->ijk", truth),
+        "sum": truth.sum((2, 3)),
+        0: truth[:, :, 0, 0],
+        C - 1: truth[:, :, -1, -1],
+    }
     own = dense_kernel(fn, params, x)
     for logits, expected in wanted.items():
         run = functools.partial(ntk.empirical_ntk, fn, params, logits=logits, method=method)
@@ -237,9 +241,12 @@ def test_batch_norm_in_both_modes(batch_norm, logits):
 
     truth = dense_kernel(fn, variables["params"], x, other)
     wanted = {
-        "full": truth, "trace": jnp.einsum("ijkk->ij", truth), "diagonal": jnp.einsum("ijkk->ijk", truth),
-        "sum": truth.sum((2, 3)), 1: truth[:, :, 1, 1],
-    }[logits]  # fmt: skip
+        "full": truth,
+        "trace": jnp.einsum("ijkk->ij", truth),
+        "diagonal": jnp.einsum("ijkk->ijk", truth),
+        "sum": truth.sum((2, 3)),
+        1: truth[:, :, 1, 1],
+    }[logits]
     found = ntk.flax_ntk(net, variables, x, other, batch_norm=batch_norm, logits=logits, apply_options={"train": train})
     assert off(found, wanted) < 1e-12
 

@@ -166,10 +166,14 @@ def test_parameter_movement_by_hand(x64):
     l2 = math.sqrt(9 + 0.25 + 16)
     assert {k: float(v) for k, v in moved.items() if k != "leaves"} == pytest.approx(
         {
-            "norm_before": math.sqrt(29), "norm_after": math.sqrt(14.25), "l2": l2,
-            "relative_l2": l2 / math.sqrt(29), "l_inf": 4,
-        }, rel=RTOL,
-    )  # fmt: skip
+            "norm_before": math.sqrt(29),
+            "norm_after": math.sqrt(14.25),
+            "l2": l2,
+            "relative_l2": l2 / math.sqrt(29),
+            "l_inf": 4,
+        },
+        rel=RTOL,
+    )
     leaves = {"a/kernel": 0.6, "a/bias": math.inf, "b/0": 2}
     assert {k: float(v) for k, v in moved["leaves"].items()} == pytest.approx(leaves, rel=RTOL)
     still = measures.parameter_movement(before, before)

@@ -119,10 +119,17 @@ def test_a_linearised_network_trains_as_predicted(trained):
 
     def run(learning_rate):
         return training.train(
-            linear_fn, params, training.sgd(learning_rate), (inputs, labels), jax.random.key(0),
-            loss_fn=regression.centred_squared_error, num_epochs=800, batch_size=N, measure_epochs=num_steps,
+            linear_fn,
+            params,
+            training.sgd(learning_rate),
+            (inputs, labels),
+            jax.random.key(0),
+            loss_fn=regression.centred_squared_error,
+            num_epochs=800,
+            batch_size=N,
+            measure_epochs=num_steps,
             measure_fn=lambda now: (linear_fn(now.params, inputs), linear_fn(now.params, test_inputs)),
-        ).measured  # fmt: skip
+        ).measured
 
     found = [f[[0, 1], [0, 1]] for f in jax.vmap(run)(time / num_steps)]  # each step where it arrives at the time
     errors = np.array([np.linalg.norm(f - w, axis=(1, 2)) for f, w in zip(found, wanted, strict=True)])
