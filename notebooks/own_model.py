@@ -242,7 +242,7 @@ except ntk.BatchCouplingError as refusal:
 RADII, RADIUS = (0.0, 0.025, 0.05, 0.075, 0.1), 0.05  # of the l_inf ball
 images, targets = digits.test.inputs[:200], digits.test.labels[:200]
 pgd = {f"{radius}": attacks.pgd(attacks.Threat("linf", radius), num_steps=20) for radius in RADII[1:]}
-strongest = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 ranks, curves, robust = {}, {}, {name: [] for name in NETWORKS}
 for name in NETWORKS:
     logits, seeds = networks(name)
@@ -254,7 +254,7 @@ for name in NETWORKS:
         attacked = partial(attacks.robust_accuracy, network, jax.random.key(0), images, targets, batch_size=100)
         curve = attacked(pgd, only_survivors=False, check_masking=False)
         curves[name].append([curve.clean.estimate, *(interval.estimate for interval in curve.accuracy.values())])
-        worst = attacked(strongest)
+        worst = attacked(suite)
         robust[name].append(100 * worst.worst_case.estimate)
         print(f"{name}: {worst.clean.estimate:.1%} clean, {worst.worst_case.estimate:.1%} in the worst case. {worst.warning}")
 

@@ -141,12 +141,12 @@ curve = sweep.evaluate(accuracy_under_pgd, attacked, jnp.asarray(images), jnp.as
 curve = np.asarray(curve).reshape(len(ARMS), len(SEEDS), len(RADII))
 
 # %%
-strongest = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 evaluations = []
 for place in range(len(ARMS) * len(SEEDS)):
     network = jax.tree_util.Partial(logits, *jax.tree.map(lambda leaf, i=place: leaf[i], networks))
     options = {"batch_size": 100, "check_masking": False}  # the notebook own_model looks for signs of masked gradients
-    evaluations.append(attacks.robust_accuracy(network, jax.random.key(1), images, labels, strongest, **options))
+    evaluations.append(attacks.robust_accuracy(network, jax.random.key(1), images, labels, suite, **options))
 clean = np.reshape([100 * found.clean.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 robust = np.reshape([100 * found.worst_case.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 for arm, of_seeds in zip(ARMS, robust, strict=True):

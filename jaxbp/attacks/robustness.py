@@ -138,17 +138,7 @@ def robust_accuracy(
       ValueError: no examples, or inputs outside the bounds, or shapes that do not fit.
     """
     inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if not len(inputs) or labels.shape != inputs.shape[:1]:
-        raise ValueError(f"inputs and labels must be equally many, at least one, got shapes {inputs.shape} and {labels.shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for name, attack in attacks.items():
-        low, high = attack.threat.bounds
-        if not (inputs.min() >= low and inputs.max() <= high):
-            raise ValueError(
-                f"inputs must lie in the bounds {low, high} of {name!r}, got {inputs.min()} to {inputs.max()}: normalise "
-                "inside logits_fn, or state other bounds"
-            )
+    _check(inputs, labels, attacks, batch_size)
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
     correct = np.zeros(len(inputs), bool)
     for rows, places in _batches(np.arange(len(inputs)), batch_size):
@@ -179,6 +169,20 @@ def robust_accuracy(
             gradient_free_share=_only_without_gradients(attacks, tried, broken),
         )
     return RobustEvaluation(correct, tried, broken, num_evaluations, checks)
+
+
+def _check(inputs: np.ndarray, labels: np.ndarray, attacks: Mapping[str, Attack], batch_size: int) -> None:
+    if not len(inputs) or labels.shape != inputs.shape[:1]:
+        raise ValueError(f"inputs and labels must be equally many, at least one, got shapes {inputs.shape} and {labels.shape}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    for name, attack in attacks.items():
+        low, high = attack.threat.bounds
+        if not (inputs.min() >= low and inputs.max() <= high):
+            raise ValueError(
+                f"inputs must lie in the bounds {low, high} of {name!r}, got {inputs.min()} to {inputs.max()}: normalise "
+                "inside logits_fn, or state other bounds"
+            )
 
 
 def mean_over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:

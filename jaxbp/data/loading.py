@@ -13,6 +13,8 @@
 Raw inputs are float32 in [0, 1]: bytes divided by 255, digits by 16. Inputs of ``mnist1d`` are not scaled: they are generated with
 mean 0 and standard deviation 1 over the whole set.
 
+Packages that hold or generate a data set (scikit-learn, mnist1d, TFDS) are imported when it is read.
+
 >>> from jaxbp import data
 >>> digits = data.load("digits@4", seed=1, normalise=True)
 >>> digits.input_shape, digits.num_classes, [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
@@ -36,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbp.data import files
+from jaxbp.data import files, tfds
 from jaxbp.data.files import DataError, RawData, RawSplit
 
 NAMES = {
@@ -202,8 +204,6 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
         with _READ_LOCK:
             return readers[base]()
     if kind == "tfds" and rest:
-        from jaxbp.data import tfds
-
         return tfds.read(rest, data_dir)
     if kind == "file" and rest:
         return files.read(Path(rest).expanduser())
