@@ -237,7 +237,7 @@ def test_misuse_is_refused():
         "eigenvalues must be (n,), got shape (3, 3)": lambda: measures.spectral_ranks(square),
         "got shapes (3, 3) and (2,)": lambda: measures.velocity(square, jnp.arange(2.0)),
         "T at least 2, got shapes (1, 3) and (1,)": lambda: measures.velocity(square[:1], jnp.arange(1.0)),
-        "alike with at least one leaf, got": lambda: measures.parameter_movement({"a": square}, {"b": square}),
+        "equal structure with at least one leaf, got": lambda: measures.parameter_movement({"a": square}, {"b": square}),
         "got shapes ({'a': (3, 3)}, {'a': (3, 4)})": lambda: measures.parameter_movement({"a": square}, {"a": wide}),
         "at least one leaf, got shapes ({}, {})": lambda: measures.parameter_movement({}, {}),
         "features must be (N, ...), got shape (3,)": lambda: measures.feature_maps(jnp.ones(3)),
