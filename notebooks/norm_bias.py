@@ -105,7 +105,7 @@ MUS = (0.0, 0.75, 1.0, 1.5, 2.0)
 arms = {"no regulariser": (0.0, 0.0)} | {f"norm-bias, μ = {mu:g}": (0.01, mu) for mu in MUS}
 runs = {
     "key": jnp.concatenate([sweep.keys(SEEDS)] * len(arms)),
-    "rows": np.stack([data.stratified_rows(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(arms)),
+    "rows": np.stack([data.stratified_indices(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(arms)),
     "coefficient": np.repeat([coefficient for coefficient, _ in arms.values()], len(SEEDS)),
     "mu": np.repeat([mu for _, mu in arms.values()], len(SEEDS)),
 }

@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxbp import attacks, data, landscape, models, ntk, spectra, sweep, training
-from jaxbp.ntk.infinite_width import infinite_twin
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 from jaxbp.ops import convolution
 from jaxbp.spectra import values
 from jaxbp.training import parallel
@@ -122,7 +122,7 @@ def test_an_infinite_kernel():
         parametrisation="ntk",
         shortcut="projection",
     )
-    kernel_fn = infinite_twin(net.module, SHAPE)
+    kernel_fn = infinite_width_kernel(net.module, SHAPE)
     inputs = batch(6)[0]
     assert_near(kernel_fn(inputs, None, "ntk"), on_the_cpu(lambda x: kernel_fn(x, None, "ntk"), inputs), 1e-4)
 

@@ -119,7 +119,7 @@ class Lab:
             worst = [
                 evaluate(
                     networks[arm],
-                    attacks=attacks.strongest(
+                    attacks=attacks.autoattack_suite(
                         attacks.Threat("linf", radius), num_steps=settings.attack_steps,
                         num_targets=settings.num_targets, num_queries=settings.num_queries,
                     ),
@@ -141,7 +141,7 @@ class Lab:
         split = getattr(self.dataset(case.dataset), part)
         if count is None:
             return split.inputs, split.labels
-        rows = data.stratified_rows(split.labels, count, seed=seed)
+        rows = data.stratified_indices(split.labels, count, seed=seed)
         return split.inputs[rows], split.labels[rows]
 
     def _key(self, case: Case, seed: int) -> jax.Array:

@@ -321,27 +321,27 @@ def test_a_pooled_size_has_to_divide_both_sides(tmp_path):
 @pytest.mark.parametrize("num_examples, counts", [(20, {2}), (25, {2, 3}), (3, {0, 1})])
 def test_probe_sets_are_balanced(num_examples, counts):
     train = data.load("digits").train
-    probe = data.probe_set(train, num_examples, seed=4)
+    probe = data.balanced_subset(train, num_examples, seed=4)
     assert set(np.bincount(probe.labels, minlength=10)) == counts
     assert len(rows(probe)) == num_examples
     assert rows(probe) <= rows(train)
-    assert same(probe, data.probe_set(train, num_examples, seed=4))
-    assert not same(probe, data.probe_set(train, num_examples, seed=5))
+    assert same(probe, data.balanced_subset(train, num_examples, seed=4))
+    assert not same(probe, data.balanced_subset(train, num_examples, seed=5))
 
 
 def test_probe_sets_stay_balanced_where_the_split_is_not():
     labels = np.repeat(np.arange(3, dtype=np.int32), (2, 50, 50))
     split = data.Split(np.arange(102, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
     for seed in range(10):  # at 8 the rare class has to be the one with less
-        assert sorted(np.bincount(data.probe_set(split, 8, seed=seed).labels)) == [2, 3, 3]
+        assert sorted(np.bincount(data.balanced_subset(split, 8, seed=seed).labels)) == [2, 3, 3]
     with pytest.raises(DataError, match="9 examples of 3 classes need 3 or more of each, but class 0 has only 2"):
-        data.probe_set(split, 9, seed=0)
+        data.balanced_subset(split, 9, seed=0)
 
 
 @pytest.mark.parametrize("num_examples", [0, 360])
 def test_probe_sets_of_impossible_sizes_are_refused(num_examples):
     with pytest.raises(DataError, match=f"from 1 to the split's 359, got {num_examples}"):
-        data.probe_set(data.load("digits").test, num_examples, seed=0)
+        data.balanced_subset(data.load("digits").test, num_examples, seed=0)
 
 
 # Names

@@ -109,7 +109,7 @@ def test_an_embedded_convnet_is_proven():
     params = landscape.embed_affine(net.module, fit, inputs)
     options = {"loss": "cross_entropy", "key": KEY, "lower_bound": fit.lower_bound, "num_steps": 2}
     certificate = landscape.certify(net.apply, params, inputs, labels, **options)
-    assert (certificate.status, found.reasons) == ("proven", ())
+    assert (certificate.status, certificate.reasons) == ("proven", ())
 
 
 # What a proof lacks
