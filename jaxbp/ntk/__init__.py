@@ -1,7 +1,8 @@
 """Neural tangent kernels of finite networks, measures that compare them, and kernel regression.
 
-`empirical_ntk` takes any function of ``(params, inputs)`` or ``(params, inputs, state)``; `ntk_vector_product` and `ntk_extremes` never form the kernel; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact
-kernels of infinitely wide networks (`jaxbp.ntk.infinite_width`).
+`empirical_ntk` takes any function of ``(params, inputs)`` or ``(params, inputs, state)``; `ntk_vector_product` and `ntk_extremes` never
+form the kernel; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
+infinitely wide networks (`jaxbp.ntk.infinite_width`).
 
 These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 4.
 
