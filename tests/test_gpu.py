@@ -184,7 +184,7 @@ def test_a_sweep_vmaps_within_the_free_memory(accelerator):
     assert together.devices() == {accelerator}
     np.testing.assert_allclose(together, sweep.evaluate(losses, keys, inputs, labels, plan="loop"), rtol=0.05)
     stats = accelerator.memory_stats()
-    assert 0 < sweep.memory.default_bound(accelerator, 1) < stats["bytes_limit"]
+    assert 0 < sweep._memory.default_bound(accelerator, 1) < stats["bytes_limit"]
 
 
 def test_training_learns_and_short_floats_do_too():

@@ -13,4 +13,4 @@ from jaxbp.lab.output import outcome, print_table, print_verdicts, write_results
 from jaxbp.lab.results import Results
 from jaxbp.lab.settings import ONE_PROCESS, Arguments, Cluster, Settings, SettingsError
 from jaxbp.lab.study import Study
-from jaxbp.runtime.jax_setup import facts, start_jax
+from jaxbp.runtime.jax_setup import provenance, start_jax

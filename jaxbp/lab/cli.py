@@ -18,7 +18,7 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
 
     again = f"Finished pieces are in {folder}; the same command goes on from there."
     try:
-        with preemption.watch(at_once=True, last_words=again):
+        with preemption.guard(immediate=True, exit_message=again):
             yield
             if _several_processes():
                 from jaxbp.runtime import processes

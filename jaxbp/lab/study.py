@@ -100,7 +100,7 @@ class Study:
         from jaxbp.runtime import processes
         from jaxbp.runtime.shared_store import open_together
 
-        with open_together(folder, dataclasses.asdict(settings), jax_setup.facts(devices)) as store:
+        with open_together(folder, dataclasses.asdict(settings), jax_setup.provenance(devices)) as store:
             run_pieces(store, of["pieces"](settings, store, data_dir), num_workers=len(devices))
             if not processes.is_first():
                 return None
@@ -110,7 +110,7 @@ class Study:
             sections = of["sections"](results, of["draw"](results, folder / "figures"))
             wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
             peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
-            store.note(wall_seconds=wall, peak_memory_mib=peak)
+            store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
             part = report.Part(self.id, self.title, self.lead, verdicts, sections, store.config, command)
             report.write_page(folder / "report.html", title=self.title, lead=self.lead, parts=[part])
         return part

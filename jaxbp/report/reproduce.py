@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxbp.report.text import escape
 from jaxbp.runtime.progress import format_seconds
+from jaxbp.runtime.store import STARTS
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 
@@ -21,6 +22,8 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks fi
     "devices": ("Devices", lambda names: ", ".join(f"{n} × {name}" for name, n in Counter(names).items())),
     "python": ("Python", str),
     "packages": ("Packages", lambda found: ", ".join(f"{name} {version}" for name, version in found.items())),
+    "host": ("Host", str),
+    "machine": ("Machine", str),
     "git_commit": ("Git commit", str),
     "command": ("Started as", str),
 }
@@ -39,7 +42,7 @@ def reproduce(settings: Mapping[str, Any], command: str) -> str:
         parts.append("<p>The code of this run had changes that are not in the commit.</p>")
     if facts := _facts(settings):
         parts.append(_definitions(facts))
-    rest = {key: value for key, value in settings.items() if key not in _FACTS}
+    rest = {key: value for key, value in settings.items() if key not in _FACTS and key != STARTS}
     rest |= rest.pop("settings", {})
     if every := dict(_flat(rest)):
         summary = f"<summary>Every setting ({len(every)})</summary>"

@@ -20,7 +20,7 @@ A sweep of one's own:
 ...     return {"loss": found.history["train_loss"][-1], "params": found.params}
 >>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
 >>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
->>> table = found.frame()  # a row for each setting and seed
+>>> table = found.to_dataframe()  # a row for each setting and seed
 >>> bool(table[table.learning_rate == 0.1].loss.mean() < table[table.learning_rate == 0.01].loss.mean())
 True
 >>> found.where(width=8).stack("params/Dense_0/kernel").shape  # settings, seeds, then the kernel's own axes

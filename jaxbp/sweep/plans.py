@@ -64,7 +64,7 @@ def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, num_batch), (SEEDS, BATCH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def choose(backend: str, num_devices: int, num_runs: int, of_a_run: op_count.OpCount) -> str:
+def choose(backend: str, num_devices: int, num_runs: int, cost_per_run: op_count.OpCount) -> str:
     """Return the plan that ``auto`` takes, from the kind of run and the devices.
 
     Accelerators are filled by running all seeds at once. On a CPU runs go one after another on each device: the matrices of one
@@ -78,9 +78,9 @@ def choose(backend: str, num_devices: int, num_runs: int, of_a_run: op_count.OpC
       backend: as `jax.default_backend` names it.
       num_devices: devices at hand.
       num_runs: how many runs there are.
-      of_a_run: what a run multiplies.
+      cost_per_run: what a run multiplies.
     """
-    at_once = backend != "cpu" or (not of_a_run.convolutional and 0 < of_a_run.mean < _SMALL)
+    at_once = backend != "cpu" or (not cost_per_run.convolutional and 0 < cost_per_run.mean < _SMALL)
     within = "vmap" if at_once and num_runs > 1 else "map"
     return f"shard-{within}" if min(num_devices, num_runs) > 1 else within
 
@@ -109,7 +109,7 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
     within = plan.removeprefix("shard-")
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
-    runs, counts, _ = placed(runs, num_runs, len(devices))
+    runs, counts, _ = pad_and_scatter(runs, num_runs, len(devices))
     outputs = program(fn, within, mesh)(counts, runs, shared)
     return jax.tree.map(lambda a: a[:num_runs], outputs) if num_runs % len(devices) else outputs
 
@@ -118,24 +118,24 @@ def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:
     """One call after another; three small programs beside that of a run, however many the runs."""
     outputs = None
     for index in range(num_runs):
-        output = single(_taken(runs, index), *shared)
-        outputs = _room_for(output, num_runs) if outputs is None else outputs
-        outputs = _put(outputs, output, index)
+        output = single(_index(runs, index), *shared)
+        outputs = _allocate(output, num_runs) if outputs is None else outputs
+        outputs = _set_row(outputs, output, index)
     return outputs
 
 
 @jax.jit
-def _taken(runs: Any, index: int) -> Any:
+def _index(runs: Any, index: int) -> Any:
     return jax.tree.map(lambda a: a[index], runs)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _room_for(output: Any, number: int) -> Any:
+def _allocate(output: Any, number: int) -> Any:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (number, *a.shape)), output)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(outputs: Any, output: Any, index: int) -> Any:
+def _set_row(outputs: Any, output: Any, index: int) -> Any:
     return jax.tree.map(lambda all_, one: all_.at[index].set(one), outputs, output)
 
 
@@ -148,11 +148,11 @@ def check_plan(plan: str) -> None:
 def plan_of(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> str:
     """The plan by which `evaluate` computes these runs."""
 
-    def of_a_run() -> op_count.OpCount:
+    def cost_per_run() -> op_count.OpCount:
         one = jax.eval_shape(lambda runs: jax.tree.map(operator.itemgetter(0), runs), runs)
         return _products(fn, *_shapes((one, *shared)))
 
-    return resolve(plan, of_a_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
+    return resolve(plan, cost_per_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
 
 
 @program_cache(_KEPT)
@@ -167,7 +167,7 @@ def _shapes(tree: Any) -> tuple[tuple, Any, tuple]:
     return shapes, structure, tuple(getattr(jax.config, name) for name in _CONTEXT)
 
 
-def resolve(plan: str, of_a_run: Callable[[], op_count.OpCount], *, num_runs: int, devices: Sequence[Any]) -> str:
+def resolve(plan: str, cost_per_run: Callable[[], op_count.OpCount], *, num_runs: int, devices: Sequence[Any]) -> str:
     """The plan that ``plan`` stands for: itself, or for ``auto`` what `choose` says.
 
     Raises:
@@ -175,11 +175,11 @@ def resolve(plan: str, of_a_run: Callable[[], op_count.OpCount], *, num_runs: in
     """
     check_plan(plan)
     if plan == "auto":
-        return choose(devices[0].platform, len(devices), num_runs, of_a_run())
+        return choose(devices[0].platform, len(devices), num_runs, cost_per_run())
     return "shard-vmap" if plan == "pmap" else plan
 
 
-def placed(runs: Any, num_runs: int, num_devices: int, capacity: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
+def pad_and_scatter(runs: Any, num_runs: int, num_devices: int, capacity: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
     """Runs spread evenly over ``capacity`` places on every device, default as few as will do.
 
     Returns:

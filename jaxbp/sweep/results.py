@@ -122,7 +122,7 @@ class Results(Sequence[Record]):
             raise ValueError(f"{name} must have one shape, got {sorted(shapes)}: choose settings with `where`")
         return np.stack(values).reshape(len(self.settings), len(self.seeds), *values[0].shape)
 
-    def frame(self) -> Any:
+    def to_dataframe(self) -> Any:
         """A pandas table: a row for each run, with its setting, seed, status and every result that is one number."""
         import pandas as pd
 
@@ -182,8 +182,8 @@ def collect(store: Any, settings: Sequence[grid.Setting], seeds: Sequence[int]) 
 
 
 def to_parquet(found: Results) -> bytes:
-    """`Results.frame` as a file; a column that is not of numbers of one kind, or of words, becomes text."""
-    frame = found.frame()
+    """`Results.to_dataframe` as a file; a column that is not of numbers of one kind, or of words, becomes text."""
+    frame = found.to_dataframe()
     for name in frame.columns:
         kinds = {type(value) for value in frame[name]}
         if not (kinds <= {int, float} or kinds in ({bool}, {str})):

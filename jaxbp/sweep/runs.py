@@ -22,8 +22,8 @@ from jaxbp.runtime.store import Memory, Store
 from jaxbp.sweep import grid as grids
 from jaxbp.sweep import memory as memories
 from jaxbp.sweep import plans, results, tasks
-from jaxbp.sweep.engine import Engine, Options
-from jaxbp.sweep.recorder import NOT_FINITE, Recorder
+from jaxbp.sweep._engine import Engine, Options
+from jaxbp.sweep._recorder import NOT_FINITE, Recorder
 from jaxbp.sweep.segments import Segments
 
 _TABLE = "results.parquet"
@@ -108,7 +108,7 @@ def run(
         words = _words(settings, seeds)
         with (
             _progress(out, words, store, tensorboard=tensorboard, quiet=quiet) as progress,
-            preemption.watch(say=progress.say, last_words=_LAST_WORDS.format(out) if out else "") as watch,
+            preemption.guard(log=progress.say, exit_message=_LAST_WORDS.format(out) if out else "") as watch,
         ):
             recorder = Recorder(store, progress, watch, {k: label for k, (label, _) in words.items()}, diverged_fn)
             errors = _compute(Engine(options, placed, recorder), todo)

@@ -82,7 +82,7 @@ def test_results_by_name_setting_and_seed():
         found.stack("los")
     with pytest.raises(KeyError, match="settings have"):
         found.where(depth=3)
-    frame = found.frame()
+    frame = found.to_dataframe()
     assert list(frame.columns) == ["rate", "width", "seed", "status", "loss"]
     assert frame.seed.tolist() == [5, 2] * 4
     np.testing.assert_array_equal(found[1].values["key"], jax.random.key_data(jax.random.key(2)))
@@ -270,7 +270,7 @@ def test_the_clock_of_checkpoints_starts_anew_with_each(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
     ticks = types.SimpleNamespace(monotonic=itertools.count().__next__)  # one second a look: two or three a segment
-    monkeypatch.setattr("jaxbp.sweep.chunk.time", ticks)
+    monkeypatch.setattr("jaxbp.sweep._chunk.time", ticks)
     sweep.run(LONG, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path, checkpoint_every=5)
     assert saved == [3]  # the segments end at 2, 4, 6, and 9, 11, 13 seconds; it is saved at 6, and not at the end
 
@@ -642,7 +642,7 @@ def test_the_most_demanding_program_decides_how_many_runs_fit(tmp_path, capsys):
 
 def test_room_is_made_after_every_program(monkeypatch):
     calls = []
-    monkeypatch.setattr(sweep.engine, "evict_compiled_programs", lambda: calls.append(1))
+    monkeypatch.setattr(sweep._engine, "evict_compiled_programs", lambda: calls.append(1))
     sweep.run(lambda key, *, width: jnp.ones(width).sum(), {"width": [1, 2, 3]}, seeds=1)
     assert len(calls) == 3
 
@@ -679,8 +679,8 @@ def test_results_are_read_from_the_folder_when_they_are_asked_for(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255  # within params
     path.write_bytes(content)
-    assert found.frame().loss.tolist() == [1.0, 1.0, 2.0, 2.0]
-    assert "params" not in found.frame().columns
+    assert found.to_dataframe().loss.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert "params" not in found.to_dataframe().columns
     with pytest.raises(StoreError, match=r"seed1\.npz is damaged"):
         found.stack("params")
     with pytest.raises(KeyError, match="a run has loss, params, got 'param'"):

@@ -32,9 +32,9 @@ class Placement(NamedTuple):
         return self.num_devices * self.capacity
 
     def place(self, runs: Any, numbers: Sequence[int]) -> tuple[Any, jax.Array, np.ndarray]:
-        """`plans.placed` for the runs (NumPy arrays) with these numbers, on the devices."""
+        """`plans.pad_and_scatter` for the runs (NumPy arrays) with these numbers, on the devices."""
         chosen = jax.tree.map(lambda a: a[np.asarray(numbers)], runs)
-        runs, counts, places = plans.placed(chosen, len(numbers), self.num_devices, self.capacity)
+        runs, counts, places = plans.pad_and_scatter(chosen, len(numbers), self.num_devices, self.capacity)
         return jax.tree.map(self._put, runs), self._put(counts), places
 
     def like(self, tree: Any) -> Any:

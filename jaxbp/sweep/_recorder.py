@@ -28,7 +28,7 @@ class Recorder:
         self,
         store: Any,
         progress: Any,
-        watch: preemption.Watch,
+        watch: preemption.Guard,
         words: Mapping[str, str],
         diverged_fn: Callable[[Values], bool] | None = None,
     ):
@@ -82,7 +82,7 @@ class Recorder:
         Raises:
           preemption.Terminated, KeyboardInterrupt: what this process, or another, was asked by.
         """
-        if processes.any_process(self.watch.asked is not None):
+        if processes.any_process(self.watch.signal is not None):
             if save:
                 save()
             self.watch.check()

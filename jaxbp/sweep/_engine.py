@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from jaxbp.runtime import processes
 from jaxbp.runtime.program_cache import evict_compiled_programs
 from jaxbp.sweep import plans
-from jaxbp.sweep.checkpoints import Checkpoints
-from jaxbp.sweep.chunk import Chunk
-from jaxbp.sweep.placement import Placement, fitted, rows_here
-from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep._checkpoints import Checkpoints
+from jaxbp.sweep._chunk import Chunk
+from jaxbp.sweep._placement import Placement, fitted, rows_here
+from jaxbp.sweep._recorder import Recorder
 from jaxbp.sweep.segments import Segments
-from jaxbp.sweep.tasks import Task
+from jaxbp.sweep._tasks import Task
 
 _SAVE_EVERY = 2.0  # seconds of work between writes, for short runs that go one after another
 

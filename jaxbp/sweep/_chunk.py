@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxbp.runtime import preemption, processes
-from jaxbp.sweep.checkpoints import Checkpoints
-from jaxbp.sweep.placement import rows_here
-from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep._checkpoints import Checkpoints
+from jaxbp.sweep._placement import rows_here
+from jaxbp.sweep._recorder import Recorder
 from jaxbp.sweep.segments import Carry
 
 
