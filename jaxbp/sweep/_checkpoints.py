@@ -1,13 +1,17 @@
-"""Checkpoints of runs in progress: Orbax writes them, a digest of every file guards them.
+"""Checkpoints of unfinished runs: Orbax writes, commits and retains them; digests of their files detect damage.
 
-A checkpoint counts once its digests are written, which is last; so a kill at any moment leaves the ones before. Several processes
-write their parts of one checkpoint to a folder that they share. Reading executes nothing that it finds.
+Orbax commits a checkpoint atomically and then removes older ones: a kill at any moment leaves a whole checkpoint. Orbax does not check what
+it reads: a flipped bit gives other numbers, or an error far from its cause. Every checkpoint therefore holds digests of its files, which
+are compared before Orbax reads them (tests/sweep/test_runs.py: test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost). A kill
+between commit and digests leaves a whole checkpoint without digests, which counts. Several processes write their parts of a checkpoint
+to a folder that they share. Reading a checkpoint executes nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,93 +21,97 @@ from jaxbp.runtime import processes
 from jaxbp.runtime.files import write_atomically
 from jaxbp.runtime.store import StoreError
 
+_DIGESTS = "digests.json"
+
 
 class Checkpoints:
     """The last ``keep`` checkpoints of one group of runs.
 
     Args:
-      folder: made when first needed; one of its own for other ``facts`` of the same name.
-      name: of the group.
-      facts: what a checkpoint must have been made for; anything JSON can write.
-      keep: how many.
+      folder: created at the first save; other values of ``identity`` under the same name have folders of their own.
+      name: name of the group.
+      identity: facts that a checkpoint must have been written for, as JSON.
+      keep: number of checkpoints.
     """
 
-    def __init__(self, folder: Path, name: str, facts: Mapping[str, Any], keep: int):
-        code = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
+    def __init__(self, folder: Path, name: str, identity: Mapping[str, Any], keep: int):
+        code = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
         self.folder, self.keep = folder.absolute() / f"{name}-{code}", keep
 
     def save(self, step: int, tree: Any) -> None:
-        """Write ``tree``; when this returns it is on disk, whole.
+        """Write ``tree``; on return the checkpoint is on disk, whole.
 
         Raises:
-          StoreError: it cannot be written; earlier ones are kept.
+          StoreError: the checkpoint cannot be written; earlier ones are kept.
         """
         try:
-            with _checkpointer() as orbax:
-                orbax.save(self.folder / str(step), _leaves(tree), force=True)
+            with self._manager() as (manager, orbax):
+                manager.save(step, args=orbax.args.StandardSave(_leaves(tree)), force=True)
             if processes.is_first():
-                write_atomically(self._seal(step), json.dumps(_digests(self.folder / str(step))).encode())
-                for old in self._steps()[self.keep :]:
-                    self._seal(old).unlink()  # first, so that what is sealed is whole
-                    shutil.rmtree(self.folder / str(old))
-        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors, and long
+                folder = self.folder / str(step)
+                write_atomically(folder / _DIGESTS, json.dumps(_digests(folder)).encode())
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError, with a long text
             reason = str(error).splitlines()[0][:200]
             raise StoreError(f"cannot write a checkpoint to {self.folder} ({reason}); what was finished before is safe") from error
 
     def latest(self, like: Any) -> tuple[int, Any] | None:
-        """The newest step and its tree, placed on devices as ``like`` is (arrays, or shapes with shardings); None without one.
+        """Read the newest checkpoint.
+
+        Args:
+          like: arrays, or shapes with shardings, which give the tree and its placement on devices.
+
+        Returns:
+          The step and the tree; None without a checkpoint.
 
         Raises:
-          StoreError: its files are not those that were written.
+          StoreError: the checkpoint is damaged.
         """
-        step = processes.from_first(self._newest() if processes.is_first() else None)
-        if isinstance(step, str):
-            raise StoreError(step)
-        if step is None:
+        if not processes.from_first(self.folder.is_dir()):
             return None
+        with self._manager() as (manager, orbax):
+            step = processes.from_first(manager.latest_step())
+            if step is None:
+                return None
+            if damage := processes.from_first(_damage(self.folder / str(step)) if processes.is_first() else ""):
+                raise StoreError(damage)
+            restored = manager.restore(step, args=orbax.args.StandardRestore(_leaves(like)))
         leaves, tree = jax.tree.flatten(like)
-        with _checkpointer() as orbax:
-            found = orbax.restore(self.folder / str(step), _leaves(like))
         empty = [jax.numpy.zeros(leaf.shape, leaf.dtype) if _is_empty(leaf) else None for leaf in leaves]
-        return step, tree.unflatten([found.get(_name(i), leaf) for i, leaf in enumerate(empty)])
+        return step, tree.unflatten([restored.get(_name(i), leaf) for i, leaf in enumerate(empty)])
 
     def delete(self) -> None:
-        """Remove them all, their runs being finished."""
+        """Remove all checkpoints, once their runs are finished."""
         processes.barrier("checkpoints are not needed any more")
         if processes.is_first():
-            shutil.rmtree(self.folder, ignore_errors=True)  # a leftover harms nothing: nobody looks there again
+            shutil.rmtree(self.folder, ignore_errors=True)  # leftovers are harmless: no later run reads them
 
-    def _newest(self) -> int | str | None:
-        """The step of the newest sealed checkpoint, or what is wrong with it."""
-        for step in self._steps()[:1]:
-            seal, folder = self._seal(step), self.folder / str(step)
-            again = "delete both and start again: the run goes on from the one before, or from its start"
-            try:
-                files = dict(json.loads(seal.read_text("utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                return f"{seal}, of the checkpoint {folder}, is damaged ({error}): {again}"
-            if (found := _digests(folder)) != files:
-                wrong = sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
-                return f"the checkpoint {folder} is damaged ({wrong[0]}), sealed by {seal}: {again}"
-        return next(iter(self._steps()), None)
+    @contextlib.contextmanager
+    def _manager(self) -> Iterator[tuple[Any, Any]]:
+        import orbax.checkpoint as orbax  # slow to import, and not needed by sweeps of short runs
 
-    def _steps(self) -> list[int]:
-        """Steps that have a seal and a folder, the newest first."""
-        stems = (path.stem for path in self.folder.glob("*.json"))
-        return sorted((int(s) for s in stems if s.isdigit() and (self.folder / s).is_dir()), reverse=True)
-
-    def _seal(self, step: int) -> Path:
-        return self.folder / f"{step}.json"
+        options = orbax.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+        with orbax.CheckpointManager(self.folder, options=options) as manager:
+            yield manager, orbax
 
 
-def _checkpointer() -> Any:
-    import orbax.checkpoint  # takes a while, and sweeps of short runs do without
-
-    return orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler())
+def _damage(folder: Path) -> str:
+    """Describe the damage of the checkpoint in ``folder``; empty without damage."""
+    path = folder / _DIGESTS
+    remedy = "delete it and start again: the run goes on from the one before, or from its start"
+    if not path.exists():
+        return ""
+    try:
+        expected = dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        return f"the checkpoint {folder} is damaged ({path.name}: {error}): {remedy}"
+    digests = _digests(folder)
+    if wrong := sorted(name for name in {*digests, *expected} if digests.get(name) != expected.get(name)):
+        return f"the checkpoint {folder} is damaged ({wrong[0]}): {remedy}"
+    return ""
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by number: no type of node has to be known when they are read. TensorStore takes no empty arrays."""
+    """Leaves by number, so that reading needs no node types. TensorStore rejects empty arrays."""
     return {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if not _is_empty(leaf)}
 
 
@@ -116,9 +124,9 @@ def _name(position: int) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The digest of every file below ``folder``."""
+    """Digests of all files below ``folder`` but the file of digests."""
     return {
         path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / _DIGESTS
     }

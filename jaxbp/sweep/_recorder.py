@@ -1,4 +1,4 @@
-"""What happens to results: onto disk first, then said; and the end of a sweep that is asked to stop."""
+"""Results of runs: first to disk, then to the display; and the end of a sweep after a signal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,45 +14,48 @@ Values = Mapping[str, np.ndarray]
 
 
 class Recorder:
-    """Results of a sweep to its store and its display, in step with the other processes.
+    """Writes results of a sweep to the store and reports them, in step with the other processes.
 
     Args:
-      store: for pieces and facts.
-      progress: a `jaxbp.runtime.progress.Progress`.
-      watch: of signals.
-      words: what the display calls each run.
-      diverged_fn: whether a run's results mean that it diverged; default, that any number is not finite.
+      store: `jaxbp.runtime.store.Store` or ``Memory``.
+      progress: `jaxbp.runtime.progress.Progress`.
+      guard: guard of signals.
+      labels: text of each run for the display.
+      diverged_fn: ``results by name -> True if the run diverged``; default: any number is not finite.
     """
 
     def __init__(
         self,
         store: Any,
         progress: Any,
-        watch: preemption.Guard,
-        words: Mapping[str, str],
+        guard: preemption.Guard,
+        labels: Mapping[str, str],
         diverged_fn: Callable[[Values], bool] | None = None,
     ):
-        self.store, self.progress, self.watch, self.words = store, progress, watch, words
+        self.store, self.progress, self.guard, self.labels = store, progress, guard, labels
         self._is_diverged = diverged_fn or _is_not_finite
 
     def missing(self, names: Sequence[str]) -> list[int]:
-        """Positions of the runs that are not on disk, the same in all processes."""
+        """Positions of the runs without a result on disk, the same in all processes."""
         return processes.from_first([i for i, name in enumerate(names) if name not in self.store])
 
     def start(self, names: Iterable[str], share: float = 0.0) -> None:
-        """Say that runs are being computed, of which ``share`` is done already."""
+        """Report that runs are being computed; ``share``: part that is finished already."""
         for name in names:
-            self.progress.start(self.words[name], share)
+            self.progress.start(self.labels[name], share)
 
     def advance(self, names: Iterable[str], share: float) -> None:
-        """Say that ``share`` of these runs is done."""
+        """Report the finished share of runs."""
         for name in names:
-            self.progress.advance(self.words[name], share)
+            self.progress.advance(self.labels[name], share)
 
     def record(self, names: Sequence[str], rows: Mapping[str, Values], *, retired: bool = False) -> None:
-        """Write the results of this process's runs; when all processes have written theirs, say that all of ``names`` are done.
+        """Write the results of this process; once all processes have written theirs, report all of ``names``.
 
-        ``rows``: results by name, of some of ``names``; ``retired``: they diverged before their end.
+        Args:
+          names: runs of all processes.
+          rows: results by name, of the runs of this process.
+          retired: the runs diverged before their end.
         """
         diverged = {name for name, values in rows.items() if retired or self._is_diverged(values)}
         for name, values in rows.items():
@@ -62,31 +65,31 @@ class Recorder:
         written = processes.any_process([[name in rows, name in diverged] for name in names])
         for name, (done, bad) in zip(names, written, strict=True):
             if done and (name in rows or processes.is_first()):
-                self._say(name, diverged=bad)
+                self._report(name, diverged=bad)
 
-    def fail(self, names: Iterable[str], why: str) -> None:
-        """Say that the runs that have no result have none for this reason."""
+    def fail(self, names: Iterable[str], reason: str) -> None:
+        """Report the runs without a result as failed."""
         for name in names:
             if name not in self.store:
-                self.progress.failed(self.words[name], why)
+                self.progress.failed(self.labels[name], reason)
 
-    def _say(self, name: str, *, diverged: bool) -> None:
+    def _report(self, name: str, *, diverged: bool) -> None:
         if diverged:
-            self.progress.diverged(self.words[name], NOT_FINITE)
+            self.progress.diverged(self.labels[name], NOT_FINITE)
         else:
-            self.progress.done(self.words[name])
+            self.progress.done(self.labels[name])
 
     def stop_if_asked(self, save: Callable[[], None] | None = None) -> None:
-        """End here if any process was asked to, once ``save`` has saved what there is.
+        """End the sweep here if any process received a signal, after ``save`` has saved the state.
 
         Raises:
-          preemption.Terminated, KeyboardInterrupt: what this process, or another, was asked by.
+          preemption.Terminated, KeyboardInterrupt: the signal that this or another process received.
         """
-        if processes.any_process(self.watch.signal is not None):
+        if processes.any_process(self.guard.signal is not None):
             if save:
                 save()
-            self.watch.check()
-            raise preemption.Terminated  # another process was asked
+            self.guard.check()
+            raise preemption.Terminated  # another process received the signal
 
 
 def _is_not_finite(values: Values) -> bool:
