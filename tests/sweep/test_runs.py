@@ -572,7 +572,7 @@ def test_a_full_grid_becomes_an_axis_for_each_name():
     for record in ran:
         values = {name: record.setting[name] if name == "rate" else str(record.setting[name]) for name in grid}
         cell = dataset.sel(**values, seed=record.seed)
-        assert (float(cell.v), cell.n.values.tolist(), str(cell.status)) == (
+        assert (float(cell.v), cell.n.values.tolist(), str(cell.status.values)) == (
             record.values["v"],
             [len(record.setting["layers"])] * 3,
             "finished",
