@@ -57,7 +57,7 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
     """
     again = f"Finished jobs are in {folder}; the same command goes on from there."
     try:
-        with preemption.watch(at_once=True, last_words=again):
+        with preemption.guard(immediate=True, exit_message=again):
             yield
             if _several_processes():
                 importlib.import_module("jaxbp.runtime.processes").shutdown()

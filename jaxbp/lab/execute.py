@@ -27,7 +27,7 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
-    with open_together(folder, as_json(settings), jax_setup.facts(devices)) as store:
+    with open_together(folder, as_json(settings), jax_setup.provenance(devices)) as store:
         archive = Archive(store)
         jobs = plan(study, settings)
         run_jobs(archive, jobs, num_workers=len(devices), **flags)
@@ -42,7 +42,7 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         )
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
-        store.note(wall_seconds=wall, peak_memory_mib=peak)
+        store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
         section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
