@@ -207,7 +207,9 @@ def _initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tupl
     return net.init(key, inputs)
 
 
-_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.FAST_COMPILE_OPTIONS)
+_calibrated = jax.jit(
+    models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.FAST_COMPILE_OPTIONS
+)
 
 
 @functools.cache

@@ -37,9 +37,7 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         verdicts = results.verdicts()
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts)
-        sections = report.build_sections(
-            results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method
-        )
+        sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method)
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
         store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)

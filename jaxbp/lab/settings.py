@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster
+from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
 _NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse")

@@ -15,39 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jaxlib
+
+from jaxbp.runtime import processes
+from jaxbp.runtime.cluster import Cluster
+
 _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Place of this process among several that run as one program; start each with the same command and its own ``process_id``.
-
-    Under SLURM, Open MPI and on TPU VMs leave all fields None: JAX detects them.
-    """
-
-    coordinator: str | None = None
-    """HOST:PORT of process 0."""
-    num_processes: int | None = None
-    """Number of processes."""
-    process_id: int | None = None
-    """Number of this process, from 0."""
-
-
-ONE_PROCESS = Cluster()
-
-
 def start_jax(cluster: Cluster | None = None) -> list[str]:
-    """Import JAX, enable its persistent compilation cache, make each CPU core a device, and join the other processes of ``cluster``.
+    """Enable JAX's persistent compilation cache, make each CPU core a device, and join the other processes of ``cluster``.
 
     Without an accelerator, XLA compiles with fewer optimisations: see `compile_quickly`.
 
     Returns:
       The names of the devices of this process.
     """
-    import jax
-
-    from jaxbp.runtime import processes
-
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
     if _has_cpus_alone(jax.config.jax_platforms):
         compile_quickly()
@@ -73,8 +57,6 @@ def use_all_cores() -> int:
     Raises:
       RuntimeError: JAX has already started with fewer devices.
     """
-    import jax
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < cores:
@@ -97,8 +79,6 @@ def compile_quickly(level: int = 1) -> None:
     slower. Under jaxlib 0.10 loops are also fused without the newer emitters (later versions reject the flag): compile time falls to 0.55
     again, training runs equally fast, attacks about a fifth slower.
     """
-    import jaxlib
-
     wanted = {"xla_backend_optimization_level": str(level)}
     if jaxlib.__version__.startswith("0.10."):
         wanted["xla_cpu_use_fusion_emitters"] = "false"

@@ -96,7 +96,7 @@ def test_the_effective_rate_is_the_learning_rate_over_the_kernels_squared_norm(f
     rate = compared.effective_learning_rate.values
     cosine = finished.case.learning_rate * (1 + np.cos(np.pi * compared.epoch.values / SMALL.num_epochs)) / 2
     # The geometric mean over the MLP's two kernels, whose squared norms add up to that of all kernels.
-    squares = compared.kernel_norm.values ** 2
+    squares = compared.kernel_norm.values**2
     assert (rate >= 2 * cosine / squares * (1 - 1e-5)).all()
     assert (rate[:, :-1] < 4 * (2 * cosine / squares)[:, :-1]).all()
     np.testing.assert_allclose(rate[:, -1], 0, atol=1e-7)
