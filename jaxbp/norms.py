@@ -63,7 +63,7 @@ def norm_penalty(
     if not per_layer:
         gaps = gaps[:1]  # the same for all parameters
     total = functools.reduce(jnp.add, [jnp.abs(gap) if form == "absolute" else gap**2 for gap in gaps])
-    return coefficient * total / (2 if convention == "code" else 1)
+    return jnp.asarray(coefficient * total / (2 if convention == "code" else 1))
 
 
 def norm_bias(

@@ -162,6 +162,7 @@ class Program(NamedTuple):
 
         for operation in self.operations:
             operands = [read(atom) for atom in operation.equation.invars]
+            outputs: Sequence[Any]
             if operation.kind in opened:
                 (program,) = operation.programs
                 outputs = program.evaluate(operands, rule_fn, opened=opened, constant_fn=constant_fn)

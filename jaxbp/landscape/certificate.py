@@ -210,7 +210,7 @@ def _on_device(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))), impl=jax.random.key_impl(key))
 
 
-def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array) -> None:
+def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array | np.ndarray) -> None:
     """Raise ValueError if the logits are not float64."""
     dtype = jax.eval_shape(apply_fn, params, inputs).dtype
     if dtype != jnp.float64:
@@ -220,7 +220,7 @@ def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array) -> 
         )
 
 
-def _activations(apply_fn: Callable, params: Any, inputs: jax.Array, chunk_size: int | None) -> tuple[ActivationReport | None, float, str]:
+def _activations(apply_fn: Callable, params: Any, inputs: Any, chunk_size: int | None) -> tuple[ActivationReport | None, float, str]:
     """Margins, stable radius, and the reason why they are unknown."""
     try:
         report = analyse(apply_fn, params, inputs, chunk_size=chunk_size)
