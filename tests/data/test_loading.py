@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbp import data
-from jaxbp.data import DataError
+from jaxbp.data import DataError, loading
 
 PARTS = ("train", "validation", "test")
 
@@ -89,7 +89,7 @@ def test_embedded_sets(name, shape, sizes):
 def test_all_embedded_names_load_and_are_described():
     for name, text in data.NAMES.items():
         assert data.load(name).input_shape == tuple(map(int, text.split(", ")[1].split(" x ")))
-        assert f"{name} " in data.describe()
+        assert f"{name} " in loading.describe()
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -119,7 +119,7 @@ def test_mnist1d_is_generated_as_published_and_leaves_the_global_generators_alon
     made, make_dataset = [], generator.make_dataset
     # As published is without arguments; what was made is kept, for it takes seconds.
     monkeypatch.setattr(generator, "make_dataset", lambda: made.append(make_dataset()) or made[-1])
-    data._read_mnist1d.cache_clear()
+    loading._read_mnist1d.cache_clear()
     random.seed(1), np.random.seed(1)  # noqa: NPY002
     expected_draws = random.random(), np.random.random()  # noqa: NPY002
     random.seed(1), np.random.seed(1)  # noqa: NPY002
@@ -185,7 +185,7 @@ def test_the_test_part_does_not_depend_on_the_other_settings():
 @settings(max_examples=50, deadline=None)
 def test_every_prefix_of_an_order_is_stratified(counts, share, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    order = data._stratified_order(labels, np.random.default_rng(seed))
+    order = loading._stratified_order(labels, np.random.default_rng(seed))
     assert np.array_equal(np.sort(order), np.arange(len(labels)))
     size = round(share * len(labels))
     found = np.bincount(labels[order[:size]], minlength=len(counts))
@@ -195,7 +195,7 @@ def test_every_prefix_of_an_order_is_stratified(counts, share, seed):
 
 
 def test_the_order_within_a_class_and_among_equal_places_is_random():
-    orders = [data._stratified_order(np.arange(40) % 2, np.random.default_rng(seed)) for seed in range(20)]
+    orders = [loading._stratified_order(np.arange(40) % 2, np.random.default_rng(seed)) for seed in range(20)]
     assert {order[0] % 2 for order in orders} == {0, 1}
     assert len({order[0] for order in orders}) > 10
 
@@ -558,7 +558,7 @@ def test_threads_that_load_at_once_get_what_one_alone_gets():
     from concurrent.futures import ThreadPoolExecutor
 
     alone = data.load("mnist1d").train.inputs
-    data._read_mnist1d.cache_clear()
+    loading._read_mnist1d.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         together = [split.train.inputs for split in pool.map(lambda _: data.load("mnist1d"), range(4))]
     for inputs in together:
