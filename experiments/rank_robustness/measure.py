@@ -74,8 +74,10 @@ def layer_spectra(net: models.Network, params: Any, inputs: jax.Array, state: An
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def train_base(net: models.Network, settings: Settings, adversarial: bool, start: tuple, split: tuple, key: jax.Array) -> Any:
-    """The base network, a `training.TrainResult`."""
+def train_base(
+    net: models.Network, settings: Settings, adversarial: bool, start: tuple, split: tuple, key: jax.Array
+) -> training.TrainResult:
+    """The base network."""
     epochs = settings.num_epochs
     return _train(net, settings, adversarial, settings.learning_rate, start, split, key, num_epochs=epochs, measure_epochs=(epochs,))
 
