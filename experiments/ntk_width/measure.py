@@ -132,7 +132,8 @@ def kernel_of(
     return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
 
-_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.FAST_COMPILE_OPTIONS)
+_CALIBRATION = ("net", "batch_size", "num_epochs")
+_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=_CALIBRATION, compiler_options=ntk.FAST_COMPILE_OPTIONS)
 
 
 def _trace(kernel: jax.Array) -> np.ndarray:

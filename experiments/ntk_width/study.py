@@ -147,7 +147,7 @@ def trainings(m: Any) -> dict[str, xr.DataArray]:
         "relative movement": m.train.relative_l2,
         "largest movement": m.train.l_inf,
         "correlation of features' distances": m.train.feature_correlation.sel(map="distance", drop=True),
-        "effective rank": at_end("effective_rank", statistics=STORED)(m),
+        "effective rank": at_end("entropy_rank", statistics=STORED)(m),
     }
 
 
