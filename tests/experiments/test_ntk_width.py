@@ -13,7 +13,7 @@ from experiments.ntk_width import measure
 from experiments.ntk_width.settings import BATCH, CALIBRATED, PRESETS, STORED, Arguments, log_spaced
 from experiments.ntk_width.study import STUDY
 from jaxbp import claims, lab
-from tests.helpers import run_processes
+from tests.helpers import run_processes, studies
 
 run = functools.partial(run_processes.study, "ntk_width")
 
@@ -103,7 +103,7 @@ def made_up(slope, rate):
             "train": xr.Dataset(compared, coordinates),
             "compare_with_exact": xr.Dataset({"distance": (("statistics", "width", "seed"), distances)}, coordinates),
         }
-        cases.append(SimpleNamespace(case=case, name=case.name, settings=settings, **stages))
+        cases.append(studies.made_up(case, settings, **stages))
     return SimpleNamespace(cases=cases, settings=settings)
 
 
