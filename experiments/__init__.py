@@ -5,6 +5,7 @@
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
 .. include:: guide/contributing.md
+.. include:: guide/benchmarks.md
 """
 
 __docformat__ = "restructuredtext"  # of the guides: pdoc includes them, and leaves their paragraphs alone

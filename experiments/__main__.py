@@ -41,6 +41,8 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
+    reuse: bool = True
+    """Take over equal results from the runs in the folders nearby."""
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def main() -> None:
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
             command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}"
-            options = {"devices": devices, "command": command, "recompute": arguments.recompute}
+            options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}
             sections.append(execute.run(study, its, folder / study.name, **options))
         if all(sections):  # in the first process
             verdicts = execute.write_page(folder, TITLE, LEAD, sections)

@@ -1,10 +1,10 @@
 """Claims, the rules that turn intervals into verdicts, and verdicts.json.
 
-A claim names a measure and a `Rule`, an open region in which the measure must lie; seeds give an `jaxbp.stats.Interval` for it. An
-interval inside the region makes the claim *supported*, one wholly outside *contradicted*; otherwise this many seeds leave it
-*undecided*. "No difference" is a region around zero (`Within`) and so has to be shown: a test that missed significance shows nothing.
+A claim names a measure and a `Rule`, an open region in which the measure must lie; seeds give a `jaxbp.stats.Interval` for it. A claim
+is *supported* by an interval inside the region, *contradicted* by an interval wholly outside, and otherwise *undecided* with this
+number of seeds. "No difference" is a region around zero (`Within`) and must be shown: a test without significance shows nothing.
 An interval that only touches an end of the region decides nothing. Intervals are two-sided at 95 %: a one-sided rule errs in at most
-2.5 % of runs. Each claim stands by itself; for tests that must hold together see `jaxbp.stats.holm`.
+2.5 % of runs. Claims are independent of each other; for tests that must hold together see `jaxbp.stats.holm`.
 
 >>> from jaxbp import claims
 >>> claim = claims.Claim("S2.a", "Weight decay beats none.", "Table 2", "gain", claims.Above(0.0), 0.6)
@@ -102,8 +102,7 @@ class Within(Rule):
     """The measure differs from ``centre`` by less than ``margin``: equivalence by interval inclusion.
 
     Two one-sided tests at level alpha (Schuirmann, J. Pharmacokin. Biopharm. 15, 1987) ask for the 1 - 2
-    alpha interval inside the margin, 90 % for alpha = 5 %. Here the 95 % interval has to be, so alpha is 2.5
-    %.
+    alpha interval inside the margin, 90 % for alpha = 5 %. Here the 95 % interval must lie inside, so alpha is 2.5 %.
     """
 
     margin: float
@@ -131,9 +130,16 @@ def _rule_from_text(text: str, measure: str) -> Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is tested: ``source`` is where the paper says it, ``paper_value`` what it found, None if it did not test it.
+    """A statement to test, with the rule that decides it.
 
-    ``belief``: what theory or folklore says about it, a short sentence with its source.
+    Attributes:
+      id: unique within a file of verdicts, such as "S2.a".
+      statement: the claim, in a sentence.
+      source: the place in the paper.
+      measure: the name of the measured quantity.
+      rule: the region in which the measure must lie.
+      paper_value: the value that the paper reports, None if it did not test the claim.
+      belief: the opinion of theory or folklore, a short sentence with its source.
     """
 
     id: str
@@ -146,8 +152,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A setting (data set, model, ...) of a claim; where ``interval`` is None, ``note`` says why."""
+class CaseVerdict:
+    """The outcome for a claim in one case.
+
+    Attributes:
+      case: the name of the setting (data set, model, ...).
+      interval: the 95 % interval of the measure; None if the seeds allow none.
+      num_seeds: the number of seeds.
+      verdict: the outcome for this case alone.
+      note: the reason for a missing interval.
+    """
 
     case: str
     interval: Interval | None
@@ -158,13 +172,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for a claim over all ``cases``, with the interval of the least favourable, if any."""
+    """The outcome for a claim over all cases.
+
+    Attributes:
+      claim: the claim.
+      interval: the 95 % interval of the least favourable deciding case; None if no case has an interval.
+      num_seeds: the number of seeds of that case.
+      verdict: the outcome.
+      cases: the outcome in each case.
+      note: sentences on missing intervals and on the choice of the interval.
+    """
 
     claim: Claim
     interval: Interval | None
     num_seeds: int
     verdict: Outcome
-    cases: tuple[Case, ...]
+    cases: tuple[CaseVerdict, ...]
     note: str = ""
 
     def to_json(self) -> dict:
@@ -183,9 +206,9 @@ class Verdict:
         }
 
 
-def _result_to_json(result: Case | Verdict) -> dict:
-    found = result.interval
-    estimate, *ends = [None] * 3 if found is None else map(float, (found.estimate, found.low, found.high))
+def _result_to_json(result: CaseVerdict | Verdict) -> dict:
+    interval = result.interval
+    estimate, *ends = [None] * 3 if interval is None else map(float, (interval.estimate, interval.low, interval.high))
     entry = {"estimate": estimate, "ci95": ends, "seeds": result.num_seeds, "verdict": result.verdict}
     return entry | ({"note": result.note} if result.note else {})
 
@@ -200,20 +223,19 @@ def _result_from_json(entry: dict) -> dict:
 
 
 def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn: IntervalFn = t_interval) -> Verdict:
-    """Decide a claim that is meant to hold in every case, from values whose first axis is over seeds.
+    """Decide a claim that should hold in every case, from values whose first axis is over seeds.
 
-    ``interval_fn(values, confidence=...)`` makes one case's Interval: `t_interval`, `event_interval`,
+    ``interval_fn(values, confidence=...)`` returns one case's Interval: `t_interval`, `event_interval`,
     `bootstrap_interval`, or a lambda around `trend`. For a paired comparison pass differences. The claim is
 
-    - *supported* if every case is, at 95 %. An intersection-union test needs no correction (Berger and Hsu,
-      Statistical Science 11, 1996): to err, the very case that fails must pass for a success.
-    - *contradicted* if some case is, at the level 1 - 0.05 / num_cases, since among many cases one strays by
-      chance. This is Bonferroni; as Holm's first step is the same, it would not find a failure more often.
-    - *undecided* otherwise. A case without interval (SampleError; the message becomes its note) stands in the
-      way of *supported* and counts in num_cases: seeds that diverged are neither dropped nor guessed.
+    - *supported* if every case is supported, at 95 %. An intersection-union test needs no correction (Berger and Hsu,
+      Statistical Science 11, 1996): for an error, the failing case itself must pass.
+    - *contradicted* if some case is contradicted, at the level 1 - 0.05 / num_cases, because one of many cases may deviate by
+      chance. This is Bonferroni's correction; Holm's first step is the same, so it would not detect a failure more often.
+    - *undecided* otherwise. A case without interval (SampleError; the message becomes its note) prevents
+      *supported* and counts in num_cases: seeds that diverged are neither dropped nor guessed.
 
-    Each case keeps its own 95 % interval and verdict. The whole takes the interval of the least favourable
-    case among those that made the verdict what it is.
+    Each case keeps its own 95 % interval and verdict. The verdict reports the interval of its least favourable deciding case.
     """
     values_by_case = {str(name): values for name, values in values_by_case.items()}
     rule, cases = claim.rule, _judge_cases(claim.rule, values_by_case, interval_fn)
@@ -241,27 +263,27 @@ def judge(claim: Claim, values_by_case: Mapping[str, ArrayLike], *, interval_fn:
     return Verdict(claim, worst.interval if worst else None, num_seeds, verdict, cases, " ".join(notes))
 
 
-def _worst(cases: Iterable[Case], badness_fn: Callable[[Interval], float]) -> Case | None:
-    """The case of greatest badness, the first of equals, among those with an interval."""
-    found = [(case, badness_fn(case.interval)) for case in cases if case.interval]
-    return max(found, key=lambda pair: pair[1], default=(None, 0.0))[0]
+def _worst(cases: Iterable[CaseVerdict], badness_fn: Callable[[Interval], float]) -> CaseVerdict | None:
+    """The case of greatest badness among those with an interval; the first of equal cases."""
+    ranked = [(case, badness_fn(case.interval)) for case in cases if case.interval]
+    return max(ranked, key=lambda pair: pair[1], default=(None, 0.0))[0]
 
 
-def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[Case, ...]:
+def _judge_cases(rule: Rule, values_by_case: Mapping[str, ArrayLike], interval_fn: IntervalFn) -> tuple[CaseVerdict, ...]:
     cases = []
     for name, values in values_by_case.items():
         num_seeds = len(np.atleast_1d(np.asarray(values)))
         try:
             interval = interval_fn(values, confidence=CONFIDENCE)
         except SampleError as error:
-            cases.append(Case(name, None, num_seeds, "undecided", str(error)))
+            cases.append(CaseVerdict(name, None, num_seeds, "undecided", str(error)))
         else:
-            cases.append(Case(name, interval, num_seeds, rule.decide(interval)))
+            cases.append(CaseVerdict(name, interval, num_seeds, rule.decide(interval)))
     return tuple(cases)
 
 
 def write_verdicts(path: str | os.PathLike, verdicts: Iterable[Verdict]) -> None:
-    """Write verdicts.json: strict JSON (no NaN), in one step, so that nobody ever reads half a file."""
+    """Write verdicts.json: strict JSON (no NaN), in one step, so that no reader sees half a file."""
     entries = [verdict.to_json() for verdict in verdicts]
     ids = [entry["id"] for entry in entries]
     if len(set(ids)) < len(ids):
@@ -271,15 +293,15 @@ def write_verdicts(path: str | os.PathLike, verdicts: Iterable[Verdict]) -> None
 
 
 def read_verdicts(path: str | os.PathLike) -> list[Verdict]:
-    """Read what `write_verdicts` wrote, rules included; only the ``method`` of each interval is not kept.
+    """Read what `write_verdicts` wrote, rules included; the ``method`` of each interval is not stored.
 
-    Entries without ``belief``, which older versions wrote, read as "".
+    Entries without ``belief``, from older versions, read as "".
     """
     verdicts = []
     for entry in json.loads(Path(path).read_text("utf-8")):
         rule = _rule_from_text(entry["holds_if"], entry["measure"])
         fields = {key: entry[key] for key in ("id", "statement", "source", "measure", "paper_value")}
         claim = Claim(**fields, rule=rule, belief=entry.get("belief", ""))
-        cases = tuple(Case(case["case"], **_result_from_json(case)) for case in entry["cases"])
+        cases = tuple(CaseVerdict(case["case"], **_result_from_json(case)) for case in entry["cases"])
         verdicts.append(Verdict(claim, cases=cases, **_result_from_json(entry)))
     return verdicts

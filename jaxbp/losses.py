@@ -1,4 +1,4 @@
-"""Per-example losses: one value an example, so that the caller chooses how to reduce.
+"""Per-example losses: one value an example; the caller chooses the reduction.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import losses
@@ -11,17 +11,21 @@ from collections.abc import Callable
 import chex
 import jax
 import optax
+from jaxtyping import Array, Float, Int
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Logits = Float[Array, "N C"]
+Labels = Int[Array, " N"]
+PerExample = Float[Array, " N"]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits (N, C), labels (N,)) -> (N,)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Logits, labels: Labels) -> PerExample:
     """Negative log-likelihood in nats of integer ``labels`` (N,) under softmax ``logits`` (N, C); shape (N,)."""
     chex.assert_rank([logits, labels], [2, 1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def squared_error(logits: Logits, labels: Labels) -> PerExample:
     """Half the squared distance of ``logits`` (N, C) to the one-hot ``labels`` (N,); shape (N,)."""
     chex.assert_rank([logits, labels], [2, 1])
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

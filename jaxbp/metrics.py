@@ -1,4 +1,4 @@
-"""Per-example metrics that no gradient goes through.
+"""Per-example metrics, which are not differentiated.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import metrics
@@ -7,15 +7,15 @@
 """
 
 import chex
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def accuracy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
     """1 where the largest of ``logits`` (N, C) is the label, else 0; shape (N,), in the dtype of the logits.
 
-    The first of equal logits is taken. Logits with a NaN among them have no largest and count as wrong: a run that
-    diverged has accuracy 0, not the share of some class.
+    Of equal logits the first is the largest. Logits with a NaN among them count as wrong: a run that diverged has
+    accuracy 0, not the frequency of some class.
     """
     chex.assert_rank([logits, labels], [2, 1])
     correct = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)

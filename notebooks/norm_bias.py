@@ -61,8 +61,8 @@ net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
 # ## One training as a pure function
 #
 # A run is a seed's key, the rows of its training images, and what the regulariser wants: a coefficient $\lambda$, and $\mu$ relative to
-# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.watch_angles` keeps by how much each step turns the
-# weights.
+# the norm of the fresh network. `norms.norm_bias` is a link in an optax chain, `norms.track_angular_updates` keeps the angle by which
+# each step turns the weights.
 
 # %%
 NUM_EPOCHS, BATCH_SIZE, NUM_TRAIN = 24, 50, 500
@@ -83,7 +83,7 @@ def train(one, inputs, labels, *test_data):
     )  # fmt: skip
     result = training.train(
         net,
-        optax.chain(sgd, norms.watch_angles()),
+        optax.chain(sgd, norms.track_angular_updates()),
         (inputs[one["rows"]], labels[one["rows"]]),
         order_key,
         training.Settings(NUM_EPOCHS, BATCH_SIZE, measure_epochs=EPOCHS),
@@ -105,7 +105,7 @@ MUS = (0.0, 0.75, 1.0, 1.5, 2.0)
 arms = {"no regulariser": (0.0, 0.0)} | {f"norm-bias, μ = {mu:g}": (0.01, mu) for mu in MUS}
 runs = {
     "key": jnp.concatenate([sweep.keys(SEEDS)] * len(arms)),
-    "rows": np.stack([data.stratified_rows(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(arms)),
+    "rows": np.stack([data.stratified_indices(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(arms)),
     "coefficient": np.repeat([coefficient for coefficient, _ in arms.values()], len(SEEDS)),
     "mu": np.repeat([mu for _, mu in arms.values()], len(SEEDS)),
 }

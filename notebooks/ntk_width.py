@@ -57,15 +57,15 @@ from jaxbp.ntk import infinite_width, measures
 
 print(lab.start_jax())  # what is compiled is kept for the next time
 digits = data.load("digits", validation=0, num_train=500, normalise=True)
-probes = data.probe_set(digits.train, 20, seed=0)  # two images of each class
+probes = data.balanced_subset(digits.train, 20, seed=0)  # two images of each class
 images = jnp.asarray(probes.inputs[np.argsort(probes.labels, kind="stable")])  # by class
 
 # %% [markdown]
 # ## Networks, trainings, kernels
 #
 # A training is one compiled program that hands back the parameters before and after. BatchNorm's kernels are taken with stored statistics,
-# as in the paper; at the start these are mean 0 and variance 1. `QUICKLY` tells XLA to compile in a third of the time what then runs
-# somewhat slower: right for programs that run a few times.
+# as in the paper; at the start these are mean 0 and variance 1. `FAST_COMPILE_OPTIONS` cuts compile time to a third; the programs run
+# somewhat slower, which pays for programs that run a few times.
 
 # %%
 SMALL = {"name": "resnet", "stages": 1, "depth": 1, "shortcut": "projection"}
@@ -90,13 +90,13 @@ def trainer(net, learning_rate):
         )
         return result.history["train_loss"][-1], result.measured
 
-    return jax.jit(train, compiler_options=ntk.QUICKLY)
+    return jax.jit(train, compiler_options=ntk.FAST_COMPILE_OPTIONS)
 
 
 def kernels(net, points):
     """The full kernels (N, N, C, C) before and after training."""
     ends = (jax.tree.map(lambda leaf, e=e: leaf[e], points) for e in (0, 1))
-    return [ntk.empirical_ntk(net.apply, *end[:1], images, state=end[1], compiler_options=ntk.QUICKLY) for end in ends]
+    return [ntk.empirical_ntk(net.apply, *end[:1], images, state=end[1], compiler_options=ntk.FAST_COMPILE_OPTIONS) for end in ends]
 
 
 # %% [markdown]
@@ -130,11 +130,11 @@ exact = {}
 for name, widths in WIDTHS.items():
     for width in widths:
         try:
-            kernel_fn = infinite_width.infinite_twin(found[name, width][0].module, images.shape[1:], normal_kernels=True)
-        except infinite_width.NoTwin as reason:
+            kernel_fn = infinite_width.infinite_width_kernel(found[name, width][0].module, images.shape[1:], normal_kernels=True)
+        except infinite_width.NoExactKernelError as reason:
             print(f"{name}: {reason}")
             break
-        exact[name, width] = jax.jit(kernel_fn, compiler_options=ntk.QUICKLY)(images)
+        exact[name, width] = jax.jit(kernel_fn, compiler_options=ntk.FAST_COMPILE_OPTIONS)(images)
 
 # %% [markdown]
 # ## What it looks like

@@ -174,17 +174,17 @@ for name, (fn, params) in points.items():
 # refused.
 
 # %%
-probes = jnp.asarray(data.probe_set(digits.test, 20, seed=0).inputs)
+probes = jnp.asarray(data.balanced_subset(digits.test, 20, seed=0).inputs)
 eigenvalues = {}
 for name in NETWORKS:
     logits, seeds = networks(name)
-    kernels = [ntk.empirical_ntk(logits, params, probes, state=state, compiler_options=ntk.QUICKLY) for params, state in seeds]
+    kernels = [ntk.empirical_ntk(logits, params, probes, state=state, compiler_options=ntk.FAST_COMPILE_OPTIONS) for params, state in seeds]
     eigenvalues[name] = np.array([ntk.measures.spectrum(kernel) for kernel in kernels])
 
 params, state = networks("nnx, BatchNorm")[1][0]
 try:
     ntk.empirical_ntk(models.with_batch_statistics(NETWORKS["nnx, BatchNorm"]), params, probes, state=state)
-except ntk.CoupledExamples as refusal:
+except ntk.BatchCouplingError as refusal:
     print("with batch statistics:", refusal)
 
 # %% [markdown]
@@ -198,19 +198,19 @@ except ntk.CoupledExamples as refusal:
 RADII, RADIUS = (0.0, 0.025, 0.05, 0.075, 0.1), 0.05  # of the l_inf ball
 images, targets = digits.test.inputs[:200], digits.test.labels[:200]
 pgd = {f"{radius}": attacks.pgd(attacks.Threat("linf", radius), num_steps=20) for radius in RADII[1:]}
-strongest = attacks.strongest(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 ranks, curves, robust = {}, {}, {name: [] for name in NETWORKS}
 for name in NETWORKS:
     logits, seeds = networks(name)
     layers = [spectra.of_network(partial(logits, state=state), params, images[:1]) for params, state in seeds]
-    ranks[name] = np.array([[spectra.effective_rank(layer) for layer in of_seed.values()] for of_seed in layers])
+    ranks[name] = np.array([[spectra.nuclear_rank(layer) for layer in of_seed.values()] for of_seed in layers])
     curves[name] = []
     for params, state in seeds:
         network = jax.tree_util.Partial(logits, params, state=state)
         attacked = partial(attacks.robust_accuracy, network, jax.random.key(0), images, targets, batch_size=100)
         curve = attacked(pgd, only_survivors=False, check_masking=False)
         curves[name].append([curve.clean.estimate, *(interval.estimate for interval in curve.accuracy.values())])
-        worst = attacked(strongest)
+        worst = attacked(suite)
         robust[name].append(100 * worst.worst_case.estimate)
         print(f"{name}: {worst.clean.estimate:.1%} clean, {worst.worst_case.estimate:.1%} in the worst case. {worst.warning}")
 

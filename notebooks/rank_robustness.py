@@ -109,7 +109,7 @@ def train(one, inputs, labels):
 
 runs = {
     "key": jnp.concatenate([sweep.keys(SEEDS)] * len(ARMS)),
-    "rows": np.stack([data.stratified_rows(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(ARMS)),
+    "rows": np.stack([data.stratified_indices(digits.train.labels, NUM_TRAIN, seed=s) for s in SEEDS] * len(ARMS)),
     "arm": np.repeat(np.arange(len(ARMS)), len(SEEDS)),
 }
 networks, values = jax.device_get(sweep.evaluate(train, runs, *map(jnp.asarray, digits.train)))
@@ -141,13 +141,13 @@ curve = sweep.evaluate(accuracy_under_pgd, attacked, jnp.asarray(images), jnp.as
 curve = np.asarray(curve).reshape(len(ARMS), len(SEEDS), len(RADII))
 
 # %%
-strongest = attacks.strongest(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 evaluations = []
 for place in range(len(ARMS) * len(SEEDS)):
     params, state = jax.tree.map(lambda leaf, i=place: leaf[i], networks)
     network = jax.tree_util.Partial(net.apply, params, state=state)
     options = {"batch_size": 100, "check_masking": False}  # the notebook own_model looks for signs of masked gradients
-    evaluations.append(attacks.robust_accuracy(network, jax.random.key(1), images, labels, strongest, **options))
+    evaluations.append(attacks.robust_accuracy(network, jax.random.key(1), images, labels, suite, **options))
 clean = np.reshape([100 * found.clean.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 robust = np.reshape([100 * found.worst_case.estimate for found in evaluations], (len(ARMS), len(SEEDS)))
 for arm, of_seeds in zip(ARMS, robust, strict=True):
@@ -195,7 +195,7 @@ fig
 # much it changed robust accuracy, both against the network left alone. If low rank protected, dots would lie to the upper left.
 
 # %%
-rank = np.log2([spectra.effective_rank(v) for v in values.values()]).mean(0)  # arm, seed, before and after
+rank = np.log2([spectra.nuclear_rank(v) for v in values.values()]).mean(0)  # arm, seed, before and after
 fig, ax = report.figure(width=7.6, height=4.8)
 with report.style():
     for place, arm in enumerate(ARMS[1:], 1):

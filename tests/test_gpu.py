@@ -13,9 +13,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxbp import attacks, data, landscape, models, ntk, spectra, sweep, training
-from jaxbp.ntk.infinite_width import infinite_twin
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 from jaxbp.ops import convolution
 from jaxbp.spectra import values
+from jaxbp.sweep import _memory
 from jaxbp.training import parallel
 
 pytestmark = pytest.mark.gpu
@@ -122,7 +123,7 @@ def test_an_infinite_kernel():
         parametrisation="ntk",
         shortcut="projection",
     )
-    kernel_fn = infinite_twin(net.module, SHAPE)
+    kernel_fn = infinite_width_kernel(net.module, SHAPE)
     inputs = batch(6)[0]
     assert_near(kernel_fn(inputs, None, "ntk"), on_the_cpu(lambda x: kernel_fn(x, None, "ntk"), inputs), 1e-4)
 
@@ -180,7 +181,7 @@ def test_a_sweep_vmaps_within_the_free_memory(accelerator):
     assert together.devices() == {accelerator}
     np.testing.assert_allclose(together, sweep.evaluate(losses, keys, inputs, labels, plan="loop"), rtol=0.05)
     stats = accelerator.memory_stats()
-    assert 0 < sweep.memory.default_bound(accelerator, 1) < stats["bytes_limit"]
+    assert 0 < _memory.default_bound(accelerator, 1) < stats["bytes_limit"]
 
 
 def test_training_learns_and_short_floats_do_too():

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxbp import models, norms, training
+from tests.helpers.typechecked import check_fields, refuses_shapes, typechecked
 
 PARAMS = {
     "dense": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.3, -0.7])},
@@ -37,15 +38,15 @@ def test_the_update_is_the_gradient_of_the_penalty(x64, mu, form, convention, ma
     options = {"form": form, "convention": convention, "mask": mask, "per_layer": per_layer}
     params = f64(PARAMS)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    found = jax.flatten_util.ravel_pytree(gradient(params, 0.3, mu, **options))[0]
+    result = jax.flatten_util.ravel_pytree(gradient(params, 0.3, mu, **options))[0]
 
     def penalty(vector):
         return float(norms.norm_penalty(unravel(vector), mu, 0.3, **options))
 
     steps = 1e-6 * np.eye(flat.size)
     differences = [(penalty(flat + step) - penalty(flat - step)) / 2e-6 for step in steps]
-    np.testing.assert_allclose(found, differences, rtol=1e-7, atol=1e-8)
-    assert np.count_nonzero(found) == (4 if mask else flat.size)
+    np.testing.assert_allclose(result, differences, rtol=1e-7, atol=1e-8)
+    assert np.count_nonzero(result) == (4 if mask else flat.size)
 
 
 def test_the_penalty_is_the_papers(x64):
@@ -56,9 +57,9 @@ def test_the_penalty_is_the_papers(x64):
     assert float(norms.norm_penalty(params, 14.0, 1.0, form="squared", convention="text")) == 27.0**2
     each = norms.norm_penalty(params, {"a": jnp.array(6.0), "b": jnp.array(11.0)}, 2.0, per_layer=True)
     assert float(each) == (11 + 23)
-    found = gradient(params, 2.0, {"a": jnp.array(6.0), "b": jnp.array(11.0)}, per_layer=True)
-    np.testing.assert_array_equal(found["a"], -2.0 * params["a"])
-    np.testing.assert_array_equal(found["b"], 2.0 * params["b"])
+    result = gradient(params, 2.0, {"a": jnp.array(6.0), "b": jnp.array(11.0)}, per_layer=True)
+    np.testing.assert_array_equal(result["a"], -2.0 * params["a"])
+    np.testing.assert_array_equal(result["b"], 2.0 * params["b"])
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
@@ -68,11 +69,11 @@ def test_mu_of_zero_is_weight_decay_to_the_last_bit(decoupled):
     ours = training.sgd(0.1, momentum=0.9, regulariser=norms.norm_bias(3e-3, 0.0), decoupled=decoupled)
     ends = []
     for optimizer in (plain, ours):
-        now, state = params, optimizer.init(params)
+        end, state = params, optimizer.init(params)
         for _ in range(20):
-            updates, state = optimizer.update(jax.tree.map(jnp.sin, now), state, now)
-            now = optax.apply_updates(now, updates)
-        ends.append(now)
+            updates, state = optimizer.update(jax.tree.map(jnp.sin, end), state, end)
+            end = optax.apply_updates(end, updates)
+        ends.append(end)
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
@@ -104,9 +105,10 @@ def test_it_is_safe_at_its_kinks():
 def test_on_a_flat_loss_the_norm_goes_to_mu(form, coefficient, mu):
     optimizer = training.sgd(0.1, momentum=0.5, regulariser=norms.norm_bias(coefficient, mu, form=form))
 
-    def step(now, _):
-        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, now[0]), now[1], now[0])
-        return (optax.apply_updates(now[0], updates), state), None
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
 
     (params, _), _ = jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), length=3000)
     assert math.sqrt(norms.squared_norm(params)) == pytest.approx(mu, rel=0.02)
@@ -136,11 +138,11 @@ def test_kernels_only_knows_the_house_networks():
 
 def test_angles_of_steps(x64):
     params = f64({"kernel": jnp.array([3.0, 0.0]), "more": {"kernel": jnp.array([[1.0, 1.0]])}, "bias": jnp.ones(2)})
-    optimizer = optax.chain(optax.sgd(1.0), norms.watch_angles())
+    optimizer = optax.chain(optax.sgd(1.0), norms.track_angular_updates())
     gradients = f64({"kernel": jnp.array([0.0, -3.0]), "more": {"kernel": jnp.array([[-1e-9, 1e-9]])}, "bias": jnp.ones(2)})
     _, state = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(norms.angular_updates(state), [math.pi / 4, 1e-9], rtol=1e-9)
-    with pytest.raises(ValueError, match="watch_angles"):
+    with pytest.raises(ValueError, match="track_angular_updates"):
         norms.angular_updates(optax.sgd(0.1).init(params))
 
 
@@ -161,6 +163,19 @@ def test_the_effective_rate_is_the_rate_on_the_sphere(x64):
     turned = [float(norms._angle(p, -r * jax.grad(loss)(p))) for p, r in ((w["kernel"], rate), (unit, effective))]
     assert turned[0] == pytest.approx(turned[1], rel=1e-9)
     assert turned[0] > 0
+
+
+def test_annotated_shapes():
+    assert typechecked(norms.squared_norm)(PARAMS).shape == ()
+    assert typechecked(norms.norm_penalty)(PARAMS, 2.0, 0.1).shape == ()
+    rates = typechecked(norms.effective_learning_rates)({"kernel": jnp.ones(3)}, 0.1)
+    assert rates.shape == (1,)
+    state = norms.track_angular_updates().init({"kernel": jnp.ones(3)})
+    check_fields(state)
+    assert typechecked(norms.angular_updates)(state).shape == (1,)
+    for wrong in (jnp.ones(3), "0.1"):
+        with refuses_shapes():
+            typechecked(norms.norm_bias)(wrong, 1.0)
 
 
 @pytest.mark.parametrize(

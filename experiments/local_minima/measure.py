@@ -119,7 +119,7 @@ def draw(case: Case, settings: Settings, init: str) -> np.ndarray:
     salt = zlib.crc32(init.encode())
 
     def start(params: Any, key: jax.Array) -> jax.Array:
-        return ravel_pytree(landscape.initialise(init, params, jax.random.fold_in(key, salt)))[0]
+        return ravel_pytree(landscape.perturb_init(init, params, jax.random.fold_in(key, salt)))[0]
 
     drawn = _draw(network(case, num_classes), inputs.shape[1:], settings.seeds)
     return np.asarray(jax.vmap(start)(drawn, sweep.keys(settings.seeds)))

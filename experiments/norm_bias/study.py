@@ -49,7 +49,7 @@ def train(
     sgd = training.sgd(case.learning_rate, momentum=settings.momentum, decay_steps=steps, regulariser=regulariser)
     result = training.train(
         network(case, num_classes),
-        optax.chain(sgd, norms.watch_angles()),
+        optax.chain(sgd, norms.track_angular_updates()),
         (inputs[rows], labels[rows]),
         key,
         training.Settings(
@@ -84,7 +84,7 @@ def train_all(case: Case, settings: Settings, arms: Mapping[Any, Arm], seeds: ra
     dataset = load(case, settings)
     labels = dataset.train.labels
     count = len(labels) if settings.num_train is None else settings.num_train
-    rows = [np.arange(len(labels)) if count == len(labels) else data.stratified_rows(labels, count, seed=seed) for seed in seeds]
+    rows = [np.arange(len(labels)) if count == len(labels) else data.stratified_indices(labels, count, seed=seed) for seed in seeds]
     keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), zlib.crc32(case.name.encode())) for seed in seeds])
     black = (0.0,) if dataset.mean is None else tuple((-dataset.mean / dataset.std).tolist())
     fn = functools.partial(train, case=case, settings=settings, num_classes=dataset.num_classes, fill=black)

@@ -89,7 +89,7 @@ class Lab:
 
     def probes(self, seed: int, num_probes: int) -> np.ndarray:
         """Class-balanced training images (N, H, W, C)."""
-        return data.probe_set(self.dataset(seed).train, num_probes, seed=seed).inputs
+        return data.balanced_subset(self.dataset(seed).train, num_probes, seed=seed).inputs
 
     def key(self, seed: int, *purpose: Any) -> jax.Array:
         """A random key of its own for each purpose."""
@@ -139,7 +139,7 @@ class Lab:
             passes = {"batch_size": self.settings.batch_size, "num_epochs": self.settings.calibration_epochs}
             state = _calibrated(net, params, state, train, **passes)
         fn = models.with_batch_statistics(net) if mode == BATCH else net.apply
-        options = {"coupled": mode == BATCH, "memory": self.settings.memory, "compiler_options": ntk.QUICKLY}
+        options = {"coupled": mode == BATCH, "memory": self.settings.memory, "compiler_options": ntk.FAST_COMPILE_OPTIONS}
         return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
     def compare_with_exact(self, network: Network, width: int) -> Mapping[str, Any]:
@@ -163,8 +163,8 @@ class Lab:
         """The twin's kernel (N, M), in blocks, since pooled kernels hold all pairs of pixels."""
         options = {"parametrisation": "ntk", **dict(network.twin)}
         net = create(network, 1, self.dataset(0).num_classes, **options)
-        infinite = functools.partial(infinite_width.infinite_twin(net.module, x1.shape[1:]), get=get)
-        kernel_fn = jax.jit(infinite, compiler_options=ntk.QUICKLY)
+        infinite = functools.partial(infinite_width.infinite_width_kernel(net.module, x1.shape[1:]), get=get)
+        kernel_fn = jax.jit(infinite, compiler_options=ntk.FAST_COMPILE_OPTIONS)
         x2 = x1 if x2 is None else x2
         rows = [x1[i : i + _EXACT_BLOCK] for i in range(0, len(x1), _EXACT_BLOCK)]
         columns = [x2[j : j + _EXACT_BLOCK] for j in range(0, len(x2), _EXACT_BLOCK)]
@@ -202,12 +202,14 @@ def _stacked(splits: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(inputs), jnp.stack(labels)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.QUICKLY)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
 def _initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
     return net.init(key, inputs)
 
 
-_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.QUICKLY)
+_calibrated = jax.jit(
+    models.calibrate_batch_norm, static_argnames=("net", "batch_size", "num_epochs"), compiler_options=ntk.FAST_COMPILE_OPTIONS
+)
 
 
 @functools.cache
@@ -247,7 +249,7 @@ def _comparison(before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
         "cosine": measures.cosine(before, after),
         "centred alignment": measures.centred_alignment(before, after),
         "norm": norms[1],
-        "effective rank": measures.effective_rank(measures.spectrum(after)).entropy,
+        "effective rank": measures.spectral_ranks(measures.spectrum(after)).entropy_rank,
     }
 
 
@@ -266,7 +268,7 @@ def _moved(net: Any, before: tuple, after: tuple, probes: jax.Array) -> dict[str
     return found | {f"features: {name}": np.array(features[name], float) for name in MAPS}
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.QUICKLY)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
 def _movement(net: Any, before: tuple, after: tuple, probes: jax.Array) -> tuple[dict, dict]:
     maps = [measures.feature_maps(net.features(params, probes, state)) for params, state in (before, after)]
     return measures.parameter_movement(before[0], after[0]), measures.compare_feature_maps(*maps)

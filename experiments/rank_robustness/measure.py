@@ -119,7 +119,7 @@ class Lab:
             worst = [
                 evaluate(
                     networks[arm],
-                    attacks=attacks.strongest(
+                    attacks=attacks.autoattack_suite(
                         attacks.Threat("linf", radius), num_steps=settings.attack_steps,
                         num_targets=settings.num_targets, num_queries=settings.num_queries,
                     ),
@@ -141,7 +141,7 @@ class Lab:
         split = getattr(self.dataset(case.dataset), part)
         if count is None:
             return split.inputs, split.labels
-        rows = data.stratified_rows(split.labels, count, seed=seed)
+        rows = data.stratified_indices(split.labels, count, seed=seed)
         return split.inputs[rows], split.labels[rows]
 
     def _key(self, case: Case, seed: int) -> jax.Array:
@@ -155,7 +155,7 @@ def _evaluate(network: Any, inputs: jax.Array) -> jax.Array:
 
 
 def _ranks(by_layer: Mapping[str, spectra.Spectrum]) -> np.ndarray:
-    return np.array([float(spectra.effective_rank(spectrum)) for spectrum in by_layer.values()])
+    return np.array([float(spectra.nuclear_rank(spectrum)) for spectrum in by_layer.values()])
 
 
 @functools.cache
@@ -193,7 +193,7 @@ def _programs(case: Case, kind: str, settings: Settings, moments: tuple, num_cla
 
     def ranks(inputs: jax.Array, state: training.TrainState) -> jax.Array:
         found = by_layer(state.params, inputs, state.model_state)
-        return jnp.stack([spectra.effective_rank(spectrum) for spectrum in found.values()])
+        return jnp.stack([spectra.nuclear_rank(spectrum) for spectrum in found.values()])
 
     def train(
         num_epochs: int,

@@ -1,8 +1,10 @@
-"""Study 4: attacks on networks, training against them, and what accuracy is left.
+"""Adversarial attacks, adversarial training, and robust accuracy.
 
-A `Threat` says what is allowed; `fgsm`, `pgd`, `apgd` and `square` make an `Attack` of it, which is one compiled program over
-batch and restarts, and may be vmapped over seeds; `robust_accuracy` is the worst case over attacks, and says when
-gradients look masked; `pgd_training` and `fgsm_training` attack the batches of a training.
+A `Threat` says which perturbations are allowed; `fgsm`, `pgd`, `apgd` and `square` make an `Attack` from it, which is one compiled program
+over batch and restarts, and may be vmapped over seeds. `robust_accuracy` is the worst case over attacks, with checks for
+masked gradients. `pgd_training` and `fgsm_training` attack the batches of a training run.
+
+These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 5.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
@@ -14,11 +16,11 @@ True
 """
 
 from jaxbp.attacks.adversarial_training import PerturbFn, adversarial_batch, fgsm_training, pgd_training
-from jaxbp.attacks.apgd import apgd, checkpoints
+from jaxbp.attacks.apgd import apgd, step_size_checkpoints
 from jaxbp.attacks.attack import Attack, AttackResult
 from jaxbp.attacks.losses import LOSSES, TARGETED
-from jaxbp.attacks.masking import Sign, masking_signs
+from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks
 from jaxbp.attacks.pgd import STEP_RULES, fgsm, pgd
-from jaxbp.attacks.robustness import RobustEvaluation, over_seeds, robust_accuracy, strongest, wilson_interval
+from jaxbp.attacks.robustness import RobustEvaluation, autoattack_suite, mean_over_seeds, robust_accuracy
 from jaxbp.attacks.square import square
 from jaxbp.attacks.threat import NORMS, Threat

@@ -1,15 +1,16 @@
-"""Train on attacked inputs: the batch that a training step sees is replaced by an adversarial one.
+"""Adversarial training: each training step sees an attacked batch in place of the clean one.
 
 Madry et al. (ICLR 2018) attack each batch by PGD from a random start, seven steps of epsilon / 4 on CIFAR-10, and train on the last
-iterate alone. Wong et al. (ICLR 2020) take a single step of 1.25 epsilon from a uniform random start (FGSM-RS), at about a
-quarter of the cost; it can collapse within an epoch ("catastrophic overfitting"), so watch the robust accuracy under PGD.
+iterate. Wong et al. (ICLR 2020) take a single step of 1.25 epsilon from a uniform random start (FGSM-RS), at about a
+quarter of the cost; it can collapse within an epoch ("catastrophic overfitting"), so measure the robust accuracy under PGD.
 
-A `PerturbFn` is ``(key, logits_fn, inputs, labels) -> inputs``. The network's mode in the attack is the caller's choice, through
-``logits_fn``: the code of Madry et al. attacks in training mode, where BatchNorm goes by the statistics of the attacked batch;
-others attack in evaluation mode, by stored ones. Updates of the statistics are the attack's own, to be dropped. Call it outside of the
-gradient that trains. `jaxbp.training.train` takes a function of the network's state instead of its logits: wrap it,
+A `PerturbFn` is ``(key, logits_fn, inputs, labels) -> inputs``. The caller chooses the network's mode during the attack through
+``logits_fn``: the code of Madry et al. attacks in training mode, where BatchNorm uses the statistics of the attacked batch; other
+implementations attack in evaluation mode, with stored statistics. Discard statistics that the attack updates.
+`jaxbp.training.train` passes the state of the network, not its logits, so wrap it,
 ``lambda key, state, x, y: perturb_fn(key, lambda x: net.update(state.params, x, state.model_state)[0], x, y)``.
-No gradient passes through the result, but one taken around it would trace through the attack in vain.
+
+The result is stop_gradient-ed. Call a `PerturbFn` outside of the differentiated function: JAX would trace the attack for nothing.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
@@ -32,19 +33,19 @@ PerturbFn = Callable[[jax.Array, LogitsFn, jax.Array, jax.Array], jax.Array]
 
 
 def pgd_training(threat: Threat, *, num_steps: int = 7, step_size: Any = None, loss: str = "cross_entropy") -> PerturbFn:
-    """Madry et al.'s: the last iterate of PGD from a random start, steps of epsilon / 4 unless ``step_size`` is given."""
+    """Madry et al.'s perturbation: the last iterate of PGD from a random start, with steps of epsilon / 4 by default."""
     step_size = threat.epsilon / 4 if step_size is None else step_size
     return adversarial_batch(pgd(threat, num_steps=num_steps, step_size=step_size, loss=loss, keep="last"))
 
 
 def fgsm_training(threat: Threat, *, step_size: Any = None, loss: str = "cross_entropy") -> PerturbFn:
-    """Wong et al.'s FGSM-RS: one step of 1.25 epsilon, unless ``step_size`` is given, from a random start."""
+    """Wong et al.'s FGSM-RS: one step, of 1.25 epsilon by default, from a random start."""
     step_size = 1.25 * threat.epsilon if step_size is None else step_size
     return adversarial_batch(fgsm(threat, step_size=step_size, random_start=True, loss=loss))
 
 
 def adversarial_batch(attack: Attack) -> PerturbFn:
-    """Any attack as a `PerturbFn`. Only the inputs are used, so under jit what else the attack finds costs nothing."""
+    """Any attack as a `PerturbFn`. It uses the adversarial inputs only, so under jit the other results cost nothing."""
 
     def perturb(key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(attack(logits_fn, key, inputs, labels).adversarial)

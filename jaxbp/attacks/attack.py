@@ -1,11 +1,11 @@
 """An attack as a value: a method that is static, and a threat that is data.
 
-``attack(logits_fn, key, inputs, labels)`` is pure: it may be jitted, vmapped over keys and parameters, and run in a
-scan. An attack is a pytree too, whose leaves are the radius and the step size. Handed to a jitted function as an
-argument, attacks that differ in these alone share a compiled program; so do networks of different parameters, if
-``logits_fn`` is a `jax.tree_util.Partial` of a function and its parameters.
+``attack(logits_fn, key, inputs, labels)`` is pure: it may be jitted, vmapped over keys and parameters, and run in a scan. An attack
+is a pytree too, whose leaves are the radius and the step size. Attacks that differ in these alone share a compiled program if a jitted
+function takes them as arguments; networks of different parameters share it if ``logits_fn`` is a `jax.tree_util.Partial` of a
+function and its parameters.
 
-All attacks take inputs that the network already gets wrong like any other. `jaxbp.attacks.robust_accuracy` leaves them out.
+An attack treats inputs that the network already misclassifies like all others. `jaxbp.attacks.robust_accuracy` leaves them out.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
@@ -29,6 +29,8 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import metrics
 from jaxbp.attacks import losses
@@ -41,29 +43,31 @@ RUNS = ("auto", "loop", "batch")
 
 
 class AttackResult(NamedTuple):
-    """What an attack found.
+    """The worst inputs that an attack reached.
 
-    ``adversarial`` (N, ...): the worst input found for each example; ``success`` (N,): whether it does what was wanted,
-    a mistake or the target class; ``loss`` (N,): the attack's own loss there; ``num_evaluations``: forward passes spent on each
-    example, a gradient counting as one.
+    Attributes:
+      adversarial: (N, ...), the worst input for each example.
+      success: (N,), whether that input reaches the goal: a mistake, or the target class.
+      loss: (N,), the loss of the attack at that input.
+      num_evaluations: (), forward passes spent on each example; a gradient counts as one.
     """
 
-    adversarial: jax.Array
-    success: jax.Array
-    loss: jax.Array
-    num_evaluations: jax.Array
+    adversarial: Float[Array, "N ..."]
+    success: Bool[Array, " N"]
+    loss: Float[Array, " N"]
+    num_evaluations: Int[Array, ""]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Attack:
-    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `square`, or of a method of your own.
+    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `square`, or from a method of your own.
 
     Attributes:
       method: static and hashable; ``method(threat, step_size, logits_fn, key, inputs, labels) -> AttackResult``.
-      threat: what is allowed.
-      step_size: of the first step, in units of the inputs; None if the method has none.
-      gradient_free: whether the method does without gradients; `robust_accuracy` compares the two kinds.
+      threat: the allowed perturbations.
+      step_size: the size of the first step, in units of the inputs; None if the method has none.
+      gradient_free: whether the method uses no gradients; `robust_accuracy` compares the two kinds.
     """
 
     method: Callable[..., AttackResult] = dataclasses.field(metadata={"static": True})
@@ -71,8 +75,10 @@ class Attack:
     step_size: Any = None
     gradient_free: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def __call__(self, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array) -> AttackResult:
-        """Attack floating-point ``inputs`` (N, ...) of integer ``labels`` (N,); ValueError if they are not."""
+    def __call__(
+        self, logits_fn: LogitsFn, key: PRNGKeyArray, inputs: Float[ArrayLike, "N ..."], labels: Int[ArrayLike, " N"]
+    ) -> AttackResult:
+        """Attack floating-point ``inputs`` (N, ...) with integer ``labels`` (N,); ValueError for other dtypes or shapes."""
         inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             raise ValueError(f"inputs must be of a floating dtype, got {inputs.dtype}: divide images by 255")
@@ -84,9 +90,12 @@ class Attack:
 
 
 class Goal(NamedTuple):
-    """What one run of an attack is after: away from ``labels`` (N,), or to ``targets`` (N,) if they are given.
+    """The goal of one run of an attack: any class but ``labels`` (N,), or the class ``targets`` (N,).
 
-    ``labels`` may be None with targets: then success is the target itself, not just a mistake.
+    Attributes:
+      loss: a key of `jaxbp.attacks.losses.LOSSES`.
+      labels: (N,), the true classes. None, with targets, makes the target class the success, not any mistake.
+      targets: (N,), or None for any mistake.
     """
 
     loss: str
@@ -101,28 +110,86 @@ class Goal(NamedTuple):
         return losses.TARGETED[self.loss](logits, self.labels, self.targets)
 
     def reached(self, logits: jax.Array) -> jax.Array:
-        """Whether the goal is reached, (N,); NaN logits are a mistake, and no target."""
+        """Whether the goal is reached, (N,); NaN logits count as a mistake, and as no target."""
         if self.labels is None:
             return metrics.accuracy(logits, self.targets) > 0  # type: ignore[arg-type]  # given if there are no labels
         return metrics.accuracy(logits, self.labels) == 0
 
 
-def check_goal(loss: str, targets: Targets, num_restarts: int, runs: str) -> None:
-    """ValueError unless the options that attacks share make sense."""
-    for name, value, choices in (("loss", loss, tuple(losses.LOSSES)), ("runs", runs, RUNS)):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    number = isinstance(targets, int) and not isinstance(targets, bool) and targets >= 1
-    if not (targets is None or targets == "given" or number):
-        raise ValueError(f"targets must be None, 'given' or a number of classes, got {targets!r}")
-    if num_restarts < 1:
-        raise ValueError(f"num_restarts must be at least 1, got {num_restarts}")
+RunFn = Callable[[jax.Array, Goal], AttackResult]  # (key, goal) -> result of one run
 
 
-def worse(first: AttackResult, second: AttackResult) -> AttackResult:
-    """For each example the more adversarial of two: success goes before loss, and the first before an equal.
+@dataclass(frozen=True, kw_only=True)
+class RestartedMethod:
+    """A method that runs several times and keeps the worst input for each example; subclasses define `run_fn`.
 
-    Evaluations add up.
+    Static and hashable: equal methods share a compiled program.
+
+    Attributes:
+      loss: a key of `jaxbp.attacks.losses.LOSSES`.
+      targets: None for any mistake; a number k for the k likeliest wrong classes, one run after another; "given" if the labels
+        are the classes to reach.
+      num_restarts: runs from different starts, for each target if there are several.
+      runs: "loop" for one run after another, "batch" for runs side by side; "auto" loops on the CPU, where large batches
+        fall out of the cache.
+
+    Raises:
+      ValueError: an option out of its range.
+    """
+
+    loss: str
+    targets: Targets
+    num_restarts: int
+    runs: str
+
+    def __post_init__(self):
+        for name, value, choices in (("loss", self.loss, tuple(losses.LOSSES)), ("runs", self.runs, RUNS)):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        is_number = isinstance(self.targets, int) and not isinstance(self.targets, bool) and self.targets >= 1
+        if not (self.targets is None or self.targets == "given" or is_number):
+            raise ValueError(f"targets must be None, 'given' or a number of classes, got {self.targets!r}")
+        if self.num_restarts < 1:
+            raise ValueError(f"num_restarts must be at least 1, got {self.num_restarts}")
+
+    def run_fn(self, threat: Threat, step_size: Any, logits_fn: LogitsFn, inputs: jax.Array) -> RunFn:
+        """The function that makes one run from a key towards a goal."""
+        raise NotImplementedError
+
+    def __call__(
+        self, threat: Threat, step_size: Any, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array
+    ) -> AttackResult:
+        """The worst result over all runs."""
+        run_fn = self.run_fn(threat, step_size, logits_fn, inputs)
+        goal, classes, extra = Goal(self.loss, labels, None), None, 0
+        if self.targets == "given":
+            goal = Goal(self.loss, None, labels)
+        elif self.targets is not None:
+            likeliest = _likeliest_wrong(logits_fn(inputs), labels, self.targets)
+            classes, extra = jnp.repeat(likeliest, self.num_restarts, axis=0), 1
+        num_runs = self.num_restarts if classes is None else len(classes)
+
+        def run(draw: tuple[jax.Array, jax.Array | None]) -> AttackResult:
+            run_key, target = draw
+            return run_fn(run_key, goal if target is None else goal._replace(targets=target))
+
+        draws = (jax.random.split(key, num_runs), classes)
+        if num_runs == 1:
+            result = run(jax.tree.map(lambda leaf: leaf[0], draws))
+        elif self.runs == "loop" or (self.runs == "auto" and platform.current() == "cpu"):
+            start = empty_result(jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
+            result, _ = jax.lax.scan(lambda worst, draw: (elementwise_worst(worst, run(draw)), None), start, draws)
+        else:
+            stacked = jax.vmap(run)(draws)
+            results = [jax.tree.map(lambda leaf, i=index: leaf[i], stacked) for index in range(num_runs)]
+            result = functools.reduce(elementwise_worst, results)
+        return result._replace(num_evaluations=result.num_evaluations + extra)
+
+
+def elementwise_worst(first: AttackResult, second: AttackResult) -> AttackResult:
+    """For each example the worse of two results: success before failure, then the larger loss, then the first.
+
+    ``num_evaluations`` is the sum of both.
     """
     louder = (first.success == second.success) & (second.loss > first.loss)
     second_wins = louder | (second.success & ~first.success)
@@ -134,57 +201,35 @@ def worse(first: AttackResult, second: AttackResult) -> AttackResult:
     return AttackResult(adversarial, success, loss, first.num_evaluations + second.num_evaluations)
 
 
-def worst_of_runs(
-    run: Callable[[jax.Array, Goal], AttackResult],
-    key: jax.Array,
-    logits_fn: LogitsFn,
-    inputs: jax.Array,
-    labels: jax.Array,
-    *,
-    loss: str,
-    targets: Targets,
-    num_restarts: int,
-    runs: str,
-) -> AttackResult:
-    """The worst over restarts, and over the likeliest wrong classes if ``targets`` is their number.
-
-    Runs follow each other in a loop ("loop"), or their batches are laid side by side ("batch"). "auto" loops on the CPU, where
-    large batches fall out of the cache.
-    """
-    if targets is None or targets == "given":
-        aims = Goal(loss, labels, None) if targets is None else Goal(loss, None, labels)
-        classes, extra = None, 0
-    else:
-        aims = Goal(loss, labels, None)
-        likeliest = _likeliest_wrong(logits_fn(inputs), labels, targets)
-        classes, extra = jnp.repeat(likeliest, num_restarts, axis=0), 1
-    num_runs = num_restarts * (1 if classes is None else len(classes) // num_restarts)
-
-    def one(draw: tuple[jax.Array, jax.Array | None]) -> AttackResult:
-        run_key, wanted = draw
-        return run(run_key, aims if wanted is None else aims._replace(targets=wanted))
-
-    draws = (jax.random.split(key, num_runs), classes)
-    if num_runs == 1:
-        found = one(jax.tree.map(lambda leaf: leaf[0], draws))
-    elif runs == "loop" or (runs == "auto" and platform.current() == "cpu"):
-        blank = nothing_found(jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], draws)), inputs)
-        found, _ = jax.lax.scan(lambda best, draw: (worse(best, one(draw)), None), blank, draws)
-    else:
-        stacked = jax.vmap(one)(draws)
-        each = [jax.tree.map(lambda leaf, i=index: leaf[i], stacked) for index in range(num_runs)]
-        found = functools.reduce(worse, each)
-    return found._replace(num_evaluations=found.num_evaluations + extra)
-
-
-def nothing_found(shapes: AttackResult, inputs: jax.Array) -> AttackResult:
-    """What any finding is worse than."""
+def empty_result(shapes: AttackResult, inputs: jax.Array) -> AttackResult:
+    """A result that every other result is worse than: no success, loss -inf, no evaluation."""
     loss = jnp.full(shapes.loss.shape, -jnp.inf, shapes.loss.dtype)
     return AttackResult(inputs, jnp.zeros(len(inputs), bool), loss, jnp.zeros((), shapes.num_evaluations.dtype))
 
 
+def unevaluated_result(logits_fn: LogitsFn, goal: Goal, inputs: jax.Array) -> AttackResult:
+    """`empty_result` at ``inputs`` (N, ...), with the dtypes of `forward_result`; nothing is computed."""
+    return empty_result(jax.eval_shape(lambda x: forward_result(logits_fn, goal, x), inputs), inputs)
+
+
+def forward_result(logits_fn: LogitsFn, goal: Goal, inputs: jax.Array) -> AttackResult:
+    """``inputs`` (N, ...) themselves as a result, from one forward pass."""
+    logits = logits_fn(inputs)
+    return AttackResult(inputs, goal.reached(logits), goal.value(logits), jnp.ones((), jnp.int32))
+
+
+def gradient_and_result(logits_fn: LogitsFn, goal: Goal, inputs: jax.Array) -> tuple[jax.Array, AttackResult]:
+    """The gradient (N, ...) of the loss with respect to ``inputs`` (N, ...), and their `forward_result`."""
+
+    def total(candidates: jax.Array) -> tuple[jax.Array, AttackResult]:
+        result = forward_result(logits_fn, goal, candidates)
+        return result.loss.sum(), result
+
+    return jax.grad(total, has_aux=True)(inputs)
+
+
 def _likeliest_wrong(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
-    """The ``count`` classes of largest logits beside the label, (count, N)."""
+    """The ``count`` classes of largest logits apart from the label, (count, N)."""
     num_classes = logits.shape[-1]
     if count >= num_classes:
         raise ValueError(f"targets must be at most {num_classes - 1}, the number of wrong classes, got {count}")

@@ -1,12 +1,12 @@
-"""What attacks maximise: one value an example, larger where the network is closer to the wanted mistake.
+"""The losses that attacks maximise: one value an example, larger where the network is closer to the desired mistake.
 
-``cross_entropy`` is what networks are trained by. Where a network is sure of itself its gradient vanishes in floating
-point, and an attack stands still. The difference of logits ratio (``dlr``; Croce & Hein, ICML 2020, section 4.2) divides
-the margin of the logits by a spread of the same logits, so neither a shift nor a scaling of the logits changes it. The plain
-``margin`` serves searches without gradients.
+``cross_entropy`` is the loss of training. Where a network is confident, its gradient vanishes in floating point, and an attack
+stops moving. The difference of logits ratio (``dlr``; Croce & Hein, ICML 2020, section 4.2) divides the margin of the
+logits by a spread of the same logits, so neither a shift nor a scaling of the logits changes it. The plain ``margin``
+serves searches without gradients.
 
-Targeted losses ask for one class. Their ``labels`` are the true ones; None means that they do not matter, and the strongest
-class beside the target stands in for them.
+Targeted losses ask for one class. Their ``labels`` are the true classes, or None; without labels, the strongest class apart from
+the target takes their place.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp.attacks import losses
@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp import losses
+from jaxbp.losses import Labels, Logits, PerExample
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Logits, labels: Labels) -> PerExample:
     """Cross-entropy in nats; shape (N,)."""
     return losses.cross_entropy(logits, labels)
 
 
-def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def dlr(logits: Logits, labels: Labels) -> PerExample:
     """-(z_y - max_{i != y} z_i) / (z_1st - z_3rd), equation 5 of the source; shape (N,), above 0 for mistakes, at most 1.
 
     Raises:
@@ -38,18 +39,18 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return margin(logits, labels) / _spread(top[:, 0] - top[:, 2])
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The largest other logit minus that of the label; shape (N,), above 0 for mistakes."""
+def margin(logits: Logits, labels: Labels) -> PerExample:
+    """The largest other logit minus the logit of the label; shape (N,), above 0 for mistakes."""
     others = jnp.where(_is(labels, logits), -jnp.inf, logits)
     return others.max(-1) - _at(logits, labels)
 
 
-def targeted_cross_entropy(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
+def targeted_cross_entropy(logits: Logits, labels: Labels | None, targets: Labels) -> PerExample:
     """Minus the cross-entropy of the target; shape (N,)."""
     return -losses.cross_entropy(logits, targets)
 
 
-def targeted_dlr(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
+def targeted_dlr(logits: Logits, labels: Labels | None, targets: Labels) -> PerExample:
     """-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), equation 6 of the source; shape (N,).
 
     Raises:
@@ -59,8 +60,8 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array | None, targets: jax.Array
     return targeted_margin(logits, labels, targets) / _spread(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
 
-def targeted_margin(logits: jax.Array, labels: jax.Array | None, targets: jax.Array) -> jax.Array:
-    """The target's logit minus the label's, or, without labels, minus the largest other; shape (N,)."""
+def targeted_margin(logits: Logits, labels: Labels | None, targets: Labels) -> PerExample:
+    """The logit of the target minus that of the label, or, without labels, minus the largest other logit; shape (N,)."""
     if labels is None:
         return -margin(logits, targets)
     return _at(logits, targets) - _at(logits, labels)
@@ -75,7 +76,7 @@ def _is(labels: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The logit of each label: a masked sum, as the gradient of a gather is a scatter, slow in loops on a CPU."""
+    """The logit of each label: a masked sum, because the gradient of a gather is a scatter, slow in loops on a CPU."""
     return jnp.where(_is(labels, logits), logits, 0).sum(-1)
 
 
@@ -86,5 +87,5 @@ def _largest(logits: jax.Array, count: int, name: str) -> jax.Array:
 
 
 def _spread(difference: jax.Array) -> jax.Array:
-    """The denominator; 1 where the logits agree and the margin over it would be 0 / 0."""
+    """The denominator; 1 where the logits are equal and the ratio would be 0 / 0."""
     return jnp.where(difference > 0, difference, 1)

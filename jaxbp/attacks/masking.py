@@ -1,22 +1,22 @@
-"""Signs that a network hides its gradients rather than resists: then gradient attacks overstate its robust accuracy.
+"""Checks for gradient masking: a network that hides its gradients, so that gradient attacks overstate its robust accuracy.
 
 Athalye et al. (ICML 2018, section 3.1) and Carlini et al. (arXiv 1902.06705, section 5) list behaviour that sound attacks
-cannot show. Four of them are measured here, each against a threshold that is a named constant. A sign is a suspicion, not a
-proof; and no sign proves nothing.
+cannot show. This module measures four kinds of it, each against a threshold that is a named constant. A suspicious check is no
+proof of masking, and no suspicious check is no proof of robustness.
 
-- ``gradient_free``: the share of examples that a gradient-free attack breaks and no gradient attack does. Gradient attacks too
-  weak do it as well: ten steps of PGD on the cross-entropy alone may leave a few percent of them, even on a linear network, so
-  look again with `jaxbp.attacks.strongest`.
-- ``zero_gradients``: the share of examples whose cross-entropy has a gradient of exactly 0 with respect to the input.
-- ``huge_radius``: the accuracy under PGD when the ball holds the whole box, where every image is within reach.
-- ``one_step``: how much lower accuracy is under one step (FGSM) than under many (PGD).
+- ``gradient_free``: the fraction of examples that a gradient-free attack breaks and no gradient attack breaks. Weak gradient attacks
+  cause it too: ten steps of PGD on the cross-entropy may leave a few percent of them, even on a linear network, so
+  repeat the check with `jaxbp.attacks.autoattack_suite`.
+- ``zero_gradients``: the fraction of examples whose cross-entropy has a gradient of exactly 0 with respect to the input.
+- ``huge_radius``: the accuracy under PGD when the ball holds the whole box, so that every image is within reach.
+- ``one_step``: the accuracy under many steps (PGD) minus the accuracy under one step (FGSM).
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
 >>> inputs = jax.random.uniform(jax.random.key(0), (32, 2)); labels = inputs.argmax(-1)
->>> network = lambda x: 1e4 * x                       # so sure that float32 has no gradient left
->>> signs = attacks.masking_signs(network, jax.random.key(1), inputs, labels, attacks.Threat("linf", 0.1))
->>> [sign.name for sign in signs if sign.suspicious]
+>>> network = lambda x: 1e4 * x                       # so confident that float32 has no gradient left
+>>> checks = attacks.gradient_masking_checks(network, jax.random.key(1), inputs, labels, attacks.Threat("linf", 0.1))
+>>> [check.name for check in checks if check.suspicious]
 ['zero_gradients', 'huge_radius']
 """
 
@@ -26,20 +26,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, PRNGKeyArray
 
-from jaxbp.attacks.attack import Goal, LogitsFn
-from jaxbp.attacks.pgd import fgsm, gradient_of, pgd
+from jaxbp.attacks.attack import Goal, LogitsFn, gradient_and_result
+from jaxbp.attacks.pgd import fgsm, pgd
 from jaxbp.attacks.threat import Threat
 
-GRADIENT_FREE_SHARE = 0.02  # sound gradient attacks leave a random search next to nothing; one in 50 is more than chance ties
-ZERO_GRADIENT_SHARE = 0.1  # exact zeros come of saturation or of steps; some examples of a sure network may have them
-HUGE_RADIUS_ACCURACY = 0.05  # any image is allowed, so accuracy must be near 0; slow optimisation may leave a few
-ONE_STEP_GAIN = 0.05  # many steps contain the one; a few examples may still go the other way
+GRADIENT_FREE_SHARE = 0.02  # sound gradient attacks leave almost nothing to a random search; chance ties stay below 1 in 50
+ZERO_GRADIENT_SHARE = 0.1  # exact zeros come from saturation or from steps; a confident network may have some
+HUGE_RADIUS_ACCURACY = 0.05  # every image is allowed, so accuracy must be near 0; slow optimisation may leave a few examples
+ONE_STEP_GAIN = 0.05  # many steps include the one step; a few examples may still go the other way
 HUGE_RADIUS_STEPS = 50
 
 
-class Sign(NamedTuple):
-    """One check: its ``name``, the ``value`` measured, and the ``threshold`` above which it is suspicious."""
+class GradientMaskingCheck(NamedTuple):
+    """One check for gradient masking.
+
+    Attributes:
+      name: one of those in the module's list.
+      value: the measured value.
+      threshold: a larger value is suspicious.
+    """
 
     name: str
     value: float
@@ -62,41 +70,47 @@ _MEANINGS = {
 }
 
 
-def masking_signs(
+def gradient_masking_checks(
     logits_fn: LogitsFn,
-    key: jax.Array,
-    inputs: jax.Array,
-    labels: jax.Array,
+    key: PRNGKeyArray,
+    inputs: Float[ArrayLike, "N ..."],
+    labels: Int[ArrayLike, " N"],
     threat: Threat,
     *,
     gradient_free_share: float | None = None,
-) -> tuple[Sign, ...]:
-    """Measure the signs on ``inputs`` (N, ...) that the network classifies as their ``labels`` (N,).
+) -> tuple[GradientMaskingCheck, ...]:
+    """Measure the checks on ``inputs`` (N, ...) that the network classifies as their ``labels`` (N,).
 
-    ``gradient_free_share`` is what `jaxbp.attacks.robust_accuracy` found; left out, the sign is missing. Three programs
-    are run, of 1, about 20 and `HUGE_RADIUS_STEPS` gradients.
+    It runs three programs, of 1, about 20 and `HUGE_RADIUS_STEPS` gradients.
+
+    Args:
+      logits_fn: inputs (N, ...) -> logits (N, C), in evaluation mode.
+      key: of all random starts.
+      inputs, labels: correctly classified examples.
+      threat: norm, radius and box.
+      gradient_free_share: as `jaxbp.attacks.robust_accuracy` measures it; without it, that check is left out.
     """
-    signs = []
+    checks = []
     if gradient_free_share is not None:
-        signs.append(Sign("gradient_free", float(gradient_free_share), GRADIENT_FREE_SHARE))
+        checks.append(GradientMaskingCheck("gradient_free", float(gradient_free_share), GRADIENT_FREE_SHARE))
     network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
-    found = {name: float(value) for name, value in _measure(network, key, inputs, labels, threat).items()}
-    limits = {"zero_gradients": ZERO_GRADIENT_SHARE, "huge_radius": HUGE_RADIUS_ACCURACY, "one_step": ONE_STEP_GAIN}
-    return (*signs, *(Sign(name, found[name], limit) for name, limit in limits.items()))
+    values = _measure(network, key, inputs, labels, threat)
+    thresholds = {"zero_gradients": ZERO_GRADIENT_SHARE, "huge_radius": HUGE_RADIUS_ACCURACY, "one_step": ONE_STEP_GAIN}
+    return (*checks, *(GradientMaskingCheck(name, float(values[name]), limit) for name, limit in thresholds.items()))
 
 
 @jax.jit
 def _measure(logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array, threat: Threat) -> dict[str, jax.Array]:
-    gradient, _ = gradient_of(logits_fn, Goal("cross_entropy", labels, None), inputs)
+    gradient, _ = gradient_and_result(logits_fn, Goal("cross_entropy", labels, None), inputs)
     flat = gradient.reshape(len(gradient), -1)
     keys = jax.random.split(key, 3)
     run = functools.partial(_accuracy, logits_fn, inputs=inputs, labels=labels)
     huge = Threat(threat.norm, _whole_box(threat, inputs), threat.bounds)
-    many, one = run(pgd(threat), keys[0]), run(fgsm(threat), keys[1])
+    many_steps, one_step = run(pgd(threat), keys[0]), run(fgsm(threat), keys[1])
     return {
         "zero_gradients": (flat == 0).all(-1).mean(),
         "huge_radius": run(pgd(huge, num_steps=HUGE_RADIUS_STEPS, random_start=False), keys[2]),
-        "one_step": many - one,
+        "one_step": many_steps - one_step,
     }
 
 

@@ -1,51 +1,55 @@
-"""Robust accuracy: the share of examples that a network gets right and that no attack breaks.
+"""Robust accuracy: the fraction of examples that a network classifies correctly and that no attack breaks.
 
 It is the worst case over attacks, example by example, so it can only overstate the truth; a diverse set of attacks overstates
-it less, and `strongest` is one (after AutoAttack; Croce & Hein, ICML 2020). The order matters for time alone: each attack is
-tried on what the ones before it have left, gathered into full batches, so a weak cheap attack in front saves much.
+it less, and `autoattack_suite` is such a set. The order of attacks changes the running time only: each attack is tried
+on the examples that the attacks before it left, gathered into full batches, so a weak, cheap attack in front saves much time.
 
-Examples are chance within a seed: Wilson's interval says what these N tell of the network. Seeds are chance between
-networks: `over_seeds` gives Student's interval of their mean, which is what a claim about training needs.
+Examples vary within a seed: Wilson's interval says how well N examples determine the accuracy of one network. Seeds vary between
+networks: `mean_over_seeds` gives Student's interval of their mean, which is the right interval for a claim about training.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
 >>> inputs = jax.random.uniform(jax.random.key(0), (200, 2)); labels = inputs.argmax(-1)
->>> found = attacks.robust_accuracy(lambda x: 3 * x, jax.random.key(1), inputs, labels,
+>>> evaluation = attacks.robust_accuracy(lambda x: 3 * x, jax.random.key(1), inputs, labels,
 ...     {"fgsm": attacks.fgsm(attacks.Threat("linf", 0.1))}, batch_size=50)   # broken where |x1 - x2| <= 0.2
->>> print(f"{found.worst_case.estimate:.3f} in [{found.worst_case.low:.3f}, {found.worst_case.high:.3f}]")
+>>> accuracy = evaluation.worst_case
+>>> print(f"{accuracy.estimate:.3f} in [{accuracy.low:.3f}, {accuracy.high:.3f}]")
 0.655 in [0.587, 0.717]
 >>> round(float((jnp.abs(inputs[:, 0] - inputs[:, 1]) > 0.2).mean()), 3)
 0.655
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special as special
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import metrics, stats
 from jaxbp.attacks.apgd import apgd
 from jaxbp.attacks.attack import Attack, LogitsFn
-from jaxbp.attacks.masking import Sign, masking_signs
+from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks
 from jaxbp.attacks.square import square
 from jaxbp.attacks.threat import Threat
 
 
-def strongest(
+def autoattack_suite(
     threat: Threat, *, num_steps: int = 100, num_restarts: int = 1, num_targets: int = 9, num_queries: int = 5000
 ) -> dict[str, Attack]:
-    """APGD on the cross-entropy, APGD on the targeted DLR loss, Square: what there is to be tried before a claim is made.
+    """Three of the four parts of AutoAttack (Croce & Hein, ICML 2020): APGD-CE, targeted APGD-DLR and Square.
+
+    The fourth part, targeted FAB, is not here. Defaults are those of AutoAttack's standard version. Use this suite before a
+    claim of robustness.
 
     Args:
       threat: norm, radius and box.
       num_steps: gradients of each run of APGD.
-      num_restarts: of each attack (for each target, of the targeted one).
-      num_targets: likeliest wrong classes that are aimed at, fewer than there are classes; the loss needs 4 classes.
-      num_queries: of Square.
+      num_restarts: runs of each attack from different starts (for each target, in the targeted attack).
+      num_targets: number of likeliest wrong classes to target, fewer than the classes; the loss needs 4 classes.
+      num_queries: forward passes of each run of Square.
     """
     return {
         "apgd_ce": apgd(threat, num_steps=num_steps, num_restarts=num_restarts),
@@ -56,86 +60,120 @@ def strongest(
 
 @dataclass(frozen=True)
 class RobustEvaluation:
-    """What `robust_accuracy` found for N examples.
+    """The result of `robust_accuracy` for N examples.
 
     Attributes:
-      correct: (N,), right without any attack.
-      tried, broken: for each attack (N,), whether it was tried on the example, and made the network err.
+      correct: (N,), whether the network classifies the clean example correctly.
+      tried, broken: for each attack (N,), whether it was tried on the example, and whether it made the network err.
       num_evaluations: for each attack, forward passes over all examples.
-      signs: of masked gradients; empty where they were not looked for.
+      gradient_masking_checks: empty where the evaluation did not ask for them.
     """
 
-    correct: np.ndarray
-    tried: dict[str, np.ndarray]
-    broken: dict[str, np.ndarray]
+    correct: Bool[np.ndarray, " N"]
+    tried: dict[str, Bool[np.ndarray, " N"]]
+    broken: dict[str, Bool[np.ndarray, " N"]]
     num_evaluations: dict[str, int]
-    signs: tuple[Sign, ...] = ()
+    gradient_masking_checks: tuple[GradientMaskingCheck, ...] = ()
 
     @property
     def clean(self) -> stats.Interval:
         """Accuracy without attack, with Wilson's 95 % interval."""
-        return _share(self.correct)
+        return _proportion(self.correct)
 
     @property
     def accuracy(self) -> dict[str, stats.Interval]:
-        """Accuracy under each attack: with it and all before it if it was tried on survivors, else with it alone."""
-        left = self.correct.copy()
-        found = {}
+        """Accuracy under each attack: alone if it was tried on all correct examples, else together with all attacks before it."""
+        survivors = self.correct.copy()
+        intervals = {}
         for name, broken in self.broken.items():
-            left = left & ~broken
-            found[name] = _share(self.correct & ~broken if self.tried[name][self.correct].all() else left)
-        return found
+            survivors = survivors & ~broken
+            intervals[name] = _proportion(self.correct & ~broken if self.tried[name][self.correct].all() else survivors)
+        return intervals
 
     @property
     def worst_case(self) -> stats.Interval:
-        """Robust accuracy: right and broken by no attack."""
-        return _share(self.correct & ~np.any([np.zeros_like(self.correct), *self.broken.values()], axis=0))
+        """Robust accuracy: the fraction of examples that are correct and that no attack broke."""
+        return _proportion(self.correct & ~np.any([np.zeros_like(self.correct), *self.broken.values()], axis=0))
 
     @property
     def masking_suspected(self) -> bool:
-        """Whether any sign is suspicious."""
-        return any(sign.suspicious for sign in self.signs)
+        """Whether any check for gradient masking is suspicious."""
+        return any(check.suspicious for check in self.gradient_masking_checks)
 
     @property
     def warning(self) -> str:
-        """What to print beside the robust accuracy if masking is suspected, else nothing."""
-        reasons = "; ".join(str(sign) for sign in self.signs if sign.suspicious)
+        """A sentence to print beside the robust accuracy if masking is suspected, else the empty string."""
+        reasons = "; ".join(str(check) for check in self.gradient_masking_checks if check.suspicious)
         return f"Gradients may be masked, and robust accuracy overstated: {reasons}." if reasons else ""
 
 
 def robust_accuracy(
     logits_fn: LogitsFn,
-    key: jax.Array,
-    inputs: jax.Array | np.ndarray,
-    labels: jax.Array | np.ndarray,
+    key: PRNGKeyArray,
+    inputs: Float[ArrayLike, "N ..."],
+    labels: Int[ArrayLike, " N"],
     attacks: Mapping[str, Attack],
     *,
     batch_size: int = 128,
     only_survivors: bool = True,
     check_masking: bool = True,
 ) -> RobustEvaluation:
-    """Attack the examples that the network gets right, by one attack after another, and count what is left.
+    """Attack the correctly classified examples, by one attack after another, and count the survivors.
 
-    An example counts as broken if a fresh evaluation of what the attack returned confirms it. Programs are compiled once for a
-    batch of ``batch_size`` and once for each method: hand in a `jax.tree_util.Partial` of a function and its parameters
-    for ``logits_fn``, and networks and radii share them. A plain function has them compiled anew each time.
+    An example counts as broken if a fresh evaluation of the returned input confirms it. Programs are compiled once for a
+    batch of ``batch_size`` and once for each method. Networks and radii share them if ``logits_fn`` is a
+    `jax.tree_util.Partial` of a function and its parameters; a plain function is compiled anew in each call.
 
     Args:
       logits_fn: inputs (N, ...) -> logits (N, C), in evaluation mode.
-      key: of all random numbers; what an attack draws for an example depends on the batch that it is gathered into.
+      key: of all random numbers; an attack's draws for an example depend on the batch that holds the example.
       inputs, labels: floating-point (N, ...) inside the bounds of every threat, and integers (N,).
-      attacks: in this order.
+      attacks: by name, in the order of their use.
       batch_size: examples attacked at a time.
-      only_survivors: try an attack only on what the ones before it left, or on all that is right without attack, so that
-        `RobustEvaluation.accuracy` tells of each alone. The worst case is the same but for the random numbers.
-      check_masking: look for `masking_signs`, on the first batch of examples that are right, under the first threat.
+      only_survivors: try an attack only on the examples that the attacks before it left. If False, try each attack on all correct
+        examples, so that `RobustEvaluation.accuracy` describes each attack alone; the worst case is the same, up to randomness.
+      check_masking: measure `gradient_masking_checks` on the first batch of correct examples, under the first threat.
 
     Raises:
       ValueError: no examples, or inputs outside the bounds, or shapes that do not fit.
     """
     inputs, labels = np.asarray(inputs), np.asarray(labels)
+    _check(inputs, labels, attacks, batch_size)
+    network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+    correct = np.zeros(len(inputs), bool)
+    for rows, places in _batches(np.arange(len(inputs)), batch_size):
+        correct[places] = np.asarray(_is_right(network, inputs[rows], labels[rows]))[: len(places)]
+
+    tried, broken, num_evaluations = {}, {}, {}
+    survivors = correct.copy()
+    for index, (name, attack) in enumerate(attacks.items()):
+        tried[name] = (survivors if only_survivors else correct).copy()
+        broken[name], num_evaluations[name] = np.zeros(len(inputs), bool), 0
+        for batch, (rows, places) in enumerate(_batches(np.flatnonzero(tried[name]), batch_size)):
+            batch_key = jax.random.fold_in(jax.random.fold_in(key, index), batch)
+            is_broken, evaluations = _try(attack, network, batch_key, inputs[rows], labels[rows])
+            broken[name][places] = np.asarray(is_broken)[: len(places)]
+            num_evaluations[name] += int(evaluations) * len(places)
+        survivors &= ~broken[name]
+
+    checks: tuple[GradientMaskingCheck, ...] = ()
+    if check_masking and attacks and correct.any():
+        rows = np.resize(np.flatnonzero(correct), batch_size)  # repeated in turn, which weights examples almost equally
+        threat = next(iter(attacks.values())).threat
+        checks = gradient_masking_checks(
+            network,
+            jax.random.fold_in(key, len(attacks)),
+            inputs[rows],
+            labels[rows],
+            threat,
+            gradient_free_share=_only_without_gradients(attacks, tried, broken),
+        )
+    return RobustEvaluation(correct, tried, broken, num_evaluations, checks)
+
+
+def _check(inputs: np.ndarray, labels: np.ndarray, attacks: Mapping[str, Attack], batch_size: int) -> None:
     if not len(inputs) or labels.shape != inputs.shape[:1]:
-        raise ValueError(f"inputs and labels must be as many, and some, got shapes {inputs.shape} and {labels.shape}")
+        raise ValueError(f"inputs and labels must be equally many, at least one, got shapes {inputs.shape} and {labels.shape}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for name, attack in attacks.items():
@@ -145,45 +183,18 @@ def robust_accuracy(
                 f"inputs must lie in the bounds {low, high} of {name!r}, got {inputs.min()} to {inputs.max()}: normalise "
                 "inside logits_fn, or state other bounds"
             )
-    network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
-    correct = np.zeros(len(inputs), bool)
-    for rows, places in _batches(np.arange(len(inputs)), batch_size):
-        correct[places] = np.asarray(_is_right(network, inputs[rows], labels[rows]))[: len(places)]
-
-    tried, broken, spent = {}, {}, {}
-    left = correct.copy()
-    for index, (name, attack) in enumerate(attacks.items()):
-        tried[name] = (left if only_survivors else correct).copy()
-        broken[name], spent[name] = np.zeros(len(inputs), bool), 0
-        for batch, (rows, places) in enumerate(_batches(np.flatnonzero(tried[name]), batch_size)):
-            batch_key = jax.random.fold_in(jax.random.fold_in(key, index), batch)
-            fell, evaluations = _try(attack, network, batch_key, inputs[rows], labels[rows])
-            broken[name][places] = np.asarray(fell)[: len(places)]
-            spent[name] += int(evaluations) * len(places)
-        left &= ~broken[name]
-
-    signs: tuple[Sign, ...] = ()
-    if check_masking and attacks and correct.any():
-        rows = np.resize(np.flatnonzero(correct), batch_size)  # in turn, so that filling up shifts no share by much
-        threat = next(iter(attacks.values())).threat
-        signs = masking_signs(
-            network,
-            jax.random.fold_in(key, len(attacks)),
-            inputs[rows],
-            labels[rows],
-            threat,
-            gradient_free_share=_only_without_gradients(attacks, tried, broken),
-        )
-    return RobustEvaluation(correct, tried, broken, spent, signs)
 
 
-def over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:
+def mean_over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:
     """Student's 95 % interval of the mean over seeds of "clean", of each attack's accuracy and of "worst_case".
 
-    DataError below two seeds; ValueError if the seeds were not attacked alike.
+    Raises:
+      SampleError: fewer than two seeds.
+      ValueError: seeds with different attacks.
     """
     tables = [
-        {name: found.estimate for name, found in {"clean": e.clean, **e.accuracy, "worst_case": e.worst_case}.items()} for e in evaluations
+        {name: interval.estimate for name, interval in {"clean": e.clean, **e.accuracy, "worst_case": e.worst_case}.items()}
+        for e in evaluations
     ]
     if len({tuple(table) for table in tables}) > 1:
         raise ValueError(f"all seeds must have the same attacks, got {sorted({tuple(table) for table in tables})}")
@@ -191,37 +202,12 @@ def over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Inter
     return {name: stats.t_interval([table[name] for table in tables]) for name in names}
 
 
-def wilson_interval(successes: int, trials: int, *, confidence: float = stats.CONFIDENCE) -> stats.Interval:
-    """Wilson's score interval (JASA 22, 1927) for the chance behind ``successes`` of ``trials``.
-
-    Its mean coverage is the nominal one, for some chances below it; where coverage must hold for every chance, take
-    `stats.proportion_interval`. ``num_seeds`` of the result is the number of trials.
-
-    Raises:
-      ValueError: successes not from 0 to trials, or a confidence not between 0 and 1.
-      DataError: no trials.
-    """
-    successes, trials = int(successes), int(trials)
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes lie between 0 and trials = {trials}, got {successes}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is a fraction between 0 and 1, got {confidence}: write 0.95 for 95 %")
-    if not trials:
-        raise stats.SampleError("an interval needs at least 1 trial, got 0")
-    z, share = float(special.ndtri((1 + confidence) / 2)), successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    low = centre - half if successes else 0.0  # exact ends, which rounding would miss
-    high = centre + half if successes < trials else 1.0
-    return stats.Interval(share, low, high, confidence, trials, "Wilson")
-
-
-def _share(flags: np.ndarray) -> stats.Interval:
-    return wilson_interval(flags.sum(), len(flags))
+def _proportion(flags: np.ndarray) -> stats.Interval:
+    return stats.wilson_interval(flags.sum(), len(flags))
 
 
 def _batches(chosen: np.ndarray, batch_size: int):
-    """Rows of full batches, the last one filled up with its first row, and the places that they stand for."""
+    """Pairs (rows, places): rows of a full batch, the last batch padded with its first row, and the rows without padding."""
     for start in range(0, len(chosen), batch_size):
         places = chosen[start : start + batch_size]
         yield np.concatenate([places, np.repeat(places[:1], batch_size - len(places))]), places
@@ -230,7 +216,7 @@ def _batches(chosen: np.ndarray, batch_size: int):
 def _only_without_gradients(
     attacks: Mapping[str, Attack], tried: Mapping[str, np.ndarray], broken: Mapping[str, np.ndarray]
 ) -> float | None:
-    """The share of all examples that gradient attacks were tried on and only others broke; None unless both kinds were tried."""
+    """Fraction of examples that gradient attacks faced and only gradient-free attacks broke; None unless both kinds were tried."""
     kinds = {kind: [broken[n] for n, a in attacks.items() if a.gradient_free == kind] for kind in (False, True)}
     if not (kinds[False] and kinds[True]):
         return None

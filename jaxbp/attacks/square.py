@@ -1,13 +1,13 @@
 """Square attack: random search that asks only for logits (Andriushchenko et al., ECCV 2020).
 
-A network may resist gradients without being robust: they vanish or mislead (Athalye et al., ICML 2018). A search that sees
-none is not misled. Each query changes a random square of the image, and the change stays if the margin of the true class
-falls. Under "linf" every pixel is at a corner of the ball all the time, a square's channels each to one side (Algorithm
-2), from vertical stripes. Under "l2" a square takes the budget of another one, shaped as two bumps of opposite sign
-(Algorithm 3, equation 2), from a tiling of such bumps. Squares shrink along the queries.
+A network may resist gradient attacks without being robust, because its gradients vanish or mislead (Athalye et al., ICML 2018). A search
+without gradients is not misled. Each query changes a random square of the image, and keeps the change if the margin of
+the true class falls. Under "linf" every pixel is always at a corner of the ball, and each channel of a square moves to one side
+(Algorithm 2); the start is vertical stripes. Under "l2" a square takes the budget of another square, shaped as two bumps of
+opposite sign (Algorithm 3, equation 2); the start is a tiling of such bumps. Squares shrink along the queries.
 
-Inputs are images (N, H, W, C) or (N, H, W), signals (N, L, 1, C) or vectors (N, D); in the last two, squares are stretches and
-stripes are single positions. An example is left as it is once it is broken, and the search ends when all are.
+Inputs are images (N, H, W, C) or (N, H, W), signals (N, L, 1, C) or vectors (N, D). In signals and vectors, squares are
+intervals and stripes are single positions. An example stays as it is once its class is wrong, and the search ends when all are.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import attacks
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
-from jaxbp.attacks.attack import Attack, AttackResult, Goal, LogitsFn, Targets, check_goal, worse, worst_of_runs
-from jaxbp.attacks.pgd import evaluated
+from jaxbp.attacks.attack import Attack, AttackResult, Goal, LogitsFn, RestartedMethod, RunFn, Targets, elementwise_worst, forward_result
 from jaxbp.attacks.threat import Threat
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which p is halved, section 4
@@ -43,42 +43,44 @@ def square(
     targets: Targets = None,
     runs: str = "auto",
 ) -> Attack:
-    """Random search by squares; the result is the worst input found.
+    """Random search by squares; the result is the worst input of all queries.
 
     Args:
       threat, num_restarts, targets, runs: as for `jaxbp.attacks.pgd`.
       num_queries: forward passes of a run; the source has 10,000, AutoAttack 5,000.
-      share: p, the share of an image that the first squares cover; it is halved at `HALVINGS`, rescaled to the budget.
+      share: p, the fraction of an image that the first squares cover; it is halved at `HALVINGS`, rescaled to the budget.
 
     Raises:
       ValueError: an option out of its range; when called, inputs of another rank.
     """
-    check_goal("margin", targets, num_restarts, runs)
     if num_queries < 1:
         raise ValueError(f"num_queries must be at least 1, got {num_queries}")
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    return Attack(_Square(num_queries, share, num_restarts, targets, runs), threat, gradient_free=True)
+    method = _Square(num_queries=num_queries, share=share, loss="margin", targets=targets, num_restarts=num_restarts, runs=runs)
+    return Attack(method, threat, gradient_free=True)
 
 
 def shares(share: float, num_queries: int) -> np.ndarray:
-    """The share p of the image that the square covers at each query, (num_queries,)."""
+    """The fraction p of the image that the square covers at each query, (num_queries,)."""
     position = np.arange(num_queries) * 10_000 / num_queries
     return share / 2.0 ** np.searchsorted(HALVINGS, position, side="left")
 
 
 class Windows(NamedTuple):
-    """Rectangles in maps (H, W), one an example: where each pixel stands in its example's rectangle.
+    """Rectangles in maps (H, W), one for each example.
 
-    ``row``, ``column`` (N, H, W, 1): counted from the rectangle's corner; ``height``, ``width``: scalars; ``inside``
-    (N, H, W, 1).
+    Attributes:
+      row, column: (N, H, W, 1), the position of each pixel, counted from the corner of its example's rectangle.
+      height, width: (), the size of all rectangles.
+      inside: (N, H, W, 1), whether the pixel is in the rectangle.
     """
 
-    row: jax.Array
-    column: jax.Array
-    height: jax.Array
-    width: jax.Array
-    inside: jax.Array
+    row: Int[Array, "N H W 1"]
+    column: Int[Array, "N H W 1"]
+    height: Int[Array, ""]
+    width: Int[Array, ""]
+    inside: Bool[Array, "N H W 1"]
 
 
 def windows(key: jax.Array, shape: tuple[int, ...], height: jax.Array, width: jax.Array) -> Windows:
@@ -111,25 +113,14 @@ def bumps(row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Array
     return jnp.where(second, -value, value)
 
 
-@dataclass(frozen=True)
-class _Square:
-    """The static side of `square`; equal ones are one to jit."""
+@dataclass(frozen=True, kw_only=True)
+class _Square(RestartedMethod):
+    """The static side of `square`."""
 
     num_queries: int
     share: float
-    num_restarts: int
-    targets: Targets
-    runs: str
 
-    def __call__(
-        self,
-        threat: Threat,
-        step_size: Any,
-        logits_fn: LogitsFn,
-        key: jax.Array,
-        inputs: jax.Array,
-        labels: jax.Array,
-    ) -> AttackResult:
+    def run_fn(self, threat: Threat, step_size: Any, logits_fn: LogitsFn, inputs: jax.Array) -> RunFn:
         del step_size
         shape = _map_shape(inputs.shape)
         maps = inputs.reshape(shape)
@@ -137,32 +128,30 @@ class _Square:
         smallest = 1 if threat.norm == "linf" else _SMALLEST_L2
         sides = jnp.asarray(_sides(shares(self.share, self.num_queries), shape, smallest))
 
-        def run(run_key: jax.Array, goal: Goal) -> AttackResult:
-            def found_at(candidates: jax.Array) -> AttackResult:
-                found = evaluated(logits_fn, goal, candidates.reshape(inputs.shape))
-                return found._replace(adversarial=candidates)
+        def run(key: jax.Array, goal: Goal) -> AttackResult:
+            def result_at(candidates: jax.Array) -> AttackResult:
+                result = forward_result(logits_fn, goal, candidates.reshape(inputs.shape))
+                return result._replace(adversarial=candidates)
 
-            def goes_on(carry: tuple[jax.Array, AttackResult]) -> jax.Array:
-                return (carry[0] < self.num_queries) & ~carry[1].success.all()
+            def is_open(carry: tuple[jax.Array, AttackResult]) -> jax.Array:
+                index, worst = carry
+                return (index < self.num_queries) & ~worst.success.all()
 
             def query(carry: tuple[jax.Array, AttackResult]) -> tuple[jax.Array, AttackResult]:
-                index, best = carry
-                candidates = propose(jax.random.fold_in(run_key, index), best.adversarial, sides[index])
-                done = best.success.reshape(-1, 1, 1, 1)
-                return index + 1, worse(best, found_at(jnp.where(done, best.adversarial, candidates)))
+                index, worst = carry
+                candidates = propose(jax.random.fold_in(key, index), worst.adversarial, sides[index])
+                done = worst.success.reshape(-1, 1, 1, 1)
+                return index + 1, elementwise_worst(worst, result_at(jnp.where(done, worst.adversarial, candidates)))
 
-            first = found_at(start(jax.random.fold_in(run_key, 0)))
-            _, best = jax.lax.while_loop(goes_on, query, (jnp.ones((), jnp.int32), first))
-            return best._replace(adversarial=best.adversarial.reshape(inputs.shape))
+            first = result_at(start(jax.random.fold_in(key, 0)))
+            _, worst = jax.lax.while_loop(is_open, query, (jnp.ones((), jnp.int32), first))
+            return worst._replace(adversarial=worst.adversarial.reshape(inputs.shape))
 
-        return worst_of_runs(
-            run, key, logits_fn, inputs, labels,
-            loss="margin", targets=self.targets, num_restarts=self.num_restarts, runs=self.runs,
-        )  # fmt: skip
+        return run
 
 
 def _map_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(N, H, W, C) of inputs, with H = 1 for all that has one axis of places."""
+    """(N, H, W, C) of inputs; H = 1 for signals and vectors."""
     if len(shape) == 2:
         return shape[0], 1, shape[1], 1
     if len(shape) == 3:
@@ -211,7 +200,7 @@ def _mass(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
     def length(step: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
         return jnp.sqrt((step**2).sum(axes, keepdims=True))
 
-    def signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.rademacher(key, shape, maps.dtype)
 
     def start(key: jax.Array) -> jax.Array:
@@ -219,7 +208,7 @@ def _mass(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
         high = min(side, rows)
         row, column = jnp.arange(rows)[:, None, None], jnp.arange(columns)[None, :, None]
         shape = bumps(row % high, column % side, jnp.int32(high), jnp.int32(side)).astype(maps.dtype)
-        sign = signs(key, (num, -(-rows // high), -(-columns // side), channels))
+        sign = random_signs(key, (num, -(-rows // high), -(-columns // side), channels))
         sign = sign.repeat(high, 1).repeat(side, 2)[:, :rows, :columns]
         step = sign * shape
         return project(maps + epsilon * step / jnp.maximum(length(step, (1, 2, 3)), tiny))
@@ -233,11 +222,11 @@ def _mass(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
         shape = jnp.where(taker.inside, bumps(*places, *side), 0).astype(maps.dtype)
         shape = shape / jnp.maximum(length(shape), tiny)
         old = jnp.where(taker.inside, step, 0)
-        wanted = signs(sign_key, (num, 1, 1, channels)) * shape + old / jnp.maximum(length(old), tiny)
+        direction = random_signs(sign_key, (num, 1, 1, channels)) * shape + old / jnp.maximum(length(old), tiny)
         unused = jnp.maximum(epsilon**2 - (step**2).sum((1, 2, 3), keepdims=True), 0)
         moved = jnp.where(giver.inside | taker.inside, step, 0)
         budget = jnp.sqrt((moved**2).sum((1, 2), keepdims=True) + unused / channels)
         rest = jnp.where(giver.inside | taker.inside, 0, step)
-        return project(maps + rest + budget * wanted / jnp.maximum(length(wanted), tiny))
+        return project(maps + rest + budget * direction / jnp.maximum(length(direction), tiny))
 
     return start, propose

@@ -1,10 +1,10 @@
-"""What an adversary may do: move an input by at most epsilon in a norm, inside the box of valid inputs.
+"""The threat model: an adversary moves an input by at most epsilon in a norm, inside the box of valid inputs.
 
-The threat is the whole of the constraint. It projects, draws a random start and turns a gradient into the steepest step
-of length 1 in its norm, so that an attack is the same text for every norm.
+A `Threat` holds the whole constraint. It projects, draws a random start and turns a gradient into the steepest step
+of length 1 in its norm, so that the code of an attack is the same for every norm.
 
 Rounding. Projected inputs are in [low, high] exactly. For "linf" the difference to the input, computed in the dtype of
-the inputs, never exceeds epsilon in that dtype, not by one bit. For "l2" the radius is taken shorter by the rounding
+the inputs, never exceeds epsilon in that dtype, not by one bit. For "l2" the radius is reduced by the rounding
 of one subtraction, the machine epsilon times (||x|| + epsilon), so the distance exceeds epsilon at most by the rounding of
 the sum of squares, some 1e-6 of it in float32.
 
@@ -13,7 +13,7 @@ the sum of squares, some 1e-6 of it in float32.
 >>> threat = attacks.Threat("linf", 0.25)
 >>> threat.project(jnp.array([[-3.0, 0.6, 1.5]]), jnp.array([[0.1, 0.5, 0.5]])).tolist()
 [[0.0, 0.6000000238418579, 0.75]]
->>> threat.ascent(jnp.array([[2e-20, 0.0, -7.0]])).tolist()
+>>> threat.steepest_ascent(jnp.array([[2e-20, 0.0, -7.0]])).tolist()
 [[1.0, 0.0, -1.0]]
 """
 
@@ -26,8 +26,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 NORMS = ("linf", "l2")
+
+Batch = Float[Array, "N ..."]
 
 
 @jax.tree_util.register_dataclass
@@ -36,9 +39,9 @@ class Threat:
     """A ball around each input, cut with a box. A pytree: ``epsilon`` is data, so radii share one compiled program.
 
     Attributes:
-      norm: of `NORMS`, taken over all of an example.
+      norm: one of `NORMS`, over all entries of an example.
       epsilon: the radius, in units of the inputs, at least 0; one number, may be traced.
-      bounds: the box (low, high) of valid inputs; ``(-inf, inf)`` for none. Inputs are expected to lie in it.
+      bounds: the box (low, high) of valid inputs, which must hold the inputs; ``(-inf, inf)`` for none.
 
     Raises:
       ValueError: an unknown norm, a negative epsilon, bounds not in order; when used, an epsilon that is not one number.
@@ -56,8 +59,8 @@ class Threat:
         if isinstance(self.epsilon, int | float | np.generic) and not self.epsilon >= 0:
             raise ValueError(f"epsilon must be at least 0, got {self.epsilon}")
 
-    def projection(self, inputs: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """The map of candidates (N, ...) to points within reach of ``inputs`` (N, ...); what is common is computed once.
+    def projection(self, inputs: Batch) -> Callable[[jax.Array], jax.Array]:
+        """The map of candidates (N, ...) to points within reach of ``inputs`` (N, ...), with its constants computed once.
 
         For "linf" it is the nearest point. For "l2" the candidate is drawn along its ray into the ball and then clipped
         to the box, which keeps it in the ball; that is not the nearest point where both constraints bind.
@@ -68,7 +71,7 @@ class Threat:
             raise ValueError(f"epsilon must be one number, got shape {epsilon.shape}: vmap over several")
         if self.norm == "linf":
             lower, upper = inputs - epsilon, inputs + epsilon
-            # Where the rounding of these went outwards, the next number inwards is within reach.
+            # Where rounding moved these outwards, the next number inwards is within reach.
             lower = jnp.where(inputs - lower > epsilon, jnp.nextafter(lower, inputs), lower)
             upper = jnp.where(upper - inputs > epsilon, jnp.nextafter(upper, inputs), upper)
             lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
@@ -84,25 +87,25 @@ class Threat:
 
         return project
 
-    def project(self, candidates: jax.Array, inputs: jax.Array) -> jax.Array:
+    def project(self, candidates: Batch, inputs: Batch) -> Batch:
         """Points within reach of ``inputs`` for ``candidates``, both (N, ...); see `projection`."""
         return self.projection(inputs)(candidates)
 
-    def random_start(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
+    def random_start(self, key: PRNGKeyArray, inputs: Batch) -> Batch:
         """Inputs (N, ...) moved to a point drawn uniformly from the ball, then clipped to the box."""
         if self.norm == "linf":
             step = jax.random.uniform(key, inputs.shape, inputs.dtype, -1, 1)
         else:
             direction_key, length_key = jax.random.split(key)
-            direction = self.ascent(jax.random.normal(direction_key, inputs.shape, inputs.dtype))
-            share = jax.random.uniform(length_key, (len(inputs),) + (1,) * (inputs.ndim - 1), inputs.dtype)
-            step = direction * share ** (1 / max(math.prod(inputs.shape[1:]), 1))
+            direction = self.steepest_ascent(jax.random.normal(direction_key, inputs.shape, inputs.dtype))
+            volume = jax.random.uniform(length_key, (len(inputs),) + (1,) * (inputs.ndim - 1), inputs.dtype)
+            step = direction * volume ** (1 / max(math.prod(inputs.shape[1:]), 1))
         return self.project(inputs + jnp.asarray(self.epsilon, inputs.dtype) * step, inputs)
 
-    def ascent(self, gradient: jax.Array) -> jax.Array:
-        """The step of length 1 in the norm that raises a function of this gradient (N, ...) the most.
+    def steepest_ascent(self, gradient: Batch) -> Batch:
+        """The step of length 1 in the norm with the largest inner product with the ``gradient`` (N, ...).
 
-        Zero where the gradient is, and no NaN ever: NaN entries count as 0. Gradients may be as small as the dtype holds.
+        Zero where the gradient is zero; NaN entries count as 0. Gradients may be as small as the dtype holds.
         """
         if self.norm == "linf":
             return (gradient > 0).astype(gradient.dtype) - (gradient < 0).astype(gradient.dtype)
@@ -111,8 +114,8 @@ class Threat:
         scaled = gradient / jnp.where(largest > 0, largest, 1)  # squares of a small gradient would vanish
         return scaled / jnp.maximum(_length(scaled), 1)  # at least 1 unless all are 0
 
-    def distance(self, adversarial: jax.Array, inputs: jax.Array) -> jax.Array:
-        """How far (N,) ``adversarial`` is from ``inputs``, both (N, ...), in the norm."""
+    def distance(self, adversarial: Batch, inputs: Batch) -> Float[Array, " N"]:
+        """The distance (N,) of ``adversarial`` from ``inputs``, both (N, ...), in the norm."""
         step = adversarial - inputs
         if self.norm == "linf":
             return jnp.max(jnp.abs(step), _axes(step), initial=0)

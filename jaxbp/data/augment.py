@@ -1,7 +1,7 @@
 """Random crops and flips of a batch of images, inside a compiled training step.
 
-The usual augmentation of small natural images (He et al., CVPR 2016, section 4.2): pad, cut out a window of the old
-size, mirror half of the images. Each image has random numbers of its own. `jaxbp.training.train` takes the functions as
+The usual augmentation of small natural images (He et al., CVPR 2016, section 4.2): pad, crop a window of the original
+size, mirror half of the images. Each image has its own random numbers. `jaxbp.training.train` takes the functions as
 ``augment_fn``.
 
 >>> import jax, jax.numpy as jnp
@@ -20,15 +20,15 @@ import jax.numpy as jnp
 AugmentFn = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images (N, H, W, C)) -> images
 
 
-@functools.cache  # equal ones are one object, so that a training is traced once
+@functools.cache  # equal arguments return the same object, so that a training run is traced once
 def crop_and_flip(padding: int = 4, *, flip: bool = True, fill: tuple[float, ...] = (0.0,)) -> AugmentFn:
     """Crop by up to ``padding`` pixels in each direction and, if ``flip``, mirror left to right with probability 1/2.
 
     Args:
-      padding: pixels added on each side; along axes of extent 1 (signals (N, L, 1, C)) nothing is cropped or mirrored.
-      flip: not for digits, whose mirror images mean something else.
-      fill: value of the padding for each channel, or one for all: 0 is black in raw images; in normalised ones black
-        is ``tuple(-mean / std)``.
+      padding: pixels added on each side; along axes of extent 1 (signals (N, L, 1, C)) there is no crop and no mirror image.
+      flip: False for digits, whose mirror images have another meaning.
+      fill: value of the padding for each channel, or one value for all: 0 is black in raw images, ``tuple(-mean / std)`` in
+        normalised images.
 
     Raises:
       ValueError: a negative padding, or, when called, images that are not (N, H, W, C).

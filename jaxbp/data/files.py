@@ -1,7 +1,7 @@
-"""Image-classification files of anybody's, read without trust: .npz archives and folders of IDX files.
+"""Image-classification data from untrusted files: .npz archives and folders of IDX files.
 
-Nothing is ever unpickled. A file that is truncated, mislabelled, empty or wrongly shaped raises `DataError`, which
-names it; what is returned may be split and trained on. ``jaxbp.data.load("file:...")`` is the way in.
+Nothing is unpickled. A file that is truncated, mislabelled, empty or wrongly shaped raises a `DataError` that
+names it; every returned data set can be split and trained on. The entry point is ``jaxbp.data.load("file:...")``.
 
 >>> import tempfile
 >>> from pathlib import Path
@@ -9,8 +9,8 @@ names it; what is returned may be split and trained on. ``jaxbp.data.load("file:
 >>> from jaxbp.data import files
 >>> path = Path(tempfile.mkdtemp()) / "mine.npz"
 >>> np.savez(path, x=np.zeros((6, 4, 4), np.uint8), y=np.array([0, 1, 2, 0, 1, 2]))
->>> found = files.read(path)
->>> found.train.images.shape, found.test, found.num_classes
+>>> raw = files.read(path)
+>>> raw.train.images.shape, raw.test, raw.num_classes
 ((6, 4, 4, 1), None, 3)
 """
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_Named = tuple[str, np.ndarray]  # where an array comes from, for messages, and the array
+_Named = tuple[str, np.ndarray]  # the origin of an array, for messages, and the array
 
 _IDX_FILES = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
 _IDX_AXES = {"images": 3, "labels": 1}
@@ -32,7 +32,7 @@ _NPZ_KEYS = (("x_train", "y_train"), ("x_test", "y_test"))
 
 
 class DataError(ValueError):
-    """A data set that cannot be had as asked for: unknown, damaged, unfit, not downloaded, or too small to split."""
+    """A data set that is unknown, damaged, unsuitable, not downloaded, or too small to split."""
 
 
 class RawSplit(NamedTuple):
@@ -51,7 +51,7 @@ class RawData(NamedTuple):
 
 
 def read(path: Path) -> RawData:
-    """Read an .npz file or a folder of IDX files, and check everything that can be checked."""
+    """Read an .npz file or a folder of IDX files, and validate shapes, pixels and labels."""
     if not path.exists():
         raise DataError(f"{path} does not exist: give an .npz file or a folder of IDX files")
     pairs = _read_idx_folder(path) if path.is_dir() else _read_npz(path)
@@ -68,7 +68,7 @@ def read(path: Path) -> RawData:
 
 
 def checked_split(images: _Named, labels: _Named) -> RawSplit:
-    """Bring images to (N, H, W, C) and labels to (N,) int32, or say what keeps them from being that."""
+    """Convert images to (N, H, W, C) and labels to (N,) int32; DataError with the reason if that is impossible."""
     images_name, x = images
     labels_name, y = labels
     if x.ndim == 3:
@@ -77,7 +77,7 @@ def checked_split(images: _Named, labels: _Named) -> RawSplit:
         raise DataError(f"{images_name} has shape {images[1].shape}: images need (N, H, W) or (N, H, W, C), none of them zero")
     if x.shape[1] in (1, 3) and x.shape[3] > 4:
         raise DataError(f"{images_name} has shape {x.shape}, which looks like (N, C, H, W): move the channels to the last axis")
-    if y.ndim == 2 and y.shape[1] == 1:  # as Keras keeps them
+    if y.ndim == 2 and y.shape[1] == 1:  # the convention of Keras
         y = y[:, 0]
     if y.shape != x.shape[:1]:
         raise DataError(f"{labels_name} has shape {labels[1].shape}, but {images_name} holds {len(x)} images")
@@ -124,20 +124,20 @@ def _count_classes(labels: np.ndarray, name: str) -> int:
 def _read_npz(path: Path) -> list[tuple[_Named, _Named]]:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
-    if not zipfile.is_zipfile(path):  # np.load would go on to try .npy and pickle
+    if not zipfile.is_zipfile(path):  # np.load would try .npy and pickle next
         raise DataError(f"{path} is no .npz file, or a truncated one: write it anew with numpy.savez")
     arrays = {}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = sorted(archive.files)
-            wanted = [pair for pair in (*_NPZ_KEYS, ("x", "y")) if set(pair) <= set(found)]
-            for key in itertools.chain(*wanted):
-                arrays[key] = np.asanyarray(archive[key])  # a member that is no array comes as bytes
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on damaged bytes; all mean the same
+            keys = sorted(archive.files)
+            pairs = [pair for pair in (*_NPZ_KEYS, ("x", "y")) if set(pair) <= set(keys)]
+            for key in itertools.chain(*pairs):
+                arrays[key] = np.asanyarray(archive[key])  # a member that is not an array is returned as bytes
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of errors on damaged bytes
         raise DataError(f"{path} cannot be read as .npz without unpickling: {error}") from error
-    if tuple(wanted) not in (_NPZ_KEYS, (("x", "y"),)):
-        raise DataError(f"{path} holds {found}: it needs either x_train, y_train, x_test, y_test or x, y")
-    return [((f"{path}: {x}", arrays[x]), (f"{path}: {y}", arrays[y])) for x, y in wanted]
+    if tuple(pairs) not in (_NPZ_KEYS, (("x", "y"),)):
+        raise DataError(f"{path} holds {keys}: it needs either x_train, y_train, x_test, y_test or x, y")
+    return [((f"{path}: {x}", arrays[x]), (f"{path}: {y}", arrays[y])) for x, y in pairs]
 
 
 def _read_idx_folder(folder: Path) -> list[tuple[_Named, _Named]]:

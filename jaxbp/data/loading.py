@@ -8,16 +8,18 @@
 | ``tfds:cifar10`` | any image-classification set of TensorFlow Datasets; downloaded once |
 | ``file:data.npz`` | arrays x_train, y_train, x_test, y_test, or x, y; pixels uint8 or floats in [0, 1] |
 | ``file:folder`` | the four IDX files of MNIST and its successors, gzipped or not |
-| ``mnist5k@7`` | any of them with images average-pooled to 7 x 7 |
+| ``mnist5k@7`` | any data set with images average-pooled to 7 x 7 |
 
-Raw inputs are float32 in [0, 1]: bytes divided by 255, digits by 16. Those of ``mnist1d`` are unscaled, as
-generated: of mean 0 and standard deviation 1 over the whole set.
+Raw inputs are float32 in [0, 1]: bytes divided by 255, digits by 16. Inputs of ``mnist1d`` are not scaled: they are generated with
+mean 0 and standard deviation 1 over the whole set.
+
+Packages that hold or generate a data set (scikit-learn, mnist1d, TFDS) are imported when it is read.
 
 >>> from jaxbp import data
 >>> digits = data.load("digits@4", seed=1, normalise=True)
 >>> digits.input_shape, digits.num_classes, [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
 ((4, 4, 1), 10, [1294, 144, 359])
->>> data.probe_set(digits.train, 20, seed=0).labels.tolist().count(7)
+>>> data.balanced_subset(digits.train, 20, seed=0).labels.tolist().count(7)
 2
 """
 
@@ -36,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbp.data import files
+from jaxbp.data import files, tfds
 from jaxbp.data.files import DataError, RawData, RawSplit
 
 NAMES = {
@@ -44,20 +46,32 @@ NAMES = {
     "mnist1d": "5,000 procedural signals, 40 x 1 x 1, 10 classes, 4,000 to train on",
     "mnist5k": "5,000 MNIST images, 28 x 28 x 1, 10 classes",
 }
-_READING = threading.Lock()  # mnist1d draws from the global generators, which threads would disturb for each other
+_READ_LOCK = threading.Lock()  # mnist1d draws from the global generators, which several threads must not use at once
 _TFDS_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped")
 
 
 class Split(NamedTuple):
-    """Part of a data set."""
+    """A part of a data set.
 
-    inputs: np.ndarray  # (N, H, W, C) float32
-    labels: np.ndarray  # (N,) int32, from 0
+    Attributes:
+      inputs: (N, H, W, C), float32.
+      labels: (N,), int32, from 0.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in three disjoint parts; ``mean`` and ``std`` (C,) tell how inputs were normalised, if they were."""
+    """A data set in three disjoint parts.
+
+    Attributes:
+      name: as given to `load`.
+      train, validation, test: the parts.
+      num_classes: C of the labels 0, ..., C - 1.
+      mean, std: (channels,), the constants of the normalisation; None for raw inputs.
+    """
 
     name: str
     train: Split
@@ -74,11 +88,11 @@ class Dataset:
 
 
 def describe() -> str:
-    """List what `load` takes as a name, a line each, for command-line help."""
+    """List the names that `load` accepts, a line each, for command-line help."""
     others = {
         "tfds:NAME": f"any TFDS image-classification set: {', '.join(_TFDS_NAMES)}, ...",
         "file:PATH": "an .npz file (x_train, y_train, x_test, y_test or x, y) or a folder of IDX files",
-        "...@S": "any of these with images average-pooled to S x S",
+        "...@S": "any data set with images average-pooled to S x S",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in (NAMES | others).items())
 
@@ -95,39 +109,40 @@ def load(
 ) -> Dataset:
     """Load a data set and split it; the same arguments give the same bits.
 
-    Seeded parts are stratified: classes keep their proportions, and so they do in the first n examples of a part,
-    for every n. A smaller ``num_train`` gives the first examples of a larger one.
+    Seeded parts are stratified: classes keep their proportions in a part, and in its first n examples for every n. A smaller
+    ``num_train`` gives the first examples of a larger ``num_train``.
 
     Args:
       name: see the module's table. A pooled size must divide height and width; signals are pooled along their length.
         A path cannot itself end in ``@`` and digits.
-      seed: of the splits. A test split that comes with the set is kept whole and in its order, whatever the seed.
+      seed: of the splits. A test split that belongs to the data set is kept whole and in order, whatever the seed.
       normalise: subtract the mean and divide by the standard deviation of each channel over the final training part.
       validation: share of the training examples to hold out; 0 for none.
-      test: share to hold out first, for sets that come without a test split.
-      num_train: how many training examples to keep; default all.
-      data_dir: where TFDS keeps its data; default as TFDS has it. Other sources take no notice.
+      test: share to hold out first, for data sets without a test split.
+      num_train: number of training examples to keep; default all.
+      data_dir: the folder of TFDS; default the folder that TFDS chooses. Other sources ignore it.
 
     Raises:
-      DataError: the data cannot be had, or a part would miss a class.
+      DataError: the data cannot be read, or a part would miss a class.
     """
     _check_settings(seed, validation, test, num_train)
     base, size = _parse_name(name)
     raw = _read(base, data_dir)
     if size:
         _check_size(name, raw.train.images.shape[1:3], size)
-    rows = _split_rows(name, raw, seed, {"test": test, "validation": validation}, num_train)
-    parts = {part: _inputs_and_labels(raw.train, index, size) for part, index in rows.items()}
+    indices = _split_indices(name, raw, seed, {"test": test, "validation": validation}, num_train)
+    parts = {part: _inputs_and_labels(raw.train, index, size) for part, index in indices.items()}
     if raw.test:
         parts["test"] = _inputs_and_labels(raw.test, slice(None), size)
     dataset = Dataset(name, parts["train"], parts["validation"], parts["test"], raw.num_classes)
     return _normalised(dataset) if normalise else dataset
 
 
-def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
-    """Draw examples without repetition, equally many of each class: counts differ by at most one, in random order.
+def balanced_subset(split: Split, num_examples: int, *, seed: int) -> Split:
+    """Draw examples without repetition, in random order; the counts of any two classes differ by at most one.
 
-    DataError if a class has too few.
+    Raises:
+      DataError: a class has too few examples.
     """
     if not 1 <= num_examples <= len(split.labels):
         raise DataError(f"num_examples must be from 1 to the split's {len(split.labels)}, got {num_examples}")
@@ -136,15 +151,18 @@ def probe_set(split: Split, num_examples: int, *, seed: int) -> Split:
     if np.ptp(counts) > 1:
         raise DataError(
             f"{num_examples} examples of {len(counts)} classes need {num_examples // len(counts)} or more of each, "
-            f"but class {counts.argmin()} has only {counts.min()}: ask for fewer, or probe a larger split"
+            f"but class {counts.argmin()} has only {counts.min()}: ask for fewer, or take a larger split"
         )
     return Split(split.inputs[order], split.labels[order])
 
 
-def stratified_rows(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
-    """Draw rows without repetition, classes in proportion: a smaller number gives the first of a larger one.
+def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
+    """Draw indices (num_examples,) of ``labels`` (N,) without repetition, with classes in proportion.
 
-    DataError if there are not so many.
+    With the same seed, fewer examples are the first of more examples.
+
+    Raises:
+      DataError: ``num_examples`` is not from 1 to N.
     """
     if not 1 <= num_examples <= len(labels):
         raise DataError(f"num_examples must be from 1 to the {len(labels)} there are, got {num_examples}")
@@ -183,11 +201,9 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
     readers = {"digits": _read_digits, "mnist1d": _read_mnist1d, "mnist5k": _read_mnist5k}
     kind, _, rest = base.partition(":")
     if base in readers:
-        with _READING:
+        with _READ_LOCK:
             return readers[base]()
     if kind == "tfds" and rest:
-        from jaxbp.data import tfds
-
         return tfds.read(rest, data_dir)
     if kind == "file" and rest:
         return files.read(Path(rest).expanduser())
@@ -209,16 +225,16 @@ def _read_digits() -> RawData:
 
 @functools.cache
 def _read_mnist1d() -> RawData:
-    """Generate with the package's own seed, so that everybody has the same signals."""
+    """Generate with the package's own seed, so that the signals are the same everywhere."""
     from mnist1d import data as generator
 
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - it seeds the global generators
     try:
-        made = generator.make_dataset()
+        signals = generator.make_dataset()
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-    parts = [(made["x"], made["y"]), (made["x_test"], made["y_test"])]
+    parts = [(signals["x"], signals["y"]), (signals["x_test"], signals["y_test"])]
     train, test = (RawSplit(x[:, :, None, None].astype(np.float32), y.astype(np.int32)) for x, y in parts)
     return RawData(train, test, 10)
 
@@ -237,51 +253,51 @@ def _read_mnist5k() -> RawData:
 def _stratified_order(labels: np.ndarray, rng: np.random.Generator, *, balanced: bool = False) -> np.ndarray:
     """Permute so that every prefix holds the classes in proportion, or equally often if ``balanced``.
 
-    Example j of the n_c of a class, shuffled, takes place (j + 1/2) / n_c: the apportionment of Webster, in which
-    a larger prefix never holds fewer of a class. Equal places fall at random.
+    Example j of the n_c shuffled examples of class c has the position (j + 1/2) / n_c: the apportionment of Webster, in which
+    a larger prefix never holds fewer examples of a class. Equal positions are in random order.
     """
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
     rank = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
-    place = rank if balanced else (rank + 0.5) / np.repeat(counts, counts)
-    return by_class[np.lexsort((rng.random(len(labels)), place))]
+    position = rank if balanced else (rank + 0.5) / np.repeat(counts, counts)
+    return by_class[np.lexsort((rng.random(len(labels)), position))]
 
 
-def _split_rows(name: str, raw: RawData, seed: int, shares: dict[str, float], num_train: int | None) -> dict[str, np.ndarray]:
-    """Rows of ``raw.train`` for each part. Each has its own random stream: a test part knows nothing of the others."""
-    rows, rest, labels = {}, np.arange(len(raw.train.labels)), raw.train.labels
+def _split_indices(name: str, raw: RawData, seed: int, shares: dict[str, float], num_train: int | None) -> dict[str, np.ndarray]:
+    """Indices of ``raw.train`` for each part. Each part has its own random stream: the test part does not depend on the others."""
+    indices, rest, labels = {}, np.arange(len(raw.train.labels)), raw.train.labels
     shares = {part: share for part, share in shares.items() if part != "test" or not raw.test}
     for stream, part in enumerate((*shares, "train")):
         count = round(shares[part] * len(rest)) if part in shares else num_train or len(rest)
         if count > len(rest):
             raise DataError(f"{name!r} has {len(rest)} examples to train on, num_train asks for {count}")
         order = rest[_stratified_order(labels[rest], np.random.default_rng([seed, stream]))]
-        rows[part], rest = order[:count], order[count:]
-        present = np.bincount(labels[rows[part]], minlength=raw.num_classes)
+        indices[part], rest = order[:count], order[count:]
+        present = np.bincount(labels[indices[part]], minlength=raw.num_classes)
         if not present.all() and (part == "train" or shares[part] > 0):
             missing = present.argmin()
             raise DataError(
                 f"{name!r}: of the {np.count_nonzero(labels == missing)} examples of class {missing} none falls to the "
                 f"{count} of the {part} part: change its share or size"
             )
-    return rows
+    return indices
 
 
-def _inputs_and_labels(raw: RawSplit, rows: np.ndarray | slice, size: int | None) -> Split:
-    inputs = raw.images[rows].astype(np.float32)
+def _inputs_and_labels(raw: RawSplit, index: np.ndarray | slice, size: int | None) -> Split:
+    inputs = raw.images[index].astype(np.float32)
     if raw.images.dtype == np.uint8:
         inputs /= 255
     if size:
         n, h, w, c = inputs.shape
         columns = min(size, w)  # signals are of width 1
         inputs = inputs.reshape(n, size, h // size, columns, w // columns, c).mean((2, 4))
-    return Split(inputs, raw.labels[rows].copy())
+    return Split(inputs, raw.labels[index].copy())
 
 
 def _normalised(dataset: Dataset) -> Dataset:
     inputs = dataset.train.inputs
-    channels = [inputs[..., c] for c in range(inputs.shape[-1])]  # one at a time, as each takes a float64 copy
+    channels = [inputs[..., c] for c in range(inputs.shape[-1])]  # one channel at a time: each needs a float64 copy
     if constant := [c for c, channel in enumerate(channels) if np.ptp(channel) == 0]:
         raise DataError(f"{dataset.name!r} cannot be normalised: of its channels, counted from 0, {constant} are constant")
     mean = np.array([channel.mean(dtype=np.float64) for channel in channels], np.float32)

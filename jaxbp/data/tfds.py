@@ -1,8 +1,8 @@
-"""Any image-classification set of TensorFlow Datasets, as arrays.
+"""Any image-classification data set of TensorFlow Datasets, as arrays.
 
-A set is prepared once, which takes a network and TensorFlow; from then on its records are read without either. Sets that
-`tfds.load` has prepared before serve too, but their records, TFRecord by default, only TensorFlow reads. It is kept away
-from accelerators, which JAX wants for itself. ``jaxbp.data.load("tfds:...")`` is the way in.
+Preparing a data set, once, needs a network connection and TensorFlow; reading its records afterwards needs neither. Data sets that
+`tfds.load` has prepared work too, but their records, TFRecord by default, need TensorFlow. TensorFlow gets no
+accelerator, because JAX uses them. The entry point is ``jaxbp.data.load("tfds:...")``.
 
 >>> from jaxbp.data import tfds
 >>> tfds.read("fashion_mnst", None)
@@ -21,16 +21,16 @@ import numpy as np
 
 from jaxbp.data.files import DataError, RawData, RawSplit, checked_split
 
-_CHUNK = 500  # records decoded at a time, a third faster than one by one
+_CHUNK = 500  # records decoded at a time; a third faster than single records
 
 
 def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
-    """Read the train split and, where there is one, the test split; other splits are left alone."""
+    """Read the train split and, if it exists, the test split; other splits are ignored."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # unknown name, bad syntax, no such config or version: each of another kind
+    except Exception as error:  # unknown name, bad syntax, unknown config or version: TFDS raises several kinds of errors
         raise DataError(_unknown(name, error, tfds.list_builders(with_community_datasets=False))) from error
     shape, num_classes = _image_shape_and_classes(name, builder, tfds)
     if not builder.is_prepared():
@@ -50,10 +50,10 @@ def _unknown(name: str, error: Exception, known: list[str]) -> str:
 
 def _image_shape_and_classes(name: str, builder: Any, tfds: Any) -> tuple[tuple[int, ...], int]:
     features = builder.info.features
-    found = dict(features.items()) if hasattr(features, "items") else {}
-    image, label = found.get("image"), found.get("label")
+    by_name = dict(features.items()) if hasattr(features, "items") else {}
+    image, label = by_name.get("image"), by_name.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise DataError(f"tfds:{name} is no image-classification set: it needs 'image' and 'label', got {sorted(found)}")
+        raise DataError(f"tfds:{name} is no image-classification set: it needs 'image' and 'label', got {sorted(by_name)}")
     if None in image.shape or image.np_dtype != np.uint8:  # np_dtype, as dtype imports TensorFlow
         raise DataError(
             f"tfds:{name} has images of shape {image.shape} and dtype {image.np_dtype}: they need one fixed size and "
@@ -70,7 +70,7 @@ def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> Non
     file_format = "array_record" if sys.platform == "linux" else None
     try:
         builder.download_and_prepare(file_format=file_format)
-    except Exception as error:  # no network, a full disk, a changed checksum: anything may come from here
+    except Exception as error:  # no network, a full disk, a changed checksum, ...
         raise DataError(
             f"tfds:{name} could not be downloaded and prepared ({error}). With a network it comes by itself; without, "
             f"put the original files into {folder}/downloads/manual under the names they have at their source, {by_hand}"
@@ -83,7 +83,7 @@ def _import_tensorflow(what: str, otherwise: str) -> None:
     except ImportError as error:
         raise DataError(f"{what} takes TensorFlow, which cannot be imported: pip install tensorflow, {otherwise}") from error
     for kind in ("GPU", "TPU"):
-        with contextlib.suppress(RuntimeError):  # it runs already, for the caller's own purposes
+        with contextlib.suppress(RuntimeError):  # the caller has initialised TensorFlow
             tf.config.set_visible_devices([], kind)
 
 
@@ -95,7 +95,7 @@ def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...]) -> 
             images[row], labels[row] = example["image"], example["label"]
     except DataError:
         raise
-    except Exception as error:  # whatever the record reader, the decoder or a wrong count of records throw
+    except Exception as error:  # from the record reader, the decoder or a wrong count of records
         raise DataError(
             f"tfds:{name}: the {split} split in {builder.data_dir} is damaged ({error}): remove the folder, and it is prepared anew"
         ) from error
@@ -107,7 +107,7 @@ def _examples(name: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:
     """Yield in the order of the files, which is the same for every file format."""
     try:
         source = builder.as_data_source(split)
-    except NotImplementedError:  # prepared as TFRecord, as `tfds.load` does: only TensorFlow reads that
+    except NotImplementedError:  # TFRecord, the default of `tfds.load`, which only TensorFlow reads
         _import_tensorflow(f"Reading tfds:{name} in {builder.data_dir}, in TFRecord format,", "or remove that folder")
         import tensorflow_datasets as tfds
 

@@ -1,1 +1,1 @@
-"""Readers of traced programs: the linear layers of a function, and how many products it multiplies."""
+"""Readers of traced programs: an interpreter, the linear layers of a function, and the number of its matrix products."""

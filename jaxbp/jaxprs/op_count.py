@@ -1,7 +1,7 @@
-"""What a program multiplies: how many matrix products and convolutions it does, and how large they are.
+"""Count the matrix products and convolutions of a program, and the multiply-adds of the matrix products.
 
-Counted in the program's jaxpr, loops included, without running it. A loop whose length only the run knows counts once, a
-branch as its most expensive side.
+The count is taken from the program's jaxpr, without running it. A loop counts each of its iterations; a loop whose length only the
+run knows counts once. A branch counts as its side with the most multiply-adds.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.jaxprs import op_count
@@ -10,16 +10,22 @@ OpCount(number=5, multiply_adds=320, convolutional=False)
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
+from jaxbp.jaxprs import interpret
 
 _CONVOLUTIONS = ("conv_general_dilated", "jaxbp_conv")
 
 
 class OpCount(NamedTuple):
-    """Matrix products and convolutions of a program; multiply-adds are those of matrix products alone."""
+    """Matrix products and convolutions of a program.
+
+    Attributes:
+      number: matrix products and convolutions.
+      multiply_adds: multiply-adds of the matrix products alone.
+      convolutional: whether the program has a convolution.
+    """
 
     number: int
     multiply_adds: int
@@ -32,40 +38,33 @@ class OpCount(NamedTuple):
 
 
 def count(fn: Callable, *arguments: Any) -> OpCount:
-    """The products of ``fn(*arguments)``; arrays or `jax.ShapeDtypeStruct`."""
-    return _of(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    """Count the products of ``fn(*arguments)``; arguments are pytrees of arrays or of `jax.ShapeDtypeStruct`."""
+    return _count_program(interpret.trace(fn, *arguments))
 
 
-def _of(jaxpr: Any) -> OpCount:
-    number = multiply_adds = 0
-    convolutional = False
-    for equation in jaxpr.eqns:
-        name, parameters = equation.primitive.name, equation.params
-        if name in _CONVOLUTIONS:
-            found = OpCount(1, 0, True)
-        elif name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            lhs, (out,) = equation.invars[0].aval.shape, equation.outvars
-            found = OpCount(1, math.prod(out.aval.shape) * math.prod(lhs[axis] for axis in contracted), False)
-        else:
-            inner = [_of(each) for each in _inside(parameters)]
-            if name == "cond":
-                inner = [max(inner, key=lambda of: of.multiply_adds)]
-            times = parameters["length"] if name == "scan" else 1
-            found = OpCount(
-                times * sum(each.number for each in inner),
-                times * sum(each.multiply_adds for each in inner),
-                any(each.convolutional for each in inner),
-            )
-        number, multiply_adds = number + found.number, multiply_adds + found.multiply_adds
-        convolutional = convolutional or found.convolutional
-    return OpCount(number, multiply_adds, convolutional)
+def _count_program(program: interpret.Program) -> OpCount:
+    return _total(_count_operation(operation) for operation in program.operations)
 
 
-def _inside(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs that an equation carries."""
-    for value in parameters.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            each = getattr(each, "jaxpr", each)  # a closed one holds its constants too
-            if hasattr(each, "eqns"):
-                yield each
+def _count_operation(operation: interpret.Operation) -> OpCount:
+    if operation.name in _CONVOLUTIONS:
+        return OpCount(1, 0, True)
+    if operation.name == "dot_general":
+        (contracted, _), _ = operation.params["dimension_numbers"]
+        lhs, (output,) = operation.input_types[0].shape, operation.output_types
+        return OpCount(1, math.prod(output.shape) * math.prod(lhs[axis] for axis in contracted), False)
+    parts = [_count_program(program) for program in operation.programs]
+    if operation.kind == interpret.BRANCH:
+        parts = [max(parts, key=lambda part: part.multiply_adds)]
+    total = _total(parts)
+    times = operation.num_repetitions
+    return OpCount(times * total.number, times * total.multiply_adds, total.convolutional)
+
+
+def _total(counts: Iterable[OpCount]) -> OpCount:
+    parts = list(counts)
+    return OpCount(
+        sum(part.number for part in parts),
+        sum(part.multiply_adds for part in parts),
+        any(part.convolutional for part in parts),
+    )

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from jaxbp.lab.cli import guarded, load, main
 from jaxbp.lab.settings import Arguments, Settings, SettingsError
-from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster, start_jax
+from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 
 if TYPE_CHECKING:
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
     from jaxbp.lab.run import CaseResults, Run, open_run
     from jaxbp.lab.study import Measure, Stage, Study
+    from jaxbp.runtime.jax_setup import start_jax
 
 _LATE = {
-    "run": ("CaseResults", "Run", "open_run"),
-    "study": ("Measure", "Stage", "Study"),
-    "arms": ("along", "device", "program", "sweep", "to_dataset"),
+    "jaxbp.runtime.jax_setup": ("start_jax",),
+    "jaxbp.lab.run": ("CaseResults", "Run", "open_run"),
+    "jaxbp.lab.study": ("Measure", "Stage", "Study"),
+    "jaxbp.lab.arms": ("along", "device", "program", "sweep", "to_dataset"),
 }
 
 
@@ -31,6 +33,6 @@ def __getattr__(name: str) -> Any:
     module = next((module for module, names in _LATE.items() if name in names), None)
     if module is None:
         raise AttributeError(f"module 'jaxbp.lab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"jaxbp.lab.{module}"), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value

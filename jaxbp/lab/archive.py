@@ -145,9 +145,10 @@ def all_in(folder: Path) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
 def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
     """One Dataset of the results at all points of a product of axes, in the order of their first appearance."""
     axes = list(results[0][0])
+    groups: dict[str, list[tuple[dict[str, Any], xr.Dataset]]] = {}
     if not axes:
         return results[0][1].drop_attrs()
-    (axis, rest), groups = (axes[0], axes[1:]), {}
+    axis, rest = axes[0], axes[1:]
     for point, dataset in results:
         groups.setdefault(json.dumps(point[axis]), []).append((point, dataset))
     parts = [combine([({name: point[name] for name in rest}, dataset) for point, dataset in group]) for group in groups.values()]

@@ -26,20 +26,25 @@ _KEPT = 32  # functions whose programs are kept
 
 
 @jax.tree_util.register_pytree_node_class
-class along:
-    """``values`` with names for their axes, one name or a sequence; the name is carried through jit and vmap."""
+class NamedArray:
+    """An array with names for its axes, which jit and vmap carry along; made by `along`."""
 
-    def __init__(self, axes: str | Sequence[str], values: Any):
-        self.axes, self.values = (axes,) if isinstance(axes, str) else tuple(axes), values
+    def __init__(self, axes: tuple[str, ...], values: Any):
+        self.axes, self.values = axes, values
 
     def tree_flatten(self) -> tuple[tuple[Any], tuple[str, ...]]:
         """The values, and the names as static data."""
         return (self.values,), self.axes
 
     @classmethod
-    def tree_unflatten(cls, axes: tuple[str, ...], children: tuple[Any]) -> "along":
+    def tree_unflatten(cls, axes: tuple[str, ...], children: tuple[Any]) -> "NamedArray":
         """The inverse of `tree_flatten`."""
         return cls(axes, children[0])
+
+
+def along(axes: str | Sequence[str], values: Any) -> NamedArray:
+    """``values`` with names for their axes, one name or a sequence."""
+    return NamedArray((axes,) if isinstance(axes, str) else tuple(axes), values)
 
 
 def device() -> Any:
@@ -112,12 +117,12 @@ def to_dataset(results: xr.Dataset | Mapping[str, Any], leading: Sequence[str] =
     """Arrays by name as a Dataset; axes without a name are called after their array."""
     if isinstance(results, xr.Dataset):
         return results
-    variables = {}
+    variables: dict[Any, Any] = {}
     for name, value in results.items():
         if isinstance(value, xr.DataArray):
             variables[name] = value
             continue
-        axes, array = (value.axes, np.asarray(value.values)) if isinstance(value, along) else ((), np.asarray(value))
+        axes, array = (value.axes, np.asarray(value.values)) if isinstance(value, NamedArray) else ((), np.asarray(value))
         axes = (*leading, *axes)
         variables[name] = ((*axes, *(f"{name}_{i}" for i in range(len(axes), array.ndim))), array)
     return xr.Dataset(variables)

@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from jaxbp.lab.settings import Arguments
-from jaxbp.runtime import jax_setup, preemption
+from jaxbp.runtime import preemption
 
 
 def main(arguments: type[Arguments], study: Any) -> None:
@@ -31,10 +31,11 @@ def main(arguments: type[Arguments], study: Any) -> None:
     folder = options.out or Path("runs") / f"{module.rpartition('.')[2]}-{options.preset}"
     with guarded(folder):
         settings = options.settings()
-        devices = jax_setup.start_jax(options.cluster)
-        execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
+        devices = importlib.import_module("jaxbp.runtime.jax_setup").start_jax(options.cluster)  # the one door to JAX
+        execute = importlib.import_module("jaxbp.lab.execute")
         typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
-        section = execute.run(load(study), settings, folder, devices=devices, command=typed, recompute=options.recompute)
+        flags = {"recompute": options.recompute, "reuse": options.reuse}
+        section = execute.run(load(study), settings, folder, devices=devices, command=typed, **flags)
         if section:
             execute.print_outcome(section, folder)
 
@@ -56,7 +57,7 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
     """
     again = f"Finished jobs are in {folder}; the same command goes on from there."
     try:
-        with preemption.watch(at_once=True, last_words=again):
+        with preemption.guard(immediate=True, exit_message=again):
             yield
             if _several_processes():
                 importlib.import_module("jaxbp.runtime.processes").shutdown()

@@ -16,8 +16,9 @@ from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.shared_store import open_together
 
 
-def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, recompute: bool = False) -> Any:
-    """Compute what the folder lacks, judge, draw, write everything; ``command`` says on the page how to repeat the run.
+def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
+    """Compute what the folder lacks, judge, draw, write everything; ``command`` says on the page how to repeat the run; ``flags`` are
+    those of `jaxbp.lab.jobs.run_jobs`.
 
     Returns:
       The study's section of the page, in the first process; None in the others.
@@ -26,22 +27,20 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
-    with open_together(folder, as_json(settings), jax_setup.facts(devices)) as store:
+    with open_together(folder, as_json(settings), jax_setup.provenance(devices)) as store:
         archive = Archive(store)
         jobs = plan(study, settings)
-        run_jobs(archive, jobs, num_workers=len(devices), recompute=recompute)
+        run_jobs(archive, jobs, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
         results = Run(study, settings, jobs, archive)
         verdicts = results.verdicts()
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts)
-        sections = report.build_sections(
-            results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method
-        )
+        sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method)
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
-        store.note(wall_seconds=wall, peak_memory_mib=peak)
+        store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
         section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section

@@ -142,7 +142,7 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False) -> None:
+def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
     """Compute the jobs that the folder and the runs beside it lack; neighbours of a group share all threads, devices and processes.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
@@ -153,7 +153,8 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
     """
     if processes.is_first():
         archive.write_index([(job.name, job.digest) for job in jobs])
-        _take_over(archive, jobs)
+        if reuse:
+            _take_over(archive, jobs)
         changes = [] if recompute else _changes(archive, jobs)
         if changes:
             raise StoreError(

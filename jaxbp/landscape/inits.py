@@ -1,33 +1,38 @@
-"""Starting points that are said to end badly: shifted or spread biases, zero and constant parameters (paper, Study 1, Table 1).
+"""Initial parameters that lead training to bad end points: shifted or spread biases, zero and constant parameters.
 
-All are made from parameters drawn as usual, so that only what is named changes. A bias is every leaf called ``bias``.
+Table 1 of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020) trains from such points. Each is made from parameters drawn as usual,
+so that only the named property changes. Biases are the leaves called ``bias``.
 
 >>> import jax, jax.numpy as jnp
->>> from jaxbp.landscape import initialise
+>>> from jaxbp.landscape import perturb_init
 >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
->>> initialise("bias +20", params, jax.random.key(0))["dense"]["bias"].tolist()
+>>> perturb_init("bias +20", params, jax.random.key(0))["dense"]["bias"].tolist()
 [20.0, 20.0, 20.0]
->>> float(jnp.abs(initialise("bias U(-10, 10)", params, jax.random.key(0))["dense"]["bias"]).max()) < 10
+>>> float(jnp.abs(perturb_init("bias U(-10, 10)", params, jax.random.key(0))["dense"]["bias"]).max()) < 10
 True
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-INITS = ("default", "zero", "constant C", "bias +V", "bias -V", "bias U(-V, V)")  # V, C: any positive number
+INITS = ("default", "zero", "constant C", "bias +V", "bias -V", "bias U(-V, V)")  # V, C: positive numbers
 
 
-def initialise(name: str, params: Any, key: jax.Array) -> Any:
-    """Change freshly drawn ``params`` into the init ``name``, one of the forms in `INITS`.
+def perturb_init(name: str, params: PyTree, key: jax.Array) -> PyTree:
+    """Change freshly drawn ``params`` into the initialisation ``name``, one of the forms in `INITS`.
 
-    *default* leaves them; *zero* and *constant C* set every parameter; *bias +V*, *bias -V* shift every bias; *bias U(-V, V)* draws every
-    bias uniformly. Only the last uses ``key``.
+    - *default*: no change;
+    - *zero*, *constant C*: every parameter is 0 or C;
+    - *bias +V*, *bias -V*: every bias is shifted by V or -V;
+    - *bias U(-V, V)*: every bias is drawn uniformly; the only form that uses ``key``.
 
     Raises:
-      ValueError: a name of no such form, or parameters without a bias where biases are to change.
+      ValueError: for a name of another form, or for parameters without a bias where biases change.
     """
     if name == "default":
         return params
@@ -45,11 +50,11 @@ def initialise(name: str, params: Any, key: jax.Array) -> Any:
     raise ValueError(f"init must be one of {', '.join(INITS)}, with a number for V and C, got {name!r}")
 
 
-def _change_biases(params: Any, key: jax.Array, change_fn: Any) -> Any:
+def _change_biases(params: Any, key: jax.Array, change_fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    is_bias = [path[-1] == jax.tree_util.DictKey("bias") for path, _ in leaves]
-    if not any(is_bias):
-        raise ValueError("the parameters hold no leaf called 'bias', so there is none to change")
+    bias_flags = [path[-1] == jax.tree_util.DictKey("bias") for path, _ in leaves]
+    if not any(bias_flags):
+        raise ValueError("the parameters hold no leaf called 'bias', so there is no bias to change")
     keys = jax.random.split(key, len(leaves))
-    changed = [change_fn(leaf, k) if biased else leaf for (_, leaf), k, biased in zip(leaves, keys, is_bias, strict=True)]
+    changed = [change_fn(leaf, k) if is_bias else leaf for (_, leaf), k, is_bias in zip(leaves, keys, bias_flags, strict=True)]
     return jax.tree.unflatten(structure, changed)

@@ -1,7 +1,7 @@
-"""Attempts to refute a minimum: loss along straight lines from it, and descent from points beside it.
+"""Attempts to refute a minimum: losses along straight lines from a point, and gradient descent from points beside it.
 
-A negative answer proves nothing; one lower loss close by refutes. Directions are random (isotropic) ones and, if given, the
-direction of most negative curvature, both ways.
+A lower loss close to the point refutes a minimum; the absence of one proves nothing. Directions are random (isotropic); a given
+direction, such as that of most negative curvature, is added with both signs.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import landscape
@@ -19,29 +19,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float, PyTree
 
-from jaxbp.landscape.hessian import LossFn, loss_and_gradient
+from jaxbp.landscape.hessian import Data, LossFn, loss_and_gradient
 
 
 class ProbeReport(NamedTuple):
-    """Loss changes against the point itself, for D directions and R radii.
+    """Loss changes relative to the point, for D directions and R radii; NaN or infinite where the loss is.
 
-    ``radii`` (R,); ``line_changes`` (D, R) after a straight step; ``descent_changes`` (D, R) and ``descent_distances`` (D, R): loss
-    change and distance from the point after gradient descent from there. NaN or inf where the loss is.
+    Attributes:
+      radii: (R,) distances of the probed points.
+      line_changes: (D, R) loss change after a straight step.
+      descent_changes: (D, R) loss change after gradient descent from the end of the step.
+      descent_distances: (D, R) distance between the end of the descent and the point.
     """
 
-    radii: np.ndarray
-    line_changes: np.ndarray
-    descent_changes: np.ndarray
-    descent_distances: np.ndarray
+    radii: Float[np.ndarray, " r"]
+    line_changes: Float[np.ndarray, "d r"]
+    descent_changes: Float[np.ndarray, "d r"]
+    descent_distances: Float[np.ndarray, "d r"]
 
     @property
     def lowest_change(self) -> float:
-        """The most negative loss change found anywhere; positive if all were upwards."""
+        """The most negative loss change of all probed points; positive if all losses are higher."""
         return self.lowest_change_within(np.inf)
 
     def lowest_change_within(self, radius: float) -> float:
-        """The most negative loss change among the points at most ``radius`` away; inf if there is none with a finite loss."""
+        """The most negative loss change among the points at most ``radius`` away; infinite if none of them has a finite loss."""
         distances = np.concatenate([np.broadcast_to(self.radii, self.line_changes.shape), self.descent_distances])
         changes = np.concatenate([self.line_changes, self.descent_changes])
         return float(changes[(distances <= radius) & np.isfinite(changes)].min(initial=np.inf))
@@ -49,22 +53,33 @@ class ProbeReport(NamedTuple):
 
 def probe(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
+    params: PyTree,
+    data: Data,
     key: jax.Array,
     *,
     radii: tuple[float, ...],
     step_size: float,
     num_directions: int = 4,
     num_steps: int = 20,
-    direction: jax.Array | None = None,
+    direction: Float[jax.Array, " p"] | None = None,
     chunk_size: int | None = None,
 ) -> ProbeReport:
-    """Probe the mean loss around ``params`` along ``num_directions`` random directions, at ``radii`` (Euclidean, > 0).
+    """Probe the mean loss around ``params`` along random directions, and by gradient descent from the points reached.
 
-    ``direction`` (P,), for instance of most negative curvature, is added with both signs. Descent takes ``num_steps`` full-batch gradient
-    steps of ``step_size`` from every probed point. Costs D x R x (num_steps + 2) gradients, D = num_directions (+ 2), over
-    ``chunk_size`` examples at a time. One offset of P numbers is held for each of the D directions.
+    The cost is D R (num_steps + 2) gradients, with D = num_directions, or num_directions + 2 if ``direction`` is given. The probe holds
+    one offset of P numbers for each of the D directions.
+
+    Args:
+      loss_fn: per-example losses (N,), as in `hessian`.
+      params: pytree with P parameters.
+      data: arrays with the N examples on their leading axis.
+      key: for the random directions.
+      radii: Euclidean distances, positive.
+      step_size: of the gradient descent.
+      num_directions: number of random directions.
+      num_steps: number of full-batch gradient steps from each probed point.
+      direction: (P,), for instance of most negative curvature; added with both signs.
+      chunk_size: number of examples whose activations are held at a time; None holds all.
 
     Raises:
       ValueError: for radii that are not positive.
@@ -76,20 +91,20 @@ def probe(
     if direction is not None:
         directions = jnp.concatenate([directions, direction[None], -direction[None]])
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    found = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
-    return ProbeReport(np.asarray(radii), *(np.asarray(a) for a in found))  # readable in 32-bit mode, whatever the dtype
+    changes = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
+    return ProbeReport(np.asarray(radii), *(np.asarray(a) for a in changes))  # NumPy keeps float64 when JAX is in 32-bit mode
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="chunk_size")
 def losses_at(
     loss_fn: LossFn,
-    params: Any,
-    data: tuple[jax.Array, ...],
-    offsets: jax.Array,
+    params: PyTree,
+    data: Data,
+    offsets: Float[jax.Array, "m p"],
     *,
     chunk_size: int | None = None,
-) -> jax.Array:
-    """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P): slices of the landscape along any directions."""
+) -> Float[jax.Array, " m"]:
+    """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P); for slices of the landscape along any directions."""
     position, unravel = ravel_pytree(params)
 
     def loss(offset: jax.Array) -> jax.Array:
@@ -100,9 +115,15 @@ def losses_at(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _probe(
-    loss_fn: LossFn, num_steps: int, chunk_size: int | None, params: Any, data: tuple,
-    directions: jax.Array, radii: jax.Array, step_size: jax.Array,
-) -> tuple:  # fmt: skip
+    loss_fn: LossFn,
+    num_steps: int,
+    chunk_size: int | None,
+    params: Any,
+    data: tuple,
+    directions: jax.Array,
+    radii: jax.Array,
+    step_size: jax.Array,
+) -> tuple:
     """Loss changes on the lines and after descent, and the distances after descent, each (D, R)."""
     position, unravel = ravel_pytree(params)
 

@@ -1,1 +1,1 @@
-"""Iterative linear algebra on functions that multiply: Lanczos, Golub-Kahan, Newton with conjugate gradients."""
+"""Linear algebra with operators that multiply only: Lanczos, Golub-Kahan bidiagonalisation and Newton-CG."""

@@ -1,16 +1,17 @@
-"""Extreme eigenvalues, spectral density and trace of a symmetric operator that can only be multiplied with.
+"""Extreme eigenvalues, spectral density and trace of a symmetric operator that is known by its products.
 
-Lanczos' method (Golub and Van Loan, Matrix Computations, section 10.1) builds an orthonormal basis of the Krylov space of
-a random vector, in which the operator is tridiagonal; the eigenvalues of that small matrix (Ritz values) close in on both ends of the
-spectrum at once. Shifted power iteration, the paper's method, sees one end and stalls where eigenvalues crowd. Every new
-vector is orthogonalised twice against all earlier ones, without which finite precision brings ghosts. The basis is stored in
-a buffer that doubles as it fills, since a buffer of the final size would be read in full at every step.
+Lanczos' method (Golub and Van Loan, Matrix Computations, section 10.1) builds an orthonormal basis of the Krylov space of a random
+vector, in which the operator is tridiagonal. The eigenvalues of this small matrix (Ritz values) converge to both ends of the spectrum at
+once. Shifted power iteration, the method of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), sees one end and stalls where
+eigenvalues lie close together. Every new vector is orthogonalised twice against all earlier ones; without this, finite precision produces
+spurious copies of converged eigenvalues. The basis is stored in a buffer that doubles as it fills, since each step would read a buffer of
+the final size in full.
 
 >>> import jax
 >>> import jax.numpy as jnp
->>> from jaxbp import landscape
+>>> from jaxbp.linalg import lanczos
 >>> spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 98)])
->>> extremes = landscape.extreme_eigenvalues(lambda v: spectrum * v, jax.random.normal(jax.random.key(0), (100,)))
+>>> extremes = lanczos.extreme_eigenvalues(lambda v: spectrum * v, jax.random.normal(jax.random.key(0), (100,)))
 >>> print(f"{extremes.smallest.value:.3f} {extremes.largest.value:.1f}")
 -0.050 50.0
 """
@@ -18,26 +19,32 @@ a buffer that doubles as it fills, since a buffer of the final size would be rea
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.optimize
+from jaxtyping import Float
 
 Matvec = Callable[[jax.Array], jax.Array]
 
 _FIRST_CAPACITY = 16
-_CHECK_EVERY = 4  # a check synchronises with the device and solves a small eigenproblem
+_CHECK_EVERY = 4  # steps; each check synchronises with the device and solves a small eigenproblem
 
 
 class Eigenvalue(NamedTuple):
-    """One end of a spectrum as Lanczos left it.
+    """One end of a spectrum.
 
-    ``value`` is the Ritz value, always inside the true spectrum; ``residual`` is ||A v - value v|| for the unit vector
-    ``vector`` (P,), from one more product, so ``interval`` contains an eigenvalue of A (for symmetric A; up to rounding).
-    ``bound`` is the side on which the extreme eigenvalue itself lies with probability ``confidence``.
+    Attributes:
+      value: Ritz value; always inside the true spectrum.
+      residual: ||A v - value v|| for the unit vector ``vector``, from one more product; some eigenvalue of a symmetric A lies within it
+        of ``value``, up to rounding.
+      converged: whether the residual is within the tolerance.
+      bound: limit of the extreme eigenvalue: with probability ``confidence`` the eigenvalue lies between ``value`` and ``bound``.
+      confidence: of the bounds at both ends together.
+      vector: (P,) Ritz vector of norm 1.
     """
 
     value: float
@@ -45,16 +52,21 @@ class Eigenvalue(NamedTuple):
     converged: bool
     bound: float
     confidence: float
-    vector: jax.Array
+    vector: Float[jax.Array, " p"]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Ends of an interval that contains an eigenvalue."""
+        """Lower and upper end of an interval that contains an eigenvalue."""
         return self.value - self.residual, self.value + self.residual
 
 
 class Extremes(NamedTuple):
-    """Both ends of a spectrum and the number of operator products spent, those for the residuals included."""
+    """Both ends of a spectrum.
+
+    Attributes:
+      smallest, largest: the ends.
+      num_products: number of operator products, those for the residuals included.
+    """
 
     smallest: Eigenvalue
     largest: Eigenvalue
@@ -62,10 +74,15 @@ class Extremes(NamedTuple):
 
 
 class SpectralDensity(NamedTuple):
-    """Gauss quadrature of the spectral density: nodes and weights (num_probes, num_steps), each probe's weights sum to 1."""
+    """Gauss quadrature of the spectral density.
 
-    nodes: np.ndarray
-    weights: np.ndarray
+    Attributes:
+      nodes: (num_probes, num_steps).
+      weights: (num_probes, num_steps); the weights of each probe sum to 1.
+    """
+
+    nodes: Float[np.ndarray, "probes steps"]
+    weights: Float[np.ndarray, "probes steps"]
 
     def evaluate(self, grid: np.ndarray, width: float) -> np.ndarray:
         """The density on ``grid`` (G,) smoothed by a Gaussian of standard deviation ``width``; integrates to 1."""
@@ -77,7 +94,7 @@ class SpectralDensity(NamedTuple):
 
 def extreme_eigenvalues(
     matvec: Matvec,
-    start: jax.Array,
+    start: Float[jax.Array, " p"],
     *,
     rtol: float = 1e-3,
     atol: float | None = None,
@@ -86,18 +103,20 @@ def extreme_eigenvalues(
 ) -> Extremes:
     """Smallest and largest eigenvalue of a symmetric operator on vectors of shape (P,).
 
-    Stops when both residuals are at most ``rtol`` times their own Ritz value plus ``atol`` times the spectrum's scale, or
-    when ``max_products`` are spent: then the end that is not there says ``converged=False`` and keeps its residual.
+    The iteration stops when both residuals are at most ``rtol`` times their Ritz value plus ``atol`` times the largest absolute Ritz
+    value, or after ``max_products`` products. An end that has not converged has ``converged=False`` and its residual.
+
+    The bounds: an extreme eigenvalue l outside the Ritz values t_i satisfies |c| prod(l - t_i) <= prod(beta_i), with c the component of the
+    start vector along the eigenvector, and c is small with small probability only (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J.
+    Matrix Anal. 22, 2000). The bounds hold wherever the iteration stops.
 
     Args:
-      matvec: the operator; symmetric, or the results mean nothing.
+      matvec: the operator, which must be symmetric.
       start: (P,), drawn from an isotropic distribution for ``bound`` to hold.
       rtol: tolerance relative to the eigenvalue.
-      atol: tolerance relative to the largest absolute eigenvalue; default 32 epsilon of the dtype, about what rounding leaves.
-      max_products: most products in the iteration (two more measure the residuals).
-      confidence: of ``bound`` at both ends together. An extreme eigenvalue l outside the Ritz values t_i fulfils
-        |c| prod(l - t_i) <= prod(beta_i), c being the start vector's component along its eigenvector, which is small by bad luck
-        only (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. 22, 2000). This holds wherever the iteration stops.
+      atol: tolerance relative to the largest absolute eigenvalue; default 32 epsilon of the dtype, about the rounding error.
+      max_products: largest number of products in the iteration; two more products measure the residuals.
+      confidence: probability with which ``bound`` holds at both ends together.
 
     Raises:
       ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
@@ -109,7 +128,9 @@ def extreme_eigenvalues(
     epsilon = float(jnp.finfo(start.dtype).eps)
     atol = 32 * epsilon if atol is None else atol
     limit = min(max_products, dimension)
-    least_component = 0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)  # smaller: as likely as both ends may fail
+    least_component = (
+        0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)
+    )  # smaller with the probability that the two bounds may fail
     for step, (basis, alphas, betas) in enumerate(_steps(matvec, start), 1):
         if step % _CHECK_EVERY and step != limit:
             continue
@@ -131,12 +152,20 @@ def extreme_eigenvalues(
 
 
 def spectral_density(
-    matvec: Matvec, dimension: int, key: jax.Array, *, num_probes: int = 4, num_steps: int = 64, dtype=jnp.float32
+    matvec: Matvec, dimension: int, key: jax.Array, *, num_probes: int = 4, num_steps: int = 64, dtype: Any = jnp.float32
 ) -> SpectralDensity:
     """Spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad, SIAM J. Matrix Anal. 38, 2017).
 
-    ``num_probes`` Gaussian start vectors, ``num_steps`` products each (fewer where the Krylov space is exhausted; the
-    missing nodes then have weight 0). NaN for a probe whose products are not finite.
+    A probe whose products are not finite has NaN nodes and weights. If the Krylov space is exhausted early, the missing nodes have
+    weight 0.
+
+    Args:
+      matvec: the operator, which must be symmetric.
+      dimension: P.
+      key: for the Gaussian start vectors.
+      num_probes: number of start vectors.
+      num_steps: number of products for each start vector.
+      dtype: of the vectors.
     """
     if min(num_probes, num_steps) < 1:
         raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
@@ -156,8 +185,10 @@ def spectral_density(
     return SpectralDensity(nodes, weights)
 
 
-def hutchinson_trace(matvec: Matvec, dimension: int, key: jax.Array, *, num_probes: int = 32, dtype=jnp.float32) -> tuple[float, float]:
-    """Trace of the operator from random signs (Hutchinson, 1990): the mean over probes and its standard error."""
+def hutchinson_trace(
+    matvec: Matvec, dimension: int, key: jax.Array, *, num_probes: int = 32, dtype: Any = jnp.float32
+) -> tuple[float, float]:
+    """Trace of an operator on (dimension,) by random signs (Hutchinson, 1990): mean over probes and standard error of the mean."""
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     keys = jax.random.split(key, num_probes)
@@ -177,7 +208,7 @@ def _check_start(start: jax.Array) -> int:
 
 
 def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[jax.Array], list[jax.Array]]]:
-    """Yield (basis, alphas, betas) after each product; rows past the number of steps so far are zero or the next vector."""
+    """Yield (basis, alphas, betas) after each product; rows of the basis after the number of steps are the next vector, then zeros."""
     basis, vector = _first(start)
     alphas: list[jax.Array] = []
     betas: list[jax.Array] = []
@@ -212,11 +243,11 @@ def _extend(basis: jax.Array, step: int, vector: jax.Array, product: jax.Array) 
     return basis.at[step].set(following), following, alpha, beta
 
 
-_dot = partial(jnp.dot, precision="highest")  # what accelerators prefer for float32 would leave no orthogonality
+_dot = partial(jnp.dot, precision="highest")  # the reduced precision that accelerators prefer for float32 loses orthogonality
 
 
 def _until_breakdown(diagonal: np.ndarray, off: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cut where the Krylov space became invariant: what follows a vanishing beta starts from rounding noise, or from nothing."""
+    """Cut where the Krylov space became invariant: vectors after a vanishing beta start from rounding noise or from zero."""
     scale = max(np.abs(diagonal).max(), off.max(), np.finfo(float).tiny)
     small = np.flatnonzero(off <= tolerance * scale)
     end = small[0] + 1 if small.size else len(off)
@@ -239,10 +270,15 @@ def _largest(ritz: np.ndarray, off: np.ndarray, component: float) -> float:
 
 
 def _eigenvalue(
-    matvec: Matvec, basis: jax.Array, coefficients: np.ndarray, bound: float,
-    rtol: float, atol: float, confidence: float,
-) -> Eigenvalue:  # fmt: skip
-    padded = np.zeros(basis.shape[0], basis.dtype)  # to the capacity, so that few shapes are compiled
+    matvec: Matvec,
+    basis: jax.Array,
+    coefficients: np.ndarray,
+    bound: float,
+    rtol: float,
+    atol: float,
+    confidence: float,
+) -> Eigenvalue:
+    padded = np.zeros(basis.shape[0], basis.dtype)  # padding to the capacity keeps the number of compiled shapes small
     padded[: len(coefficients)] = coefficients
     vector = _combination(padded, basis)
     value, residual = map(float, _rayleigh(vector, matvec(vector)))

@@ -1,17 +1,20 @@
-"""Softmax regression that is too large for a Newton matrix: Newton's method with conjugate gradients, proven by duality.
+"""Minimise a smooth convex function by Newton's method with conjugate gradients, without forming its Hessian.
 
-Memory is that of the features and a few arrays of their shape. The proof needs no curvature: mean cross-entropy's dual is the mean
-entropy of any class probabilities P (N, C) with F'(P - Y) = 0, for features F and one-hot labels Y, and each such P bounds the
-minimum from below. Near the minimiser the model's own probabilities miss the constraint by the gradient G; with whitened features
-(F'F / N = 1) P - F G meets it exactly, and is a probability wherever it is not negative.
+Each Newton direction solves H d = -g inexactly by conjugate gradients (Nocedal and Wright, Numerical Optimization, section 7.1): the
+residual is at most min(0.1, sqrt(||g||)) ||g||, so the iteration converges superlinearly near the minimiser. The step is halved until
+the function falls enough (Armijo's rule). Memory is that of a few arrays of the argument's shape. NumPy, in float64.
 
 >>> import numpy as np
->>> from jaxbp.linalg.newton_cg import minimise_cross_entropy
->>> rng = np.random.default_rng(0)
->>> left, _, _ = np.linalg.svd(rng.normal(size=(300, 5)) - 0.0, full_matrices=False)
->>> found = minimise_cross_entropy(np.sqrt(300) * left, rng.integers(0, 3, 300), 3)
->>> found.gradient_norm < 1e-10 and 0 <= found.value - found.lower_bound + 1e-15 < 1e-12
-True
+>>> from jaxbp.linalg import newton_cg
+>>> scales = np.array([1.0, 10.0, 100.0])
+>>> def value_fn(x):
+...     return float(np.cosh(scales * x - 1).sum())
+>>> def derivatives_fn(x):
+...     bend = scales**2 * np.cosh(scales * x - 1)
+...     return value_fn(x), scales * np.sinh(scales * x - 1), lambda direction: bend * direction
+>>> result = newton_cg.minimise(value_fn, derivatives_fn, np.zeros(3))
+>>> np.round(result.position * scales, 12).tolist(), result.value
+([1.0, 1.0, 1.0], 3.0)
 """
 
 import math
@@ -19,79 +22,74 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse.linalg
-from scipy.special import log_softmax
+from jaxtyping import Float64
 
-_MAX_NEWTON = 60
-_MAX_CG = 500
-_TOLERANCE = 1e-13  # of the gradient's norm; about what rounding leaves with whitened features
+Product = Callable[[np.ndarray], np.ndarray]
+ValueFn = Callable[[np.ndarray], float]
+DerivativesFn = Callable[[np.ndarray], tuple[float, np.ndarray, Product]]
+
+_PROGRESS = 1e-11  # gradient norms below it stop the iteration once they no longer halve: rounding has been reached
 
 
 class Minimum(NamedTuple):
-    """``weights`` (r, C), their ``value`` and ``gradient_norm``, and a ``lower_bound`` of the minimum, -inf if unproven.
+    """Last point of the iteration.
 
-    ``smallest_curvature``: least Hessian eigenvalue there but for the classes' common shift, by Lanczos; about 0 where there is
-    no minimiser.
+    Attributes:
+      position: the point, in the shape of the start.
+      value: value of the function there.
+      gradient_norm: Euclidean norm of the gradient there.
     """
 
-    weights: np.ndarray
+    position: Float64[np.ndarray, "..."]
     value: float
     gradient_norm: float
-    lower_bound: float
-    smallest_curvature: float
 
 
-def minimise_cross_entropy(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Minimum:
-    """Minimise the mean cross-entropy of ``features @ weights`` in float64.
+def minimise(
+    value_fn: ValueFn,
+    derivatives_fn: DerivativesFn,
+    start: Float64[np.ndarray, "..."],
+    *,
+    tolerance: float = 1e-13,
+    max_newton: int = 60,
+    max_products: int = 500,
+) -> Minimum:
+    """Minimise a smooth convex function from ``start``.
 
-    Where it has no minimiser the weights grow until the loss is flat: ``smallest_curvature`` tells. Converges quadratically from
-    near the minimiser.
+    A function without a minimiser sends the position away until the function is flat; the caller has to check for that.
 
     Args:
-      features: (N, r) with orthogonal columns of mean square 1, or ``lower_bound`` is -inf.
-      labels: (N,) integers below ``num_classes``.
-      num_classes: C.
+      value_fn: value at a point.
+      derivatives_fn: (value, gradient, Hessian-vector product) at a point; the gradient has the shape of the point.
+      start: an array of any shape, float64.
+      tolerance: Euclidean norm of the gradient at which the iteration ends.
+      max_newton: largest number of points at which derivatives are evaluated.
+      max_products: largest number of Hessian-vector products for one direction.
     """
-    targets = np.eye(num_classes)[labels]
-    weights = np.zeros((features.shape[1], num_classes))
-    best = math.inf
-    for _ in range(_MAX_NEWTON):
-        p, value = _probabilities(features, labels, weights)
-        gradient = features.T @ (p - targets) / len(features)
+    position, best = start, math.inf
+    for iteration in range(max_newton):
+        value, gradient, product = derivatives_fn(position)
         norm = float(np.linalg.norm(gradient))
-        if norm <= _TOLERANCE or (norm < 1e-11 and norm > 0.5 * best):  # no further progress: rounding
+        stalled = norm < _PROGRESS and norm > 0.5 * best
+        if norm <= tolerance or stalled or iteration == max_newton - 1:
             break
         best = min(best, norm)
-        direction = _conjugate_gradients(_product(features, p), -gradient, min(0.1, math.sqrt(norm)) * norm)
-        weights = weights + _step_size(features, labels, weights, direction, value, float((gradient * direction).sum())) * direction
-    return Minimum(weights, value, norm, _dual_bound(features, p, gradient, targets), _smallest_curvature(features, p))
+        direction = _conjugate_gradients(product, -gradient, min(0.1, math.sqrt(norm)) * norm, max_products)
+        slope = float((gradient * direction).sum())
+        position = position + _step_size(value_fn, position, direction, value, slope) * direction
+    return Minimum(position, value, norm)
 
 
-def _probabilities(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    log_p = log_softmax(features @ weights, 1)
-    return np.exp(log_p), float(-log_p[np.arange(len(labels)), labels].mean())
-
-
-def _product(features: np.ndarray, p: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The Hessian as a function on weights."""
-
-    def product(direction: np.ndarray) -> np.ndarray:
-        moved = features @ direction
-        return features.T @ (p * (moved - (p * moved).sum(1, keepdims=True))) / len(features)
-
-    return product
-
-
-def _conjugate_gradients(product: Callable, target: np.ndarray, tolerance: float) -> np.ndarray:
+def _conjugate_gradients(product: Product, target: np.ndarray, tolerance: float, max_products: int) -> np.ndarray:
     solution, residual = np.zeros_like(target), target
     direction, square = target, float((target**2).sum())
-    for _ in range(_MAX_CG):
-        along = product(direction)
-        curvature = float((direction * along).sum())
-        if curvature <= 0:  # flat to rounding: what is found so far is a descent direction
+    for _ in range(max_products):
+        image = product(direction)
+        curvature = float((direction * image).sum())
+        if curvature <= 0:  # flat to rounding: the solution so far is a descent direction
             break
         solution = solution + square / curvature * direction
-        residual = residual - square / curvature * along
+        residual = residual - square / curvature * image
         previous, square = square, float((residual**2).sum())
         if math.sqrt(square) <= tolerance:
             break
@@ -99,32 +97,9 @@ def _conjugate_gradients(product: Callable, target: np.ndarray, tolerance: float
     return solution if solution.any() else target
 
 
-def _step_size(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray, value: float, slope: float) -> float:
-    """Halve the step until the loss falls by a share of what ``slope`` promises, or by less than rounding shows."""
+def _step_size(value_fn: ValueFn, position: np.ndarray, direction: np.ndarray, value: float, slope: float) -> float:
+    """Halve the step until the function falls by 1e-4 of the linear prediction, or by less than rounding shows."""
     step = 1.0
-    while step > 1e-9 and _probabilities(features, labels, weights + step * direction)[1] > value + 1e-4 * step * slope + 1e-14:
+    while step > 1e-9 and value_fn(position + step * direction) > value + 1e-4 * step * slope + 1e-14:
         step /= 2
     return step
-
-
-def _smallest_curvature(features: np.ndarray, p: np.ndarray) -> float:
-    shape = features.shape[1], p.shape[1]
-    product = _product(features, p)
-
-    def shifted(flat: np.ndarray) -> np.ndarray:  # a shift of all classes changes nothing: give it curvature 1
-        weights = flat.reshape(shape)
-        return (product(weights) + weights.mean(1, keepdims=True)).ravel()
-
-    operator = scipy.sparse.linalg.LinearOperator((math.prod(shape),) * 2, matvec=shifted, dtype=np.float64)
-    start = np.random.default_rng(0).normal(size=math.prod(shape))
-    found = scipy.sparse.linalg.eigsh(operator, k=1, which="SA", tol=0.1, v0=start, return_eigenvectors=False, maxiter=2000)
-    return float(found[0])
-
-
-def _dual_bound(features: np.ndarray, p: np.ndarray, gradient: np.ndarray, targets: np.ndarray) -> float:
-    feasible = p - features @ gradient
-    violated = np.abs(features.T @ (feasible - targets)).max() / len(features)
-    if feasible.min() < 0 or violated > 1e-12:
-        return -math.inf
-    logs = np.log(feasible, out=np.zeros_like(feasible), where=feasible > 0)
-    return float(-(feasible * logs).sum(1).mean())

@@ -1,8 +1,10 @@
-"""Study 3's instruments: tangent kernels of finite networks, measures that compare them, and what they predict.
+"""Neural tangent kernels of finite networks, measures that compare them, and kernel regression.
 
-`empirical_ntk` takes any function; `ntk_vector_product` and `ntk_extremes` need no
-kernel in memory; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
+`empirical_ntk` takes any function of ``(params, inputs)`` or ``(params, inputs, state)``; `ntk_vector_product` and `ntk_extremes` never
+form the kernel; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
 infinitely wide networks (`jaxbp.ntk.infinite_width`).
+
+These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 4.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import ntk
@@ -16,5 +18,5 @@ infinitely wide networks (`jaxbp.ntk.infinite_width`).
 """
 
 from jaxbp.ntk import compat, measures, regression
-from jaxbp.ntk.empirical import QUICKLY, CoupledExamples, TooLittleMemory, empirical_ntk
+from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, BatchCouplingError, InsufficientMemoryError, empirical_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product

@@ -1,13 +1,12 @@
 """The empirical neural tangent kernel of any function, exactly, in bounded memory.
 
 Theta[i, j, k, l] = sum over parameters p of (d f_k(x_i) / d theta_p) (d f_l(x_j) / d theta_p) (Jacot et al., NeurIPS
-2018; paper, Study 3). One forward and C backward passes an example give what flows into and back out of each linear
-layer (`jaxbp.jaxprs.linear_layers`), from which each layer's share follows without its Jacobian (`jaxbp.ntk.contraction`).
-Parameters that are used in any other way (biases, normalisation, weights used twice) are served by plain Jacobians.
+2018; "Truth or Backpropaganda?", ICLR 2020, section 4). One forward and C backward passes an example give the data and output gradients of
+each linear layer (`jaxbp.jaxprs.linear_layers`), from which the layer's share of the kernel follows without its Jacobian.
+Parameters with any other use (biases, normalisation, weights used twice) need plain Jacobians.
 
-Examples are taken one at a time, so nothing that couples them may be hidden in the function: batch statistics are
-refused, or, with ``coupled``, the whole batch is taken as one example with N C outputs, which is the right kernel
-there.
+Examples are evaluated one at a time, so a function that couples them is refused. With ``coupled``, the whole batch counts as one example
+with N C outputs, which is the right kernel for batch statistics.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import ntk
@@ -19,37 +18,40 @@ there.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxbp.ntk import contraction
-from jaxbp.ntk.blocks import ApplyFn, Problem, flow_bytes, outputs, program, spread
+from jaxbp.ntk import _contraction
+from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, outputs, sharded_kernel
 
 MEMORY = 2 * 2**30
-QUICKLY = {"xla_backend_optimization_level": 0}
-_COUPLED_FROM = 1e-3  # relative change of outputs, alone against in company, that rounding does not explain
+FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
+METHODS = _contraction.METHODS
+_MAX_DEPENDENCE = 1e-3  # largest relative difference between an example alone and in a batch that rounding can explain
 
 
-class TooLittleMemory(ValueError):
-    """Not even the smallest block fits the memory bound."""
+class InsufficientMemoryError(ValueError):
+    """The smallest block does not fit the memory bound."""
 
 
-class CoupledExamples(ValueError):
-    """The function lets examples influence one another, and was not said to."""
+class BatchCouplingError(ValueError):
+    """Outputs depend on the other examples of the batch, but ``coupled=True`` was not given."""
 
 
 def empirical_ntk(
     apply_fn: ApplyFn,
-    params: Any,
-    x1: jax.Array,
-    x2: jax.Array | None = None,
+    params: PyTree,
+    x1: Shaped[ArrayLike, "N ..."],
+    x2: Shaped[ArrayLike, "M ..."] | None = None,
     *,
-    state: Any = None,
+    state: PyTree = None,
     logits: str | int = "full",
     pairs: str = "all",
     coupled: bool = False,
@@ -57,73 +59,74 @@ def empirical_ntk(
     method: str = "auto",
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
-) -> jax.Array:
+) -> Float[Array, "..."]:
     """The tangent kernel between the examples ``x1`` (N, ...) and ``x2`` (M, ...), default the same, for C outputs.
 
     Args:
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given. Compiled once
-        per function object.
+        for each function object.
       params: pytree of floating-point arrays, all differentiated.
       x1, x2: examples on the leading axis.
-      state: what the function needs beside parameters, not differentiated (stored batch statistics).
+      state: further arguments of the function, not differentiated (stored batch statistics).
       logits: "full", shape (N, M, C, C); "trace", the sum over k = l, (N, M); "diagonal", (N, M, C); "sum", the
         kernel of the sum of all logits, (N, M); an integer k, the kernel of logit k, (N, M).
       pairs: "all", or "same": each example with itself only, the axis M dropped.
       coupled: outputs depend on the whole batch (batch statistics): differentiate through it. ``x1`` and ``x2`` are
         then two batches.
-      memory: most bytes of temporary arrays, by the compiler's own account; examples (if coupled: outputs) are taken
-        in blocks that fit. Not kept to inside another compiled function, where all is one block.
-      method: "auto", or one of `contraction.METHODS` for every layer.
-      devices: split the rows of the kernel over these; each holds its share of what flows, and layer by layer all of
-        it.
-      compiler_options: of XLA. `QUICKLY` compiles in half the time what then runs up to a third slower, which pays for a
-        kernel that is needed a few times.
+      memory: largest size of temporary arrays in bytes, as the compiler reports it; blocks of examples (if coupled: of outputs) are
+        chosen to fit. Ignored under an outer jit: the kernel is then one block.
+      method: "auto", or one of `METHODS` for every layer.
+      devices: split the rows of the kernel over these devices. Each holds its share of the layers' data, and all data of one
+        layer at a time.
+      compiler_options: of XLA. `FAST_COMPILE_OPTIONS` halves compile time; the program runs up to a third slower. Use it for
+        kernels computed a few times.
 
     Raises:
-      CoupledExamples: examples influence one another and ``coupled`` is not set.
-      TooLittleMemory: not even the smallest block fits ``memory``.
-      ValueError: arguments that do not suit one another.
+      BatchCouplingError: outputs depend on the other examples of the batch and ``coupled`` is not set.
+      InsufficientMemoryError: the smallest block does not fit ``memory``.
+      ValueError: arguments that do not fit one another.
     """
-    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     devices = tuple(devices or ())
     options = tuple(sorted((compiler_options or {}).items()))
-    problem = Problem(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
-    num_outputs = _check(problem, params, x1, x2, state)
-    params, x1, x2, state = _placed(problem, (params, x1, x2, state))
-    sides = [_Side(problem, x, num_outputs) for x in ((x1,) if x2 is None else (x1, x2))]
-    kernel = _in_blocks(problem, params, state, sides, memory)
-    return _finish(problem, kernel, sides)
+    spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
+    num_outputs = _check(spec, params, x1, x2, state)
+    params, *examples, state = _placed(spec, (params, x1, x2, state))
+    sides = tuple(_Side(spec, x, num_outputs) for x in examples if x is not None)
+    kernel = _BlockedKernel(spec, params, state, sides).compute(memory)
+    return _finish(spec, kernel, sides)
 
 
 class _Side:
-    """One set of examples, cut into blocks: of examples with all their directions or, if coupled, of directions."""
+    """One set of examples, cut into blocks of examples with all their directions or, if coupled, into blocks of directions."""
 
-    def __init__(self, problem: Problem, x: jax.Array, num_outputs: int):
-        self.x = x[None] if problem.coupled else x
-        self.directions = problem.directions(len(x), num_outputs)
-        self.coupled = problem.coupled
+    def __init__(self, spec: KernelSpec, x: jax.Array, num_outputs: int):
+        self.x = x[None] if spec.coupled else x
+        self.directions = spec.directions(len(x), num_outputs)
+        self.coupled = spec.coupled
         self.num_examples = len(x)
 
     @property
     def length(self) -> int:
-        """Number of items that blocks are made of."""
+        """Number of items, which blocks are made of."""
         return len(self.directions) if self.coupled else self.num_examples
 
     def block(self, start: int, size: int, logits: slice = slice(None)) -> tuple[jax.Array, np.ndarray]:
-        """Examples and directions of one block; the last one is filled up with its last item."""
+        """Examples and directions of one block; the last block is padded with its last item."""
         items = np.minimum(np.arange(start, start + size), self.length - 1)
         if self.coupled:
             return self.x, self.directions[items]
         return (self.x if size == self.length else self.x[items]), self.directions[logits]
 
 
-def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
-    """Raise for arguments that do not suit one another; returns the number of outputs C."""
-    if problem.pairs not in ("all", "same"):
-        raise ValueError(f'pairs must be "all" or "same", got {problem.pairs!r}')
-    if problem.method not in ("auto", *contraction.METHODS):
-        raise ValueError(f"method must be auto or one of {', '.join(contraction.METHODS)}, got {problem.method!r}")
-    if problem.pairs == "same" and (x2 is not None or problem.coupled or problem.devices):
+def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
+    """Raise for arguments that do not fit one another; returns the number of outputs C."""
+    if spec.pairs not in ("all", "same"):
+        raise ValueError(f'pairs must be "all" or "same", got {spec.pairs!r}')
+    if spec.method not in ("auto", *_contraction.METHODS):
+        raise ValueError(f"method must be auto or one of {', '.join(_contraction.METHODS)}, got {spec.method!r}")
+    if spec.pairs == "same" and (x2 is not None or spec.coupled or spec.devices):
         raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None and (x.ndim < 1 or len(x) == 0):
@@ -135,14 +138,14 @@ def _check(problem: Problem, params: Any, x1: jax.Array, x2: jax.Array | None, s
         kinds = sorted({str(leaf.dtype) for leaf in leaves})
         raise ValueError(f"params must be floating-point arrays, got {kinds or 'none'}: pass the rest as state")
     shapes, tree = jax.tree.flatten((params, x1, state))
-    out = _output_shape(problem.apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in shapes))
+    out = _output_shape(spec.apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in shapes))
     if len(out.shape) != 2 or out.shape[0] != len(x1):
         raise ValueError(f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs")
-    named = problem.logits in (*contraction.LOGITS, "sum")
-    if not named and not (isinstance(problem.logits, int) and 0 <= problem.logits < out.shape[1]):
-        raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {problem.logits!r}")
-    if not problem.coupled:
-        refuse_coupling(problem.apply_fn, params, x1, state)
+    is_name = spec.logits in (*_contraction.LOGITS, "sum")
+    if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < out.shape[1]):
+        raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {spec.logits!r}")
+    if not spec.coupled:
+        refuse_coupling(spec.apply_fn, params, x1, state)
     return out.shape[1]
 
 
@@ -158,133 +161,158 @@ def _traced(*trees: Any) -> bool:
 
 
 def refuse_coupling(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any = None) -> None:
-    """Raise `CoupledExamples` if the first and last of ``x`` have other outputs together than alone; traced values pass."""
+    """Raise `BatchCouplingError` if the outputs of the first and last example differ alone and in a batch; traced values pass."""
     if len(x) < 2 or _traced(params, x, state):
         return
-    gap = float(_company(apply_fn, params, x[np.array([0, -1])], state))
-    if gap > _COUPLED_FROM:
-        raise CoupledExamples(
-            f"apply_fn gives an example other outputs alone than in a batch of two (relative change {gap:.2g}), so "
+    dependence = float(_batch_dependence(apply_fn, params, x[np.array([0, -1])], state))
+    if dependence > _MAX_DEPENDENCE:
+        raise BatchCouplingError(
+            f"apply_fn gives an example other outputs alone than in a batch of two (relative change {dependence:.2g}), so "
             "examples are coupled, for instance by batch statistics: use stored statistics, or take the batch as a whole "
             "(coupled=True for a kernel, no chunk_size for its products)"
         )
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
-def _company(apply_fn: ApplyFn, params: Any, two: jax.Array, state: Any) -> jax.Array:
-    """How much outputs change, relative to their size, when examples are evaluated in company."""
-    together = outputs(apply_fn, params, two, state)
-    alone = jax.lax.map(lambda one: outputs(apply_fn, params, one[None], state)[0], two)  # one body to compile
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE_OPTIONS)
+def _batch_dependence(apply_fn: ApplyFn, params: Any, examples: jax.Array, state: Any) -> jax.Array:
+    """Relative difference between the outputs of examples in a batch and alone."""
+    together = outputs(apply_fn, params, examples, state)
+    alone = jax.lax.map(lambda example: outputs(apply_fn, params, example[None], state)[0], examples)  # compiles the body once
     return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
-def _placed(problem: Problem, arrays: tuple) -> tuple:
-    """The arrays together: on all devices if several were named, else where the parameters are."""
+def _placed(spec: KernelSpec, arrays: tuple) -> tuple:
+    """The arrays in one place: on all devices of the spec if it has several, else beside the parameters."""
     if _traced(arrays):
         return arrays
-    if problem.devices:
-        return jax.device_put(arrays, NamedSharding(problem.mesh, PartitionSpec()))
+    if spec.devices:
+        return jax.device_put(arrays, NamedSharding(spec.mesh, PartitionSpec()))
     used = {leaf.sharding for leaf in jax.tree.leaves(arrays)}
-    if any(len(sharding.device_set) > 1 for sharding in used):  # the caller has spread them
+    if any(len(sharding.device_set) > 1 for sharding in used):  # sharded by the caller
         return arrays
     return jax.device_put(arrays, jax.tree.leaves(arrays[0])[0].sharding)
 
 
-def _in_blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], memory: float) -> jax.Array:
-    """The kernel over all items, in as few blocks as the memory allows."""
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-
-    def block(side: _Side, start: int, shape: _Block) -> tuple:
-        x, unit_vectors = side.block(start, shape.size, shape.logits)
-        directions = jnp.asarray(unit_vectors, dtype)
-        return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
-
-    if _traced(params, state, sides[0].x, sides[-1].x):
-        left, *right = (block(side, 0, _Block(_up(side.length, len(problem.devices)), slice(None))) for side in sides)
-        kernel = spread(problem, params, state, left, right[0] if right else None)
-        return kernel[: sides[0].length] if problem.pairs == "same" else kernel[: sides[0].length, : sides[-1].length]
-
-    def compute(left: tuple, right: tuple | None) -> jax.Array:
-        return program(problem, params, state, left, right)[0](params, state, left, right)
-
-    blocks = _blocks(problem, params, state, sides, block, memory)
-    kernels = [_assembled(problem, sides, functools.partial(block, shape=shape), shape.size, compute) for shape in blocks]
-    return jnp.concatenate(kernels, -1) if problem.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
-
-
-def _assembled(problem: Problem, sides: list[_Side], block: Callable, size: int, compute: Callable) -> jax.Array:
-    """A kernel from its blocks of items; of a symmetric one only those on and above the diagonal are computed."""
-    starts = [range(0, side.length, size) for side in sides]
-    rows: list[list[jax.Array]] = []
-    for i in starts[0]:
-        row: list[jax.Array] = []
-        left = block(sides[0], i)
-        for j in starts[-1] if problem.pairs == "all" else (i,):
-            if len(sides) == 1 and j < i:
-                row.append(contraction.exchanged(rows[j // size][i // size]))
-            else:
-                row.append(compute(left, None if len(sides) == 1 and i == j else block(sides[-1], j)))
-        rows.append(row)
-    if problem.pairs == "same":
-        return jnp.concatenate([row[0] for row in rows])[: sides[0].length]
-    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])[: sides[0].length, : sides[-1].length]
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // max(multiple, 1)) * max(multiple, 1)
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 class _Block(NamedTuple):
-    """How much of a kernel is computed at a time: ``size`` items a side, and which of their logits."""
+    """The part of a kernel that is computed at a time: ``size`` items of each side, and a slice of their logits."""
 
     size: int
     logits: slice
 
 
-def _blocks(problem: Problem, params: Any, state: Any, sides: list[_Side], block: Callable, memory: float) -> list[_Block]:
-    """The largest equal blocks that fit the memory.
+class _BlockedKernel(NamedTuple):
+    """A kernel that is computed in blocks.
 
-    Where no two logits meet (a trace, a diagonal), logits go one after another before examples do: each block of
-    logits costs one more forward pass, each pair of blocks of examples costs all passes again.
+    Attributes:
+      spec: its static options.
+      params, state: arguments of the function.
+      sides: one set of examples, for its kernel with itself, or two.
     """
-    longest, unit = max(side.length for side in sides), max(len(problem.devices), 1)
-    size = _up(longest, unit)
-    num_logits = len(sides[0].directions) if problem.reduction != "full" and problem.pairs == "all" else 1
-    at_a_time = num_logits
-    while True:
-        shape = _Block(size, slice(at_a_time if num_logits > 1 else None))
-        alone = len(sides) == 1 and (size >= longest or problem.pairs == "same")
-        pair = block(sides[0], 0, shape), None if alone else block(sides[-1], 0, shape)
-        needed = flow_bytes(problem, params, state, *pair)
-        if needed <= memory:  # else not worth a compilation
-            needed = program(problem, params, state, *pair)[1]
-        if needed <= memory:
-            if num_logits == 1:
-                return [shape]
-            return [_Block(size, slice(k, k + at_a_time)) for k in range(0, num_logits, at_a_time)]
-        fraction = min(0.9 * memory / needed, 0.75)
-        if at_a_time > 1:
-            at_a_time = next(n for n in range(max(int(at_a_time * fraction), 1), 0, -1) if num_logits % n == 0)
-        elif size > unit:
-            num_blocks = -(-longest // max(int(size * fraction), 1))
-            size = max(unit, _up(-(-longest // num_blocks), unit) if num_blocks < longest else unit)
-        else:
-            raise TooLittleMemory(
-                f"a block of {size} {'outputs' if problem.coupled else 'examples'} needs {needed:.3g} bytes of temporary memory, more "
-                f"than memory = {memory:.3g}: allow more, or ask for fewer logits at a time"
-            )
+
+    spec: KernelSpec
+    params: Any
+    state: Any
+    sides: tuple[_Side, ...]
+
+    def compute(self, memory: float) -> jax.Array:
+        """The kernel over all items, in as few blocks as the memory allows."""
+        if _traced(self.params, self.state, self.sides[0].x, self.sides[-1].x):
+            return self._in_one_block()
+        kernels = [self._assemble(block) for block in self._fitting_blocks(memory)]
+        return jnp.concatenate(kernels, -1) if self.spec.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
+
+    def _in_one_block(self) -> jax.Array:
+        """The kernel as a part of an outer compiled function."""
+        rows, *columns = (self._items(side, 0, _Block(_rounded_up(side.length, self._unit), slice(None))) for side in self.sides)
+        return self._trimmed(sharded_kernel(self.spec, self.params, self.state, rows, columns[0] if columns else None))
+
+    def _assemble(self, block: _Block) -> jax.Array:
+        """The kernel for the block's logits; of a symmetric kernel only the blocks on and above the diagonal are computed."""
+        starts = [range(0, side.length, block.size) for side in self.sides]
+        symmetric = len(self.sides) == 1
+        kernel: list[list[jax.Array]] = []
+        for i in starts[0]:
+            kernel_row: list[jax.Array] = []
+            rows = self._items(self.sides[0], i, block)
+            for j in starts[-1] if self.spec.pairs == "all" else (i,):
+                if symmetric and j < i:
+                    kernel_row.append(_contraction.swap_examples(kernel[j // block.size][i // block.size]))
+                    continue
+                columns = None if symmetric and i == j else self._items(self.sides[-1], j, block)
+                compiled, _ = compiled_kernel(self.spec, self.params, self.state, rows, columns)
+                kernel_row.append(compiled(self.params, self.state, rows, columns))
+            kernel.append(kernel_row)
+        if self.spec.pairs == "same":
+            return self._trimmed(jnp.concatenate([kernel_row[0] for kernel_row in kernel]))
+        return self._trimmed(jnp.concatenate([jnp.concatenate(kernel_row, 1) for kernel_row in kernel]))
+
+    def _fitting_blocks(self, memory: float) -> list[_Block]:
+        """The largest equal blocks that fit the memory.
+
+        Where the kernel holds no pairs of logits (a trace, a diagonal), blocks of logits come before blocks of examples: a
+        block of logits costs one more forward pass, a pair of blocks of examples costs all passes again.
+        """
+        longest, unit = max(side.length for side in self.sides), self._unit
+        size = _rounded_up(longest, unit)
+        separable = self.spec.reduction != "full" and self.spec.pairs == "all"
+        num_logits = len(self.sides[0].directions) if separable else 1
+        chunk_size = num_logits
+        while True:
+            needed = self._bytes_needed(_Block(size, slice(chunk_size if num_logits > 1 else None)), longest, memory)
+            if needed <= memory:
+                if num_logits == 1:
+                    return [_Block(size, slice(None))]
+                return [_Block(size, slice(k, k + chunk_size)) for k in range(0, num_logits, chunk_size)]
+            fraction = min(0.9 * memory / needed, 0.75)
+            if chunk_size > 1:
+                chunk_size = next(n for n in range(max(int(chunk_size * fraction), 1), 0, -1) if num_logits % n == 0)
+            elif size > unit:
+                num_blocks = -(-longest // max(int(size * fraction), 1))
+                size = max(unit, _rounded_up(-(-longest // num_blocks), unit) if num_blocks < longest else unit)
+            else:
+                raise InsufficientMemoryError(
+                    f"a block of {size} {'outputs' if self.spec.coupled else 'examples'} needs {needed:.3g} bytes of temporary "
+                    f"memory, more than memory = {memory:.3g}: allow more, or ask for fewer logits at a time"
+                )
+
+    def _bytes_needed(self, block: _Block, longest: int, memory: float) -> int:
+        """Bytes of temporary arrays for one pair of blocks; a lower bound where that exceeds the memory, without a compilation."""
+        is_alone = len(self.sides) == 1 and (block.size >= longest or self.spec.pairs == "same")
+        rows, columns = self._items(self.sides[0], 0, block), None if is_alone else self._items(self.sides[-1], 0, block)
+        lower_bound = flow_bytes(self.spec, self.params, self.state, rows, columns)
+        return lower_bound if lower_bound > memory else compiled_kernel(self.spec, self.params, self.state, rows, columns)[1]
+
+    @property
+    def _unit(self) -> int:
+        """Block sizes are multiples of the number of devices."""
+        return max(len(self.spec.devices), 1)
+
+    def _items(self, side: _Side, start: int, block: _Block) -> tuple[jax.Array, jax.Array]:
+        """Examples and directions of one side of a block, on the devices of the examples."""
+        x, unit_vectors = side.block(start, block.size, block.logits)
+        directions = jnp.asarray(unit_vectors, jnp.result_type(*jax.tree.leaves(self.params)))
+        return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
+
+    def _trimmed(self, kernel: jax.Array) -> jax.Array:
+        """The kernel without the padding of the last blocks."""
+        rows = kernel[: self.sides[0].length]
+        return rows if self.spec.pairs == "same" else rows[:, : self.sides[-1].length]
 
 
-def _finish(problem: Problem, kernel: jax.Array, sides: list[_Side]) -> jax.Array:
-    """Give the kernel the shape that was asked for."""
-    single = problem.logits not in contraction.LOGITS
-    if not problem.coupled:
+def _finish(spec: KernelSpec, kernel: jax.Array, sides: tuple[_Side, ...]) -> jax.Array:
+    """The kernel in the shape of its ``logits``."""
+    single = spec.logits not in _contraction.LOGITS
+    if not spec.coupled:
         return kernel[..., 0, 0] if single else kernel
     n, m = sides[0].num_examples, sides[-1].num_examples
     kernel = kernel.reshape(n, -1, m, kernel.shape[1] // m).transpose(0, 2, 1, 3)
     if single:
         return kernel[..., 0, 0]
-    if problem.logits == "full":
+    if spec.logits == "full":
         return kernel
     diagonal = jnp.diagonal(kernel, axis1=2, axis2=3)
-    return diagonal if problem.logits == "diagonal" else diagonal.sum(-1)
+    return diagonal if spec.logits == "diagonal" else diagonal.sum(-1)

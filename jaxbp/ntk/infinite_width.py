@@ -1,16 +1,18 @@
-"""The infinitely wide twin of a Flax network: its exact kernels, from the same configuration.
+"""Exact kernels of infinitely wide Flax networks, from the configuration of the finite network.
 
 As the widths grow, a network at initialisation becomes a Gaussian process, whose covariance is the NNGP kernel (Lee et
 al., ICLR 2018), and its tangent kernel becomes deterministic (Jacot et al., NeurIPS 2018). Both follow layer by layer
 from the covariance between pixels of pairs of inputs (Arora et al., NeurIPS 2019), which neural-tangents computes.
-Where a layer's exact form differs from that package's: our biases are learned but start at 0, so a layer's share of
-the tangent kernel has one more term, 1, that the covariance has not.
+One convention differs from that package: biases are learned but start at 0, so a layer's share of the tangent kernel has one
+more term, 1, that the covariance does not have.
+
+This module alone of `jaxbp.ntk` imports `jaxbp.models`, because it translates their configurations; `jaxbp.ntk` does not import it.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import models
->>> from jaxbp.ntk.infinite_width import infinite_twin
+>>> from jaxbp.ntk.infinite_width import infinite_width_kernel
 >>> net = models.create("mlp", num_classes=10, width=64, parametrisation="ntk")
->>> kernel_fn = infinite_twin(net.module, (8, 8, 1))
+>>> kernel_fn = infinite_width_kernel(net.module, (8, 8, 1))
 >>> kernel_fn(jnp.ones((3, 8, 8, 1)), jnp.ones((2, 8, 8, 1)), get="nngp").shape
 (3, 2)
 """
@@ -21,6 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float
 
 from jaxbp.models.convnet import ConvNet, pool_window
 from jaxbp.models.densenet import DenseNet
@@ -32,34 +35,35 @@ from jaxbp.models.vgg import VGG
 from jaxbp.ntk import compat
 
 KERNELS = ("ntk", "nngp")
+KernelFn = Callable[..., Float[Array, "N M"]]  # (x1 (N, ...), x2 (M, ...) or None, get) -> (N, M)
 
 
-class NoTwin(ValueError):
+class NoExactKernelError(ValueError):
     """The network has no infinite-width kernel in closed form."""
 
 
-def infinite_twin(net: nn.Module, input_shape: Sequence[int], *, normal_kernels: bool = False) -> Callable[..., jax.Array]:
-    """The exact kernels of one logit of ``net`` in the limit of infinite width, its `num_classes` logits being alike.
+def infinite_width_kernel(net: nn.Module, input_shape: Sequence[int], *, normal_kernels: bool = False) -> KernelFn:
+    """The exact kernels of one logit of ``net`` in the limit of infinite width; all C logits have the same kernel.
 
-    Of networks in the "ntk" parametrisation the empirical kernel (``logits="trace"``, divided by C) tends to it. In the
-    "standard" one a layer's share of the tangent kernel grows with its fan_in; this is then the leading term, with the
-    fan_ins of ``net``. But "standard" draws kernels from a uniform law, so that the pre-activations of the *first*
-    layer, sums over as few terms as it has inputs, are not Gaussian at any width; the kernel is that of
-    normal kernels of the same variance, which has to be asked for.
+    In the "ntk" parametrisation the empirical kernel (``logits="trace"``, divided by C) converges to it. In the "standard"
+    parametrisation a layer's share of the tangent kernel grows with its fan_in; the result is then the leading term, with the
+    fan_ins of ``net``. But "standard" draws weights from a uniform distribution, so the pre-activations of the *first*
+    layer, sums over as few terms as it has inputs, are not Gaussian at any width. The result is then the kernel for
+    normal weights of the same variance, and only with ``normal_kernels=True``.
 
     Args:
       net: an `MLP`; a `ConvNet` or `VGG` without max-pooling; a `ResNet` whose norm is "none" or "layer" and
-        whose shortcuts are projections or absent. Widths serve the "standard" parametrisation only; ``dtype`` is
-        ignored, for the limit is that of exact arithmetic, and is computed in the precision of the inputs.
+        whose shortcuts are projections or absent. Widths matter in the "standard" parametrisation only; ``dtype`` is
+        ignored: the limit is that of exact arithmetic, computed in the precision of the inputs.
       input_shape: of one example, (H, W, C); any shape for an MLP.
-      normal_kernels: accept, for "standard", the kernel of normal weights. Off by about 5 % / n in a first layer of n inputs.
+      normal_kernels: accept, for "standard", the kernel of normal weights. The error is about 5 % / n in a first layer of n inputs.
 
     Returns:
       ``kernel_fn(x1, x2=None, get="ntk")`` with ``get`` one of `KERNELS`, from (N, ...) and (M, ...), default the
       same, to (N, M). Memory of networks that pool grows with N M (H W)^2.
 
     Raises:
-      NoTwin: the network has no such kernel; the message names the nearest network that has one.
+      NoExactKernelError: the network has no exact kernel; the message names a similar network that has one.
       ValueError: when called, inputs of another shape or an unknown ``get``.
     """
     _refuse(net, normal_kernels)
@@ -73,14 +77,14 @@ def infinite_twin(net: nn.Module, input_shape: Sequence[int], *, normal_kernels:
             raise ValueError(f"get must be one of {KERNELS}, got {get!r}")
         for x in (x1,) if x2 is None else (x1, x2):
             if x.shape[1:] != input_shape:
-                raise ValueError(f"this twin takes inputs of shape (N, {', '.join(map(str, input_shape))}), got {x.shape}")
+                raise ValueError(f"this kernel takes inputs of shape (N, {', '.join(map(str, input_shape))}), got {x.shape}")
         return kernels(x1, x2, get)
 
     return kernel_fn
 
 
 def _refuse(net: nn.Module, normal_kernels: bool) -> None:
-    """Raise `NoTwin` for networks without one, naming the nearest that has."""
+    """Raise `NoExactKernelError` for networks without an exact kernel, naming a similar network that has one."""
     reasons = {
         "max-pooling has no kernel in closed form: choose pool='average'": getattr(net, "pool", "") == "max",
         "BatchNorm couples examples at every width: choose norm='none'": getattr(net, "norm", "") == "batch",
@@ -96,14 +100,14 @@ def _refuse(net: nn.Module, normal_kernels: bool) -> None:
             net, MLP | ConvNet | VGG | ResNet | MobileNet | DenseNet
         ),
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if not found and net.parametrisation == "standard" and not normal_kernels:
-        found = [
+    obstacles = [reason for reason, holds in reasons.items() if holds]
+    if not obstacles and net.parametrisation == "standard" and not normal_kernels:
+        obstacles = [
             "its first layer's uniform kernels make no Gaussian pre-activations: choose parametrisation='ntk', or accept the kernel of "
             "normal weights with normal_kernels=True"
         ]
-    if found:
-        raise NoTwin(f"{type(net).__name__} has no exact infinite-width twin: {'; '.join(found)}")
+    if obstacles:
+        raise NoExactKernelError(f"{type(net).__name__} has no exact infinite-width kernel: {'; '.join(obstacles)}")
 
 
 class _Layers:
@@ -124,14 +128,14 @@ class _Layers:
         return self.stax.serial(layer, self.stax.LayerNorm(eps=EPSILON)) if norm == "layer" else layer
 
     def _biased(self, layer: Any) -> Any:
-        """The layer with a learned bias that starts at 0: d f / d bias = 1 at every pixel, for every input."""
+        """The layer with a learned bias that starts at 0: d output / d bias = 1 at every pixel, for every input."""
 
         @self.stax.layer
         def learned_bias() -> Any:
-            def same(kernel: Any, **_: Any) -> Any:
+            def add_one(kernel: Any, **_: Any) -> Any:
                 return kernel if kernel.ntk is None else kernel.replace(ntk=kernel.ntk + 1)
 
-            return lambda key, shape: (shape, ()), lambda params, inputs, **_: inputs, same
+            return lambda key, shape: (shape, ()), lambda params, inputs, **_: inputs, add_one
 
         return self.stax.serial(layer, learned_bias())
 
@@ -142,20 +146,20 @@ def _mlp(layers: _Layers, net: MLP, input_shape: tuple[int, ...]) -> list[Any]:
 
 
 def _plain(layers: _Layers, net: ConvNet | VGG, input_shape: tuple[int, ...]) -> list[Any]:
-    found, spatial = [], input_shape[:2]
+    stack, spatial = [], input_shape[:2]
     for step in net.steps():
-        found += [layers.conv(step.channels, spatial, stride=step.stride), layers.stax.Relu()]
+        stack += [layers.conv(step.channels, spatial, stride=step.stride), layers.stax.Relu()]
         spatial = _strided(spatial, step.stride)
         extents = pool_window(step.pool, spatial)
         if max(extents) > 1:
-            found.append(layers.stax.AvgPool(extents, extents, "VALID"))
+            stack.append(layers.stax.AvgPool(extents, extents, "VALID"))
             spatial = tuple(extent // pixels for extent, pixels in zip(spatial, extents, strict=True))
-    return [*found, layers.stax.Flatten(), layers.dense(net.num_classes)]
+    return [*stack, layers.stax.Flatten(), layers.dense(net.num_classes)]
 
 
 def _resnet(layers: _Layers, net: ResNet, input_shape: tuple[int, ...]) -> list[Any]:
     stax, spatial = layers.stax, input_shape[:2]
-    found = [layers.normalised(layers.conv(net.width, spatial), net.norm), stax.Relu()]
+    stack = [layers.normalised(layers.conv(net.width, spatial), net.norm), stax.Relu()]
     for channels, stride in net.blocks():
         after = _strided(spatial, stride)
         first = layers.normalised(layers.conv(channels, spatial, stride=stride), net.norm)
@@ -164,9 +168,9 @@ def _resnet(layers: _Layers, net: ResNet, input_shape: tuple[int, ...]) -> list[
         if net.skip:
             shortcut = layers.normalised(layers.conv(channels, spatial, kernel_size=1, stride=stride), net.norm)
             block = stax.serial(stax.FanOut(2), stax.parallel(block, shortcut), stax.FanInSum())
-        found += [block, stax.Relu()]
+        stack += [block, stax.Relu()]
         spatial = after
-    return [*found, stax.GlobalAvgPool(), layers.dense(net.num_classes)]
+    return [*stack, stax.GlobalAvgPool(), layers.dense(net.num_classes)]
 
 
 def _strided(spatial: tuple[int, ...], stride: int) -> tuple[int, ...]:

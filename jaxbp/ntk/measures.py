@@ -1,8 +1,9 @@
-"""How far a kernel, the features and the parameters moved: Study 3's measures, and how two kernels compare.
+"""Measures of change: how two kernels, two sets of features and two sets of parameters differ.
 
-Kernels are (N, M) or, with logits, (N, M, C, D) as `empirical_ntk` gives them; measures over entries take any two equal
-shapes. All are plain functions of arrays that can be jitted and vmapped. What has no value (the direction of a zero
-kernel, a change relative to nothing) is NaN or inf, never an exception.
+They are those of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 4, and others. Kernels are (N, M) or, with logits,
+(N, M, C, D) as `empirical_ntk` returns them; measures over entries take any two equal
+shapes. All are plain functions of arrays that can be jitted and vmapped. An undefined value (the direction of a zero
+kernel, a change relative to zero) is NaN or inf, never an exception.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp.ntk import measures
@@ -18,30 +19,45 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+Kernel = Float[ArrayLike, "N M *logits"]
+Scalar = Float[Array, ""]
 
 
 class Rescaling(NamedTuple):
-    """What a rescaling leaves of a change, and the ``scale`` that leaves least."""
+    """The best rescaling of one kernel to another.
 
-    change: jax.Array
-    scale: jax.Array
+    Attributes:
+      change: the relative change that remains.
+      scale: the factor that minimises it.
+    """
 
-
-class EffectiveRank(NamedTuple):
-    """Two effective ranks, both n for n equal eigenvalues and 1 for a single one."""
-
-    entropy: jax.Array
-    participation: jax.Array
+    change: Scalar
+    scale: Scalar
 
 
-def relative_change(before: jax.Array, after: jax.Array) -> jax.Array:
-    """||after - before||_F / ||before||_F (paper, Study 3); inf or NaN for a zero ``before``."""
+class SpectralRanks(NamedTuple):
+    """Two effective ranks of a kernel, both n for n equal eigenvalues and 1 for a single nonzero eigenvalue.
+
+    Attributes:
+      entropy_rank: exp of the entropy of the normalised eigenvalues (Roy and Vetterli, EUSIPCO 2007).
+      participation_ratio: squared sum over sum of squares.
+    """
+
+    entropy_rank: Scalar
+    participation_ratio: Scalar
+
+
+def relative_change(before: Kernel, after: Kernel) -> Scalar:
+    """||after - before||_F / ||before||_F (Goldblum et al., 2020, section 4); inf or NaN for a zero ``before``."""
     before, after = _alike(before, after)
     return _norm(after - before) / _norm(before)
 
 
-def rescaled_change(before: jax.Array, after: jax.Array) -> Rescaling:
-    """What no rescaling explains: min over s of ||after - s before||_F / ||after||_F, from 0 to 1, and the best s.
+def rescaled_change(before: Kernel, after: Kernel) -> Rescaling:
+    """The change that no rescaling explains, min over s of ||after - s before||_F / ||after||_F, from 0 to 1, and the best s.
 
     s = ``<before, after> / <before, before>``. The change is relative to ``after``, so that it equals sqrt(1 - cosine^2)
     and depends on the scale of neither kernel. The residual is formed before its norm is taken: 1 - cosine^2 would lose
@@ -52,19 +68,19 @@ def rescaled_change(before: jax.Array, after: jax.Array) -> Rescaling:
     return Rescaling(_norm(after - scale * before) / _norm(after), scale)
 
 
-def cosine(before: jax.Array, after: jax.Array) -> jax.Array:
+def cosine(before: Kernel, after: Kernel) -> Scalar:
     """``<before, after> / (||before||_F ||after||_F)``, from -1 to 1: alignment (Cristianini et al., NeurIPS 2001)."""
     before, after = _alike(before, after)
     return jnp.sum(_unit(before) * _unit(after))
 
 
-def correlation(before: jax.Array, after: jax.Array) -> jax.Array:
-    """Pearson correlation over all entries (paper, Study 3), from -1 to 1; NaN where entries are all the same."""
+def correlation(before: Kernel, after: Kernel) -> Scalar:
+    """Pearson correlation over all entries (Goldblum et al., 2020, section 4), from -1 to 1; NaN if all entries are equal."""
     before, after = _alike(before, after)
     return cosine(before - before.mean(), after - after.mean())
 
 
-def centred_alignment(before: jax.Array, after: jax.Array) -> jax.Array:
+def centred_alignment(before: Kernel, after: Kernel) -> Scalar:
     """Centred kernel alignment, from 0 to 1 for semidefinite kernels: the cosine of H K H and H L H, H = I - 11^T / n.
 
     Cortes et al. (JMLR 13, 2012, definition 4); as a similarity of representations, Kornblith et al. (ICML 2019),
@@ -74,7 +90,7 @@ def centred_alignment(before: jax.Array, after: jax.Array) -> jax.Array:
     return cosine(_centred(_square(before)), _centred(_square(after)))
 
 
-def as_matrix(kernel: jax.Array) -> jax.Array:
+def as_matrix(kernel: Kernel) -> Float[Array, "rows columns"]:
     """(N, M, C, D) as (N C, M D), rows in the order (example, logit), logits fastest; (N, M) stays as it is."""
     kernel = jnp.asarray(kernel)
     if kernel.ndim == 2:
@@ -85,32 +101,33 @@ def as_matrix(kernel: jax.Array) -> jax.Array:
     return kernel.transpose(0, 2, 1, 3).reshape(n * c, m * d)
 
 
-def spectrum(kernel: jax.Array) -> jax.Array:
+def spectrum(kernel: Kernel) -> Float[Array, " n"]:
     """Eigenvalues, largest first, of a symmetric kernel: (N,) for (N, N), (N C,) for (N, N, C, C)."""
     return jnp.linalg.eigvalsh(_square(kernel))[::-1]
 
 
-def effective_rank(eigenvalues: jax.Array) -> EffectiveRank:
-    """How many of the ``eigenvalues`` (n,) count, from 1 to n; negative ones are taken for rounding, as 0.
+def spectral_ranks(eigenvalues: Float[ArrayLike, " n"]) -> SpectralRanks:
+    """Effective ranks of a symmetric kernel with these ``eigenvalues`` (n,), from 1 to n; NaN if all are 0.
 
-    ``entropy``: exp(-sum p log p) for p = eigenvalues / their sum (Roy and Vetterli, EUSIPCO 2007, who take singular
-    values). ``participation``: (sum of eigenvalues)^2 / sum of their squares. NaN if all are 0.
+    ``entropy_rank`` is exp(-sum p log p) for p = eigenvalues / their sum (Roy and Vetterli, EUSIPCO 2007, take singular
+    values), ``participation_ratio`` is (sum of eigenvalues)^2 / sum of their squares. Negative eigenvalues count as 0, as they come
+    from rounding.
     """
     eigenvalues = jnp.asarray(eigenvalues)
     if eigenvalues.ndim != 1:
         raise ValueError(f"eigenvalues must be (n,), got shape {eigenvalues.shape}: take those of a kernel by `spectrum`")
-    shares = jnp.maximum(eigenvalues, 0)  # keeps NaN
+    shares = jnp.maximum(eigenvalues, 0)  # NaN stays NaN
     shares = shares / jnp.sum(shares)
-    return EffectiveRank(jnp.exp(jnp.sum(jax.scipy.special.entr(shares))), 1 / jnp.sum(shares**2))
+    return SpectralRanks(jnp.exp(jnp.sum(jax.scipy.special.entr(shares))), 1 / jnp.sum(shares**2))
 
 
-def velocity(kernels: jax.Array, times: jax.Array) -> jax.Array:
-    """Speed (T - 1,) at which ``kernels`` (T, ...) turn, measured at increasing ``times`` (T,); per unit of time.
+def velocity(kernels: Float[ArrayLike, "T ..."], times: Float[ArrayLike, " T"]) -> Float[Array, " T-1"]:
+    """Speed (T - 1,) of the rotation of ``kernels`` (T, ...), measured at increasing ``times`` (T,); per unit of time.
 
     (1 - cosine of consecutive kernels) / time between them, the kernel velocity of Fort et al. (NeurIPS 2020, arXiv
     2010.15110), formed as half the squared distance of unit kernels, which keeps the digits of a small angle.
-    It grows as the angle's square, so where a kernel turns steadily half the time between measurements gives half the
-    value: compare at equal distances in time.
+    It grows as the square of the angle, so half the time between measurements of a steady rotation gives half the
+    value: compare at equal time steps.
     """
     kernels, times = jnp.asarray(kernels), jnp.asarray(times)
     if times.ndim != 1 or kernels.shape[:1] != times.shape or len(times) < 2:
@@ -119,37 +136,42 @@ def velocity(kernels: jax.Array, times: jax.Array) -> jax.Array:
     return jax.vmap(lambda step: jnp.sum(step**2) / 2)(jnp.diff(units, axis=0)) / jnp.diff(times)
 
 
-def parameter_movement(before: Any, after: Any) -> dict[str, Any]:
-    """How far parameters moved between two pytrees alike (paper, Study 3).
+def parameter_movement(before: PyTree, after: PyTree) -> dict[str, Any]:
+    """The change between two pytrees of parameters of equal structure (Goldblum et al., 2020, section 4).
 
-    Returns ``norm_before`` and ``norm_after``, the l2 norms of all parameters; ``l2``, the norm of the difference;
-    ``relative_l2``, the same over ``norm_before``; ``l_inf``, its largest absolute entry; ``leaves``, each leaf's own
-    relative l2 change by path ("Dense_0/kernel"): inf for one that started at 0 and moved, NaN if it did not move.
+    Returns:
+      norm_before, norm_after: l2 norms of all parameters.
+      l2: the norm of the difference.
+      relative_l2: ``l2`` over ``norm_before``.
+      l_inf: the largest absolute entry of the difference.
+      leaves: the relative l2 change of each leaf by path ("Dense_0/kernel"): inf for a leaf that started at 0 and changed, NaN for
+        a leaf that stayed 0.
     """
     trees = jax.tree.map(jnp.shape, (before, after))
     if jax.tree.structure(before) != jax.tree.structure(after) or trees[0] != trees[1] or not jax.tree.leaves(before):
-        raise ValueError(f"before and after must be pytrees alike with at least one leaf, got shapes {trees}")
+        raise ValueError(f"before and after must be pytrees of equal structure with at least one leaf, got shapes {trees}")
     pairs = {
         jax.tree_util.keystr(path, simple=True, separator="/"): _alike(old, new)
         for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     }
     changes = [new - old for old, new in pairs.values()]
-    norm, moved = _total_norm(before), _total_norm(changes)
+    norm, distance = _total_norm(before), _total_norm(changes)
     return {
         "norm_before": norm,
         "norm_after": _total_norm(after),
-        "l2": moved,
-        "relative_l2": moved / norm,
+        "l2": distance,
+        "relative_l2": distance / norm,
         "l_inf": jnp.max(jnp.stack([jnp.max(jnp.abs(change)) for change in changes])),
         "leaves": {path: relative_change(*pair) for path, pair in pairs.items()},
     }
 
 
-def feature_maps(features: jax.Array) -> dict[str, jax.Array]:
+def feature_maps(features: Float[ArrayLike, "N ..."]) -> dict[str, Float[Array, "N N"]]:
     """Maps (N, N) of "distance" (Euclidean), "cosine" and "inner_product" between ``features`` (N, ...) of examples.
 
-    Features before the head show what the network sees as alike (paper, Study 3). A zero feature has the cosine NaN.
-    Distances come from differences, one row at a time: from inner products, close pairs would be lost in rounding.
+    Features before the head show which examples are similar to the network (Goldblum et al., 2020, section 4). A zero feature
+    has the cosine NaN. Distances are computed from differences, one row at a time; from inner products, the distances of close
+    pairs would be lost in rounding.
     """
     features = jnp.asarray(features)
     if features.ndim < 2:
@@ -164,9 +186,9 @@ def feature_maps(features: jax.Array) -> dict[str, jax.Array]:
 
 
 def compare_feature_maps(before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Pearson correlation of each map with its like over pairs of different examples, for two `feature_maps`.
+    """Pearson correlation of two `feature_maps`, map by map, over pairs of different examples.
 
-    The diagonals are left out: a distance of 0 and a cosine of 1 agree in any two networks.
+    The diagonals are excluded: a distance of 0 and a cosine of 1 agree in any two networks.
     """
     if before.keys() != after.keys():
         raise ValueError(f"maps must have the same names, got {sorted(before)} and {sorted(after)}")
@@ -181,14 +203,14 @@ def _pair_correlation(before: jax.Array, after: jax.Array) -> jax.Array:
     return correlation(before[pairs], after[pairs])
 
 
-def _alike(before: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _alike(before: ArrayLike, after: ArrayLike) -> tuple[jax.Array, jax.Array]:
     before, after = jnp.asarray(before), jnp.asarray(after)
     if before.shape != after.shape:
         raise ValueError(f"before and after must have one shape, got {before.shape} and {after.shape}")
     return before, after
 
 
-def _square(kernel: jax.Array) -> jax.Array:
+def _square(kernel: Kernel) -> jax.Array:
     matrix = as_matrix(kernel)
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"needs the kernel of a set with itself, (N, N) or (N, N, C, C), got {jnp.shape(kernel)}")

@@ -1,9 +1,9 @@
 """Products with a tangent kernel that is too large to form, and its extreme eigenvalues.
 
-Theta(x1, x2) = J1 J2^T, J the Jacobian of a set's outputs by the parameters. So Theta v is J2^T v, one backward pass
-over x2, carried through J1, one forward-mode pass over x1: about the work of a training step, whatever the number of
-logits, and never more memory than one. The network is linearised once, when the product is built, and its activations
-are kept for all products; ``chunk_size`` bounds them by recomputing, as in `jaxbp.landscape.hessian`.
+Theta(x1, x2) = J1 J2^T, where J is the Jacobian of a set's outputs with respect to the parameters. So Theta v is one backward pass
+over x2, J2^T v, followed by one forward-mode pass over x1, J1 (J2^T v): about the work of a training step, whatever the number of
+logits, with the memory of one. The network is linearised once, when the product is built, and keeps its activations
+for all products; ``chunk_size`` bounds their memory by recomputing, as in `jaxbp.landscape.hessian`.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.ntk import products
@@ -21,41 +21,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from jaxbp import landscape
-from jaxbp.ntk.blocks import ApplyFn, outputs
+from jaxbp.ntk._blocks import ApplyFn, outputs
 from jaxbp.ntk.empirical import refuse_coupling
 
 
 def ntk_vector_product(
     apply_fn: ApplyFn,
-    params: Any,
-    x1: jax.Array,
-    x2: jax.Array | None = None,
+    params: PyTree,
+    x1: Shaped[ArrayLike, "N ..."],
+    x2: Shaped[ArrayLike, "M ..."] | None = None,
     *,
-    state: Any = None,
+    state: PyTree = None,
     chunk_size: int | None = None,
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[Float[Array, "M C"]], Float[Array, "N C"]]:
     """``matvec``: v (M, C) -> (N, C), sum over j, l of Theta[i, j, k, l] v[j, l], Theta that of `empirical_ntk`.
 
     Args:
-      apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once per
-        function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` has not.
+      apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once for each
+        function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` does not.
       params: pytree of floating-point arrays, all differentiated.
       x1, x2: N and M examples on the leading axis; ``x2`` is by default ``x1``, whose linearisation then serves both.
-      state: what the function needs beside parameters, not differentiated.
-      chunk_size: examples whose activations are held at a time. None takes each set as one whole batch and keeps what
-        it held, which is right for outputs that depend on the batch (batch statistics) too.
+      state: further arguments of the function, not differentiated.
+      chunk_size: examples whose activations are held at a time. None takes each set as one batch and keeps its
+        activations; this is also right for outputs that depend on the batch (batch statistics).
 
     Raises:
-      CoupledExamples: a ``chunk_size`` for a function that lets examples influence one another (not checked on traced
-        values).
+      BatchCouplingError: a ``chunk_size`` for a function whose outputs depend on the other examples of the batch (not checked on
+        traced values).
       ValueError: a chunk size below 1, no examples, outputs that are not (N, C); by ``matvec``, a vector that is not
         (M, C).
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    params, x1, x2, state = jax.tree.map(jnp.asarray, (params, x1, x2, state))
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     out = _checked_outputs(apply_fn, params, x1 if x2 is None else x2, state)
     if chunk_size is None:
         rows = _linearise(apply_fn, params, x1, state)
@@ -76,11 +79,11 @@ def ntk_vector_product(
 
 def ntk_extremes(
     apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    key: jax.Array,
+    params: PyTree,
+    x: Shaped[Array, "N ..."],
+    key: PRNGKeyArray,
     *,
-    state: Any = None,
+    state: PyTree = None,
     chunk_size: int | None = None,
     **options: Any,
 ) -> landscape.Extremes:
@@ -92,7 +95,7 @@ def ntk_extremes(
     Args:
       apply_fn, params, x, state, chunk_size: as in `ntk_vector_product`.
       key: of the start vector.
-      options: of `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
+      options: passed to `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
     """
     matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
     out = _checked_outputs(apply_fn, params, x, state)
@@ -110,13 +113,13 @@ def _checked_outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -
     return out
 
 
-# Matrix products at full precision: the short ones of accelerators would make the kernel unsymmetric.
+# Matrix products at full precision: the reduced precision of accelerators would make the kernel unsymmetric.
 
 
 @partial(jax.jit, static_argnums=0)
 @jax.default_matmul_precision("highest")
 def _linearise(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> Callable:
-    """J as a function that multiplies, with all that it needs of the forward pass."""
+    """v -> J v, with the stored activations of the forward pass."""
     return jax.linearize(lambda p: outputs(apply_fn, p, x, state), params)[1]
 
 
@@ -135,19 +138,19 @@ def _chunked_product(
         _, pullback = jax.vjp(lambda p: outputs(apply_fn, p, chunk[0], state), params)
         return jax.tree.map(jnp.add, total, pullback(chunk[1])[0]), None
 
-    def carry_through(gradient: Any, chunk: jax.Array) -> tuple[Any, jax.Array]:
+    def push_forward(gradient: Any, chunk: jax.Array) -> tuple[Any, jax.Array]:
         return gradient, jax.jvp(lambda p: outputs(apply_fn, p, chunk, state), (params,), (gradient,))[1]
 
     short = -len(x2) % chunk_size
-    weights = jnp.pad(vector, ((0, short), (0, 0)))  # what fills the last chunk counts 0 times
+    weights = jnp.pad(vector, ((0, short), (0, 0)))  # the padding of the last chunk has weight 0
     pairs = _chunks(x2, chunk_size), _chunks(weights, chunk_size)
     gradient, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pairs)
-    products = jax.lax.scan(carry_through, gradient, _chunks(x1, chunk_size))[1]
+    products = jax.lax.scan(push_forward, gradient, _chunks(x1, chunk_size))[1]
     return products.reshape(-1, products.shape[-1])[: len(x1)]
 
 
 def _chunks(x: jax.Array, chunk_size: int) -> jax.Array:
-    """(chunks, chunk_size, ...), the last filled up with the last example."""
+    """(chunks, chunk_size, ...), the last chunk padded with the last example."""
     num_chunks = -(-len(x) // chunk_size)
     items = np.minimum(np.arange(num_chunks * chunk_size), len(x) - 1)
     return x[items].reshape(num_chunks, chunk_size, *x.shape[1:])

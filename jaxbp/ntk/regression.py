@@ -1,12 +1,12 @@
-"""Training in function space: what a network with a fixed tangent kernel learns, and the linearised network itself.
+"""Kernel regression, gradient flow in function space, and linearised networks.
 
-While its kernel stands still, a network trained on squared error follows a linear differential equation in its outputs,
-with a closed solution at any time, at the end of which is kernel regression (Jacot et al., NeurIPS 2018; Lee et al.,
-NeurIPS 2019, arXiv 1902.06720). The regression is neural-tangents'; the way there is solved here, because its closed form
-divides by eigenvalues that may be 0. All is done eagerly, in float64 whatever
+While its kernel is constant, a network trained on squared error follows a linear differential equation in its outputs, with a
+closed solution at any time; the limit of infinite time is kernel regression (Jacot et al., NeurIPS 2018; Lee et al.,
+NeurIPS 2019, arXiv 1902.06720). The regression is that of neural-tangents. Finite times are solved here, because the closed form of
+neural-tangents divides by eigenvalues that may be 0. Everything runs eagerly, in float64 whatever
 the session's precision (a kernel's condition number easily exceeds 1e7), and results are NumPy arrays.
 
-Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as `empirical_ntk` gives them.
+Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as `empirical_ntk` returns them.
 
 >>> import numpy as np
 >>> from jaxbp.ntk import regression
@@ -25,37 +25,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
 from jaxbp.ntk import compat
-from jaxbp.ntk.blocks import ApplyFn
+from jaxbp.ntk._blocks import ApplyFn
 
 
 class Outputs(NamedTuple):
-    """Outputs on training (N, C) and test examples (M, C), after a leading axis (T,) for T times."""
+    """Outputs, with a leading axis (T,) for T times.
 
-    train: np.ndarray
-    test: np.ndarray
+    Attributes:
+      train: (N, C), on training examples.
+      test: (M, C), on test examples.
+    """
+
+    train: Float[np.ndarray, "*T N C"]
+    test: Float[np.ndarray, "*T M C"]
 
 
 class RidgeChoice(NamedTuple):
-    """The ``ridge`` of least validation error, NaN if none was finite, and the ``errors`` of all that were tried."""
+    """The result of `choose_ridge`.
+
+    Attributes:
+      ridge: the ridge of least validation error; NaN if no error was finite.
+      errors: (num_ridges,), the validation errors.
+    """
 
     ridge: float
-    errors: np.ndarray
+    errors: Float[np.ndarray, " R"]
 
 
-def centred_one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+def centred_one_hot(labels: Int[ArrayLike, " N"], num_classes: int) -> Float[Array, "N C"]:
     """Targets (N, C) for integer ``labels`` (N,): 1 - 1/C for the class, -1/C for the others, so that rows sum to 0."""
     return jax.nn.one_hot(labels, num_classes) - 1 / num_classes
 
 
-def centred_squared_error(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Half the squared distance of ``logits`` (N, C) to `centred_one_hot` ``labels`` (N,); shape (N,), as a loss is."""
+def centred_squared_error(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
+    """Half the squared distance of ``logits`` (N, C) to the `centred_one_hot` ``labels`` (N,); shape (N,)."""
     return jnp.sum((logits - centred_one_hot(labels, logits.shape[-1])) ** 2, -1) / 2
 
 
-def kernel_regression(k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike, *, ridge: float = 0.0) -> np.ndarray:
+def kernel_regression(
+    k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike, *, ridge: float = 0.0
+) -> Float[np.ndarray, "M C"]:
     """Predictions (M, C) on test examples: K_test,train (K + ridge mean(diag K) I)^-1 targets, float64.
 
     Args:
@@ -66,10 +79,10 @@ def kernel_regression(k_train_train: ArrayLike, k_test_train: ArrayLike, targets
         interpolates the targets.
 
     Returns:
-      NaN where K + ridge is not positive definite in float64: then there is no Cholesky factor.
+      (M, C); NaN where K + ridge is not positive definite in float64 and has no Cholesky factor.
 
     Raises:
-      ValueError: shapes that do not suit one another, or a negative ridge.
+      ValueError: shapes that do not fit one another, or a negative ridge.
     """
     kernels, targets, trace_axes = _checked(k_train_train, k_test_train, targets)
     if not ridge >= 0:
@@ -92,7 +105,7 @@ def choose_ridge(
 ) -> RidgeChoice:
     """The ridge of a given grid whose `kernel_regression` predicts validation targets best.
 
-    The whole grid is tried, always: it is the budget, and kernels are compared fairly when each gets the same grid
+    Every ridge of the grid is tried: the grid is the budget of a kernel, and a fair comparison gives each kernel the same grid
     (ridges are relative to the kernel's scale). Of equal errors the larger ridge wins; errors that are not finite lose.
 
     Args:
@@ -100,7 +113,7 @@ def choose_ridge(
       k_valid_train, valid_targets: (V, N) or (V, N, C, C) kernel and (V, C) targets of validation examples, which are
         in neither the training nor the test set.
       ridges: the grid, not negative.
-      error_fn: ``(predictions, valid_targets) -> error``, to be small; default their mean squared difference.
+      error_fn: ``(predictions, valid_targets) -> error``; the smallest wins; default their mean squared difference.
     """
     if not len(ridges):
         raise ValueError("ridges must hold at least one ridge, got none")
@@ -126,40 +139,40 @@ def mean_prediction(
 
     df/dt = -K (f_train - targets) / N. Time is learning rate times steps of plain gradient descent on the loss of
     `training.train` with `centred_squared_error` or `losses.squared_error`, up to terms of the order of the
-    learning rate. For an ensemble of wide networks ``outputs`` of 0 give the mean, hence the name.
+    learning rate. For an ensemble of wide networks, ``outputs`` of 0 give the mean of the ensemble.
 
     Args:
       k_train_train, k_test_train, targets: as in `kernel_regression`.
       outputs: at time 0, on training (N, C) and test examples (M, C).
-      time: a number, (T,) of them, or None: the end of time, by a linear solve as in `kernel_regression`. The training
-        outputs are then the targets, whether or not a singular kernel could reach them.
+      time: a number, (T,) numbers, or None for infinite time, by a linear solve as in `kernel_regression`. The training
+        outputs are then the targets, even if a singular kernel could not reach them.
 
     Returns:
-      Outputs (N, C) and (M, C), or (T, N, C) and (T, M, C); float64. What a singular kernel cannot learn stays as it
-      is, except at the end of time, where the test outputs are NaN if the kernel is not positive definite.
+      Outputs (N, C) and (M, C), or (T, N, C) and (T, M, C); float64. Components outside the range of a singular kernel keep
+      their initial values, except for infinite time, where the test outputs are NaN if the kernel is not positive definite.
 
     Raises:
-      ValueError: shapes that do not suit one another, or a negative time.
+      ValueError: shapes that do not fit one another, or a negative time.
     """
     kernels, targets, _ = _checked(k_train_train, k_test_train, targets)
     train, test = (np.asarray(out, np.float64) for out in outputs)
     if train.shape != targets.shape or test.shape != (len(kernels[1]), targets.shape[1]):
-        wanted = targets.shape, (len(kernels[1]), targets.shape[1])
-        raise ValueError(f"outputs must be {wanted[0]} and {wanted[1]}, got {train.shape} and {test.shape}")
+        expected = (len(kernels[1]), targets.shape[1])
+        raise ValueError(f"outputs must be {targets.shape} and {expected}, got {train.shape} and {test.shape}")
     if time is None:
         return Outputs(targets, test + kernel_regression(*kernels, targets - train))
     times = np.asarray(time, np.float64)
     if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
         raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
-    moved = _moved(_matrix(kernels[0]), _matrix(kernels[1]), targets - train, np.atleast_1d(times))
-    train, test = (out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), moved, strict=True))
+    changes = _changes(_matrix(kernels[0]), _matrix(kernels[1]), targets - train, np.atleast_1d(times))
+    train, test = (out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), changes, strict=True))
     return Outputs(train, test)
 
 
-def _moved(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, times: np.ndarray) -> Iterator[np.ndarray]:
-    """How far training and test outputs have come at ``times`` (T,), towards a ``residual`` (N, C).
+def _changes(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, times: np.ndarray) -> Iterator[np.ndarray]:
+    """The changes of training and test outputs at ``times`` (T,), for an initial ``residual`` (N, C).
 
-    Along an eigenvector of eigenvalue l of K / N the kernel's columns have weights (1 - exp(-l t)) / l, t where l is 0.
+    Along an eigenvector of K / N with eigenvalue l, the kernel's columns have weights (1 - exp(-l t)) / l, or t where l is 0.
     """
     rates, vectors = np.linalg.eigh(k_train / len(residual))
     grown = times[:, None] * scipy.special.exprel(-rates * times[:, None])
@@ -175,17 +188,17 @@ def _matrix(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(0, 2, 1, 3).reshape(n * c, m * c)
 
 
-def linearised(apply_fn: ApplyFn, params: Any) -> ApplyFn:
-    """The network f as its first-order Taylor expansion around ``params``: f(x; params) + J(x) (now - params).
+def linearised(apply_fn: ApplyFn, params: PyTree) -> ApplyFn:
+    """The first-order Taylor expansion of a network f around ``params``: f(x; params) + J(x) (new_params - params).
 
-    A function ``(now, inputs)`` or ``(now, inputs, state)`` of the same kind as ``apply_fn``, which must have forward
-    mode; one `jax.jvp` each call. Its tangent kernel is that of f at ``params``, everywhere. `training.train` takes
-    ``models.from_functions(linear_fn)``, starting at ``params``; with stored batch statistics as the state, give
-    ``update=lambda p, x, s: (linear_fn(p, x, s), s)``, which leaves them alone.
+    The result is a function ``(new_params, inputs)`` or ``(new_params, inputs, state)`` like ``apply_fn``, which must have
+    forward mode; each call is one `jax.jvp`. Its tangent kernel is that of f at ``params``, at all parameters.
+    `training.train` takes ``models.from_functions(linear_fn)``, starting at ``params``; with stored batch statistics as the
+    state, give ``update=lambda p, x, s: (linear_fn(p, x, s), s)``, which keeps them constant.
     """
 
-    def linear_fn(now: Any, inputs: jax.Array, *state: Any) -> jax.Array:
-        step = jax.tree.map(jnp.subtract, now, params)
+    def linear_fn(new_params: PyTree, inputs: jax.Array, *state: Any) -> jax.Array:
+        step = jax.tree.map(jnp.subtract, new_params, params)
         outputs, change = jax.jvp(lambda p: apply_fn(p, inputs, *state), (params,), (step,))
         return outputs + change
 
@@ -198,7 +211,7 @@ def _mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _float64() -> Iterator[None]:
-    """Double precision, which TPUs do not have, so there on the host."""
+    """Double precision; on the host if the default backend is a TPU, which has none."""
     device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
     with jax.enable_x64(True), jax.default_device(device):
         yield
@@ -207,15 +220,15 @@ def _float64() -> Iterator[None]:
 def _checked(
     k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[int, ...]]:
-    """(kernels, targets, trace_axes) in float64; trace_axes say whether the logits are in the kernel."""
+    """(kernels, targets, trace_axes) in float64; trace_axes is () for kernels with logits, else (-1,)."""
     kernels = np.asarray(k_train_train, np.float64), np.asarray(k_test_train, np.float64)
     targets = np.asarray(targets, np.float64)
     if targets.ndim != 2:
         raise ValueError(f"targets must be (N, C), got shape {targets.shape}")
     num_examples, num_outputs = targets.shape
     logits = (num_outputs, num_outputs) if kernels[0].ndim == 4 else ()
-    wanted = (num_examples, num_examples, *logits), (*kernels[1].shape[:1], num_examples, *logits)
-    for name, kernel, shape in zip(("k_train_train", "k_test_train"), kernels, wanted, strict=True):
+    expected = (num_examples, num_examples, *logits), (*kernels[1].shape[:1], num_examples, *logits)
+    for name, kernel, shape in zip(("k_train_train", "k_test_train"), kernels, expected, strict=True):
         if kernel.shape != shape:
             raise ValueError(f"{name} must be {shape} for targets {targets.shape}, got {kernel.shape}")
     return kernels, targets, () if logits else (-1,)

@@ -1,33 +1,33 @@
-"""One convolution, several formulations: the same numbers, and fast inside compiled loops on the CPU too.
+"""One convolution, several formulations: equal results, and fast derivatives inside compiled loops on the CPU.
 
 XLA's CPU backend runs ``lax.conv_general_dilated`` well, but not its derivatives inside a loop (``scan``, ``fori_loop``,
 ``lax.map``): autodiff writes the two backward products as convolutions with permuted dimension labels, XLA does not
-canonicalise them in a loop body, and they fall to naive code 3-60 times slower (JAX issue 12868). The same happens
-without a loop when kernels are vmapped, which becomes a grouped convolution.
+canonicalise them in a loop body, and runs them by naive code that is 3-60 times slower (JAX issue 12868). The same happens
+without a loop when kernels are vmapped, because they become a grouped convolution.
 
-The way out is a view of what a convolution is. Three arrays, an input x (N, \\*spatial, C), a kernel k (\\*window, C, O)
-and an output y (N, \\*spatial', O), are tied by one trilinear form; a *product* takes two of them and returns the third:
-*output* (x, k) -> y is the convolution, *input* (y, k) -> x and *kernel* (x, y) -> k its two gradients. Every
-derivative of a product is one of the three again. So a single JAX primitive holds all three, closed under forward mode,
-reverse mode, any mix of them (Hessian products, gradients of gradients) and vmap, and each product is spelled
-when it is lowered, knowing its final shapes, in whichever form is fast:
+A convolution relates three arrays, an input x (N, \\*spatial, C), a kernel k (\\*window, C, O) and an output
+y (N, \\*spatial', O), by a trilinear form; a *product* takes two of them and returns the third:
+*output* (x, k) -> y is the convolution, *input* (y, k) -> x and *kernel* (x, y) -> k are its two gradients. Every
+derivative of a product is again one of the three products. So a single JAX primitive represents all three. It is closed under forward
+mode, reverse mode, any mix of them (Hessian products, gradients of gradients) and vmap, and each product is written
+in a fast form when it is lowered, with its final shapes known:
 
-- ``vjp``     each product as a plain channels-last convolution, operands transposed by hand, which XLA runs on its fast
+- ``vjp``     each product as a plain channels-last convolution with explicitly transposed operands, which XLA runs on its fast
               path in and out of loops;
 - ``winograd`` `jaxbp.ops.winograd`, for 3x3 kernels of stride 1 with enough channels: 16 multiplications for 36;
 - ``im2col``  patches cut out by slices, then one matrix product: better for 1x1 kernels, few channels, signals, small images;
 - ``xla``     ``lax.conv_general_dilated`` itself, derivatives and all: the choice on GPU and TPU;
-- ``auto``    the rule of `choose`, which states the measurements it rests on.
+- ``auto``    the rule of `choose`.
 
 >>> import flax.linen as nn, jax, jax.numpy as jnp
 >>> from jaxbp.ops.convolution import conv_with
->>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_with("auto"))  # any Flax model's nn.Conv takes it
->>> variables = layer.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))   # parameters as without it
+>>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_with("auto"))  # for any nn.Conv
+>>> variables = layer.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))   # the usual parameters
 >>> layer.apply(variables, jnp.ones((2, 8, 8, 3))).shape
 (2, 8, 8, 8)
 
-Programs that look for ``conv_general_dilated`` in a jaxpr (`jax.experimental.jet`, neural-tangents) find the primitive
-``jaxbp_conv`` instead: give them ``xla``.
+Programs that search a jaxpr for ``conv_general_dilated`` (`jax.experimental.jet`, neural-tangents) find the primitive
+``jaxbp_conv`` instead: use ``xla`` for them.
 """
 
 import dataclasses
@@ -47,10 +47,10 @@ from jaxbp.ops import platform, winograd
 
 FORMULATIONS = ("auto", "xla", "vjp", "im2col", "winograd")
 
-_PATCH_BYTES = 2**22  # patches larger than this fall out of the cache, and im2col behind
-_MIN_CHANNELS = 32  # on both sides, for `winograd` to win more by multiplications than it loses by passes over memory
-_MIN_TILES = 64  # of 2 x 2 outputs, to pay for transforming the kernel
-_PART_ROWS = 2**13  # positions (N * output pixels) that a part of a kernel gradient should hold, see `_conv_kernel`
+_PATCH_BYTES = 2**22  # im2col is slower where patches exceed the cache
+_MIN_CHANNELS = 32  # on both sides, below which the memory traffic of `winograd` costs more than it saves
+_MIN_TILES = 64  # of 2 x 2 outputs, below which the transform of the kernel costs more than it saves
+_PART_ROWS = 2**13  # positions (N * output pixels) in a part of a kernel gradient, see `_conv_kernel`
 _MAX_PARTS = 8
 
 
@@ -66,22 +66,11 @@ def choose(
     itemsize: int = 4,
     num_kernels: int = 1,
 ) -> str:
-    """Return the formulation that ``auto`` takes for a product: ``xla``, ``vjp``, ``im2col``, ``winograd`` or ``loop``.
+    """Return the formulation that ``auto`` uses for a product: ``xla``, ``vjp``, ``im2col``, ``winograd`` or ``loop``.
 
-    ``loop`` is an answer only for vmapped kernels: one kernel after another, each by its own choice.
+    ``loop`` is for vmapped kernels only: one kernel after another, each by its own choice.
 
-    Measured on two cores (Zen 4), JAX 0.10.2, float32, in a ``lax.scan`` that keeps the results, batches of 16 to 500, as
-    the time of ``vjp`` over that of the form named, for the products output / input / kernel:
-
-    - 3x3, stride 1, ``winograd``: 32 channels 14x14 1.4 / 1.5 / 1.7, 8x8 1.0 / 1.1 / 1.0; 64 channels 32x32 1.5 / 1.5 / 0.9 to 1.7,
-      8x8 1.5 / 1.6 / 1.8; 128 to 512 channels 1.3 to 1.8 / 1.5 to 2 / 1.2 to 2; 16 channels 0.5 to 0.9;
-    - 1x1 kernels, ``im2col``: 1.1-1.6 / 1.1 / 6, strided ones up to 4;
-    - 3x3, stride 2, ``im2col``: 0.5-1.1 / 1.0-1.35 / 1.05-1.6;
-    - at most 8 channels on a side while patches fit the cache, ``im2col``: 1.3-1.6 / 1.4-2 / 0.3-0.5; from 16 on 0.5-1 / 0.7-1 / 0.4-1;
-    - signals (N, 40, 1, C), ``im2col``: 1.3-2.0 for patches up to 6 MB, 1.0 up to 26 MB, both gradients together.
-
-    For kernels vmapped together with their inputs, a batched matrix product beats a loop by up to 1.4 while the
-    patches of the whole stack fit the cache, and loses by up to 1.7 beyond.
+    The thresholds rest on measurements on two cores, see `experiments/guide/benchmarks.md`.
 
     Args:
       backend: as `jax.default_backend` names it.
@@ -89,9 +78,9 @@ def choose(
       rhs_shape: kernel (\\*window, C, O).
       out_shape: output (N, \\*spatial', O).
       product: "output", or one of the gradients "input" and "kernel".
-      strides, dilation: of the kernel, one number a spatial axis; all 1 if left out.
-      itemsize: bytes of one number.
-      num_kernels: how many kernels are vmapped, each with an input of its own.
+      strides, dilation: of the kernel, a number for each spatial axis; default 1.
+      itemsize: bytes of a number.
+      num_kernels: number of vmapped kernels, each with its own input.
     """
     if backend != "cpu":
         return "xla"
@@ -132,16 +121,16 @@ def conv_general_dilated(
     *,
     formulation: str = "auto",
 ) -> jax.Array:
-    """Convolve as `jax.lax.conv_general_dilated` does, by the formulation named.
+    """Convolve as `jax.lax.conv_general_dilated` does, by the given formulation.
 
     Arguments, value, derivatives and errors are those of `jax.lax.conv_general_dilated`. The fast formulations
     cover floating-point convolutions with channels-last ``dimension_numbers`` (``("NHWC", "HWIO", "NHWC")`` and its
     like in 1 to n dimensions, as `flax.linen.Conv` passes them) without groups and without input dilation, for every
-    stride, padding, window and kernel dilation. Beyond that ``auto`` falls back on `jax.lax`; note that leaving
-    ``dimension_numbers`` out means channels first, as in `jax.lax`.
+    stride, padding, window and kernel dilation. For all others ``auto`` falls back on `jax.lax`; the default of
+    ``dimension_numbers`` means channels first, as in `jax.lax`.
 
     Raises:
-      ValueError: unknown formulation, or a fast one asked for by name where it does not apply.
+      ValueError: an unknown formulation, or a named fast formulation that does not apply.
     """
     if formulation not in FORMULATIONS:
         raise ValueError(f"unknown formulation {formulation!r}: choose one of {', '.join(FORMULATIONS)}")
@@ -190,7 +179,7 @@ def conv_general_dilated(
 def conv_with(formulation: str):
     """Return `conv_general_dilated` with the formulation bound, for the ``conv_general_dilated`` field of `nn.Conv`.
 
-    Two of the same formulation are equal and hash alike, so Flax modules that hold them do not retrace.
+    Results for the same formulation are equal and have equal hashes, so Flax modules that hold them do not retrace.
     """
     return _Bound(formulation)
 
@@ -208,7 +197,7 @@ class _Bound:
 
 
 def _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers, num_groups):
-    """Say what keeps a convolution from the fast formulations, or None."""
+    """The reason why the fast formulations do not apply to a convolution, or None."""
     n = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     if n < 1 or numbers != _channels_last(n):
@@ -231,7 +220,7 @@ def _channels_last(n):
 
 
 def _vary_alike(lhs, rhs):
-    """Mark both operands as varying over the same axes of a `jax.shard_map`, as lax's own operations do."""
+    """Mark both operands as varying over the same axes of a `jax.shard_map`, like the operations of lax."""
 
     def varying(x):
         aval = jax.typeof(x)
@@ -241,24 +230,34 @@ def _vary_alike(lhs, rhs):
     return [lax.pcast(x, tuple(axes - varying(x)), to="varying") if axes - varying(x) else x for x in (lhs, rhs)]
 
 
-# The three products. Each is named for the array that it returns; its operands, and the axes that each array has.
+# The three products, each named for its result; the operands of each product, and the axes of each array.
 _OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
 _AXES = {"input": "NC", "kernel": "CO", "output": "NO"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """A product's static side. One entry a spatial dimension; batch and channel sizes come with the operands."""
+    """The static parameters of a product; tuples have an entry for each spatial dimension.
+
+    Attributes:
+      strides, padding: of the convolution.
+      dilation, window: of the kernel.
+      spatial: extents of the input.
+      precision: as in `jax.lax`.
+      formulation: one of `FORMULATIONS`.
+      product: "output", "input" or "kernel".
+      stacked: whether both operands and the result have a leading axis, with a separate product for each slice.
+    """
 
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]  # of the kernel
-    spatial: tuple[int, ...]  # of the input
-    window: tuple[int, ...]  # of the kernel
+    dilation: tuple[int, ...]
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
     precision: Any
     formulation: str
     product: str = "output"
-    stacked: bool = False  # both operands and the result have a leading axis: one problem a slice
+    stacked: bool = False
 
     def reach(self):
         return tuple((k - 1) * d + 1 for k, d in zip(self.window, self.dilation, strict=True))
@@ -274,7 +273,7 @@ class _Spec:
         return -2 if (array, letter) == ("kernel", "C") else -1
 
     def shapes(self, lhs, rhs):
-        """Shapes of input, kernel and output of one problem, given the operands."""
+        """Shapes of input, kernel and output of one slice, given the operands."""
         size = {}
         for array, x in zip(_OPERANDS[self.product], (lhs, rhs), strict=True):
             size |= {letter: x.shape[self.axis(array, letter)] for letter in _AXES[array]}
@@ -295,7 +294,7 @@ def _conv(spec, lhs, rhs, **geometry):
 
 def _conv_output(spec, x, k):
     if any(size < width for size, width in zip(spec.spatial, spec.window, strict=True)):
-        return _patch_output(spec, x, k)  # a window wider than what it reads falls to naive code (8-14x slower)
+        return _patch_output(spec, x, k)  # XLA runs a window wider than its input by naive code (8-14x slower)
     return _conv(spec, x, k, window_strides=spec.strides, padding=spec.padding, rhs_dilation=spec.dilation)
 
 
@@ -320,7 +319,7 @@ def _conv_kernel(spec, x, y):
         out = _conv(spec, jnp.moveaxis(x, (n + 1, 0), (0, n + 1)), jnp.moveaxis(y, 0, n), **geometry)
         return jnp.moveaxis(out, 0, n)
 
-    # The contraction is over all positions, long and thin: in parts it stays in the cache (HVP at N = 500: 1.4x).
+    # The contraction runs over all positions, long and thin; parts of it fit the cache (Hessian product at N = 500: 1.4x).
     num_parts = max(1, min(_MAX_PARTS, x.shape[0], x.shape[0] * math.prod(spec.out_spatial()) // _PART_ROWS))
     cuts = [x.shape[0] * i // num_parts for i in range(num_parts + 1)]
     return functools.reduce(jnp.add, [part(x[a:b], y[a:b]) for a, b in itertools.pairwise(cuts)])
@@ -330,7 +329,7 @@ def _conv_kernel(spec, x, y):
 
 
 def _patches(spec, x):
-    """Cut out what each output position reads: (N, \\*spatial', \\*window * C), channels fastest."""
+    """The inputs of each output position: (N, \\*spatial', \\*window * C), channels fastest."""
     pads = ((0, 0, 0), *((lo, hi, 0) for lo, hi in spec.padding), (0, 0, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), pads)
     taps = []
@@ -346,7 +345,7 @@ def _patch_output(spec, x, k):
 
 
 def _patch_input(spec, y, k):
-    # In a shard_map x varies as y does: an x alike on all devices would have its gradient summed over them.
+    # In a shard_map x varies as y does: the gradient of an x that is equal on all devices would be summed over them.
     x = jax.typeof(y).update(shape=(y.shape[0], *spec.spatial, k.shape[-2]))
     return jax.linear_transpose(lambda x: _patch_output(spec, x, k), x)(y)[0]
 
@@ -377,11 +376,11 @@ _PRODUCTS = {
 
 
 def _evaluate(lhs, rhs, *, spec):
-    """Spell a product in ordinary JAX operations; runs when the primitive is lowered, shapes final."""
+    """A product in ordinary JAX operations; called when the primitive is lowered, with final shapes."""
     dtype = lhs.dtype
-    if jnp.finfo(dtype).bits < 32:  # round once, at the end, not at every partial sum
+    if jnp.finfo(dtype).bits < 32:  # round once, at the end
         return _evaluate(lhs.astype(jnp.float32), rhs.astype(jnp.float32), spec=spec).astype(dtype)
-    one = functools.partial(_evaluate, spec=dataclasses.replace(spec, stacked=False))
+    evaluate_slice = functools.partial(_evaluate, spec=dataclasses.replace(spec, stacked=False))
     shapes = spec.shapes(lhs, rhs)
     form = spec.formulation
     if form == "auto":
@@ -392,7 +391,7 @@ def _evaluate(lhs, rhs, *, spec):
         return _PRODUCTS[form][spec.product](spec, lhs, rhs)
     if form == "im2col":
         return jax.vmap(functools.partial(_PRODUCTS[form][spec.product], spec))(lhs, rhs)
-    return lax.map(lambda operands: one(*operands), (lhs, rhs))
+    return lax.map(lambda operands: evaluate_slice(*operands), (lhs, rhs))
 
 
 # The primitive: its type, its derivatives (products of the same convolution) and its batching.
@@ -409,18 +408,18 @@ def _abstract(lhs, rhs, *, spec):
 
 
 def _transpose(side, cotangent, lhs, rhs, *, spec):
-    """Transpose in the operand on one side: the product that returns it, of the cotangent and the other operand."""
-    wanted, other = _OPERANDS[spec.product][side], _OPERANDS[spec.product][1 - side]
+    """The transpose with respect to one operand: the product that returns it, of the cotangent and the other operand."""
+    result, other = _OPERANDS[spec.product][side], _OPERANDS[spec.product][1 - side]
     given = {spec.product: cotangent, other: (rhs, lhs)[side]}
-    operands = [given[array] for array in _OPERANDS[wanted]]
-    return _conv_p.bind(*operands, spec=dataclasses.replace(spec, product=wanted))
+    operands = [given[array] for array in _OPERANDS[result]]
+    return _conv_p.bind(*operands, spec=dataclasses.replace(spec, product=result))
 
 
 ad.defbilinear(_conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 
 
 def _batch(operands, dims, *, spec):
-    """Batch a product: one operand alone extends an axis that it shares with the result, two are stacked."""
+    """Batch a product: a single batched operand extends an axis that it shares with the result; two batched operands are stacked."""
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     if spec.stacked or None not in dims:
         stack = [jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]

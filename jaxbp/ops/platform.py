@@ -1,4 +1,4 @@
-"""Which kind of device a computation is for, so that a formulation can be chosen while it is traced.
+"""The kind of device that a traced computation will run on, on which the choice of a formulation depends.
 
 >>> from jaxbp.ops import platform
 >>> platform.current() in ("cpu", "gpu", "tpu")

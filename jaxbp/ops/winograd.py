@@ -1,6 +1,6 @@
 """The three products of a 3x3 convolution with fewer multiplications: Winograd's F(2x2, 3x3).
 
-Two neighbouring outputs of a filter of three taps take six multiplications when spelled out, and four when data and
+Two neighbouring outputs of a filter of three taps need six multiplications directly, and four if data and
 filter are first combined (Winograd 1980; Lavin & Gray, CVPR 2016, section 4.1). In two dimensions a tile of 4 x 4 inputs
 and a 3 x 3 kernel give 2 x 2 outputs by 16 multiplications for 36: 16 matrix products over the channels, one for each
 entry of the transformed tile. As a decomposition of the trilinear form that ties input x, kernel k and output y, with
@@ -8,9 +8,9 @@ matrices B, G and A,
 
     <y, x * k> = sum_ab (B^T x B)_ab (G k G^T)_ab (A y A^T)_ab,
 
-it serves all three products: the gradient of the kernel is G^T [sum over tiles (B^T x B) (A y A^T)] G, that of the input is
-again a convolution. The coefficients are 0, 1 and 1/2, so rounding is that of the plain sums (F(4x4, 3x3) would be ten
-times worse in float32). Tiles are made and used in groups of examples that fit the cache.
+it gives all three products: the gradient of the kernel is G^T [sum over tiles (B^T x B) (A y A^T)] G, that of the input is
+again a convolution. The coefficients are 0, 1 and 1/2, so rounding errors are those of the plain sums (F(4x4, 3x3) would be ten
+times worse in float32). Tiles are computed in groups of examples that fit the cache.
 
 >>> import jax, jax.numpy as jnp
 >>> x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3)); k = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
@@ -42,9 +42,9 @@ def output(x: jax.Array, k: jax.Array, *, padding: Padding, precision: Any = Non
 
 
 def input_gradient(y: jax.Array, k: jax.Array, *, padding: Padding, precision: Any = None) -> jax.Array:
-    """The product of y (N, H', W', O) and k that returns the shape of x: correlation with the kernel turned about."""
-    turned = [row[::-1] for row in _G]
-    filters = _grid(_transform(turned, _entries(k)))
+    """The product of y (N, H', W', O) and k that returns the shape of x: correlation with the rotated kernel."""
+    rotated = [row[::-1] for row in _G]
+    filters = _grid(_transform(rotated, _entries(k)))
     return _correlate(y, filters, [(2 - lo, 2 - hi) for lo, hi in padding], (((2,), (2,)), ((0,), (0,))), precision)
 
 
@@ -89,11 +89,11 @@ def _correlate(x: jax.Array, filters: jax.Array, padding: Padding, contraction: 
 
 
 def _in_groups(arrays: tuple[jax.Array, ...], bytes_each: int, limit: int) -> tuple[jax.Array, ...]:
-    """Examples in groups (groups, n, ...) whose tiles take at most ``limit`` bytes; zeros fill up the last group."""
+    """Examples in groups (groups, n, ...) whose tiles take at most ``limit`` bytes; zeros pad the last group."""
     num_examples = len(arrays[0])
     size = max(1, min(num_examples, limit // max(bytes_each, 1)))
     num_groups = -(-num_examples // size)
-    size = -(-num_examples // max(num_groups, 1))  # as even as can be
+    size = -(-num_examples // max(num_groups, 1))  # groups of nearly equal size
     missing = num_groups * size - num_examples
     filled = [jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) if missing else a for a in arrays]
     return tuple(a.reshape(num_groups, size, *a.shape[1:]) for a in filled)
@@ -136,7 +136,7 @@ def _transform(matrix: Sequence[Sequence[float]], grid: Any) -> list[list[jax.Ar
 
 
 def _combine(matrix: Sequence[Sequence[float]], terms: Sequence[jax.Array]) -> list[jax.Array]:
-    """The sums that each row of a small matrix makes of the terms."""
+    """The linear combination of the terms for each row of a small matrix."""
     return [_sum(row, terms) for row in matrix]
 
 

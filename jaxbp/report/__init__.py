@@ -4,6 +4,9 @@ The page is a single file: figures are embedded, there is no script, and no font
 phone, a dark screen, paper, a keyboard and a screen reader. Verdicts come first, each with its interval drawn against the region in which
 the claim holds; then each study's figures and tables, its settings, and what to type to repeat it.
 
+A study declares its figures (`SeedStrip`, `SeedCurves`, `HeatMap`, `CustomFigure`) and tables (`MeanTable`, `CustomTable`);
+`build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of one's own.
+
 >>> from jaxbp import report, stats
 >>> report.format_interval(stats.t_interval([0.931, 0.934, 0.929, 0.937]))
 '0.9328 [0.9272, 0.9383]'

@@ -3,8 +3,9 @@
 A declaration names a variable of a stage, or a function of a case result ``m`` (see `jaxbp.report.labelled_values`), and the
 dimensions that become strips, curves, panels. Its method ``pictures(run, folder)`` draws all cases that have data.
 
-    SeedStrip("compare.test_accuracy", by="arm", joined=True, caption="Test accuracy at the end of training.")
-    SeedCurves("compare.norm", x="epoch", by="arm", log=True, caption="Norm of all parameters along training.")
+>>> from jaxbp import report
+>>> accuracies = report.SeedStrip("compare.test_accuracy", by="arm", joined=True, caption="Test accuracy at the end of training.")
+>>> norms = report.SeedCurves("compare.norm", x="epoch", by="arm", log=True, caption="Norm of all parameters along training.")
 """
 
 import itertools
@@ -230,8 +231,8 @@ class SeedStrip(PanelFigure):
         return f"{labels[0]} by {self.by}" if self.by else labels[0]
 
     def _stacked_height(self, panels: Sequence[_Panel]) -> float:
-        titles = 0.35 * sum(bool(panel.title) for panel in panels)
-        return 0.42 * sum(len(panel.arrays) for panel in panels) + titles + 1.1
+        rows = 0.42 * sum(len(panel.arrays) for panel in panels)
+        return rows + 0.4 + 0.22 * len(panels) if len(panels) > 1 else rows + (1.3 if panels[0].title else 1.1)
 
     def _fill(self, ax: "Axes", panel: _Panel) -> None:
         vectors = {label: seed_vector(array, label) for label, array in panel.arrays.items() if array is not None}

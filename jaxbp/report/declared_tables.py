@@ -1,8 +1,17 @@
 """Tables that a study declares: what to list from a finished run, not how.
 
-    MeanTable("compare.test_accuracy", columns="arm", caption="Test accuracy; means and 95 % intervals over seeds.")
-
 A declaration's method ``tables(run)`` returns the tables of all cases that have data; ``sections(run)`` puts them under their headings.
+
+>>> from types import SimpleNamespace
+>>> import xarray as xr
+>>> from jaxbp import report
+>>> accuracy = xr.DataArray([[91.0, 92.0], [93.0, 95.0]], dims=("arm", "seed"), coords={"arm": ["none", "weight decay"]})
+>>> run = SimpleNamespace(cases=[SimpleNamespace(case=None, name="MLP", compare=xr.Dataset({"test_accuracy": accuracy}))])
+>>> (table,) = report.MeanTable("compare.test_accuracy", columns="arm", caption="Test accuracy in per cent.").tables(run)
+>>> table.columns
+['case', 'none', 'weight decay']
+>>> [report.format_interval(interval) for interval in table.rows[0][1:]]
+['91.5 [85.1, 97.9]', '94 [81, 107]']
 """
 
 import itertools

@@ -85,7 +85,9 @@ def labelled_arrays(content: Any, by: str | None, show: Sequence[Any] | None, la
     if isinstance(content, Mapping):
         kept = content if show is None else {key: content[key] for key in show if key in content}
         return {label_of(key, labels): value for key, value in kept.items()}
-    return split(content, by, show=show, labels=labels) if has_dim(content, by) else {"": content}
+    if by is None or not has_dim(content, by):
+        return {"": content}
+    return split(content, by, show=show, labels=labels)
 
 
 def has_dim(value: Any, dim: str | None) -> bool:
@@ -95,9 +97,11 @@ def has_dim(value: Any, dim: str | None) -> bool:
 
 def split_all(arrays: Mapping[str, Any], dim: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each coordinate of ``dim`` its text and the slices of all arrays; once, with the text "", if no array has ``dim``."""
-    present = dict.fromkeys(coordinate for array in arrays.values() if has_dim(array, dim) for coordinate in coordinates(array, dim))
-    if not present:
+    labelled = [array for array in arrays.values() if has_dim(array, dim)]
+    if dim is None or not labelled:
         yield "", dict(arrays)
+        return
+    present = dict.fromkeys(coordinate for array in labelled for coordinate in coordinates(array, dim))
     for coordinate in present:
         yield coordinate_text(coordinate), {label: at(array, {dim: coordinate}) for label, array in arrays.items()}
 
@@ -115,7 +119,8 @@ def at(value: Any, place: Mapping[str, Any]) -> Any:
 
 def quantity(values: Values, arrays: Iterable[Any]) -> str:
     """The name of what is shown, for an axis: an array's ``long_name`` and ``units`` (CF conventions), else the variable's name."""
-    attributes = next((array.attrs for array in arrays if getattr(array, "attrs", {}).get("long_name")), {})
+    named = (array.attrs for array in arrays if "long_name" in getattr(array, "attrs", {}))
+    attributes: Mapping[str, str] = next(named, {})
     name = attributes.get("long_name", "" if callable(values) else values.rpartition(".")[2].replace("_", " "))
     return f"{name}, {attributes['units']}" if attributes.get("units") else name
 

@@ -16,7 +16,7 @@ EXPLANATION = (
     "A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region, whose limits were fixed before "
     "the run: it is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided."
 )
-_Result = claims.Verdict | claims.Case
+_Result = claims.Verdict | claims.CaseVerdict
 
 
 def tally(verdicts: Sequence[claims.Verdict]) -> str:

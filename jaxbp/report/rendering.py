@@ -52,11 +52,15 @@ def render_page(**content: Any) -> str:
     return _environment().get_template("page.html.j2").render(style=style, **content)
 
 
+def _macros(name: str) -> Any:
+    return _environment().get_template(f"{name}.html.j2").module
+
+
 def render_block(block: "str | blocks.Table | blocks.Picture | blocks.Section") -> str:
     """A block of a section."""
-    return str(_environment().get_template("blocks.html.j2").module.any_block(block))
+    return str(_macros("blocks").any_block(block))
 
 
 def render_interval(drawing: outcomes.IntervalDrawing) -> str:
     """The drawing of an interval, as inline SVG."""
-    return str(_environment().get_template("verdicts.html.j2").module.interval_svg(drawing))
+    return str(_macros("verdicts").interval_svg(drawing))

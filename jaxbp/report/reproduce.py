@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxbp.runtime.progress import format_seconds
+from jaxbp.runtime.store import STARTS
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 
@@ -21,6 +22,8 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks fi
     "devices": ("Devices", lambda names: ", ".join(f"{n} × {name}" for name, n in Counter(names).items())),
     "python": ("Python", str),
     "packages": ("Packages", lambda versions: ", ".join(f"{name} {version}" for name, version in versions.items())),
+    "host": ("Host", str),
+    "machine": ("Machine", str),
     "git_commit": ("Git commit", str),
     "command": ("Started as", str),
 }
@@ -45,7 +48,7 @@ class Recipe:
 
 def recipe(settings: Mapping[str, Any], command: str) -> Recipe:
     """Read what a run's config.json holds; ``command`` repeats the run."""
-    rest = {key: value for key, value in settings.items() if key not in _FACTS}
+    rest = {key: value for key, value in settings.items() if key not in _FACTS and key != STARTS}
     rest |= rest.pop("settings", {})
     return Recipe(
         commands=_commands(settings, command) if command else "",

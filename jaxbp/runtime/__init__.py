@@ -1,1 +1,1 @@
-"""What a run needs of its machine: files, a folder that survives kills, signals, processes, devices, progress."""
+"""The machine of a run: atomic files, a folder that survives kills, signals, processes, devices, progress."""

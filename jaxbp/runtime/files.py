@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file is whole or absent."""
 
 import os
 import secrets
@@ -6,10 +6,14 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Put ``data`` at ``path`` whole or not at all: a file beside it, flushed to disk, then renamed."""
+    """Write ``data`` to ``path``, whole or not at all: to a temporary file beside it, flushed to disk, then renamed.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # mkstemp's would stay private to the user
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # mkstemp would make a file that only its owner can read
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -18,7 +22,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name, too
+            os.fsync(folder)  # the rename is on disk, too
         finally:
             os.close(folder)
     finally:

@@ -1,11 +1,13 @@
-"""The machine of a run: JAX started after the arguments are parsed, and what is worth knowing about where it ran."""
+"""Start JAX after the arguments are parsed, and record the provenance of a run: versions, devices, commit, machine."""
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import platform
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -13,39 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jaxlib
+
+from jaxbp.runtime import processes
+from jaxbp.runtime.cluster import Cluster
+
 _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Several processes as one: started with the same command each, all but the last option being the same.
-
-    Under SLURM and on TPU VMs nothing need be said.
-    """
-
-    coordinator: str | None = None
-    """HOST:PORT of process 0, to run in several processes."""
-    num_processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Number of this one, from 0."""
-
-
-ONE_PROCESS = Cluster()
-
-
 def start_jax(cluster: Cluster | None = None) -> list[str]:
-    """Import JAX with its persistent compilation cache on and each CPU core a device, and join other processes if there are any.
+    """Enable JAX's persistent compilation cache, make each CPU core a device, and join the other processes of ``cluster``.
 
-    Where there are CPUs alone, programs are compiled quickly rather than well: see `compile_quickly`.
+    Without an accelerator, XLA compiles with fewer optimisations: see `compile_quickly`.
 
     Returns:
-      The names of this process's devices.
+      The names of the devices of this process.
     """
-    import jax
-
-    from jaxbp.runtime import processes
-
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
     if _has_cpus_alone(jax.config.jax_platforms):
         compile_quickly()
@@ -61,16 +47,16 @@ def start_jax(cluster: Cluster | None = None) -> list[str]:
 
 
 def use_all_cores() -> int:
-    """Make each CPU core a JAX device of its own; returns the number of CPU devices.
+    """Make each CPU core a JAX device; call this before JAX computes anything.
 
-    Call it before JAX computes anything. Small networks leave most of a core's partners idle: two devices with a seed each are
-    1.2-2 times faster than one device with two cores (see `choose`).
+    A small network keeps one core busy: two devices with one seed each are 1.2-2 times faster than one device with two cores.
+
+    Returns:
+      The number of CPU devices.
 
     Raises:
       RuntimeError: JAX has already started with fewer devices.
     """
-    import jax
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < cores:
@@ -79,22 +65,20 @@ def use_all_cores() -> int:
 
 
 def _has_cpus_alone(platforms: str | None) -> bool:
-    """Whether JAX can find no accelerator; asking JAX itself would start it, and what XLA is to do is settled by then."""
+    """True if JAX can find no accelerator. Does not ask JAX: that would start the backends and fix the flags of XLA."""
     if platforms:
         return platforms == "cpu"
     return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def compile_quickly(level: int = 1) -> None:
-    """Have XLA spend less on what it compiles for a CPU, unless XLA_FLAGS says otherwise; before JAX lists devices.
+    """Reduce XLA's compile time on CPUs; flags in XLA_FLAGS take precedence. Call this before JAX lists devices.
 
-    LLVM optimises at level 1. On two cores a training program of a small ResNet is then compiled in 0.4 of the time that level 3, XLA's own
-    choice, takes, and is as fast within the noise, since what takes time in it, sums of products, comes compiled with XLA. Level 0 makes
-    it four times as slow. Fused loops are written as jaxlib 0.9 wrote them, where that is still to be had (up to 0.10; later ones end
-    at a flag that they do not know): 0.55 of the time again, and trainings as fast, attacks about a fifth slower.
+    LLVM optimises at ``level``. On two cores, level 1 compiles a training program of a small ResNet in 0.4 of the time of level 3, XLA's
+    default, and the program runs equally fast within noise: its matrix products are precompiled. At level 0 the program is four times
+    slower. Under jaxlib 0.10 loops are also fused without the newer emitters (later versions reject the flag): compile time falls to 0.55
+    again, training runs equally fast, attacks about a fifth slower.
     """
-    import jaxlib
-
     wanted = {"xla_backend_optimization_level": str(level)}
     if jaxlib.__version__.startswith("0.10."):
         wanted["xla_cpu_use_fusion_emitters"] = "false"
@@ -103,10 +87,8 @@ def compile_quickly(level: int = 1) -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 
 
-def facts(devices: Sequence[str]) -> dict[str, Any]:
-    """What is worth knowing about where and with what a run was started."""
-    import importlib.metadata  # slow to import
-
+def provenance(devices: Sequence[str]) -> dict[str, Any]:
+    """Describe this start of a program: time, command, versions, devices, git commit, host and machine."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -118,11 +100,13 @@ def facts(devices: Sequence[str]) -> dict[str, Any]:
         "packages": versions,
         "devices": list(devices),
         "git_commit": _git_commit(),
+        "host": socket.gethostname(),
+        "machine": platform.platform(),
     }
 
 
 def peak_memory_mib() -> int:
-    """The most main memory that this process has held."""
+    """Peak resident memory of this process, in MiB."""
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib // (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes
 
@@ -130,6 +114,6 @@ def peak_memory_mib() -> int:
 def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     with contextlib.suppress(OSError):
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or None
     return None

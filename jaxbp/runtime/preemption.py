@@ -1,15 +1,15 @@
-"""An orderly end when a program is asked to stop: pre-emption (SIGTERM) and Ctrl-C (SIGINT).
+"""Orderly ends of programs: pre-emption (SIGTERM) and Ctrl-C (SIGINT).
 
-Python runs a signal's handler only between its own instructions, and a compiled program may run for hours. So a thread beside listens,
-and while `watch` is entered:
+Python runs signal handlers between its own instructions only, and a compiled program may run for hours. A listener thread therefore
+records signals while `guard` is active:
 
-* the first signal is noted in ``asked``, for work that looks there between its parts and saves what it has;
-* SIGTERM leaves ``grace`` seconds for that; then the process ends at once, with the exit code 143. What is on disk by then stays;
-* a second SIGINT raises KeyboardInterrupt as usual.
+* ``Guard.signal`` holds the first signal. Work checks it between its parts and saves its state.
+* SIGTERM starts a timer of ``grace`` seconds. The process then exits with code 143; files on disk stay as they are.
+* A second SIGINT raises KeyboardInterrupt as usual.
 
 >>> from jaxbp.runtime import preemption
->>> with preemption.watch() as watch:
-...     watch.asked is None
+>>> with preemption.guard() as guard:
+...     guard.signal is None
 True
 """
 
@@ -20,106 +20,114 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-TERMINATED, PIPE_CLOSED = 143, 141  # 128 + SIGTERM and SIGPIPE, as shells have it
+TERMINATED, PIPE_CLOSED = 143, 141  # 128 + SIGTERM and SIGPIPE, the convention of shells
 
-GRACE = 8.0  # seconds; pre-emptible machines leave 10 to 30
+GRACE = 8.0  # seconds; pre-emptible machines allow 10 to 30
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived and what could be saved is saved; ends a program that does not catch it with the code 143."""
+    """SIGTERM arrived and the state is saved. Uncaught, the exception ends the program with code 143."""
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
 
 
-class Watch:
-    """Which signal asked the program to stop, None so far; `check` raises what it stands for."""
+class Guard:
+    """The signal that asked the program to stop.
+
+    Attributes:
+      signal: SIGTERM or SIGINT; None before any signal.
+    """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+        self.signal: signal.Signals | None = None
 
     def check(self) -> None:
-        """Raise `Terminated` or KeyboardInterrupt if the program was asked to stop."""
-        if self.asked == signal.SIGTERM:
+        """Raise `Terminated` after SIGTERM and KeyboardInterrupt after SIGINT."""
+        if self.signal == signal.SIGTERM:
             raise Terminated
-        if self.asked == signal.SIGINT:
+        if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
 
 
-_entered: list[Watch] = []  # the innermost last
+_active: list[Guard] = []  # the innermost last
 
 
 @contextlib.contextmanager
-def watch(
-    grace: float = GRACE, *, say: Callable[[str], None] | None = None, at_once: bool = False, last_words: str = ""
-) -> Iterator[Watch]:
-    """Note signals instead of dying of them; does nothing outside the main thread, where signals do not arrive.
+def guard(
+    grace: float = GRACE, *, log: Callable[[str], None] | None = None, immediate: bool = False, exit_message: str = ""
+) -> Iterator[Guard]:
+    """Record SIGTERM and SIGINT while the body runs; outside the main thread, where no signals arrive, do nothing.
 
-    One that nobody looked at is raised when the body ends.
+    A signal that the body did not handle is raised at the end of the body.
 
     Args:
-      grace: seconds from SIGTERM to the end of the process, come what may.
-      say: is told what happens, from another thread.
-      at_once: raise as soon as Python runs, for work that has nothing to save; otherwise the work looks at ``asked``.
-      last_words: for stderr when the grace is over.
+      grace: seconds from SIGTERM to the forced exit of the process.
+      log: called with a message at the first signal, from another thread.
+      immediate: raise at the next Python instruction, for work that has nothing to save; otherwise the work checks ``Guard.signal``.
+      exit_message: text for stderr at the forced exit.
+
+    Raises:
+      Terminated: SIGTERM arrived.
+      KeyboardInterrupt: SIGINT arrived.
     """
-    found = Watch()
+    current = Guard()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield current
         return
-    if _entered:
-        found.asked = _entered[-1].asked  # JAX's callbacks may have swallowed what a handler raised
+    if _active:
+        current.signal = _active[-1].signal  # a JAX callback may have swallowed the exception of a handler
     over, interrupts = threading.Event(), itertools.count(1)
     reader, writer = os.pipe()
 
     def listen() -> None:
         while number := os.read(reader, 1):  # one byte a signal, none at the end
-            first = found.asked is None
-            if number[0] == signal.SIGTERM and found.asked != signal.SIGTERM:
-                found.asked = signal.SIGTERM
-                threading.Thread(target=_end, args=(over, grace, last_words), daemon=True).start()
+            first = current.signal is None
+            if number[0] == signal.SIGTERM and current.signal != signal.SIGTERM:
+                current.signal = signal.SIGTERM
+                threading.Thread(target=_exit_after, args=(over, grace, exit_message), daemon=True).start()
             elif first:
-                found.asked = signal.Signals(number[0])
-            if first and say:  # which may fail, or wait for ever for somebody to read
-                threading.Thread(target=_say, args=(say, "asked to stop: saving what there is"), daemon=True).start()
+                current.signal = signal.Signals(number[0])
+            if first and log:  # in a thread of its own: the function may fail, or block on a closed terminal
+                threading.Thread(target=_log, args=(log, "asked to stop: saving what there is"), daemon=True).start()
         os.close(reader)
 
     def handle(number: int, _: object) -> None:
-        if number == signal.SIGINT and (at_once or next(interrupts) > 1):
+        if number == signal.SIGINT and (immediate or next(interrupts) > 1):
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and at_once:
+        if number == signal.SIGTERM and immediate:
             raise Terminated
 
     os.set_blocking(writer, False)
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    taken = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in taken}
+    handled = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in handled}
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    _entered.append(found)
+    _active.append(current)
     try:
-        yield found
+        yield current
     finally:
         signal.set_wakeup_fd(previous_fd)
         for number, handler in previous.items():
             signal.signal(number, handler)
         over.set()
         os.close(writer)
-        listener.join()  # what has come is noted
-        _entered.remove(found)
-        if _entered:
-            _entered[-1].asked = _entered[-1].asked or found.asked
-    found.check()
+        listener.join()  # every signal so far is recorded
+        _active.remove(current)
+        if _active:
+            _active[-1].signal = _active[-1].signal or current.signal
+    current.check()
 
 
-def _say(say: Callable[[str], None], text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-        say(text)
+def _log(log: Callable[[str], None], text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # closed streams
+        log(text)
 
 
-def _end(over: threading.Event, grace: float, last_words: str) -> None:
+def _exit_after(over: threading.Event, grace: float, exit_message: str) -> None:
     if not over.wait(grace):
-        text = f"\nterminated. {last_words}".rstrip() + "\n"
+        text = f"\nterminated. {exit_message}".rstrip() + "\n"
         writing = threading.Thread(target=lambda: os.write(2, text.encode()), daemon=True)  # may fail, or never return
         writing.start()
         writing.join(0.5)

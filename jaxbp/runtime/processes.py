@@ -1,25 +1,27 @@
-"""Several processes, on one host or on many, as one JAX program; the same command serves one process.
+"""Several processes, on one host or on many, as one JAX program; the same program runs in one process.
 
-Each process calls `initialize` before JAX computes anything, does the same work in the same order and ends with `shutdown`; `session`
-is both, for the outermost level of a program. Afterwards `jax.devices` are those of all processes. What must be one process's
-work (files, reports) belongs to the one that `is_first`; `barrier`, `any_process`, `from_first` and `all_agree` keep the processes
-together, and cost nothing where there is only one. Every process must call each of them, or the others wait.
+Each process calls `initialize` before JAX computes anything, does the same work in the same order and ends with `shutdown`; the outermost
+level of a program uses `session`, which is both. Afterwards `jax.devices` lists the devices of all processes. Work of a single process
+(files, reports) belongs to the process with `is_first`. `barrier`, `any_process`, `from_first` and `all_agree` synchronise the processes
+and are free in a single process. Every process must call each of them, or the others wait.
 
-*Who meets*: the processes find each other at the coordinator, HOST:PORT of process 0, first over a socket of this module: JAX aborts
-a process, from C++ and past any ``except``, when another does not come; here that is a `DistributedError` that names it. JAX's service
-then takes the same port. Neither it nor the sockets between CPU devices (gloo) ask who connects: use a network you trust.
-The service listens on the coordinator's address only; gloo listens, in every process, on the address of the host's own name.
+*Rendezvous*: processes with explicit arguments meet at the coordinator, HOST:PORT of process 0, over a socket of this module, before JAX's
+own service takes the same port. `jax.distributed.initialize` alone aborts the interpreter from C++, past any ``except``, when a process is
+missing (tests/runtime/test_processes.py: test_jax_alone_aborts_a_process_whose_partner_is_missing); the rendezvous raises a
+`DistributedError` that names the missing process. Under SLURM, Open MPI and on Cloud TPUs JAX detects the processes and they meet through
+JAX alone. JAX's service and the sockets between CPU devices (gloo) authenticate nobody: use a trusted network. With explicit arguments the
+service listens on the address of the coordinator only; gloo listens, in every process, on the address of the host name.
 
-*Who ends early*: while processes compute, JAX ends them together. Measured with JAX 0.10.2 on CPUs: a collective with a process
-that is gone raises at once; elsewhere the others are aborted (exit code 134) when process 0 is gone at once, otherwise within
-``heartbeat`` seconds and about two more. A process that fails but leaves Python the usual way first waits for the others, up to
-``heartbeat`` seconds, and is then aborted itself, its exit code lost: `session` leaves at once instead, with the right code.
+*Early ends*: JAX ends computing processes together. Measured with JAX 0.10.2 on CPUs: a collective with a process that is gone raises at
+once; otherwise the other processes are aborted (exit code 134), at once if process 0 is gone, else within ``heartbeat`` seconds and about
+two more. A failed process that leaves Python the usual way waits up to ``heartbeat`` seconds for the others and is then aborted, which
+loses its exit code; `session` leaves at once with the right code.
 
-*SIGTERM*: JAX's preemption service, on by default, replaces what SIGTERM does when `jax.distributed.initialize` is called. A process
-then survives SIGTERM, even after `jax.distributed.shutdown`; a Python handler installed before is never called, although
-`signal.getsignal` still names it, and one installed after is called but hides the signal from JAX. `initialize` therefore
-turns the service off (option ``jax_enable_preemption_service``): SIGTERM does what it does without JAX, and
-`jax.experimental.multihost_utils.reached_preemption_sync_point` is not to be had.
+*SIGTERM*: JAX's preemption service, on by default, replaces the action of SIGTERM when `jax.distributed.initialize` is called. The process
+then survives SIGTERM, even after `jax.distributed.shutdown`. A Python handler installed before is never called, although
+`signal.getsignal` still returns it; a handler installed after is called and hides the signal from JAX. `initialize` therefore turns the
+service off (option ``jax_enable_preemption_service``): SIGTERM acts as without JAX, and
+`jax.experimental.multihost_utils.reached_preemption_sync_point` is unavailable.
 
 >>> from jaxbp.runtime import processes
 >>> processes.initialize(num_processes=1)
@@ -47,18 +49,24 @@ from jax.experimental import multihost_utils
 from numpy.typing import ArrayLike
 
 _Arguments = tuple[str | None, int | None, int | None]
-_joined: _Arguments | None = None  # what `initialize` was called with, once it has joined several processes
-_LONGEST_LINE = 65536  # bytes of a message between processes that meet
+_joined: _Arguments | None = None  # arguments of the call of `initialize` that joined several processes
+_MAX_LINE = 65536  # bytes of a message of the rendezvous
 
 
 class DistributedError(RuntimeError):
-    """The processes cannot work together: wrong arguments, one is missing, or they disagree."""
+    """The processes cannot work together: wrong arguments, a missing process, or a disagreement."""
 
 
 class Place(NamedTuple):
-    """A process among others."""
+    """A process among others.
 
-    coordinator: str  # HOST:PORT of process 0
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+    """
+
+    coordinator: str
     num_processes: int
     process_id: int
 
@@ -71,31 +79,31 @@ def initialize(
     timeout: float = 60.0,
     heartbeat: int = 100,
 ) -> None:
-    """Join the other processes; call it before JAX computes anything or lists devices.
+    """Join the other processes. Call this before JAX computes anything or lists devices.
 
-    Without the first three arguments the cluster's environment gives them: see `find_place`. Where there is no cluster, or only one
-    process, nothing is done. On Cloud TPU VMs outside Kubernetes only a metadata server knows them: JAX asks it, its service
-    listens on all addresses of process 0 unless ``JAX_COORDINATOR_BIND_ADDRESS`` says otherwise, and a missing process aborts the
-    others. Not tried on a TPU.
+    Without the first three arguments JAX detects the processes that srun (SLURM), mpirun (Open MPI) or Cloud TPUs started; without such a
+    launcher, or with a single process, the call does nothing. Under a launcher JAX's service listens on all addresses of process 0 unless
+    ``JAX_COORDINATOR_BIND_ADDRESS`` is set, and a missing process aborts the others. Tested with the variables of SLURM on one host, not on
+    a cluster and not on a TPU.
 
-    With the arguments given, each process sees all GPUs of its host: for several processes on one host set ``JAX_LOCAL_DEVICE_IDS`` in
-    each. Under SLURM JAX gives each task the GPU number ``SLURM_LOCALID``, unless that variable is set.
+    With the arguments, each process sees all GPUs of its host: for several processes on one host set ``JAX_LOCAL_DEVICE_IDS`` in each.
+    Under a launcher JAX gives each process the GPU of its number on the host, unless that variable is set.
 
-    Devices start when first used; on CPUs all processes must come to that within two minutes of each other (option
-    ``jax_cpu_get_local_topology_timeout_minutes``). Calling it again with the same arguments does nothing.
+    Devices start at their first use; on CPUs all processes must reach it within two minutes of each other (option
+    ``jax_cpu_get_local_topology_timeout_minutes``). A second call with the same arguments does nothing.
 
     Args:
-      coordinator: HOST:PORT of process 0, the same for all processes; an IPv6 address in brackets. HOST must be an address that
-        process 0's host has; where the others know it by one that it has not, set ``JAX_COORDINATOR_BIND_ADDRESS`` in process 0.
-      num_processes: how many processes there are.
-      process_id: the number of this one, 0 to num_processes - 1.
-      timeout: seconds to wait for the others.
-      heartbeat: seconds after which a silent process counts as gone, and that a process waits at its end for the others; JAX's default.
+      coordinator: HOST:PORT of process 0, the same for all processes; an IPv6 address in brackets. HOST must be an address of process 0's
+        host; if the other processes reach it by another address, set ``JAX_COORDINATOR_BIND_ADDRESS`` in process 0.
+      num_processes: number of processes.
+      process_id: number of this process, 0 to num_processes - 1.
+      timeout: seconds to wait for the other processes.
+      heartbeat: seconds after which a silent process counts as gone, and limit of the wait at the end of a process; JAX's default.
 
     Raises:
-      DistributedError: some arguments are missing or malformed, JAX has already started, a process does not come in time, two have
-        the same number, or they expect different numbers of processes. Once all have come, JAX's own start is left: a process
-        that dies within that moment aborts the others.
+      DistributedError: arguments are missing or malformed, JAX has started already, a process is missing after ``timeout``, two processes
+        have the same number, or they expect different numbers of processes. A process that dies during JAX's own initialisation, after
+        the rendezvous, still aborts the others.
     """
     global _joined
     given = (coordinator, num_processes, process_id)
@@ -105,48 +113,47 @@ def initialize(
         raise DistributedError(
             f"initialize was called before with {_joined}, got {given}: a process joins others once, start a new one to join again"
         )
-    alone = given == (None, None, None)
-    place = find_place(os.environ) if alone else _checked(*given)
-    if place is None and not (alone and _asks_metadata(os.environ)):
+    detects = given == (None, None, None)
+    place = None if detects else _check_arguments(*given)
+    if place is None and not (detects and _launcher_started_several(os.environ)):
         return
     if jax.distributed.is_initialized() or _has_started():
         raise DistributedError(
             "JAX has already started in this process: call initialize before anything that computes or lists devices, "
             "and do not call jax.distributed.initialize"
         )
-    jax.config.update("jax_enable_preemption_service", False)  # or SIGTERM would be swallowed: see the module
-    where = {} if place is None else _meet(place, timeout)
-    if alone and "SLURM_LOCALID" in os.environ:
-        where["cluster_detection_method"] = "slurm"  # leaves the choice of the task's GPU to JAX
+    jax.config.update("jax_enable_preemption_service", False)  # the service would swallow SIGTERM: see the module
+    arguments = {} if place is None else _meet(place, timeout)
     try:
         jax.distributed.initialize(
-            **where,
+            **arguments,
             initialization_timeout=math.ceil(timeout),
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=heartbeat,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise DistributedError(f"JAX could not join the processes ({error}): start them all again") from error
     _joined = given
 
 
 def shutdown() -> None:
-    """Wait for all processes, then leave; afterwards each ends with its own exit code. Nothing to do for one process.
+    """Wait for all processes, then leave JAX's service; afterwards each process ends with its own exit code.
 
-    It waits as long as the others compute. A process that has failed must not call it, since the others do not come: `session`
-    takes care of that.
+    The call waits as long as the others compute, and does nothing in a single process. A failed process must not call it, since the others
+    would not call it either: use `session`.
     """
     if _joined is not None and jax.distributed.is_initialized():
-        barrier("shutdown")  # JAX's own wait ends after `heartbeat` seconds and aborts
+        barrier("shutdown")  # JAX's own wait aborts the process after `heartbeat` seconds
         jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
 def session(*arguments: Any, **options: Any) -> Iterator[None]:
-    """`initialize`, with its arguments, the body, and `shutdown`; a body that fails ends the process at once, with its own exit code.
+    """Run the body between `initialize`, which takes the arguments, and `shutdown`.
 
-    That is `os._exit`, once the traceback is printed and the body's own ``finally`` clauses have run; nothing outside sees the
-    error or cleans up. Make it the outermost thing a program does. With one process errors pass through as usual.
+    A body that fails ends the process at once with its own exit code: `os._exit` follows the traceback and the ``finally`` clauses of the
+    body, and code outside the session is not reached. Make the session the outermost level of a program. In a single process errors
+    propagate as usual.
 
     Raises:
       DistributedError: as `initialize` does.
@@ -165,7 +172,7 @@ def session(*arguments: Any, **options: Any) -> Iterator[None]:
 
 
 def _leave(error: BaseException) -> None:
-    """End the process as Python would, but without JAX's wait for the others."""
+    """End the process as Python does, without JAX's wait for the others."""
     code = 130 if isinstance(error, KeyboardInterrupt) else 1
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -174,66 +181,66 @@ def _leave(error: BaseException) -> None:
     else:
         print(error.code, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed before
+        with contextlib.suppress(OSError, ValueError):  # closed streams
             stream.flush()
     os._exit(code)
 
 
 def is_first() -> bool:
-    """Whether this is process 0, or the only one."""
+    """True in process 0, and in a single process."""
     return not _are_several() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait, without limit, until every process has come to the barrier ``name``.
+    """Wait, without limit, until every process has reached the barrier ``name``.
 
     Raises:
-      DistributedError: another process is at a barrier of another name.
+      DistributedError: another process is at a barrier with another name.
     """
     all_agree(name, "barrier")
 
 
 def any_process(flag: ArrayLike) -> np.ndarray:
-    """Whether ``flag``, or each of an array of them, holds in at least one process; the same answer in all."""
+    """Logical or of ``flag``, a boolean or an array of booleans, over all processes; the same result in every process."""
     flags = np.asarray(flag, bool)
     return flags if not _are_several() else multihost_utils.process_allgather(flags).any(0)
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's ``value``, by their number, as it comes back from JSON.
+    """Return the ``value`` of every process, in the order of their numbers, after a round trip through JSON.
 
     Raises:
-      TypeError, ValueError: not a value that JSON can write.
+      TypeError, ValueError: JSON cannot represent the value.
     """
     text = json.dumps(value).encode()
     if not _are_several():
         return [json.loads(text)]
-    # Few sizes of messages mean few compilations; JSON ignores spaces at its end.
-    room = 1 << int(multihost_utils.process_allgather(np.int32(len(text))).max()).bit_length()
-    texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(room), np.uint8))
-    return [json.loads(each.tobytes()) for each in texts]
+    # Few message sizes mean few compilations; JSON ignores trailing spaces.
+    length = 1 << int(multihost_utils.process_allgather(np.int32(len(text))).max()).bit_length()
+    texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(length), np.uint8))
+    return [json.loads(row.tobytes()) for row in texts]
 
 
 def _are_several() -> bool:
-    """Whoever joined them; JAX starts no device to tell."""
+    """True if several processes were joined, by this module or by JAX. Starts no backend."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def from_first(value: Any) -> Any:
-    """Return process 0's ``value`` in every process, as it comes back from JSON; the others' is not looked at.
+    """Return the ``value`` of process 0 in every process, after a round trip through JSON; other values are ignored.
 
     Raises:
-      TypeError, ValueError: process 0's value is not one that JSON can write.
+      TypeError, ValueError: JSON cannot represent the value of process 0.
     """
     return gather(value if is_first() else None)[0]
 
 
 def all_agree(value: Any, what: str = "value") -> None:
-    """Raise in every process unless ``value``, as JSON writes it, is the same in all.
+    """Raise in every process unless the JSON of ``value`` is the same in all.
 
     Raises:
-      DistributedError: names the processes whose value is not process 0's.
-      TypeError, ValueError: not a value that JSON can write.
+      DistributedError: some values differ from that of process 0; the message names the processes.
+      TypeError, ValueError: JSON cannot represent the value.
     """
     text = json.dumps(value, sort_keys=True)
     if not _are_several():
@@ -247,48 +254,23 @@ def all_agree(value: Any, what: str = "value") -> None:
         )
 
 
-def find_place(environ: Mapping[str, str]) -> Place | None:
-    """Read this process's place from a cluster's environment variables; None without a cluster, or for one process.
+def _launcher_started_several(environ: Mapping[str, str]) -> bool:
+    """True if srun, mpirun or Cloud TPUs started several processes, which `jax.distributed.initialize` detects by itself.
 
-    *SLURM*, inside ``srun``: ``SLURM_STEP_NUM_TASKS`` and ``SLURM_PROCID``; the coordinator is the first host of
-    ``SLURM_STEP_NODELIST``. *Cloud TPU under Kubernetes*: ``TPU_WORKER_HOSTNAMES`` (or ``TPU_PROCESS_ADDRESSES``),
-    ``TPU_WORKER_ID`` and, for several slices, ``MEGASCALE_COORDINATOR_ADDRESS``, ``MEGASCALE_NUM_SLICES``,
-    ``MEGASCALE_SLICE_ID``. Ports are those that JAX 0.10 chooses (the folder ``clusters`` of its source), unless
-    ``JAX_COORDINATOR_PORT`` names one. Not tried on such clusters. Elsewhere, as under Open MPI or Kubernetes without
-    TPUs, give `initialize` its arguments.
+    A shell or a batch script inside a SLURM allocation is a single process, whatever the number of tasks of the allocation. TPU VMs whose
+    topology only the metadata server knows count as several (JAX sets TPU_ML_PLATFORM at import).
     """
     if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
-        num_processes, process_id = int(environ.get("SLURM_STEP_NUM_TASKS", "1")), int(environ["SLURM_PROCID"])
-        (first, *_) = re.finditer(r"(\[[^]]*\]|[^,\[])*", environ["SLURM_STEP_NODELIST"])  # of a[001-015,020]b,other
-        host = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first.group())
-        port = 61440 + int(environ.get("SLURM_JOB_ID", "0")) % 4096
-    elif "TPU_WORKER_ID" in environ and (names := _tpu_hosts(environ)):
-        num_slices, slice_id = (
-            int(environ.get("MEGASCALE_NUM_SLICES", "1")),
-            int(environ.get("MEGASCALE_SLICE_ID", "0")),
-        )
-        num_processes, process_id = len(names) * num_slices, int(environ["TPU_WORKER_ID"]) + slice_id * len(names)
-        host = environ.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).split(":")[0]
-        port = 8482
-    else:
-        return None
-    if num_processes == 1:
-        return None
-    return Place(f"{host}:{environ.get('JAX_COORDINATOR_PORT', port)}", num_processes, process_id)
-
-
-def _tpu_hosts(environ: Mapping[str, str]) -> list[str]:
-    names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
-    return names.split(",") if names else []
-
-
-def _asks_metadata(environ: Mapping[str, str]) -> bool:
-    """Whether only a metadata server knows: JAX, when imported, has left word that it found TPUs and may ask."""
-    return "TPU_ML_PLATFORM" in environ and "TPU_SKIP_MDS_QUERY" not in environ and not _tpu_hosts(environ)
+        return int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if "OMPI_MCA_orte_hnp_uri" in environ:
+        return int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    if hosts := environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES"):
+        return "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
+    return "TPU_ML_PLATFORM" in environ and "TPU_SKIP_MDS_QUERY" not in environ
 
 
 def _has_started() -> bool:
-    """Whether JAX has its devices: their number can be changed until then, and no public function says so."""
+    """True if JAX has started its devices. No public function tells; their number can be changed until then."""
     number = jax.config.jax_num_cpu_devices
     try:
         jax.config.update("jax_num_cpu_devices", number + 1)
@@ -298,7 +280,7 @@ def _has_started() -> bool:
     return False
 
 
-def _checked(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place | None:
+def _check_arguments(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place | None:
     if (coordinator, num_processes, process_id) == (None, 1, None):
         return None
     if coordinator is None or num_processes is None or process_id is None:
@@ -316,10 +298,10 @@ def _checked(coordinator: str | None, num_processes: int | None, process_id: int
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", address)
-    if not found or not 0 < int(found[3]) < 65536:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", address)
+    if not match or not 0 < int(match[3]) < 65536:
         raise DistributedError(f"an address must be HOST:PORT, got {address!r}: write for instance 10.0.0.1:1234 or [fd00::1]:1234")
-    return found[1] or found[2], int(found[3])
+    return match[1] or match[2], int(match[3])
 
 
 def _join(ids: list[int]) -> str:
@@ -327,10 +309,10 @@ def _join(ids: list[int]) -> str:
 
 
 def _meet(place: Place, timeout: float) -> dict[str, Any]:
-    """Wait until all processes are there; returns what `jax.distributed.initialize` needs to know of them."""
-    address = None  # process 0 alone listens
+    """Wait for all processes; returns the arguments of `jax.distributed.initialize`."""
+    address = None  # only process 0 listens
     if place.process_id == 0:
-        address = _gather(place, timeout)
+        address = _wait_for_others(place, timeout)
     else:
         _report(place, timeout)
     return {
@@ -342,18 +324,18 @@ def _meet(place: Place, timeout: float) -> dict[str, Any]:
     }
 
 
-def _gather(place: Place, timeout: float) -> str:
-    """In process 0: wait for the others and tell them the outcome; returns the address it listened on."""
+def _wait_for_others(place: Place, timeout: float) -> str:
+    """In process 0: wait for the others and send them the outcome; returns the address of the socket."""
     deadline = time.monotonic() + timeout
     server, host, address = _listen(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", place.coordinator))
-    there: dict[socket.socket, int] = {}
+    present: dict[socket.socket, int] = {}
     problem = ""
     with contextlib.ExitStack() as stack:
         stack.enter_context(server)
-        while len(there) < place.num_processes - 1 and not problem:
-            ready, _, _ = select.select([server, *there], [], [], max(0.0, deadline - time.monotonic()))
-            for gone in there.keys() & {*ready}:  # nothing is to come but the end, of one that has waited enough
-                del there[gone]
+        while len(present) < place.num_processes - 1 and not problem:
+            ready, _, _ = select.select([server, *present], [], [], max(0.0, deadline - time.monotonic()))
+            for gone in present.keys() & {*ready}:  # it sends nothing more: it has closed after its own timeout
+                del present[gone]
             if server in ready:
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(1.0)
@@ -363,44 +345,44 @@ def _gather(place: Place, timeout: float) -> str:
                         f"process {process_id} expects {num_processes} processes, process 0 expects "
                         f"{place.num_processes}: give all the same num_processes"
                     )
-                elif process_id in there.values():
+                elif process_id in present.values():
                     problem = f"two processes have the number {process_id}: give each its own process_id"
                 if process_id is not None:  # not a stranger
-                    there[connection] = process_id
+                    present[connection] = process_id
             elif not ready:
-                missing = sorted({*range(1, place.num_processes)} - {*there.values()})
+                missing = sorted({*range(1, place.num_processes)} - {*present.values()})
                 problem = (
                     f"process {_join(missing)} of {place.num_processes} did not come to process 0 at {address} within "
                     f"{timeout:g} s: see what it printed, start all with the same coordinator, or allow a longer timeout"
                 )
                 if ipaddress.ip_address(host).is_loopback:
                     problem += "; only processes on process 0's host reach this address"
-        for connection in there:
+        for connection in present:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
-                connection.recv(1)  # it closes first, so that the port is free for JAX at once
+                connection.recv(1)  # the other side closes first, so that the port is free for JAX at once
     if problem:
         raise DistributedError(problem)
     return address
 
 
 def _listen(address: str) -> tuple[socket.socket, str, str]:
-    """A socket at ``address``; its host as a number; and both, for JAX."""
+    """Return a socket at ``address``, its numeric host, and HOST:PORT for JAX."""
     host, port = _host_and_port(address)
     try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.create_server(where, family=family)
+        family, _, _, _, socket_address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server = socket.create_server(socket_address, family=family)
     except OSError as error:
         raise DistributedError(
             f"process 0 cannot listen on {address} ({error}): name an address of its own host and a free port, and "
             "give only one process the number 0"
         ) from error
-    number = str(where[0])
+    number = str(socket_address[0])
     return server, number, f"[{number}]:{port}" if family == socket.AF_INET6 else f"{number}:{port}"
 
 
 def _report(place: Place, timeout: float) -> None:
-    """In the other processes: tell process 0 that this one is there, and hear from it whether all are."""
+    """In the other processes: report to process 0 and receive the outcome."""
     deadline = time.monotonic() + timeout
     refused = "it answered something else"
     while (left := deadline - time.monotonic()) > 0:
@@ -408,7 +390,7 @@ def _report(place: Place, timeout: float) -> None:
             with socket.create_connection(_host_and_port(place.coordinator), timeout=left) as connection:
                 hello = {"num_processes": place.num_processes, "process_id": place.process_id}
                 connection.sendall(json.dumps(hello).encode() + b"\n")
-                connection.settimeout(left + 2.0)  # if both began together, process 0 tells first who is missing
+                connection.settimeout(left + 2.0)  # if both started together, process 0 reports the missing process first
                 (problem,) = _receive(connection, "problem")
         except OSError as error:
             problem, refused = None, str(error)
@@ -424,10 +406,10 @@ def _report(place: Place, timeout: float) -> None:
 
 
 def _receive(connection: socket.socket, *keys: str) -> list[Any]:
-    """The values of ``keys`` in a line of JSON, None for each unless there is such a line."""
+    """Values of ``keys`` in a line of JSON; None for each if the line is missing or malformed."""
     try:
         with connection.makefile("rb") as lines:
-            message = json.loads(lines.readline(_LONGEST_LINE))
+            message = json.loads(lines.readline(_MAX_LINE))
         return [message[key] for key in keys]
     except (OSError, ValueError, KeyError, TypeError):
         return [None] * len(keys)

@@ -23,9 +23,9 @@ def program_cache(maxsize: int) -> Callable[[Callable], Any]:
 
 
 def evict_compiled_programs() -> None:
-    """Drop all compiled programs if they hold more than half of the memory maps that Linux allows a process.
+    """Drop all compiled programs if the process holds more than half of the memory maps that Linux allows.
 
-    A program holds some hundreds of maps, and XLA crashes when none is left. Programs come back from the compilation cache on disk.
+    A program holds hundreds of maps, and XLA crashes without a free map. Dropped programs are reloaded from the compilation cache on disk.
     """
     held, allowed = memory_maps()
     if held > allowed / 2:
@@ -35,7 +35,7 @@ def evict_compiled_programs() -> None:
 
 
 def memory_maps() -> tuple[int, int]:
-    """The numbers of memory maps that the process holds and may hold; (0, 0) where the system does not say."""
+    """Return the number of memory maps of the process, and its limit; (0, 0) if the system reports neither."""
     with contextlib.suppress(OSError):
         return Path("/proc/self/maps").read_bytes().count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
     return 0, 0

@@ -1,8 +1,11 @@
-"""A run's folder: settings and finished pieces of work, safe against kills, mix-ups and a second writer.
+"""The folder of a run: settings and finished pieces of work, safe against kills, mix-ups and a second writer.
 
-A piece is a named dictionary of arrays in a file of its own, written whole or not at all. A run that is started again finds the pieces that
-are there and goes on. Settings that differ from those of the folder are refused, with the difference. Nothing read from a
-folder is ever executed.
+A piece is a named dictionary of arrays. Each piece has a file of its own, which is whole or absent. A restarted run continues from the
+pieces in its folder. `Store` refuses settings that differ from those of the folder and shows the difference. Reading a folder executes
+nothing.
+
+config.json holds the provenance of the first start at its top level, the settings under ``settings``, and the provenance of every start,
+in order, under ``starts``.
 
 >>> import tempfile
 >>> import numpy as np
@@ -16,7 +19,6 @@ folder is ever executed.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -27,22 +29,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import filelock
 import numpy as np
 
 from jaxbp.runtime.files import write_atomically
 
-CONFIG = "config.json"
+CONFIG, SETTINGS, STARTS = "config.json", "settings", "starts"
 _PIECES = "pieces"
-_LONG = 20  # values of a list that are shown
-_SMALL = 1024  # bytes of an array's file that a number never exceeds
+_MAX_SHOWN = 20  # values of a list in an error message
+_NUMBER_BYTES = 1024  # upper bound on the file of a single number
 
 
 class StoreError(RuntimeError):
-    """The folder cannot serve this run: in use, of other settings, damaged or not writable."""
+    """The folder cannot serve this run: in use, made with other settings, damaged or not writable."""
 
 
 class Reader:
-    """The finished pieces in a folder, whoever is writing to it."""
+    """Read access to the finished pieces of a folder, also while another process writes to it."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
@@ -57,24 +60,32 @@ class Reader:
         """Read a piece.
 
         Raises:
-          KeyError: it is not there.
-          StoreError: its file is truncated or is no piece.
+          KeyError: the folder has no such piece.
+          StoreError: the file of the piece is damaged.
         """
         return dict(self.lazy(name))
 
-    def lazy(self, name: str) -> "Piece":
-        """A piece whose arrays are read when they are asked for, each time anew; errors are those of `get`."""
+    def lazy(self, name: str) -> "StoredArrays":
+        """Return a piece whose arrays are read from disk at every access.
+
+        Raises:
+          KeyError: the folder has no such piece.
+          StoreError: the file of the piece is damaged.
+        """
         path = self._path(name)
         if not path.exists():
             raise KeyError(f"{self.folder} holds no piece {name!r}")
-        return Piece(path)
+        return StoredArrays(path)
 
 
-class Piece(Mapping):
-    """The arrays of a piece by name, each read from its file when it is asked for.
+class StoredArrays(Mapping):
+    """The arrays of a piece by name; every access reads the array from the file.
+
+    Attributes:
+      small: names of the arrays that are small enough to be a single number.
 
     Raises:
-      StoreError: its file is truncated or is no piece.
+      StoreError: the file is damaged.
     """
 
     def __init__(self, path: Path):
@@ -82,7 +93,7 @@ class Piece(Mapping):
         with self._archive() as archive:
             self._names = tuple(archive.files)
             sizes = [archive.zip.getinfo(f"{name}.npy").file_size for name in self._names]
-        self.small = frozenset(name for name, size in zip(self._names, sizes, strict=True) if size <= _SMALL)
+        self.small = frozenset(name for name, size in zip(self._names, sizes, strict=True) if size <= _NUMBER_BYTES)
 
     @contextlib.contextmanager
     def _archive(self) -> Iterator[Any]:
@@ -106,90 +117,110 @@ class Piece(Mapping):
 
 
 class Store(Reader):
-    """The folder of one run; a context manager that holds the folder's lock until it is left.
+    """The folder of one run; a context manager that holds the lock of the folder.
+
+    The operating system releases the lock when the process ends, also after kill -9.
 
     Args:
-      folder: made if it is not there.
-      settings: what identifies the run; anything JSON can write. Must equal what the folder holds.
-      facts: what is worth knowing but does not identify it (versions, devices); kept from the first start.
-      process: of several that share the folder as one run; each holds a lock of its own.
+      folder: created if absent.
+      settings: the identity of the run, as JSON; a folder with other settings is refused.
+      provenance: facts that do not identify the run (versions, devices, commit). Those of the first start stay at the top level of
+        config.json; those of every start are appended to ``starts``.
+      process: number of this process among those that share the folder. Each process holds a lock of its own; process 0 records
+        the starts.
 
     Raises:
-      StoreError: another process uses the folder, its settings differ, it cannot be read or written.
+      StoreError: another run uses the folder, its settings differ, or it cannot be read or written.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike,
         settings: Mapping[str, Any],
-        facts: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
         *,
         process: int = 0,
     ):
         super().__init__(folder)
+        path = self.folder / (f".lock-{process}" if process else ".lock")
         try:
             (self.folder / _PIECES).mkdir(parents=True, exist_ok=True)
-            lock = f".lock-{process}" if process else ".lock"
-            self._lock = open(self.folder / lock, "w")  # noqa: SIM115 - held until `close`
+            path.touch()
         except OSError as error:
             raise StoreError(f"cannot write to {self.folder} ({error.strerror}): name another folder") from error
+        # Without flock, filelock would fall back to a file that outlives a killed process. Any thread may close the store.
+        self._lock = filelock.FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            why = "is in use by another run" if isinstance(error, BlockingIOError) else f"has no locks ({error.strerror})"
-            raise StoreError(f"{self.folder} {why}: wait for it, or name another folder") from error
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise StoreError(f"{self.folder} is in use by another run: wait for it, or name another folder") from error
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(f"{self.folder} has no locks ({error}): wait for it, or name another folder") from error
         try:
             if process == 0:
-                self._tidy()
-            self.config = self._settle({**(facts or {}), "settings": json.loads(json.dumps(settings))})
+                self._remove_temporary_files()
+            self.config = self._open_config(json.loads(json.dumps(settings)), dict(provenance or {}), writes=process == 0)
         except BaseException:
             self.close()
             raise
 
-    def _tidy(self) -> None:
-        """Remove what a kill left of files that were being written."""
+    def _remove_temporary_files(self) -> None:
+        """Remove files that a killed process was writing."""
         for folder in (self.folder, self.folder / _PIECES):
             for path in folder.glob(".*.????????"):
                 path.unlink(missing_ok=True)
 
-    def _settle(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _open_config(self, settings: dict[str, Any], provenance: dict[str, Any], *, writes: bool) -> dict[str, Any]:
+        """Compare the settings with those of the folder, and record this start."""
         path = self.folder / CONFIG
-        if not path.exists():
-            self.write(CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-            return config
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            there = dict(found["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is damaged ({error}): delete the folder, or name another") from error
-        if changes := _differences(there, config["settings"]):
-            raise StoreError(
-                f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
-                "give the settings of that run to go on with it, or name another folder"
-            )
-        return found
+        config: dict[str, Any] = {**provenance, SETTINGS: settings, STARTS: []}
+        if known := path.exists():
+            try:
+                config = json.loads(path.read_text("utf-8"))
+                settings_there, starts = dict(config[SETTINGS]), list(config.get(STARTS, []))
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(f"{path} is damaged ({error}): delete the folder, or name another") from error
+            if changes := _differences(settings_there, settings):
+                raise StoreError(
+                    f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
+                    "give the settings of that run to go on with it, or name another folder"
+                )
+            config[STARTS] = starts
+        if not known or (writes and provenance):
+            if provenance:
+                config[STARTS] = [*config[STARTS], provenance]
+            self._write_config(config)
+        return config
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        self.write(CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Write a piece; when this returns it is on disk whole."""
+        """Write a piece; on return it is on disk, whole.
+
+        Raises:
+          StoreError: the piece cannot be written.
+        """
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
         _write(self._path(name), buffer.getvalue())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file of the folder that is no piece, such as a table of all of them."""
+        """Write a file beside the pieces, such as a table of results, whole or not at all.
+
+        Raises:
+          StoreError: the file cannot be written.
+        """
         _write(self.folder / name, data)
 
-    def note(self, **facts: Any) -> None:
-        """Add facts to config.json, such as the time a run took."""
-        self.config = {**self.config, **facts}
-        self.write(CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
+    def add_metadata(self, **entries: Any) -> None:
+        """Add entries, such as the wall time, to the top level of config.json."""
+        self.config = {**self.config, **entries}
+        self._write_config(self.config)
 
     def close(self) -> None:
-        """Let go of the folder."""
-        with contextlib.suppress(ValueError):  # closed before
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._lock.close()
+        """Release the lock of the folder."""
+        self._lock.release()
 
     def __enter__(self) -> "Store":
         return self
@@ -199,7 +230,7 @@ class Store(Reader):
 
 
 class Memory:
-    """Pieces of a run that is not kept; as a `Store` without a folder."""
+    """A `Store` without a folder: pieces stay in memory."""
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -209,16 +240,16 @@ class Memory:
         return name in self._pieces
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Keep a piece."""
+        """Store a piece."""
         self._pieces[name] = {key: np.asarray(value) for key, value in arrays.items()}
 
     def lazy(self, name: str) -> dict[str, np.ndarray]:
-        """A piece that was kept."""
+        """Return a piece."""
         return self._pieces[name]
 
-    def note(self, **facts: Any) -> None:
-        """Keep facts."""
-        self.config |= facts
+    def add_metadata(self, **entries: Any) -> None:
+        """Add entries to the configuration."""
+        self.config |= entries
 
     def __enter__(self) -> "Memory":
         return self
@@ -234,21 +265,21 @@ def _write(path: Path, data: bytes) -> None:
         raise StoreError(f"cannot write {path} ({error.strerror}); what was finished before is safe") from error
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in sorted({*there, *here}):
-        old, new = there.get(name, "not set"), here.get(name, "not set")
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif json.dumps(old) != json.dumps(new):  # 1, 1.0 and True are equal, but not the same
-            found.append(f"{prefix}{name}: {_told(old, new)}")
-    return found
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name, "not set"), new.get(name, "not set")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += _differences(before, after, f"{prefix}{name}.")
+        elif json.dumps(before) != json.dumps(after):  # Python equates 1, 1.0 and True
+            lines.append(f"{prefix}{name}: {_describe(before, after)}")
+    return lines
 
 
-def _told(old: Any, new: Any) -> str:
+def _describe(old: Any, new: Any) -> str:
     lists = isinstance(old, list) and isinstance(new, list)
-    if not lists or max(len(old), len(new)) <= _LONG:
+    if not lists or max(len(old), len(new)) <= _MAX_SHOWN:
         return f"{old} there, {new} now"
-    where = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-    first, second = (str(values[where]) if where < len(values) else "nothing" for values in (old, new))
-    return f"{len(old)} values there, {len(new)} now; at position {where} {first} there, {second} now"
+    position = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    first, second = (str(values[position]) if position < len(values) else "nothing" for values in (old, new))
+    return f"{len(old)} values there, {len(new)} now; at position {position} {first} there, {second} now"

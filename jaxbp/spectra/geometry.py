@@ -1,10 +1,10 @@
-"""What a linear layer is as an operator: window, map, strides, padding, dilation, groups, channels.
+"""Geometry of a linear layer as an operator: window, map, strides, padding, dilation, groups and channels.
 
-A convolution takes maps (\\*spatial, inputs) to maps (\\*output_spatial, outputs): a matrix of shape `Geometry.shape`, far too
-large to write down. Output o and input i are tied by the tap t of the window with i = o strides + t dilation - padding, along each
-axis. With circular padding indices count modulo the map and the matrix is block-circulant; with zeros, taps that fall off the map are
-dropped. `Geometry.torus` says in which circular convolution a zero-padded one lies, and `Geometry.gap` how far it is from it. A dense
-layer is a convolution without axes.
+A convolution maps (\\*spatial, inputs) to (\\*output_spatial, outputs). As a matrix it has the shape `Geometry.shape`, which is far too
+large to form. Tap t of the window connects output o and input i if i = o strides + t dilation - padding, along each axis. With circular
+padding, indices are taken modulo the map and the matrix is block-circulant; with zero padding, taps outside the map are dropped.
+`Geometry.torus` is the torus of a circular convolution that contains a zero-padded one, and `Geometry.changed_rank` bounds the rank of
+their difference. A dense layer is a convolution without axes.
 
 >>> from jaxbp.spectra import Geometry
 >>> layer = Geometry.of((3, 3, 64, 128), (32, 32), strides=2, padding="zero")
@@ -29,9 +29,17 @@ Padding = str | Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The static side of a linear layer; kernels are (\\*window, inputs / groups, outputs).
+    """Geometry of a linear layer with kernels (\\*window, inputs / groups, outputs).
 
-    ``padding`` is "circular" or (low, high) zeros for each axis.
+    Attributes:
+      window: extents of the window, one an axis.
+      spatial: extents of the input map.
+      strides: of the window.
+      padding: "circular", or (low, high) zeros for each axis.
+      dilation: of the window.
+      groups: groups of channels.
+      inputs: input channels of all groups.
+      outputs: output channels of all groups.
     """
 
     window: tuple[int, ...]
@@ -54,17 +62,17 @@ class Geometry:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> "Geometry":
-        """Check and complete a layer's geometry.
+        """Check a layer's description and return its geometry.
 
         Args:
           kernel_shape: (\\*window, inputs / groups, outputs).
-          spatial: the extents of the input map, one an axis of the window; () for a dense layer.
-          strides, dilation: of the window, one number or one an axis.
-          padding: "circular", "zero" (or "SAME"), "VALID", or pairs of zeros before and behind each axis.
-          groups: of channels, as in ``feature_group_count``.
+          spatial: the extents of the input map, one for each axis of the window; () for a dense layer.
+          strides, dilation: of the window, one number for all axes or one for each.
+          padding: "circular", "zero" (or "SAME"), "VALID", or numbers (low, high) of zeros before and after each axis.
+          groups: groups of channels, as in ``feature_group_count``.
 
         Raises:
-          ValueError: what does not fit together, or a circular map that its stride does not divide.
+          ValueError: for shapes that do not fit together, or a circular map whose extent is no multiple of the stride.
         """
         spatial = tuple(int(n) for n in spatial)
         axes = len(spatial)
@@ -80,32 +88,38 @@ class Geometry:
             raise ValueError(f"groups must divide the outputs, got {groups} groups and {outputs} outputs")
         strides, dilation = _per_axis("strides", strides, axes), _per_axis("dilation", dilation, axes)
         reach = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
-        found = cls(
-            tuple(window), spatial, strides, _pads(padding, spatial, reach, strides), dilation, groups,
-            inputs * groups, outputs,
-        )  # fmt: skip
-        if found.padding == "circular" and any(n % s for n, s in zip(spatial, strides, strict=True)):
+        geometry = cls(
+            window=tuple(window),
+            spatial=spatial,
+            strides=strides,
+            padding=_pads(padding, spatial, reach, strides),
+            dilation=dilation,
+            groups=groups,
+            inputs=inputs * groups,
+            outputs=outputs,
+        )
+        if geometry.padding == "circular" and any(n % s for n, s in zip(spatial, strides, strict=True)):
             raise ValueError(
                 f"with circular padding the strides {strides} must divide the map {spatial}: the operator has no frequencies "
                 "otherwise; pad the map, or ask for padding='zero'"
             )
-        if min(found.output_spatial, default=1) < 1:
+        if min(geometry.output_spatial, default=1) < 1:
             raise ValueError(f"the window reaches over {reach} pixels, more than the padded map {spatial} has")
-        return found
+        return geometry
 
     @property
     def circular(self) -> bool:
-        """Whether indices count modulo the map; also true of a layer whose taps never leave it."""
+        """Whether indices are taken modulo the map; also True for a layer whose taps never leave the map."""
         return self.padding == "circular" or all(pads == (0, 0) and w == 1 for pads, w in zip(self.zeros, self.window, strict=True))
 
     @property
     def zeros(self) -> tuple[tuple[int, int], ...]:
-        """Zeros before and behind each axis: none where indices count modulo the map."""
+        """Numbers of zeros before and after each axis; 0 for circular padding."""
         return ((0, 0),) * len(self.spatial) if self.padding == "circular" else self.padding
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """Pixels from the first to the last tap, along each axis."""
+        """Number of pixels from the first to the last tap, along each axis."""
         return tuple((w - 1) * d + 1 for w, d in zip(self.window, self.dilation, strict=True))
 
     @property
@@ -123,7 +137,7 @@ class Geometry:
 
     @property
     def torus(self) -> tuple[int, ...]:
-        """Extents of the outputs of the circular convolution that this one is, or out of which it is cut."""
+        """Output extents of the circular convolution that equals this layer, or that contains it as a submatrix."""
         if self.circular:
             return self.output_spatial
         sizes = zip(self.output_spatial, self.spatial, self.reach, self.strides, strict=True)
@@ -139,12 +153,18 @@ class Geometry:
             batch = jnp.pad(batch, [(0, 0), *((0, reach - 1) for reach in self.reach), (0, 0)], mode="wrap")
         last = (0, axes + 1, *range(1, axes + 1))
         return lax.conv_general_dilated(
-            batch, kernel, self.strides, self.zeros, rhs_dilation=self.dilation, feature_group_count=self.groups,
-            dimension_numbers=lax.ConvDimensionNumbers(last, (axes + 1, axes, *range(axes)), last), precision="highest",
-        )[0]  # fmt: skip
+            batch,
+            kernel,
+            self.strides,
+            self.zeros,
+            rhs_dilation=self.dilation,
+            feature_group_count=self.groups,
+            dimension_numbers=lax.ConvDimensionNumbers(last, (axes + 1, axes, *range(axes)), last),
+            precision="highest",
+        )[0]
 
     def tap_counts(self) -> np.ndarray:
-        """(\\*window) outputs that see the map through each tap: what its squares count for in the Frobenius norm."""
+        """(\\*window) number of outputs that see the map through each tap: the tap's weight in the squared Frobenius norm."""
         if self.circular:
             return np.full(self.window, float(math.prod(self.output_spatial)))
         sights = zip(self.sights(), self.spatial, strict=True)
@@ -152,7 +172,7 @@ class Geometry:
         return functools.reduce(np.multiply, np.ix_(*counts))
 
     def changed_rank(self) -> int:
-        """A bound on the rank of (the circular convolution on `torus`) - (this one, filled up with zeros)."""
+        """Upper bound on the rank of the circular convolution on `torus` minus this layer, extended by zeros."""
         if self.circular:
             return 0
         rows, columns = [], []
@@ -162,18 +182,18 @@ class Geometry:
             sight = np.arange(m)[:, None] * stride + np.arange(taps) * dilation - pads[0]
             kept = (sight >= 0) & (sight < n) & (np.arange(m)[:, None] < (n + sum(pads) - reach) // stride + 1)
             rows.append(int(kept.all(1).sum()))
-            spoilt = np.unique((sight % (m * stride))[~kept])
-            columns.append(m * stride - len(spoilt))
+            changed = np.unique((sight % (m * stride))[~kept])
+            columns.append(m * stride - len(changed))
         whole = math.prod(self.torus)
         by_rows = (whole - math.prod(rows)) * self.outputs
         by_columns = (whole * math.prod(self.strides) - math.prod(columns)) * self.inputs
         return min(by_rows, by_columns)
 
     def overshoot(self) -> float:
-        """By how much at most the symbol exceeds, between the frequencies of the torus, what it is there; infinite if unknown.
+        """Upper bound on the symbol's largest value between the frequencies of the torus, relative to that at them; infinite if unknown.
 
-        Between its taps' ends q apart on the coarse map an entry is a function of exponential type q / 2, and falls from a maximum no
-        faster than a cosine; the next frequency is at most pi / M away.
+        An entry of the symbol whose taps lie within q coarse pixels is a function of exponential type q / 2. It falls from a maximum no
+        faster than a cosine, and the next frequency is at most pi / M away.
         """
         factor = 1.0
         for reach, stride, m in zip(self.reach, self.strides, self.torus, strict=True):
@@ -184,7 +204,7 @@ class Geometry:
         return factor
 
     def sights(self) -> list[np.ndarray]:
-        """For each axis (outputs, taps): the pixel that an output sees through a tap, be it on the map or not."""
+        """For each axis (outputs, taps): the pixel that an output sees through a tap, on the map or outside."""
         sizes = zip(self.output_spatial, self.window, self.strides, self.dilation, self.zeros, strict=True)
         return [np.arange(m)[:, None] * s + np.arange(w) * d - low for m, w, s, d, (low, _) in sizes]
 
@@ -213,7 +233,7 @@ def _pads(padding: Padding, spatial: tuple, reach: Sequence[int], strides: tuple
 def symmetric_frequencies(extents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies of a torus up to sign: those equal to their negative (R, axes), and one of each other pair (C, axes).
 
-    A real kernel's symbol at -g is the conjugate of that at g, and real where both are one.
+    A real kernel's symbol at -g is the conjugate of the symbol at g; it is real where g = -g.
     """
     every = list(itertools.product(*map(range, extents)))
     negative = [tuple((-g) % m for g, m in zip(f, extents, strict=True)) for f in every]

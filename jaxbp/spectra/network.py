@@ -1,9 +1,8 @@
-"""The linear layers of a network as operators, at the map sizes that they really meet, and the spectra of all of them.
+"""The linear layers of a network as operators, at the map sizes that occur in the network, and the spectra of all layers.
 
-Nothing is typed in: `jaxbp.jaxprs.linear_layers` traces the function and finds each place where a parameter multiplies data, with
-window, strides, padding, dilation, groups and the extents of the map, in any Flax model or plain function. A rearranged or rescaled
-parameter (the NTK parametrisation) is followed: the spectrum is that of the operator in effect. Layers of equal geometry are stacked
-and decomposed at once.
+`jaxbp.jaxprs.linear_layers` traces the function and finds each place where a parameter multiplies data, with window, strides, padding,
+dilation, groups and the extents of the map, in any Flax model or plain function. Rearranged or rescaled parameters (the NTK
+parametrisation) are followed: the spectrum is that of the effective operator. Layers of equal geometry are stacked and decomposed together.
 
 >>> import jax, jax.numpy as jnp
 >>> from jax import lax
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxbp.jaxprs import linear_layers
 from jaxbp.spectra.geometry import Geometry
@@ -41,15 +41,14 @@ class Layer:
     """One linear layer of a network.
 
     Attributes:
-      name: the path of its parameter, joined by "/"; a further use elsewhere of the same parameter is "... (use 2)".
+      name: path of the parameter, joined by "/"; a further use of the same parameter with another geometry is "... (use 2)".
       kind: "conv" or "dense".
-      geometry: what it is as an operator.
-      leaf: the parameter's place among the leaves of the parameters.
-      first: whether no layer of its kind comes before it.
-      shortcut: whether it is a convolution beside another one that reads the same map, and has the smaller window, or with equal
-        windows the more outputs.
-      kernel_fn: from the parameter to the kernel (\\*window, inputs / groups, outputs) of the geometry; linear, up to a number a
-        rearrangement.
+      geometry: the layer as an operator.
+      leaf: index of the parameter among the leaves of the parameters.
+      first: whether the layer is the first of its kind.
+      shortcut: whether the layer is a convolution that reads the same map as another convolution, with a smaller window, or with an equal
+        window and more outputs.
+      kernel_fn: from the parameter to the kernel (\\*window, inputs / groups, outputs) of the geometry; a rearrangement times a number.
     """
 
     name: str
@@ -61,112 +60,109 @@ class Layer:
     kernel_fn: Callable[[jax.Array], jax.Array]
 
     def changed(self, parameter: jax.Array, change: jax.Array) -> jax.Array:
-        """The parameter whose kernel is that of ``parameter`` plus ``change``."""
+        """The parameter whose kernel is the kernel of ``parameter`` plus ``change``."""
         kernel, pullback = jax.vjp(self.kernel_fn, parameter)
-        (back,) = pullback(change.astype(kernel.dtype))
+        (pulled_back,) = pullback(change.astype(kernel.dtype))
         # kernel_fn is scale times a permutation, so its adjoint is scale^2 times its inverse.
         (squared_scale,) = pullback(self.kernel_fn(jnp.ones_like(parameter)))
-        return parameter + back / squared_scale
+        return parameter + pulled_back / squared_scale
 
 
 Pattern = str | Callable[[Layer], bool] | None
 
 
-def layers_of(fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None) -> tuple[Layer, ...]:
+def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern = None) -> tuple[Layer, ...]:
     """The linear layers of ``fn(params, inputs)`` in the order of their use.
 
     Args:
-      fn: any function, say a closure over a Flax model's `apply` and its state; it may return anything.
-      params, inputs: arrays or `jax.ShapeDtypeStruct`; only shapes matter. Give one network's, not a stack of seeds.
-      pattern: a regular expression to be found in the name, or a function of a `Layer`; None takes all.
+      fn: any function, for instance a closure over a Flax model's `apply` and state; it may return anything.
+      params, inputs: arrays or `jax.ShapeDtypeStruct` of one network, not of a stack of seeds; only shapes matter.
+      pattern: a regular expression that is searched in the names, or a function of a `Layer`; None selects all layers.
 
     Raises:
-      ValueError: no layer of that pattern; or one that the pattern names has no fixed geometry: its weight is multiplied
-        by a number known only at run time, or it has both strides and input dilation.
+      ValueError: if no layer fits the pattern, or if a layer that the pattern names has no fixed geometry: its weight is multiplied by a
+        number known only at run time, or the layer has both strides and input dilation.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes[0])]
-    found = linear_layers.uses(fn, *shapes)
+    uses = linear_layers.uses(fn, *shapes)
     readers: dict[int, list[_Reader]] = collections.defaultdict(list)
-    for use in found:
+    for use in uses:
         if isinstance(use.geometry, linear_layers.Convolution):
             readers[use.source].append(_Reader(use, use.geometry))
     layers: list[Layer] = []
     refused: dict[str, str] = {}
-    for use in found:
+    for use in uses:
         kind = "conv" if isinstance(use.geometry, linear_layers.Convolution) else "dense"
-        name, again = paths[use.leaf], [layer for layer in layers if layer.leaf == use.leaf]
+        name, earlier = paths[use.leaf], [layer for layer in layers if layer.leaf == use.leaf]
         try:
-            if use.steps is None:
-                raise _NotFixed("its weight is multiplied by a number that is known only at run time")
-            if isinstance(use.geometry, linear_layers.Convolution):
-                geometry, arrange = _convolution(use, use.geometry)
-            else:
-                geometry, arrange = _matmul(use, use.geometry)
-        except _NotFixed as reason:
+            geometry, kernel_fn = _operator(use)
+        except _NotFixedError as reason:
             refused[name] = str(reason)
             continue
-        if any(layer.geometry == geometry for layer in again):
+        if any(layer.geometry == geometry for layer in earlier):
             continue
-        name += f" (use {len(again) + 1})" if again else ""
+        name += f" (use {len(earlier) + 1})" if earlier else ""
         shortcut = kind == "conv" and _is_shortcut(use, readers[use.source])
         first = all(layer.kind != kind for layer in layers)
-        layers.append(Layer(name, kind, geometry, use.leaf, first, shortcut, _chained((*use.steps, arrange))))
-    chosen = choose(layers, pattern)
+        layers.append(Layer(name, kind, geometry, use.leaf, first, shortcut, kernel_fn))
+    selected = select_layers(layers, pattern)
     named = [name for name in refused if pattern is None or (isinstance(pattern, str) and re.search(pattern, name))]
     if named:
         raise ValueError(f"{named[0]} is no fixed operator: {refused[named[0]]}; leave it out by a pattern")
-    return chosen
+    return selected
 
 
-def choose(layers: Sequence[Layer], pattern: Pattern) -> tuple[Layer, ...]:
-    """Those of ``layers`` that the pattern names; ValueError if there are none."""
-    if pattern is None:
-        fits = lambda layer: True  # noqa: E731
-    else:
-        fits = pattern if callable(pattern) else lambda layer: re.search(pattern, layer.name) is not None
-    chosen = tuple(layer for layer in layers if fits(layer))
-    if not chosen:
+def select_layers(layers: Sequence[Layer], pattern: Pattern) -> tuple[Layer, ...]:
+    """The layers that fit the pattern (see `layers_of`); ValueError if there are none."""
+
+    def fits(layer: Layer) -> bool:
+        if pattern is None:
+            return True
+        return pattern(layer) if callable(pattern) else re.search(pattern, layer.name) is not None
+
+    selected = tuple(layer for layer in layers if fits(layer))
+    if not selected:
         names = ", ".join(layer.name for layer in layers) or "none"
         raise ValueError(f"no layer fits the pattern {pattern!r}; linear layers found: {names}")
-    return chosen
+    return selected
 
 
 def inner_convolutions(layer: Layer) -> bool:
-    """The paper's choice of layers: all convolutions but the first and the shortcuts."""
+    """Whether a layer is a convolution, but not the first one or a shortcut: the layers of the paper's rank experiments."""
     return layer.kind == "conv" and not layer.first and not layer.shortcut
 
 
 def of_network(
-    fn: Callable, params: Any, inputs: Any, *, pattern: Pattern = None, padding: str | None = None, **options: Any
+    fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern = None, padding: str | None = None, **options: Any
 ) -> dict[str, Spectrum]:
-    """Spectra of the layers of ``fn(params, inputs)`` by name; those of equal geometry are decomposed together.
+    """Spectra of the layers of ``fn(params, inputs)`` by name; layers of equal geometry are decomposed together.
 
     For stacked seeds: ``jax.vmap(lambda p: spectra.of_network(fn, p, inputs))(stacked)``.
 
     Args:
       fn, params, inputs, pattern: as in `layers_of`.
-      padding: "circular" to take every convolution for a circular one, as the paper does; None for what the network does.
+      padding: "circular" to treat every convolution as circular, as the paper does; None for the padding of the network.
       options: method, route, ends and key of `spectra.of_geometry`.
 
     Raises:
-      ValueError: as in `layers_of` and `spectra.of_geometry`.
+      ValueError: as `layers_of` and `spectra.of_geometry`.
     """
     if padding not in (None, "circular"):
         raise ValueError(f"padding must be None, for what the network does, or 'circular', got {padding!r}")
     layers, leaves = layers_of(fn, params, inputs, pattern=pattern), jax.tree.leaves(params)
     geometry_of = {layer.name: layer.geometry if padding is None else as_circular(layer.geometry) for layer in layers}
-    found: dict[str, Spectrum] = {}
+    spectrum_of: dict[str, Spectrum] = {}
     for members in grouped(layers, leaves, key=lambda layer: geometry_of[layer.name]):
         stack = jnp.stack([layer.kernel_fn(leaves[layer.leaf]) for layer in members])
-        together = of_geometry(stack, geometry_of[members[0].name], **options)
+        stacked = of_geometry(stack, geometry_of[members[0].name], **options)
         for index, layer in enumerate(members):
-            found[layer.name] = jax.tree.map(lambda a, index=index: a[index], together)
-    return {layer.name: found[layer.name] for layer in layers}
+            spectrum_of[layer.name] = jax.tree.map(lambda a, index=index: a[index], stacked)
+    return {layer.name: spectrum_of[layer.name] for layer in layers}
 
 
 def grouped(layers: Sequence[Layer], leaves: Sequence, key: Callable[[Layer], Any]) -> list[list[Layer]]:
-    """Layers that can be stacked: of equal ``key`` and dtype."""
+    """Groups of layers that can be stacked: layers of equal ``key`` and dtype."""
     groups = collections.defaultdict(list)
     for layer in layers:
         groups[key(layer), jnp.result_type(leaves[layer.leaf])].append(layer)
@@ -174,18 +170,27 @@ def grouped(layers: Sequence[Layer], leaves: Sequence, key: Callable[[Layer], An
 
 
 def as_circular(geometry: Geometry) -> Geometry:
-    """The circular convolution on the geometry's torus."""
+    """The geometry of the circular convolution on the torus."""
     if geometry.circular:
         return geometry
     spatial = tuple(m * s for m, s in zip(geometry.torus, geometry.strides, strict=True))
     window = (*geometry.window, geometry.inputs // geometry.groups, geometry.outputs)
-    return Geometry.of(
-        window, spatial, strides=geometry.strides, dilation=geometry.dilation, groups=geometry.groups
-    )  # fmt: skip
+    return Geometry.of(window, spatial, strides=geometry.strides, dilation=geometry.dilation, groups=geometry.groups)
 
 
-class _NotFixed(ValueError):
-    """A use of a parameter that is no operator known before the program runs."""
+class _NotFixedError(ValueError):
+    """The operator of a parameter's use is not known before the program runs."""
+
+
+def _operator(use: linear_layers.WeightUse) -> tuple[Geometry, Callable[[jax.Array], jax.Array]]:
+    """The geometry of a use, and the function from the parameter to the kernel."""
+    if use.steps is None:
+        raise _NotFixedError("its weight is multiplied by a number that is known only at run time")
+    if isinstance(use.geometry, linear_layers.Convolution):
+        geometry, arrange = _convolution(use, use.geometry)
+    else:
+        geometry, arrange = _matmul(use, use.geometry)
+    return geometry, _chained((*use.steps, arrange))
 
 
 def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
@@ -198,9 +203,9 @@ def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
 
 
 class _Reader(NamedTuple):
-    """A convolution that reads a map."""
+    """A convolution and the map that it reads."""
 
-    use: linear_layers.Layer
+    use: linear_layers.WeightUse
     geometry: linear_layers.Convolution
 
     @property
@@ -208,23 +213,21 @@ class _Reader(NamedTuple):
         return math.prod(self.geometry.window), -self.use.output.shape[self.geometry.output_spec[1]]
 
 
-def _is_shortcut(use: linear_layers.Layer, readers: Sequence[_Reader]) -> bool:
+def _is_shortcut(use: linear_layers.WeightUse, readers: Sequence[_Reader]) -> bool:
     return len(readers) > 1 and use is min(readers, key=lambda reader: reader.size).use
 
 
-def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
-    """The geometry, and from the weight to its kernel; a transposed convolution is taken by its adjoint."""
+def _convolution(use: linear_layers.WeightUse, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
+    """The geometry, and the function from the weight to the kernel; a transposed convolution is represented by its adjoint."""
     extents = [use.data.shape[axis] for axis in g.data_spec[2:]]
     outward, inward, *space = g.weight_spec
     if max(g.data_dilation, default=1) == 1:
         inputs, outputs = use.data.shape[g.data_spec[1]], use.output.shape[g.output_spec[1]]
-        geometry = Geometry.of(
-            (*g.window, inputs // g.groups, outputs), extents, strides=g.strides, padding=g.padding,
-            dilation=g.weight_dilation, groups=g.groups,
-        )  # fmt: skip
+        shape = (*g.window, inputs // g.groups, outputs)
+        geometry = Geometry.of(shape, extents, strides=g.strides, padding=g.padding, dilation=g.weight_dilation, groups=g.groups)
         return geometry, lambda weight: weight.transpose(*space, inward, outward)
     if max(g.strides) > 1 or g.groups > 1:
-        raise _NotFixed("it has input dilation together with strides or groups")
+        raise _NotFixedError("it has input dilation together with strides or groups")
     outer = [use.output.shape[axis] for axis in g.output_spec[2:]]
     pads = []
     for n, m, w, d, stride, (low, _) in zip(extents, outer, g.window, g.weight_dilation, g.data_dilation, g.padding, strict=True):
@@ -236,8 +239,8 @@ def _convolution(use: linear_layers.Layer, g: linear_layers.Convolution) -> tupl
     return geometry, lambda weight: jnp.flip(weight.transpose(*space, outward, inward), axes)
 
 
-def _matmul(use: linear_layers.Layer, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
-    """The geometry of a dense layer; weights that share axes with the data are groups of it."""
+def _matmul(use: linear_layers.WeightUse, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
+    """The geometry of a dense layer, and the function from the weight to the kernel; axes shared with the data become groups."""
     groups, inputs = (math.prod(use.data.shape[axis] for axis in axes) for axes in (g.batch, g.contract))
     positions = math.prod(use.data.shape) // (groups * inputs)
     outputs = math.prod(use.output.shape) // (groups * positions)

@@ -1,16 +1,17 @@
-"""RankMin and RankMax: cut or cap the singular values of a network's layers, as a pure function of its parameters.
+"""RankMin and RankMax: cut or cap the singular values of a network's layers, as a pure function of the parameters.
 
-*RankMin* (paper, Study 4) sets small singular values of each layer to 0, *RankMax* lowers large ones to a ceiling. The operator so
-found no longer fits the window, so it is cut back to it, which undoes a part. The paper cuts once; `num_projections` > 1 goes on, value
-by value and window by window in turn, until nothing more than ``tolerance`` times the layer's norm would be taken away. Both steps
-shorten the operator and are orthogonal to what they leave, so all that is ever taken away has squares that add up to at most
-||W||_F^2: the loop ends. For RankMax, a ceiling being a convex set, it ends in a kernel that fulfils both (von Neumann; Bauschke and
-Borwein, SIAM Review 38, 1996); RankMin may come to rest far below where it started. So a report says what was reached.
+*RankMin* ("Truth or Backpropaganda?", Goldblum et al., ICLR 2020, section 5) sets small singular values of each layer to 0; *RankMax*
+lowers large singular values to a ceiling. The kernel of the new operator is larger than the window, so a second projection cuts it back to
+the window, which undoes a part of the change. The paper makes one such pair of projections. `num_projections` > 1 repeats them until the
+next one would remove less than ``tolerance`` times the layer's norm. Both projections shorten the operator and are orthogonal, so the
+squares of all removed parts add up to at most ||W||_F^2, and the loop ends. For RankMax, whose ceiling is a convex set, it ends in a
+kernel that satisfies both conditions (von Neumann; Bauschke and Borwein, SIAM Review 38, 1996). RankMin may end far below its start; the
+report gives the ranks and norms reached.
 
-No SVD is needed. With V the eigenvectors of the smaller Gram matrix of a symbol H, sigma_i = ||H v_i|| and the change is
-H V (f(sigma) / sigma - 1) V*; it is exactly 0 where no value changes, and a layer of which nothing is asked keeps its bits. Layers of
-equal geometry are stacked. Zero-padded layers are treated on the torus out of which they are cut, so values there are those of the
-circular convolution, as in the paper, but at true map sizes and strides.
+No SVD is needed. Let V be the eigenvectors of the smaller Gram matrix of a symbol H; then sigma_i = ||H v_i||, and the change is
+H V (f(sigma) / sigma - 1) V*. It is exactly 0 where no value changes, so a layer that already satisfies its rule keeps its bits. Layers of
+equal geometry are stacked. Zero-padded layers are treated on the torus that contains them, so their values are those of the circular
+convolution, as in the paper, but with the network's map sizes and strides.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import spectra
@@ -30,30 +31,38 @@ import jax.numpy as jnp
 
 from jaxbp.spectra import rules
 from jaxbp.spectra.geometry import Geometry
-from jaxbp.spectra.measures import effective_rank, numerical_rank
 from jaxbp.spectra.network import Pattern, as_circular, grouped, inner_convolutions, layers_of
+from jaxbp.spectra.ranks import nuclear_rank, numerical_rank
 from jaxbp.spectra.spectrum import of_geometry
 from jaxbp.spectra.symbol import Transform
-from jaxbp.spectra.values import one_by_one
+from jaxbp.spectra.values import decompose_sequentially
 
 Projection = Callable[[Any], tuple[Any, dict[str, "LayerReport"]]]
 Target = float | Mapping[str, float]
 
 
 class LayerReport(NamedTuple):
-    """What a projection did to one layer, scalars: of the kernel before, and of the kernel that is left.
+    """Effect of a projection on one layer; all fields are scalars.
 
-    ``removed_*`` is what the next projection would take away, relative to the Frobenius norm: what the cut to the window brought
-    back. ``num_projections`` counts those made; 0 where nothing was asked.
+    "Before" refers to the kernel at the start, "after" to the kernel at the end.
+
+    Attributes:
+      rank_before, rank_after: nuclear ranks.
+      numerical_rank_before, numerical_rank_after: numerical ranks.
+      norm_before, norm_after: Frobenius norms of the operator.
+      largest, smallest: extreme singular values after the projection.
+      removed_before, removed_after: part that the next projection would remove, relative to the Frobenius norm. It is positive after a
+        projection if the cut to the window restored values.
+      num_projections: number of projections; 0 if the layer already satisfied its rule.
     """
 
-    rank_before: jax.Array  # effective ranks
+    rank_before: jax.Array
     rank_after: jax.Array
     numerical_rank_before: jax.Array
     numerical_rank_after: jax.Array
-    norm_before: jax.Array  # Frobenius norms of the operator
+    norm_before: jax.Array
     norm_after: jax.Array
-    largest: jax.Array  # singular values reached
+    largest: jax.Array
     smallest: jax.Array
     removed_before: jax.Array
     removed_after: jax.Array
@@ -75,21 +84,21 @@ def rank_min(
 ) -> Projection:
     """Return ``params -> (params, report by layer name)`` that sets small singular values to 0.
 
-    Pure and jittable, also inside `lax.cond`, `lax.scan` and vmap over seeds. One of four rules is given, each a number or one
-    by layer name (then the pattern's other layers are left alone):
+    The projection is pure and jittable, also inside `lax.cond`, `lax.scan` and vmap over seeds. Exactly one of the four rules is given: a
+    number for all layers of the pattern, or a mapping from layer names to numbers (other layers do not change).
 
     Args:
-      fn, params, inputs: the network, see `spectra.layers_of`; only shapes are used here.
-      threshold: values below it go (paper: 0.5).
-      energy: the largest values that hold this share of the squared Frobenius norm stay; in (0, 1].
-      target_rank: the largest values stay whose effective rank is at most this.
-      relative_rank: the same, as a share of the layer's effective rank before; in (0, 1].
-      pattern: which layers, see `spectra.layers_of`; default the paper's.
-      num_projections: most projections; 1 cuts back to the window once, as the paper does.
-      tolerance: further ones end when less than this share of the norm would be taken away.
+      fn, params, inputs: the network, see `spectra.layers_of`; only shapes matter.
+      threshold: values below it become 0 (paper: 0.5).
+      energy: keep the largest values that hold this share of the squared Frobenius norm; in (0, 1].
+      target_rank: keep the largest values whose nuclear rank is at most this.
+      relative_rank: as ``target_rank``, relative to the layer's nuclear rank at the start; in (0, 1].
+      pattern: selects the layers, see `spectra.layers_of`; the default is the paper's selection.
+      num_projections: largest number of projections; 1 cuts back to the window once, as the paper does.
+      tolerance: stop when the next projection would remove less than this share of the norm.
 
     Raises:
-      ValueError: no rule or several, a value out of range, a name that is no layer, a parameter used in two geometries.
+      ValueError: for no rule or several, a value out of range, a name that is no layer, or a parameter used in two geometries.
     """
     choices = {"threshold": threshold, "energy": energy, "target_rank": target_rank, "relative_rank": relative_rank}
     return _projection("rank_min", choices, fn, params, inputs, pattern, num_projections, tolerance)
@@ -109,18 +118,32 @@ def rank_max(
 ) -> Projection:
     """Return ``params -> (params, report by layer name)`` that lowers large singular values to a ceiling.
 
-    As `rank_min`, with the rules ``ceiling`` (paper: 1.5); ``target_rank``, the highest ceiling under which the effective rank
-    is at least this; ``relative_rank``, the same as a multiple, at least 1, of the rank before. A target above the numerical rank's
-    root cannot be reached, and the layer is left as it is.
+    The arguments are those of `rank_min`, with these rules. If a target exceeds the root of the numerical rank, no ceiling reaches it, and
+    the layer does not change.
+
+    Args:
+      fn, params, inputs, pattern, num_projections, tolerance: as in `rank_min`.
+      ceiling: values above it are lowered to it (paper: 1.5).
+      target_rank: use the highest ceiling that gives at least this nuclear rank.
+      relative_rank: as ``target_rank``, as a multiple (at least 1) of the layer's nuclear rank at the start.
+
+    Raises:
+      ValueError: as `rank_min`.
     """
     choices = {"ceiling": ceiling, "target_rank": target_rank, "relative_rank": relative_rank}
     return _projection("rank_max", choices, fn, params, inputs, pattern, num_projections, tolerance)
 
 
 def _projection(
-    name: str, choices: dict[str, Target | None], fn: Callable, params: Any, inputs: Any, pattern: Pattern,
-    num_projections: int, tolerance: float,
-) -> Projection:  # fmt: skip
+    name: str,
+    choices: dict[str, Target | None],
+    fn: Callable,
+    params: Any,
+    inputs: Any,
+    pattern: Pattern,
+    num_projections: int,
+    tolerance: float,
+) -> Projection:
     given = {rule: value for rule, value in choices.items() if value is not None}
     if len(given) != 1:
         raise ValueError(f"{name} takes exactly one of {', '.join(choices)}, got {', '.join(given) or 'none'}")
@@ -147,47 +170,54 @@ def _projection(
         reports: dict[str, LayerReport] = {}
         for members in groups:
             stack = jnp.stack([layer.kernel_fn(leaves[layer.leaf]) for layer in members])
-            wanted = jnp.asarray([targets[layer.name] for layer in members], stack.dtype)
-            rule_fn = functools.partial(rules.RULES[name, rule], wanted)
-            changes, report = _project(stack, as_circular(members[0].geometry), rule_fn, num_projections, tolerance)
+            stack_targets = jnp.asarray([targets[layer.name] for layer in members], stack.dtype)
+            rule_fn = functools.partial(rules.RULES[name, rule], stack_targets)
+            changes, stack_report = _project(stack, as_circular(members[0].geometry), rule_fn, num_projections, tolerance)
             for index, layer in enumerate(members):
-                one = jax.tree.map(lambda a, index=index: a[index], report)
+                report = jax.tree.map(lambda a, index=index: a[index], stack_report)
                 leaf = leaves[layer.leaf]
                 moved = layer.changed(leaf, changes[index])
-                leaves[layer.leaf] = jnp.where(one.num_projections > 0, moved, leaf)  # -0. + 0. would be 0.
-                reports[layer.name] = one
+                leaves[layer.leaf] = jnp.where(report.num_projections > 0, moved, leaf)  # keeps the bits: -0. + 0. is 0.
+                reports[layer.name] = report
         return jax.tree.unflatten(tree, leaves), {layer.name: reports[layer.name] for layer in layers}
 
     return project
 
 
 class _Parts(NamedTuple):
-    """The eigen-decomposition of the symbols of a stack of kernels: of the real ones and of one of each pair."""
+    """Eigendecomposition of the symbols of a stack of kernels; each tuple is of real symbols and of one symbol of each pair.
 
-    values: tuple[jax.Array, jax.Array]  # (L, groups, R or C, min(rows, outputs))
-    images: tuple[jax.Array, jax.Array]  # H V, or U* H
-    vectors: tuple[jax.Array, jax.Array]  # V, or U
+    Attributes:
+      values: singular values (L, groups, R or C, min(rows, outputs)).
+      images: H V, or U* H if ``by_rows``.
+      vectors: V, or U if ``by_rows``.
+      by_rows: whether the Gram matrix is H H*.
+    """
+
+    values: tuple[jax.Array, jax.Array]
+    images: tuple[jax.Array, jax.Array]
+    vectors: tuple[jax.Array, jax.Array]
     by_rows: bool
 
     def changed(self, factors: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
-        """H(f) - H, ``factors`` being f(sigma) / sigma - 1."""
-        found = []
+        """H(f) - H for ``factors`` = f(sigma) / sigma - 1."""
+        changes = []
         for factor, image, vectors in zip(factors, self.images, self.vectors, strict=True):
             if self.by_rows:  # U diag(factor) U* H
-                found.append(_product(vectors, factor[..., None] * image))
+                changes.append(_product(vectors, factor[..., None] * image))
             else:
-                found.append(_product(image * factor[..., None, :], vectors.conj().swapaxes(-1, -2)))
-        return found
+                changes.append(_product(image * factor[..., None, :], vectors.conj().swapaxes(-1, -2)))
+        return changes
 
 
 def _joined(values: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Values of real symbols and of pairs as (L, count) in no order, those of pairs twice."""
+    """Values of real symbols and of pairs as (L, count), unordered; values of pairs occur twice."""
     own, paired = (part.reshape(len(part), -1) for part in values)
     return jnp.concatenate([own, paired, paired], -1)
 
 
 def _decompose(kernels: jax.Array, transform: Transform) -> _Parts:
-    found, by_rows = [], False
+    decompositions, by_rows = [], False
     for matrices in transform.symbols(kernels):
         by_rows = matrices.shape[-2] < matrices.shape[-1]
         adjoint = matrices.conj().swapaxes(-1, -2)
@@ -196,12 +226,12 @@ def _decompose(kernels: jax.Array, transform: Transform) -> _Parts:
             vectors = jnp.zeros((*matrices.shape[:-2], side, side), matrices.dtype)
         else:
             gram = _product(matrices, adjoint) if by_rows else _product(adjoint, matrices)
-            _, vectors = one_by_one(lambda matrix: tuple(jnp.linalg.eigh(matrix)), gram)
+            _, vectors = decompose_sequentially(lambda matrix: tuple(jnp.linalg.eigh(matrix)), gram)
         image = _product(vectors.conj().swapaxes(-1, -2), matrices) if by_rows else _product(matrices, vectors)
-        # Lengths of images, not roots of eigenvalues: these lose the small values.
+        # Norms of images keep the small values; roots of eigenvalues would lose them.
         values = jnp.sqrt(jnp.sum(jnp.abs(image) ** 2, axis=-1 if by_rows else -2))
-        found.append((values, image, vectors))
-    all_values, all_images, all_vectors = zip(*found, strict=True)
+        decompositions.append((values, image, vectors))
+    all_values, all_images, all_vectors = zip(*decompositions, strict=True)
     return _Parts(all_values, all_images, all_vectors, by_rows)
 
 
@@ -211,41 +241,49 @@ def _project(
     """Changes (L, *kernel) of a stack of kernels, and the report with fields (L,)."""
     transform = Transform(geometry)
     first = _decompose(kernels, transform)
-    goal = rule_fn(_sorted(_joined(first.values)))  # of targets relative to the start: fixed here for all projections
+    goal = rule_fn(_sorted(_joined(first.values)))  # targets relative to the start are fixed here for all projections
 
     def step(parts: _Parts) -> tuple[jax.Array, jax.Array]:
-        """The change of the kernels by one projection, and the share (L,) of their norm that is taken away."""
+        """The change of the kernels by one projection, and the share (L,) of their norm that it removes."""
         values = _joined(parts.values)
         bounds = goal(_sorted(values))
         factors = bounds.factor(parts.values[0]), bounds.factor(parts.values[1])
-        lost = _joined((factors[0] * parts.values[0], factors[1] * parts.values[1]))
-        share = _norm(lost) / jnp.maximum(_norm(values), jnp.finfo(lost.dtype).tiny)
+        removed = _joined((factors[0] * parts.values[0], factors[1] * parts.values[1]))
+        share = _norm(removed) / jnp.maximum(_norm(values), jnp.finfo(removed.dtype).tiny)
         return transform.kernel(*parts.changed(factors)), share
 
     change, share = step(first)
-    asked = share > 0
-    state = (change, asked.astype(jnp.int32), asked)
+    active = share > 0
+    state = (change, active.astype(jnp.int32), active)
 
-    def again(state: tuple) -> jax.Array:
+    def continues(state: tuple) -> jax.Array:
         return jnp.any(state[2]) & (jnp.max(state[1]) < num_projections)
 
     def project(state: tuple) -> tuple:
-        change, count, going = state
-        further, share = step(_decompose(kernels + change, transform))
-        going = going & (share > tolerance)
-        wide = going.reshape(-1, *[1] * (change.ndim - 1))
-        return jnp.where(wide, change + further, change), count + going, going
+        change, count, active = state
+        next_change, share = step(_decompose(kernels + change, transform))
+        active = active & (share > tolerance)
+        mask = active.reshape(-1, *[1] * (change.ndim - 1))
+        return jnp.where(mask, change + next_change, change), count + active, active
 
-    change, count, _ = state if num_projections == 1 else jax.lax.while_loop(again, project, state)
-    left = kernels + change
-    after = of_geometry(left, geometry).values
+    change, count, _ = state if num_projections == 1 else jax.lax.while_loop(continues, project, state)
+    after = of_geometry(kernels + change, geometry).values
     before = _sorted(_joined(first.values))
     bounds = goal(after)
-    lost_after = _norm(bounds.factor(after) * after) / jnp.maximum(_norm(after), jnp.finfo(after.dtype).tiny)
+    removed_after = _norm(bounds.factor(after) * after) / jnp.maximum(_norm(after), jnp.finfo(after.dtype).tiny)
     report = LayerReport(
-        effective_rank(before), effective_rank(after), numerical_rank(before), numerical_rank(after),
-        _norm(before), _norm(after), after[..., 0], after[..., -1], share, lost_after, count,
-    )  # fmt: skip
+        rank_before=nuclear_rank(before),
+        rank_after=nuclear_rank(after),
+        numerical_rank_before=numerical_rank(before),
+        numerical_rank_after=numerical_rank(after),
+        norm_before=_norm(before),
+        norm_after=_norm(after),
+        largest=after[..., 0],
+        smallest=after[..., -1],
+        removed_before=share,
+        removed_after=removed_after,
+        num_projections=count,
+    )
     return change, report
 
 

@@ -1,7 +1,7 @@
-"""The rules of RankMin and RankMax: from a target and the singular values at the start to what a projection does to any values.
+"""Rules of RankMin and RankMax: the level of a cut or cap of singular values, from a target and the values at the start.
 
-A rule takes targets (L,) of a stack of L layers and their values (L, count), descending, at the start. It returns a function from
-values now to a `Cut` or a `Cap`: a target that is relative to the start is settled once, for all projections that follow.
+A rule takes targets (L,) for a stack of L layers and their values (L, count), descending, at the start. It returns a function from the
+current values to a `Cut` or a `Cap`. A target that is relative to the start is computed once and holds for all later projections.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.spectra.measures import effective_rank
+from jaxbp.spectra.ranks import nuclear_rank
 
 
 def check_target(name: str, rule: str, value: float) -> None:
-    """ValueError unless the value of a rule of ``rank_min`` or ``rank_max`` is one that it can have."""
+    """Raise ValueError unless ``value`` is in the range of the rule of ``rank_min`` or ``rank_max``."""
     ranges = {"energy": (0, 1), "relative_rank": (0, 1) if name == "rank_min" else (1, float("inf"))}
     low, high = ranges.get(rule, (0, float("inf")))
     if not (low <= value <= high):
@@ -22,7 +22,7 @@ def check_target(name: str, rule: str, value: float) -> None:
 
 
 class Cut(NamedTuple):
-    """Values below ``level`` (L,) become 0."""
+    """Set values below ``level`` (L,) to 0."""
 
     level: jax.Array
 
@@ -33,7 +33,7 @@ class Cut(NamedTuple):
 
 
 class Cap(NamedTuple):
-    """Values above ``level`` (L,) become it."""
+    """Lower values above ``level`` (L,) to the level."""
 
     level: jax.Array
 
@@ -49,7 +49,7 @@ def _cut_below(target: jax.Array, start: jax.Array) -> Callable:
 
 
 def _cut_to_energy(target: jax.Array, start: jax.Array) -> Callable:
-    # Once the level is known it is a threshold: a share of what is left would shrink again and again.
+    # The level is fixed at the start: a share of the remaining energy would shrink at every projection.
     squares = jnp.cumsum(start**2, -1)
     needed = jnp.sum(squares < target[:, None] * squares[:, -1:] * (1 - 4 * jnp.finfo(start.dtype).eps), -1)
     level = jnp.take_along_axis(start, jnp.minimum(needed, start.shape[-1] - 1)[:, None], -1)[:, 0]
@@ -58,7 +58,7 @@ def _cut_to_energy(target: jax.Array, start: jax.Array) -> Callable:
 
 def _cut_to_rank(target: jax.Array, start: jax.Array) -> Callable:
     def goal(values: jax.Array) -> Cut:
-        # The effective rank of the largest k values rises with k.
+        # The nuclear rank of the largest k values rises with k.
         ranks = jnp.cumsum(values, -1) / jnp.sqrt(jnp.maximum(jnp.cumsum(values**2, -1), jnp.finfo(values.dtype).tiny))
         fits = jnp.maximum(jnp.sum(ranks <= target[:, None] * (1 + 1e-6), -1), 1)
         level = jnp.take_along_axis(values, fits[:, None] - 1, -1)[:, 0]
@@ -68,7 +68,7 @@ def _cut_to_rank(target: jax.Array, start: jax.Array) -> Callable:
 
 
 def _cut_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cut_to_rank(target * effective_rank(start), start)
+    return _cut_to_rank(target * nuclear_rank(start), start)
 
 
 def _cap_above(target: jax.Array, start: jax.Array) -> Callable:
@@ -77,10 +77,10 @@ def _cap_above(target: jax.Array, start: jax.Array) -> Callable:
 
 def _cap_to_rank(target: jax.Array, start: jax.Array) -> Callable:
     def rank_at(values: jax.Array, level: jax.Array) -> jax.Array:
-        return effective_rank(jnp.minimum(values, level[:, None]))
+        return nuclear_rank(jnp.minimum(values, level[:, None]))
 
     def goal(values: jax.Array) -> Cap:
-        # Lower ceilings, higher ranks: bisection; a rank that no ceiling gives leaves the values as they are.
+        # Bisection: a lower ceiling gives a higher rank. If no ceiling gives the rank, the values stay unchanged.
         top = values[:, 0]
 
         def halve(_: int, ends: tuple) -> tuple:
@@ -97,17 +97,20 @@ def _cap_to_rank(target: jax.Array, start: jax.Array) -> Callable:
 
 
 def _cap_to_share(target: jax.Array, start: jax.Array) -> Callable:
-    return _cap_to_rank(target * effective_rank(start), start)
+    return _cap_to_rank(target * nuclear_rank(start), start)
 
 
 RULES: dict[tuple[str, str], Callable] = {
-    ("rank_min", "threshold"): _cut_below, ("rank_min", "energy"): _cut_to_energy,
-    ("rank_min", "target_rank"): _cut_to_rank, ("rank_min", "relative_rank"): _cut_to_share,
-    ("rank_max", "ceiling"): _cap_above, ("rank_max", "target_rank"): _cap_to_rank,
+    ("rank_min", "threshold"): _cut_below,
+    ("rank_min", "energy"): _cut_to_energy,
+    ("rank_min", "target_rank"): _cut_to_rank,
+    ("rank_min", "relative_rank"): _cut_to_share,
+    ("rank_max", "ceiling"): _cap_above,
+    ("rank_max", "target_rank"): _cap_to_rank,
     ("rank_max", "relative_rank"): _cap_to_share,
-}  # fmt: skip
+}
 
 
 def _below(level: jax.Array) -> jax.Array:
-    """Just under a value that is to stay, with room for the rounding of its twin."""
+    """A level below a value that stays, by a margin for the rounding of an equal value."""
     return level * (1 - 16 * jnp.finfo(level.dtype).eps)

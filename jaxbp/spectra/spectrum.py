@@ -1,15 +1,19 @@
-"""All singular values of a linear layer as an operator, and a plain word on how they were got.
+"""All singular values of a linear layer as an operator; each spectrum states its accuracy in the field ``how``.
 
-- ``exact``     circular padding and dense layers, by the symbol (`jaxbp.spectra.symbol`); zero padding by the dense matrix while
-                that is small;
-- ``extremes``  zero padding, the ends of the spectrum by Golub and Kahan, with a residual each;
-- ``circular``  zero padding taken for the circular convolution out of which it is cut, with proven bounds.
+- ``exact``     circular padding and dense layers, by the symbol (`jaxbp.spectra.symbol`); zero padding by the dense matrix while it is
+                small;
+- ``extremes``  zero padding, the ends of the spectrum by Golub and Kahan, each with a residual;
+- ``circular``  zero padding approximated by a circular convolution that contains the layer, with proven bounds.
 
-The bounds. Filled up with zeros the zero-padded operator T is the circular one C without some entries, E = C - T, those of taps that
-fall off the map. So ||E||_F^2 = ||C||_F^2 - ||T||_F^2, both from the kernel's taps; sum_i (sigma_i(C) - sigma_i(T))^2 <= ||E||_F^2
-(Mirsky); sigma_{i+r}(C) <= sigma_i(T) <= sigma_{i-r}(C) with r >= rank E, counted by rows or columns (Weyl); sigma_i(T) <=
-||T||_F / sqrt(i); sigma_1(T) <= sigma_1(C) / prod cos(pi q / 2M), the symbol being a trigonometric polynomial known at M points
-(Ehlich and Zeller, Math. Z. 86, 1964), q the taps' reach: within 1 % for 3x3 on 32x32. The nuclear norms differ by at most sqrt(r) ||E||_F.
+The bounds. Extended by zeros, the zero-padded operator T is the circular one C without some entries, E = C - T, those of taps outside the
+map. Both ||C||_F and ||T||_F follow from the kernel's taps, and ||E||_F^2 = ||C||_F^2 - ||T||_F^2. Then
+
+- sum_i (sigma_i(C) - sigma_i(T))^2 <= ||E||_F^2 (Mirsky);
+- sigma_{i+r}(C) <= sigma_i(T) <= sigma_{i-r}(C) with r >= rank E, counted by rows or columns (Weyl);
+- sigma_i(T) <= ||T||_F / sqrt(i);
+- sigma_1(T) <= sigma_1(C) / prod cos(pi q / 2M), as the symbol is a trigonometric polynomial known at M points and q is the reach of the
+  taps (Ehlich and Zeller, Math. Z. 86, 1964): within 1 % for 3x3 on 32x32;
+- the nuclear norms differ by at most sqrt(r) ||E||_F.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import spectra
@@ -33,6 +37,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Num
 
 from jaxbp.linalg.golub_kahan import golub_kahan
 from jaxbp.spectra.geometry import Geometry, Padding
@@ -41,8 +46,8 @@ from jaxbp.spectra.values import matrix_values
 
 METHODS = ("auto", "circular", "dense", "extremes")
 
-_DENSE_LIMIT = 1024  # rows or columns of a matrix, whichever are fewer: half a second on one core
-_DENSE_ENTRIES = 2**22  # of a matrix
+_DENSE_LIMIT = 1024  # largest min(rows, columns) of a dense matrix: half a second on one core
+_DENSE_ENTRIES = 2**22  # largest number of entries of a dense matrix
 
 
 @functools.partial(
@@ -55,28 +60,29 @@ class Spectrum:
     """Singular values of an operator of ``shape`` (outputs, inputs), each field with the kernel's leading axes (...).
 
     Attributes:
-      values: (..., count), descending: all min(shape) of them, or of "extremes" the largest and then the smallest asked for.
-      lower, upper: (..., count) between which the true values lie; of "extremes" an interval that contains a true value (the
-        largest one lies at or above its value). Of "exact" the values themselves: they hold to rounding.
-      frobenius: (...), the operator's Frobenius norm, exact in every case.
-      gap: (...), of "circular" ||E||_F, which bounds the root of the sum of squared errors of the values; else 0.
-      nuclear_gap: (...), of "circular" a bound on the error of the nuclear norm; else 0.
+      values: (..., count), descending: all min(shape) values; of "extremes" the largest and then the smallest values asked for.
+      lower: (..., count) lower bounds of the true values.
+      upper: (..., count) upper bounds. Of "extremes" each interval [lower, upper] contains a true value, and the largest true value is at
+        least the largest entry of ``values``. Of "exact" both bounds are the values, which hold up to rounding.
+      frobenius: (...), the operator's Frobenius norm, exact for every method.
+      gap: (...), of "circular" ||E||_F, an upper bound of the root of the sum of squared errors of the values; else 0.
+      nuclear_gap: (...), of "circular" an upper bound of the error of the nuclear norm; else 0.
       how: "exact", "extremes" or "circular".
       shape: (outputs, inputs) of the operator.
     """
 
-    values: jax.Array
-    lower: jax.Array
-    upper: jax.Array
-    frobenius: jax.Array
-    gap: jax.Array
-    nuclear_gap: jax.Array
+    values: Float[jax.Array, "*batch count"]
+    lower: Float[jax.Array, "*batch count"]
+    upper: Float[jax.Array, "*batch count"]
+    frobenius: Float[jax.Array, "..."]
+    gap: Float[jax.Array, "..."]
+    nuclear_gap: Float[jax.Array, "..."]
     how: str
     shape: tuple[int, int]
 
 
 def singular_values(
-    kernel: jax.Array,
+    kernel: Num[jax.Array | np.ndarray, "..."],
     spatial: Sequence[int] = (),
     *,
     strides: int | Sequence[int] = 1,
@@ -92,18 +98,18 @@ def singular_values(
 ) -> Spectrum:
     """Singular values of a convolution, or with ``spatial`` () of a dense layer, as an operator.
 
-    Jitted, differentiable once with respect to the kernel, and batched over its leading axes (or by vmap).
+    The function is compiled, differentiable once with respect to the kernel, and batched over the kernel's leading axes (or by vmap).
 
     Args:
-      kernel: (..., \\*window, inputs / groups, outputs), as Flax keeps it; float32 or float64.
+      kernel: (..., \\*window, inputs / groups, outputs), the layout of Flax; float32 or float64.
       spatial, strides, padding, dilation, groups: see `Geometry.of`.
-      method: of zero padding; "auto" takes "dense" while a group's matrix is small, then "circular". "extremes" must be asked for.
+      method: of zero padding, one of `METHODS`; "auto" selects "dense" if the matrix of a group is small, else "circular".
       route: of `jaxbp.spectra.values`: "svd", "gram", or "auto" by backend.
-      num_largest, num_smallest, num_steps: of "extremes".
-      key: for the start vector of "extremes"; `jax.random.key(0)` if left out.
+      num_largest, num_smallest, num_steps: of "extremes", as in `jaxbp.linalg.golub_kahan`.
+      key: for the start vector of "extremes"; default `jax.random.key(0)`.
 
     Raises:
-      ValueError: a geometry that does not fit, an unknown method or route, a dense matrix beyond all bounds.
+      ValueError: for a geometry that does not fit, an unknown method or route, or a dense matrix that is too large.
     """
     kernel = jnp.asarray(kernel)
     shape = kernel.shape[max(kernel.ndim - len(spatial) - 2, 0) :]
@@ -113,7 +119,7 @@ def singular_values(
 
 
 def of_geometry(
-    kernel: jax.Array,
+    kernel: Num[jax.Array, "..."],
     geometry: Geometry,
     *,
     method: str = "auto",
@@ -121,7 +127,7 @@ def of_geometry(
     ends: tuple[int, int, int] = (1, 1, 64),
     key: jax.Array | None = None,
 ) -> Spectrum:
-    """`singular_values` for a geometry that is known; ``ends``: num_largest, num_smallest, num_steps."""
+    """`singular_values` of a layer with this geometry; ``ends`` are (num_largest, num_smallest, num_steps)."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     group = dataclasses.replace(geometry, groups=1, inputs=geometry.inputs // geometry.groups, outputs=geometry.outputs // geometry.groups)
@@ -151,8 +157,8 @@ def _circular(kernel: jax.Array, geometry: Geometry, route: str) -> Spectrum:
     count, frobenius = min(geometry.shape), frobenius_norm(kernel, geometry)
     if geometry.circular:
         return _exact(_first(values, count), frobenius, geometry)
-    fallen = math.prod(geometry.torus) - geometry.tap_counts()  # not ||C||^2 - ||T||^2, which cancels in float32
-    gap = jnp.sqrt(jnp.sum(jnp.asarray(fallen[..., None, None], kernel.dtype) * kernel**2, axis=_kernel_axes(kernel, geometry)))
+    num_dropped = math.prod(geometry.torus) - geometry.tap_counts()  # ||C||^2 - ||T||^2 would cancel in float32
+    gap = jnp.sqrt(jnp.sum(jnp.asarray(num_dropped[..., None, None], kernel.dtype) * kernel**2, axis=_kernel_axes(kernel, geometry)))
     rank = geometry.changed_rank()
     first = _first(values, count)
     lower = jnp.maximum(jnp.maximum(first - gap[..., None], 0), _first(values[..., rank:], count))
@@ -169,8 +175,8 @@ def _dense(kernel: jax.Array, geometry: Geometry, group: Geometry, route: str) -
     *lead_and_window, inputs, _ = kernel.shape
     lead = lead_and_window[: len(lead_and_window) - axes]
     parts = kernel.reshape(*lead, math.prod(geometry.window), inputs, geometry.groups, group.outputs)
-    meets = jnp.asarray(_meetings(group), kernel.dtype)  # (taps, outputs, inputs) of the map
-    matrix = jnp.einsum("toi,...tchd->...hodic", meets, parts, precision="highest")
+    incidence = jnp.asarray(_incidence(group), kernel.dtype)  # (taps, outputs, inputs) of the map
+    matrix = jnp.einsum("toi,...tchd->...hodic", incidence, parts, precision="highest")
     values = matrix_values(matrix.reshape(*lead, geometry.groups, *group.shape), route)
     values = jnp.sort(values.reshape(*lead, -1), axis=-1, descending=True)
     return _exact(_first(values, min(geometry.shape)), frobenius_norm(kernel, geometry), geometry)
@@ -180,41 +186,40 @@ def _dense(kernel: jax.Array, geometry: Geometry, group: Geometry, route: str) -
 def _extremes(kernel: jax.Array, key: jax.Array, geometry: Geometry, ends: tuple[int, int, int]) -> Spectrum:
     inputs = (*geometry.spatial, geometry.inputs)
     outputs = (*geometry.output_spatial, geometry.outputs)
-    tall = math.prod(outputs) >= math.prod(inputs)  # else the adjoint, whose smallest value is not 0 for lack of outputs
+    tall = math.prod(outputs) >= math.prod(inputs)  # a wide operator has trivial zeros: use its adjoint
     start = jax.random.normal(key, inputs if tall else outputs, kernel.dtype)
     steps = min(ends[2], start.size)
 
-    def of_one(one: jax.Array) -> tuple[jax.Array, jax.Array]:
-        frozen = jax.lax.stop_gradient(one)
+    def ends_of(single: jax.Array) -> tuple[jax.Array, jax.Array]:
+        frozen = jax.lax.stop_gradient(single)
 
         def forward(x: jax.Array) -> jax.Array:
             return geometry.apply(frozen, x)
 
         def adjoint(y: jax.Array) -> jax.Array:
-            return jax.linear_transpose(forward, jnp.zeros(inputs, one.dtype))(y)[0]
+            return jax.linear_transpose(forward, jnp.zeros(inputs, single.dtype))(y)[0]
 
-        found = golub_kahan(forward if tall else adjoint, start, num_largest=ends[0], num_smallest=ends[1], num_steps=steps)
-        left, right = (found.left, found.right) if tall else (found.right, found.left)
-        # sigma = <u, A v> is stationary in both vectors, so held fast they leave the exact derivative.
-        values = jnp.stack([jnp.vdot(u, geometry.apply(one, v)) for u, v in zip(left, right, strict=True)])
-        return values, found.residuals
+        triplets = golub_kahan(forward if tall else adjoint, start, num_largest=ends[0], num_smallest=ends[1], num_steps=steps)
+        left, right = (triplets.left, triplets.right) if tall else (triplets.right, triplets.left)
+        # sigma = <u, A v> is stationary in both vectors, so constant vectors give the exact derivative.
+        values = jnp.stack([jnp.vdot(u, geometry.apply(single, v)) for u, v in zip(left, right, strict=True)])
+        return values, triplets.residuals
 
     lead = kernel.shape[: kernel.ndim - len(geometry.window) - 2]
     flat = kernel.reshape(-1, *kernel.shape[len(lead) :])
-    values, residuals = (a.reshape(*lead, -1) for a in jax.lax.map(of_one, flat))
-    none = jnp.zeros(lead, values.dtype)
+    values, residuals = (a.reshape(*lead, -1) for a in jax.lax.map(ends_of, flat))
+    zero = jnp.zeros(lead, values.dtype)
     lower, upper = jnp.maximum(values - residuals, 0), values + residuals
     if ends[0]:
         lower = lower.at[..., 0].set(values[..., 0])
-    return Spectrum(
-        values, lower, upper, frobenius_norm(kernel, geometry), none, none, "extremes", geometry.shape
-    )  # fmt: skip
+    frobenius = frobenius_norm(kernel, geometry)
+    return Spectrum(values, lower, upper, frobenius, zero, zero, "extremes", geometry.shape)
 
 
 def frobenius_norm(kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """(...) the operator's Frobenius norm, from the squares of the taps and how many outputs each serves; gradient 0 at 0."""
+    """(...) the operator's Frobenius norm, from the squared taps and the number of outputs of each tap; the gradient at 0 is 0."""
     if geometry.circular and any(reach > n for reach, n in zip(geometry.reach, geometry.spatial, strict=True)):
-        own, paired = Transform(geometry).symbols(kernel)  # taps meet on one pixel and add up before they are squared
+        own, paired = Transform(geometry).symbols(kernel)  # taps at the same pixel add up before the square
         squares = jnp.sum(own**2, (-4, -3, -2, -1)) + 2 * jnp.sum(jnp.abs(paired) ** 2, (-4, -3, -2, -1))
         return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
     counts = jnp.asarray(geometry.tap_counts()[..., None, None], kernel.dtype)
@@ -223,12 +228,12 @@ def frobenius_norm(kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def _exact(values: jax.Array, frobenius: jax.Array, geometry: Geometry) -> Spectrum:
-    none = jnp.zeros_like(frobenius)
-    return Spectrum(values, values, values, frobenius, none, none, "exact", geometry.shape)
+    zero = jnp.zeros_like(frobenius)
+    return Spectrum(values, values, values, frobenius, zero, zero, "exact", geometry.shape)
 
 
 def _first(values: jax.Array, count: int) -> jax.Array:
-    """The first ``count`` along the last axis, filled up with zeros."""
+    """The first ``count`` entries along the last axis, padded with zeros."""
     missing = max(count - values.shape[-1], 0)
     return jnp.pad(values[..., :count], [(0, 0)] * (values.ndim - 1) + [(0, missing)])
 
@@ -237,12 +242,12 @@ def _kernel_axes(kernel: jax.Array, geometry: Geometry) -> tuple[int, ...]:
     return tuple(range(kernel.ndim - len(geometry.window) - 2, kernel.ndim))
 
 
-def _meetings(geometry: Geometry) -> np.ndarray:
-    """(taps, outputs, inputs): whether a pixel of the output sees one of the input through a tap."""
+def _incidence(geometry: Geometry) -> np.ndarray:
+    """(taps, outputs, inputs): 1 where a pixel of the output sees a pixel of the input through a tap."""
     axes = []
     for sight, n in zip(geometry.sights(), geometry.spatial, strict=True):
         seen = sight % n if geometry.padding == "circular" else sight
         axes.append((seen.T[:, :, None] == np.arange(n)).astype(np.int8))  # (taps, outputs, inputs)
     taps = itertools.product(*(range(len(axis)) for axis in axes))
-    one = np.ones((1, 1), np.int8)
-    return np.stack([functools.reduce(np.kron, [a[t] for a, t in zip(axes, tap, strict=True)], one) for tap in taps])
+    unit = np.ones((1, 1), np.int8)
+    return np.stack([functools.reduce(np.kron, [a[t] for a, t in zip(axes, tap, strict=True)], unit) for tap in taps])

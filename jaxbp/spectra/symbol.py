@@ -1,15 +1,16 @@
-"""The symbol of a circular convolution: one small matrix a frequency, which together are the operator.
+"""The symbol of a circular convolution: one small matrix for each frequency, which together are the operator.
 
-Cut the input map into the s^d coarse maps of pixels that agree modulo the stride s (its *phases*). A circular convolution of stride s
-then is one of stride 1 from all coarse maps to the output, and the Fourier transform makes it block-diagonal: at frequency g of
-the output torus stands H(g) of shape (phases inputs, outputs), H_p(g) = sum over taps t in phase p of K_t exp(2 pi i g . q_t / M), q_t
-being the tap's place on the coarse map (for s = 1: Sedghi, Gupta, Long, arXiv 1805.10408). Rearranging pixels is unitary, so
-the union of the singular values of all H(g) is exactly the operator's. This is the folding of s x s frequencies in other coordinates,
-which leave out the phases that no tap meets (three of four for a shortcut of 1x1 and stride 2).
+Divide the input map into the s^d coarse maps of pixels that agree modulo the stride s (its *phases*). A circular convolution of stride s
+is then a convolution of stride 1 from all coarse maps to the output, and the Fourier transform makes it block-diagonal. At frequency g of
+the output torus the block is H(g), of shape (phases inputs, outputs), with H_p(g) = sum over taps t in phase p of
+K_t exp(2 pi i g . q_t / M), where q_t is the tap's place on the coarse map (for s = 1: Sedghi, Gupta, Long, arXiv 1805.10408).
+Rearranging pixels is unitary, so the union of the singular values of all H(g) is exactly that of the operator. This equals the folding of
+s x s frequencies in other coordinates, and leaves out the phases that no tap meets (three of four for a shortcut of 1x1 and stride 2).
 
-The kernel is real: H(-g) is the conjugate of H(g). So of each pair one is formed, and those that are their own partner are
-real. That is 7 matrices' work on a map of 4x4 where a half spectrum (`rfft2`) has 12 and a full one 16; 31, 40 and 64 for 8x8. A window
-has few taps, so a product with a (frequencies, taps) matrix replaces the fast transform, for any dilation, window and extent.
+The kernel is real, so H(-g) is the conjugate of H(g). One matrix of each such pair is computed; frequencies that are their own partner
+have real matrices. On a map of 4x4 this is the work of 7 matrices, against 12 for a half spectrum (`rfft2`) and 16 for the full one; 31,
+40 and 64 for 8x8. A window has few taps, so a product with a (frequencies, taps) matrix replaces the fast Fourier transform, for any
+dilation, window and extent.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp.spectra import Geometry, symbol
@@ -34,7 +35,7 @@ from jaxbp.spectra.geometry import Geometry, symmetric_frequencies
 
 @functools.lru_cache(maxsize=256)
 def _phases(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """exp(2 pi i g . q) of real (R, P, T) and of paired frequencies (C, P, T); how many taps fall on each one's place (T,)."""
+    """exp(2 pi i g . q) of real (R, P, T) and paired frequencies (C, P, T), and for each tap the number of taps at its place (T,)."""
     own, pairs = symmetric_frequencies(geometry.torus)
     steps = list(itertools.product(*map(range, geometry.window)))
     positions = np.array(steps, int).reshape(len(steps), -1) * np.array(geometry.dilation, int)
@@ -54,7 +55,7 @@ def _phases(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Transform:
-    """Kernels to symbols and back, on the torus of a geometry; a zero-padded layer is taken for the circular one there."""
+    """Map kernels to symbols and back, on the torus of a geometry; a zero-padded layer is treated as circular on the torus."""
 
     def __init__(self, geometry: Geometry):
         self.geometry = geometry
@@ -62,7 +63,7 @@ class Transform:
         self.num_frequencies = len(self.own) + 2 * len(self.pairs)
 
     def symbols(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Kernels (..., \\*window, inputs / groups, outputs) to real (..., groups, R, rows, outputs / groups) and complex (C)."""
+        """From kernels (..., \\*window, inputs / groups, outputs) to real (..., groups, R, rows, outputs / groups) and complex (C) ones."""
         taps = self._grouped(kernel)
         own, real, imag = (
             jnp.einsum("gpt,...tiho->...hgpio", jnp.asarray(waves, kernel.dtype), taps, precision="highest")
@@ -75,10 +76,10 @@ class Transform:
         return joined(own), joined(lax.complex(real, imag))
 
     def kernel(self, own: jax.Array, paired: jax.Array) -> jax.Array:
-        """The kernel of the window (..., \\*window, inputs / groups, outputs) whose symbols are closest to those given."""
+        """The kernel of the window (..., \\*window, inputs / groups, outputs) whose symbols are closest to the given ones."""
         phases = self.own.shape[1]
         own, paired = (a.reshape(*a.shape[:-2], phases, a.shape[-2] // phases, a.shape[-1]) for a in (own, paired))
-        # Taps that fall on one place of a small torus share what belongs there; the window keeps its few taps of all places.
+        # Taps at the same place of a small torus share its value; of all places the window keeps those of its taps.
         waves = [
             jnp.asarray(w / self.crowd / self.num_frequencies, own.dtype) for w in (self.own, 2 * self.pairs.real, 2 * self.pairs.imag)
         ]

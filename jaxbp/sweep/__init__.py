@@ -1,10 +1,10 @@
-"""Many runs of one pure function: seeds and settings, on one device or many, on one host or many, and no finished one lost.
+"""Sweeps: one pure function over settings and seeds, on any number of devices and hosts.
 
-`run` takes anybody's function ``fn(key, *shared, **setting) -> results`` and a grid of settings, and computes every setting with every
-seed. It writes each result to a folder as soon as there is one, goes on where it was stopped, and returns a table. `Segments` is the
-same for long runs, which are saved in between. `evaluate` is the part that computes a stack of runs, by one of several plans.
+`run` takes a function ``fn(key, *shared, **setting) -> results`` and a grid, and computes every setting with every seed. It writes each
+result to a folder at once, resumes a stopped sweep, and returns the results. `Segments` describes long runs, which are saved between
+their segments. `evaluate` computes a stack of runs by one of several plans.
 
-A sweep of one's own:
+An example:
 
 >>> import jax
 >>> from jaxbp import data, models, sweep, training
@@ -15,11 +15,13 @@ A sweep of one's own:
 ...     result = training.train(net, training.sgd(learning_rate, momentum=0.9), (inputs, labels), key, settings)
 ...     return {"loss": result.history["train_loss"][-1], "params": result.params}
 >>> grid = {"learning_rate": [0.01, 0.1], "width": [8, 16]}
->>> found = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
->>> table = found.frame()  # a row for each setting and seed
+>>> results = sweep.run(train, grid, seeds=3, shared=[digits.train.inputs, digits.train.labels], quiet=True)  # out="runs/mine"
+>>> table = results.to_dataframe()  # a row for each setting and seed
 >>> bool(table[table.learning_rate == 0.1].loss.mean() < table[table.learning_rate == 0.01].loss.mean())
 True
->>> found.where(width=8).stack("params/Dense_0/kernel").shape  # settings, seeds, then the kernel's own axes
+>>> dict(results.to_dataset(["loss"]).sizes)
+{'learning_rate': 2, 'width': 2, 'seed': 3}
+>>> results.where(width=8).stack("params/Dense_0/kernel").shape  # settings, seeds, axes of the kernel
 (2, 3, 16, 8)
 """
 
@@ -28,3 +30,4 @@ from jaxbp.sweep.plans import PLANS, check_plan, choose, evaluate, keys, make_me
 from jaxbp.sweep.results import Record, Results, load
 from jaxbp.sweep.runs import SweepError, run
 from jaxbp.sweep.segments import Segments
+from jaxbp.sweep.spec import SweepSpec

@@ -1,9 +1,8 @@
-"""Settings of a sweep, and which of them can share a compiled program.
+"""Settings of a sweep, and their grouping into compiled programs.
 
-A grid maps names to values, of which every combination is a setting, or lists the settings one by one. A name whose values are
-numbers, one of them at least a float (learning rates, coefficients), or that comes as an array is *traced*: its values are inputs of
-the program, which all of them share. Anything else (widths, depths, epochs, names of models) is *static*: it may decide shapes, so
-each of its values gets a program of its own.
+A grid maps names to values, and every combination of values is a setting; or a grid is a list of settings. A name is *traced* if its
+values are numbers with a float among them (learning rates, coefficients), or arrays: the values are inputs of one shared program. Any
+other name (widths, depths, epochs, names of models) is *static*: it may determine shapes, so each value has a program of its own.
 
 >>> from jaxbp.sweep import grid
 >>> settings = grid.expand({"learning_rate": [0.1, 0.01], "width": [64, 256]})
@@ -25,7 +24,13 @@ Setting = dict[str, Any]
 
 
 class Program(NamedTuple):
-    """Settings that share a program: ``static`` values, numbers of the settings, and ``traced`` values by name, (rows, ...)."""
+    """Settings that share a compiled program.
+
+    Attributes:
+      static: static values by name.
+      rows: indices of the settings.
+      traced: traced values by name, each (rows, ...).
+    """
 
     static: Setting
     rows: tuple[int, ...]
@@ -33,7 +38,7 @@ class Program(NamedTuple):
 
 
 def expand(grid: Mapping[str, Iterable] | Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """The settings of ``grid``, the last name varying fastest; numbers of NumPy become Python's, lists tuples.
+    """List the settings of ``grid``, the last name varying fastest; NumPy scalars become Python numbers, lists become tuples.
 
     Raises:
       ValueError: no values for a name, settings with different names, or the same setting twice.
@@ -56,24 +61,24 @@ def expand(grid: Mapping[str, Iterable] | Sequence[Mapping[str, Any]]) -> list[S
         raise ValueError(f"a setting must not be called {sorted(taken)[0]!r}: results have a column of that name")
     seen: set[str] = set()
     for setting in settings:
-        if (text := _written(setting)) in seen:
+        if (text := _as_text(setting)) in seen:
             raise ValueError(f"settings must differ, got twice: {label(setting)}")
         seen.add(text)
     return settings
 
 
 def _elements(values: Iterable) -> Iterable:
-    """The values of a name; those of an array stay arrays, which says that they are traced."""
+    """The values of a name; elements of an array stay arrays, which marks them as traced."""
     return (np.asarray(value) for value in np.asarray(values)) if _is_array(values) else values
 
 
 def label(setting: Setting) -> str:
-    """A setting in words."""
+    """Text of a setting."""
     return ", ".join(f"{name}={plain(value)}" for name, value in setting.items()) or "default"
 
 
 def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Program]:
-    """Group ``settings`` by their static values; ``static``: names that are static whatever their values.
+    """Group ``settings`` by their static values; ``static``: names that are static even if their values are floats.
 
     Raises:
       ValueError: an unknown name, a static value that is an array, or traced ones of different shapes.
@@ -87,24 +92,29 @@ def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Pr
         raise ValueError(f"{wrong} comes as an array, and arrays are traced: leave it out of static, or give a list")
     groups: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
-        groups.setdefault(_written({k: v for k, v in setting.items() if k not in traced}), []).append(row)
+        groups.setdefault(_as_text({k: v for k, v in setting.items() if k not in traced}), []).append(row)
     return [_program([settings[row] for row in rows], rows, traced) for rows in groups.values()]
 
 
 def as_json(settings: Sequence[Setting]) -> dict[str, list]:
-    """Each name's values over the settings, as JSON can write them."""
+    """Return the values of each name over the settings, as JSON."""
     return {name: [plain(setting[name]) for setting in settings] for name in settings[0]}
 
 
+def run_name(row: int, seed: int) -> str:
+    """Name of a run in the store: the index of its setting, and its seed."""
+    return f"setting{row:04d}-seed{seed}"
+
+
 def fixed(value: Any) -> Any:
-    """A value as settings keep it: lists as tuples, NumPy's scalars as Python's; arrays stay."""
+    """Convert a value to its form in settings: lists become tuples, NumPy scalars Python numbers; arrays stay."""
     if isinstance(value, np.generic):
         return value.item()
     return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
 
 
 def plain(value: Any) -> Any:
-    """A value without arrays."""
+    """Convert arrays to nested tuples."""
     return fixed(np.asarray(value).tolist()) if _is_array(value) else value
 
 
@@ -129,7 +139,7 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _written(setting: Setting) -> str:
+def _as_text(setting: Setting) -> str:
     try:
         text = json.dumps({name: plain(value) for name, value in setting.items()}, sort_keys=True)
         hash(tuple(plain(value) for value in setting.values()))

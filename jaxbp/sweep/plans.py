@@ -1,15 +1,15 @@
-"""How a stack of runs is computed: one after another, vectorised, or spread over devices.
+"""Plans: a stack of runs is computed one after another, vectorised, or spread over devices.
 
-A *run* is a pure function of (what differs between runs, what they share). `evaluate` computes it for every entry of the leading axis
-of what differs: keys, initial parameters, learning rates, data of their own. All of them share one compiled program, and equal
-calls reuse it. The plans give the same numbers up to rounding:
+`evaluate` computes a pure function for every entry of the leading axis of ``runs`` (keys, initial parameters, learning rates, data of
+single runs); further arguments are shared by all runs. The runs share one compiled program, and equal calls reuse the program. All plans
+give the same numbers up to rounding:
 
 - ``loop``        one call after another, from Python;
-- ``map``         one after another inside one program;
-- ``vmap``        all at once (`jax.vmap`);
-- ``shard-map``   split over devices, each doing its share one after another;
-- ``shard-vmap``  split over devices, each doing its share at once; ``pmap`` is another spelling;
-- ``auto``        the rule of `choose`, which states the measurements it rests on.
+- ``map``         one run after another inside one program;
+- ``vmap``        all runs at once (`jax.vmap`);
+- ``shard-map``   split over devices, each of which computes its runs one after another;
+- ``shard-vmap``  split over devices, each of which computes its runs at once; ``pmap`` is a synonym;
+- ``auto``        chosen by the rule of `choose`.
 
 >>> import jax
 >>> from jaxbp import sweep
@@ -36,24 +36,30 @@ PLANS = ("auto", "loop", "map", "vmap", "shard-map", "shard-vmap", "pmap")
 SEEDS, BATCH = "seeds", "batch"  # axes of a mesh
 
 _SMALL = 2**17  # multiply-adds; see `choose`
-_KEPT = 32  # functions whose programs are kept
-_CONTEXT = (  # what JAX traces by, beside the arguments
-    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
-    "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_debug_nans", "jax_disable_jit",
-)  # fmt: skip
+_CACHED = 32  # functions whose compiled programs are cached
+_CONTEXT = (  # options that change what JAX traces
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_debug_nans",
+    "jax_disable_jit",
+)
 
 
 def keys(seeds: Iterable[int]) -> jax.Array:
-    """Stack the random keys of ``seeds``, shape (S,)."""
+    """Stack the random keys of ``seeds``: shape (S,)."""
     return jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
 
 
 def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes "seeds" and "batch": runs are split over the first, the batches of each run over the second.
+    """Make a mesh with the axes "seeds" and "batch": runs are split over the first, the batches of each run over the second.
 
     Args:
-      num_batch: devices among which each run splits its batches, with `jaxbp.training.parallel.data_parallel`; neighbours in ``devices``.
-      devices: default those of all processes.
+      num_batch: number of devices, neighbours in ``devices``, among which `jaxbp.training.parallel.data_parallel` splits each batch.
+      devices: default the devices of all processes.
 
     Raises:
       ValueError: ``num_batch`` does not divide the number of devices.
@@ -64,36 +70,36 @@ def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, num_batch), (SEEDS, BATCH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def choose(backend: str, num_devices: int, num_runs: int, of_a_run: op_count.OpCount) -> str:
-    """Return the plan that ``auto`` takes, from the kind of run and the devices.
+def choose(backend: str, num_devices: int, num_runs: int, cost_per_run: op_count.OpCount) -> str:
+    """Return the plan of ``auto``, from the cost of a run and the devices.
 
-    Accelerators are filled by running all seeds at once. On a CPU runs go one after another on each device: the matrices of one
-    run fill a core, and convolutions over a stack of kernels would become loops anyway. Only where an average matrix product has
-    less than 131,000 multiply-adds, and no convolution is about, does overhead count more, and runs go at once. Measured on two
-    cores (JAX 0.10.2, whole trainings, 8 and 32 seeds, time of ``shard-vmap`` over that of ``shard-map``): MLPs with batches of 16, 16-8-10
-    0.86 and 0.71, 64-16-10 0.99 and 0.75; with batches of 64, 64-16-16-10 0.86 and 0.88, 64-64-64-10 1.1 and 0.94, 784-256-256-10 1.2
-    and 1.8, 784-1024-1024-10 1.4 and 1.6.
+    An accelerator computes all seeds at once. A CPU computes the runs of a device one after another: the matrices of one run occupy a
+    core, and XLA turns convolutions over a stack of kernels into loops. Runs without convolutions whose average matrix product has fewer
+    than 131,000 multiply-adds are computed at once, since the overhead of calls dominates. Measured on two cores (JAX 0.10.2, whole
+    trainings, 8 and 32 seeds, time of ``shard-vmap`` over that of ``shard-map``): MLPs with batches of 16: 16-8-10 0.86 and 0.71,
+    64-16-10 0.99 and 0.75; with batches of 64: 64-16-16-10 0.86 and 0.88, 64-64-64-10 1.1 and 0.94, 784-256-256-10 1.2 and 1.8,
+    784-1024-1024-10 1.4 and 1.6.
 
     Args:
-      backend: as `jax.default_backend` names it.
-      num_devices: devices at hand.
-      num_runs: how many runs there are.
-      of_a_run: what a run multiplies.
+      backend: name of the backend, as `jax.default_backend` returns it.
+      num_devices: number of devices.
+      num_runs: number of runs.
+      cost_per_run: multiplications of a run.
     """
-    at_once = backend != "cpu" or (not of_a_run.convolutional and 0 < of_a_run.mean < _SMALL)
-    within = "vmap" if at_once and num_runs > 1 else "map"
+    vectorise = backend != "cpu" or (not cost_per_run.convolutional and 0 < cost_per_run.mean < _SMALL)
+    within = "vmap" if vectorise and num_runs > 1 else "map"
     return f"shard-{within}" if min(num_devices, num_runs) > 1 else within
 
 
 def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> Any:
-    """Evaluate ``fn(one, *shared)`` for every ``one`` along the leading axis of ``runs``.
+    """Evaluate ``fn(run, *shared)`` for every ``run`` along the leading axis of ``runs``.
 
     Args:
-      fn: a pure function; pass the same object again to reuse what was compiled.
-      runs: pytree of arrays with one leading axis R.
+      fn: a pure function; the same object reuses its compiled programs.
+      runs: pytree of arrays with a common leading axis R.
       shared: pytrees that all runs share, for instance the data.
       plan: one of `PLANS`.
-      devices: to spread over; default all local devices of the default backend.
+      devices: devices to use; default all local devices of the default backend.
 
     Returns:
       The results of ``fn``, stacked along a leading axis R.
@@ -109,82 +115,82 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
     within = plan.removeprefix("shard-")
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
-    runs, counts, _ = placed(runs, num_runs, len(devices))
+    runs, counts, _ = pad_and_scatter(runs, num_runs, len(devices))
     outputs = program(fn, within, mesh)(counts, runs, shared)
     return jax.tree.map(lambda a: a[:num_runs], outputs) if num_runs % len(devices) else outputs
 
 
 def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:
-    """One call after another; three small programs beside that of a run, however many the runs."""
+    """Call after call. Besides the program of a run, three small programs are compiled, whatever the number of runs."""
     outputs = None
     for index in range(num_runs):
-        output = single(_taken(runs, index), *shared)
-        outputs = _room_for(output, num_runs) if outputs is None else outputs
-        outputs = _put(outputs, output, index)
+        output = single(_index(runs, index), *shared)
+        outputs = _allocate(output, num_runs) if outputs is None else outputs
+        outputs = _set_row(outputs, output, index)
     return outputs
 
 
 @jax.jit
-def _taken(runs: Any, index: int) -> Any:
+def _index(runs: Any, index: int) -> Any:
     return jax.tree.map(lambda a: a[index], runs)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _room_for(output: Any, number: int) -> Any:
+def _allocate(output: Any, number: int) -> Any:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (number, *a.shape)), output)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(outputs: Any, output: Any, index: int) -> Any:
-    return jax.tree.map(lambda all_, one: all_.at[index].set(one), outputs, output)
+def _set_row(outputs: Any, output: Any, index: int) -> Any:
+    return jax.tree.map(lambda rows, row: rows.at[index].set(row), outputs, output)
 
 
 def check_plan(plan: str) -> None:
-    """Raise ValueError if ``plan`` is none of `PLANS`."""
+    """Raise ValueError unless ``plan`` is one of `PLANS`."""
     if plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
 
 
 def plan_of(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> str:
-    """The plan by which `evaluate` computes these runs."""
+    """Return the plan by which `evaluate` computes these runs."""
 
-    def of_a_run() -> op_count.OpCount:
-        one = jax.eval_shape(lambda runs: jax.tree.map(operator.itemgetter(0), runs), runs)
-        return _products(fn, *_shapes((one, *shared)))
+    def cost_per_run() -> op_count.OpCount:
+        run = jax.eval_shape(lambda runs: jax.tree.map(operator.itemgetter(0), runs), runs)
+        return _count_ops(fn, *_shapes((run, *shared)))
 
-    return resolve(plan, of_a_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
+    return resolve(plan, cost_per_run, num_runs=_num_runs(runs), devices=devices or jax.local_devices())
 
 
-@program_cache(_KEPT)
-def _products(fn: Callable, shapes: tuple, structure: Any, _: tuple) -> op_count.OpCount:
+@program_cache(_CACHED)
+def _count_ops(fn: Callable, shapes: tuple, structure: Any, _: tuple) -> op_count.OpCount:
     return op_count.count(jitted(fn), *structure.unflatten(shapes))
 
 
 def _shapes(tree: Any) -> tuple[tuple, Any, tuple]:
-    """What programs for ``tree`` can be found by: shapes, structure, and the context."""
+    """Key of the cached programs for ``tree``: shapes, structure and tracing options."""
     leaves, structure = jax.tree.flatten(tree)
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     return shapes, structure, tuple(getattr(jax.config, name) for name in _CONTEXT)
 
 
-def resolve(plan: str, of_a_run: Callable[[], op_count.OpCount], *, num_runs: int, devices: Sequence[Any]) -> str:
-    """The plan that ``plan`` stands for: itself, or for ``auto`` what `choose` says.
+def resolve(plan: str, cost_per_run: Callable[[], op_count.OpCount], *, num_runs: int, devices: Sequence[Any]) -> str:
+    """Resolve ``auto`` by the rule of `choose`, and ``pmap`` to its synonym.
 
     Raises:
-      ValueError: it is none of `PLANS`.
+      ValueError: ``plan`` is not one of `PLANS`.
     """
     check_plan(plan)
     if plan == "auto":
-        return choose(devices[0].platform, len(devices), num_runs, of_a_run())
+        return choose(devices[0].platform, len(devices), num_runs, cost_per_run())
     return "shard-vmap" if plan == "pmap" else plan
 
 
-def placed(runs: Any, num_runs: int, num_devices: int, capacity: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Runs spread evenly over ``capacity`` places on every device, default as few as will do.
+def pad_and_scatter(runs: Any, num_runs: int, num_devices: int, capacity: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Spread runs evenly over ``capacity`` places on every device; default the smallest sufficient capacity.
 
     Returns:
-      The runs, with a leading axis of all places, those of no use repeating a run; how many places each device is to fill, (D,);
-      and the place of every run, (R,).
+      The runs with a leading axis of all places, unused places repeating a run; the number of used places of each device, (D,); and the
+      place of every run, (R,).
     """
     share = -(-num_runs // num_devices)
     capacity = capacity or share
@@ -197,47 +203,52 @@ def placed(runs: Any, num_runs: int, num_devices: int, capacity: int | None = No
     return runs, counts, places
 
 
-# One a function, so that looking at a run and compiling it trace it once; few, since each keeps its function, and what that closes over.
-jitted = program_cache(_KEPT)(jax.jit)
+# One jitted object a function: counting and compiling trace the function once. Few entries: each keeps the closure of its function.
+jitted = program_cache(_CACHED)(jax.jit)
 
 
-@program_cache(_KEPT)
+@program_cache(_CACHED)
 def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) -> jax.stages.Wrapped:
-    """The compiled ``(counts, runs, *shared) -> results``; one for each function object, plan and set of devices.
+    """Return the jitted ``(counts, runs, shared) -> results``, cached by function object, plan and mesh.
 
-    ``counts``, (D,), says how many of its runs each device is to do when it does one after another. ``donate`` gives the memory
-    of ``runs`` to the results.
+    Args:
+      fn: function of a run.
+      within: "map" or "vmap".
+      mesh: the devices; None for one device.
+      donate: give the memory of ``runs`` to the results.
+
+    Returns:
+      A function whose ``counts``, (D,), is the number of runs that each device computes under "map".
     """
 
     def share(counts: jax.Array, runs: Any, shared: tuple) -> Any:
-        def one(run: Any) -> Any:
+        def compute(run: Any) -> Any:
             return jitted(fn)(run, *shared)
 
-        return jax.vmap(one)(runs) if within == "vmap" else _one_by_one(one, counts[0], runs)
+        return jax.vmap(compute)(runs) if within == "vmap" else _one_by_one(compute, counts[0], runs)
 
     donated = (1,) if donate else ()
     if mesh is None:
         return jax.jit(share, donate_argnums=donated)
     by_run, whole = NamedSharding(mesh, PartitionSpec(SEEDS)), NamedSharding(mesh, PartitionSpec())
-    manual = {SEEDS} if mesh.shape[BATCH] > 1 else {SEEDS, BATCH}  # callbacks to the host need all axes to be
+    manual = {SEEDS} if mesh.shape[BATCH] > 1 else {SEEDS, BATCH}  # host callbacks need all axes to be manual
 
     def spread(counts: jax.Array, runs: Any, shared: tuple) -> Any:
-        # Runs do not communicate, so there is nothing for the check of replicated values to find.
-        return jax.shard_map(
-            share, mesh=mesh, in_specs=(by_run.spec, by_run.spec, whole.spec), out_specs=by_run.spec,
-            axis_names=manual, check_vma=False,
-        )(counts, runs, shared)  # fmt: skip
+        # Runs do not communicate: a check of replicated values would have nothing to check.
+        specs = (by_run.spec, by_run.spec, whole.spec)
+        mapped = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=by_run.spec, axis_names=manual, check_vma=False)
+        return mapped(counts, runs, shared)
 
     shardings = (by_run, by_run, whole)
     return jax.jit(spread, in_shardings=shardings, out_shardings=by_run, donate_argnums=donated)
 
 
 def compiled(fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple) -> jax.stages.Compiled:
-    """`program` compiled ahead for runs of the shapes of ``places``, so that its memory can be looked at; kept for equal calls."""
+    """Compile `program` ahead of time for runs of the shapes of ``places``, which tells its memory; cached for equal calls."""
     return _compiled(fn, within, mesh, donate, num_devices, *_shapes((places, shared)))
 
 
-@program_cache(_KEPT)
+@program_cache(_CACHED)
 def _compiled(
     fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
 ) -> jax.stages.Compiled:
@@ -246,7 +257,7 @@ def _compiled(
 
 
 def _one_by_one(fn: Callable, count: jax.Array, runs: Any) -> Any:
-    """Results of the first ``count`` runs, zeros after them; the loop's length is known only when it runs."""
+    """Results of the first ``count`` runs, then zeros; ``count`` is a traced value."""
     capacity = jax.tree.leaves(runs)[0].shape[0]
 
     def nth(i: jax.Array) -> Any:

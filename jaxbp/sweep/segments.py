@@ -1,4 +1,4 @@
-"""Long runs in parts: between the segments of a run it can be saved, stopped, watched, and retired once it is not finite.
+"""Long runs in segments: between segments a run can be saved, stopped, monitored, and retired when it is not finite.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import sweep
@@ -26,12 +26,17 @@ from jaxbp.sweep import results
 
 @dataclass(frozen=True)
 class Segments:
-    """A run in ``num_segments`` parts; all functions are pure and take the setting by keywords.
+    """A run in segments; all functions are pure and take the setting by keywords.
 
-    ``init_fn``: ``(key, *shared, **setting) -> state``, any pytree of arrays, keys included.
-    ``segment_fn``: ``(state, index, *shared, **setting) -> (state, measures)``: a state of the same shapes and a dictionary of arrays, of
-    which a run's results are stacks along a leading axis of segments. One that is not finite retires the run.
-    ``finish_fn``: ``(state, *shared, **setting) -> results``, further ones, from the end; default none.
+    Attributes:
+      init_fn: ``(key, *shared, **setting) -> state``, any pytree of arrays, including random keys.
+      segment_fn: ``(state, index, *shared, **setting) -> (state, measures)``: a state of the same shapes, and a dictionary of arrays. The
+        results of a run are the measures, stacked along a leading axis of segments. A measure that is not finite retires the run.
+      num_segments: number of segments.
+      finish_fn: ``(state, *shared, **setting) -> results``: further results from the last state; None for none.
+
+    Raises:
+      ValueError: ``num_segments`` is less than 1.
     """
 
     init_fn: Callable[..., Any]
@@ -45,7 +50,15 @@ class Segments:
 
 
 class Carry(NamedTuple):
-    """What a run hands from segment to segment; ``history``: its measures, (segments, ...), NaN or 0 where there are none yet."""
+    """State of a run between segments.
+
+    Attributes:
+      run: seed and traced values of the run.
+      state: state of the functions of `Segments`.
+      history: measures by name, (segments, ...); NaN or 0 for segments to come.
+      alive: (), True while all measures are finite.
+      num_done: (), number of computed segments.
+    """
 
     run: Any
     state: Any
@@ -55,7 +68,13 @@ class Carry(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Programs of one run, as plans take them: ``init(run, *shared)``, ``segment(carry, index, *shared)``, ``finish(carry, *shared)``."""
+    """Programs of one run.
+
+    Attributes:
+      init: ``(run, *shared) -> carry``.
+      segment: ``(carry, index, *shared) -> carry``.
+      finish: ``(carry, *shared) -> results by name``.
+    """
 
     init: Callable[..., Carry]
     segment: Callable[..., Carry]
@@ -63,10 +82,10 @@ class Phases(NamedTuple):
 
 
 def phases(parts: Segments, bind: Callable[[Callable], Callable]) -> Phases:
-    """The programs of a run; ``bind`` gives a function the setting of a run: ``bind(fn)(run, *arguments)``.
+    """Build the programs of a run; ``bind(fn)(run, *arguments)`` calls a function with the setting of the run.
 
     Raises (when traced):
-      TypeError: a segment whose state has other shapes than it got, or whose measures are not a dictionary of arrays.
+      TypeError: a segment changes the shapes of the state, or its measures are not a dictionary of arrays.
     """
     segment_fn = bind(parts.segment_fn)
 
@@ -79,27 +98,27 @@ def phases(parts: Segments, bind: Callable[[Callable], Callable]) -> Phases:
         return Carry(run, state, history, jnp.bool_(True), jnp.int32(0))
 
     def segment(carry: Carry, index: jax.Array, *shared: Any) -> Carry:
-        def go_on() -> Carry:
+        def advance() -> Carry:
             state, measures = segment_fn(carry.run, carry.state, index, *shared)
             measures = results.flat(measures)
             history = {name: carry.history[name].at[index].set(value) for name, value in measures.items()}
             state = jax.tree.map(in_dtype_of, carry.state, state)
             return Carry(carry.run, state, history, finite(measures), carry.num_done + 1)
 
-        return jax.lax.cond(carry.alive, go_on, lambda: carry)
+        return jax.lax.cond(carry.alive, advance, lambda: carry)
 
     def finish(carry: Carry, *shared: Any) -> dict[str, jax.Array]:
         ends = results.flat(bind(parts.finish_fn)(carry.run, carry.state, *shared)) if parts.finish_fn else {}
-        found = {**carry.history, "segments": carry.num_done}
-        if both := found.keys() & ends.keys():
+        measured = {**carry.history, "segments": carry.num_done}
+        if both := measured.keys() & ends.keys():
             raise ValueError(f"results of finish_fn must not have the names of measures or 'segments', got {sorted(both)}")
-        return found | ends
+        return measured | ends
 
     return Phases(init, segment, finish)
 
 
 def finite(tree: Any) -> jax.Array:
-    """Whether every number is."""
+    """True if every number of the tree is finite."""
     numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers])) if numbers else jnp.bool_(True)
 

@@ -42,7 +42,9 @@ class Segmented(NamedTuple):
 
 
 def segmented(recipe_fn: RecipeFn, num_epochs: int, *, measure_fn: Callable[[TrainState], dict[str, jax.Array]] | None = None) -> Segmented:
-    """`jaxbp.training.train` an epoch at a time; its history is that of `train`, bit for bit, but for epoch 0.
+    """`jaxbp.training.train` an epoch at a time: the same operations on the same random numbers, so the same history but for epoch 0.
+
+    Two compiled programs may round differently.
 
     Args:
       recipe_fn: ``(num_examples, **setting) -> (net, optimizer, settings)``; of a setting, numbers may be traced.

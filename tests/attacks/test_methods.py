@@ -105,9 +105,16 @@ def test_what_an_attack_returns_is_true(name, norm):
     if name == "square":
         np.testing.assert_allclose(result.loss, losses.margin(logits, labels), rtol=1e-4, atol=1e-6)
     expected = {
-        "fgsm": 2, "fgsm-rs": 2, "pgd": 5, "pgd-last-cosine": 10, "pgd-batch": 12, "pgd-targets": 9, "apgd": 9,
-        "apgd-dlr-targets": 25, "pgd-given": 4,
-    }  # fmt: skip
+        "fgsm": 2,
+        "fgsm-rs": 2,
+        "pgd": 5,
+        "pgd-last-cosine": 10,
+        "pgd-batch": 12,
+        "pgd-targets": 9,
+        "apgd": 9,
+        "apgd-dlr-targets": 25,
+        "pgd-given": 4,
+    }
     if name == "square":  # it ends when all are broken
         assert 1 <= int(result.num_evaluations) <= 12
     else:
@@ -242,9 +249,9 @@ def test_projections_are_right(x64):
 
 def test_steps_are_the_steepest(x64):
     gradient = jnp.array([[3.0, -4.0], [0.0, 0.0], [3e-200, -4e-200], [jnp.nan, 2.0]])
-    np.testing.assert_array_equal(attacks.Threat("linf", 1.0).ascent(gradient), [[1, -1], [0, 0], [1, -1], [0, 1]])
+    np.testing.assert_array_equal(attacks.Threat("linf", 1.0).steepest_ascent(gradient), [[1, -1], [0, 0], [1, -1], [0, 1]])
     wanted = [[0.6, -0.8], [0, 0], [0.6, -0.8], [0, 1]]
-    np.testing.assert_allclose(attacks.Threat("l2", 1.0).ascent(gradient), wanted, rtol=1e-15)
+    np.testing.assert_allclose(attacks.Threat("l2", 1.0).steepest_ascent(gradient), wanted, rtol=1e-15)
 
 
 def test_random_starts_fill_the_ball_uniformly():
@@ -371,8 +378,8 @@ def test_targets_are_reached(trained):
 
 def test_apgd_needs_no_step_size_where_pgd_with_a_bad_one_fails(trained):
     """Its checkpoints are the source's, and its steps get shorter: with steps of 2 epsilon throughout PGD is worse."""
-    assert attacks.checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
-    assert attacks.checkpoints(1) == ()
+    assert attacks.step_size_checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+    assert attacks.step_size_checkpoints(1) == ()
     network, inputs, labels = trained
     threat = attacks.Threat("l2", 0.3)
     rough = run(attacks.pgd(threat, num_steps=30, step_size=0.6), network, jax.random.key(0), inputs, labels)
@@ -433,8 +440,12 @@ def test_apgd_is_algorithm_1(num_steps, x64):
         wanted, alone = apgd_by_the_book(
             lambda x: float(np.sin(x * waves).sum() + x @ slant),
             lambda x: waves * np.cos(x * waves) + slant,
-            project, lambda g: g / np.linalg.norm(g), start, 0.3, num_steps,
-        )  # fmt: skip
+            project,
+            lambda g: g / np.linalg.norm(g),
+            start,
+            0.3,
+            num_steps,
+        )
         decided.append(alone)
         assert float(value) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
     assert 0 < sum(decided) < 80
@@ -481,7 +492,7 @@ def test_dlr_sees_through_saturation(trained):
     broken = {
         loss: float(run(attacks.apgd(threat, num_steps=20, loss=loss), sharp, jax.random.key(0), inputs, labels).success.mean())
         for loss in ("cross_entropy", "dlr")
-    }  # fmt: skip
+    }
     assert broken["dlr"] > broken["cross_entropy"] + 0.2
 
 
@@ -495,9 +506,7 @@ def _times(pair, inputs):
 
 def test_the_schedule_of_squares_is_the_sources():
     found = shares(0.8, 10_000)
-    assert [float(found[i]) for i in (0, 10, 11, 50, 51, 8001, 9999)] == [
-        0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 2**8, 0.8 / 2**8
-    ]  # fmt: skip
+    assert [float(found[i]) for i in (0, 10, 11, 50, 51, 8001, 9999)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 2**8, 0.8 / 2**8]
 
 
 def test_bumps_are_equation_2():
@@ -510,7 +519,7 @@ def test_bumps_are_equation_2():
         return [
             [sum(1 / (n + 1 - k) ** 2 for k in range(n - max(abs(r - height // 2), abs(c - width // 2)) + 1)) for c in range(width)]
             for r in range(height)
-        ]  # fmt: skip
+        ]
 
     np.testing.assert_allclose(found, np.hstack([pyramid(5, 2), -np.array(pyramid(5, 3))]), rtol=1e-6)
 

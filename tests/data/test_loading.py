@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbp import data
-from jaxbp.data import DataError
+from jaxbp.data import DataError, loading
 
 PARTS = ("train", "validation", "test")
 
@@ -89,7 +89,7 @@ def test_embedded_sets(name, shape, sizes):
 def test_all_embedded_names_load_and_are_described():
     for name, text in data.NAMES.items():
         assert data.load(name).input_shape == tuple(map(int, text.split(", ")[1].split(" x ")))
-        assert f"{name} " in data.describe()
+        assert f"{name} " in loading.describe()
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -119,7 +119,7 @@ def test_mnist1d_is_generated_as_published_and_leaves_the_global_generators_alon
     made, make_dataset = [], generator.make_dataset
     # As published is without arguments; what was made is kept, for it takes seconds.
     monkeypatch.setattr(generator, "make_dataset", lambda: made.append(make_dataset()) or made[-1])
-    data._read_mnist1d.cache_clear()
+    loading._read_mnist1d.cache_clear()
     random.seed(1), np.random.seed(1)  # noqa: NPY002
     expected_draws = random.random(), np.random.random()  # noqa: NPY002
     random.seed(1), np.random.seed(1)  # noqa: NPY002
@@ -185,7 +185,7 @@ def test_the_test_part_does_not_depend_on_the_other_settings():
 @settings(max_examples=50, deadline=None)
 def test_every_prefix_of_an_order_is_stratified(counts, share, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    order = data._stratified_order(labels, np.random.default_rng(seed))
+    order = loading._stratified_order(labels, np.random.default_rng(seed))
     assert np.array_equal(np.sort(order), np.arange(len(labels)))
     size = round(share * len(labels))
     found = np.bincount(labels[order[:size]], minlength=len(counts))
@@ -195,7 +195,7 @@ def test_every_prefix_of_an_order_is_stratified(counts, share, seed):
 
 
 def test_the_order_within_a_class_and_among_equal_places_is_random():
-    orders = [data._stratified_order(np.arange(40) % 2, np.random.default_rng(seed)) for seed in range(20)]
+    orders = [loading._stratified_order(np.arange(40) % 2, np.random.default_rng(seed)) for seed in range(20)]
     assert {order[0] % 2 for order in orders} == {0, 1}
     assert len({order[0] for order in orders}) > 10
 
@@ -321,27 +321,27 @@ def test_a_pooled_size_has_to_divide_both_sides(tmp_path):
 @pytest.mark.parametrize("num_examples, counts", [(20, {2}), (25, {2, 3}), (3, {0, 1})])
 def test_probe_sets_are_balanced(num_examples, counts):
     train = data.load("digits").train
-    probe = data.probe_set(train, num_examples, seed=4)
+    probe = data.balanced_subset(train, num_examples, seed=4)
     assert set(np.bincount(probe.labels, minlength=10)) == counts
     assert len(rows(probe)) == num_examples
     assert rows(probe) <= rows(train)
-    assert same(probe, data.probe_set(train, num_examples, seed=4))
-    assert not same(probe, data.probe_set(train, num_examples, seed=5))
+    assert same(probe, data.balanced_subset(train, num_examples, seed=4))
+    assert not same(probe, data.balanced_subset(train, num_examples, seed=5))
 
 
 def test_probe_sets_stay_balanced_where_the_split_is_not():
     labels = np.repeat(np.arange(3, dtype=np.int32), (2, 50, 50))
     split = data.Split(np.arange(102, dtype=np.float32).reshape(-1, 1, 1, 1), labels)
     for seed in range(10):  # at 8 the rare class has to be the one with less
-        assert sorted(np.bincount(data.probe_set(split, 8, seed=seed).labels)) == [2, 3, 3]
+        assert sorted(np.bincount(data.balanced_subset(split, 8, seed=seed).labels)) == [2, 3, 3]
     with pytest.raises(DataError, match="9 examples of 3 classes need 3 or more of each, but class 0 has only 2"):
-        data.probe_set(split, 9, seed=0)
+        data.balanced_subset(split, 9, seed=0)
 
 
 @pytest.mark.parametrize("num_examples", [0, 360])
 def test_probe_sets_of_impossible_sizes_are_refused(num_examples):
     with pytest.raises(DataError, match=f"from 1 to the split's 359, got {num_examples}"):
-        data.probe_set(data.load("digits").test, num_examples, seed=0)
+        data.balanced_subset(data.load("digits").test, num_examples, seed=0)
 
 
 # Names
@@ -558,7 +558,7 @@ def test_threads_that_load_at_once_get_what_one_alone_gets():
     from concurrent.futures import ThreadPoolExecutor
 
     alone = data.load("mnist1d").train.inputs
-    data._read_mnist1d.cache_clear()
+    loading._read_mnist1d.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         together = [split.train.inputs for split in pool.map(lambda _: data.load("mnist1d"), range(4))]
     for inputs in together:

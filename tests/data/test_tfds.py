@@ -15,6 +15,7 @@ import pytest
 
 from jaxbp import data
 from jaxbp.data import DataError
+from jaxbp.data import tfds as data_tfds
 
 NUM_EXAMPLES = {"train": 40, "test": 8}
 
@@ -176,7 +177,7 @@ def test_the_usual_sets_are_image_classification_sets(name, shape, num_classes, 
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(name, data_dir=tmp_path)
-        assert tfds._image_shape_and_classes(name, builder, tfds) == (shape, num_classes)
+        assert data_tfds._image_shape_and_classes(name, builder, tfds) == (shape, num_classes)
 
 
 # Fashion-MNIST as TFDS prepares it

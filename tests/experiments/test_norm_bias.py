@@ -1,4 +1,4 @@
-"""Study 2 as its users run it, its pieces in one process, and its verdicts from made-up measurements."""
+"""The study of norm-bias as its users run it, its jobs in one process, and its verdicts from made-up measurements."""
 
 import dataclasses
 import functools
@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
-from experiments.norm_bias import measure, results
+from experiments.norm_bias import study
 from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE, PRESETS, Arguments, Case
 from jaxbp import claims, data
-from jaxbp.runtime.store import Store
-from tests.helpers import run_processes
+from tests.helpers import run_processes, studies
 
 COMMAND = [sys.executable, "-m", "experiments.norm_bias"]
 
@@ -29,7 +29,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     verdicts = claims.read_verdicts(folder / "verdicts.json")
     assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e"]
     rows = pd.read_parquet(folder / "measurements.parquet")
-    assert list(rows.columns) == ["case", "arm", "seed", "step", "measure", "value"]
+    assert {"case", "stage", "arm", "seed", "epoch", "measure", "value"} <= set(rows.columns)
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "accuracy",
         "target_norm",
@@ -42,7 +42,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert config["settings"]["num_seeds"] == 3
     assert 100 < config["peak_memory_mib"] < 24_000
     assert str(folder / "report.html") in said
-    assert "6 of 6 pieces of work are in" in run("--preset", "smoke", "--out", folder).stdout
+    assert "6 of 6 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(
@@ -53,88 +53,84 @@ SMALL = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of one small case, stage by stage; the test set may be read in the last stage only."""
-    with Store(tmp_path_factory.mktemp("run"), {"settings": 1}, {}) as store:
-        lab, (case,) = measure.Lab(SMALL, store, None), SMALL.cases
-        whole = lab.dataset(case)
-        hidden = dataclasses.replace(whole, test=None)
-        for stage in ("tune", "scan", "compare"):
-            lab.dataset = lambda _, stage=stage: whole if stage == "compare" else hidden
-            store.put(measure.piece_name(case, stage), getattr(lab, stage)(case))
-        yield results.Results(SMALL, store), case
+    """A run of one small case; the test set may be read in the last stage only."""
+    patch = pytest.MonkeyPatch()
+    train_all, load = study.train_all, study.load
+
+    def hides_the_test_set(case, settings, arms, seeds, part):
+        patch.setattr(study, "load", lambda *args: dataclasses.replace(load(*args), **({} if part == "test" else {"test": None})))
+        return train_all(case, settings, arms, seeds, part)
+
+    patch.setattr(study, "train_all", hides_the_test_set)
+    with patch.context():
+        (results,) = studies.compute(study.STUDY, SMALL, tmp_path_factory.mktemp("run")).cases
+    patch.undo()
+    return results
 
 
 def test_tuning_tries_both_grids_and_takes_the_best(finished):
-    found, case = finished
-    tuned = found.get(case, "tune")
-    unit = float(tuned["plain norm"])
-    assert tuned["arms"].tolist() == [[c, 0.0] for c in SMALL.decay_grid] + [[c, 0.01 * unit] for c in SMALL.bias_grid]
-    means = tuned["accuracy"].mean(1)
+    tuned = finished.tune
+    unit = float(tuned.none_norm)
+    means = tuned.accuracy.mean("seed").values
     assert means[1] > means[0] + 5  # so that the choice can be seen
     assert means[3] > means[2] + 5
-    for chosen, rows in zip(tuned["chosen"], (slice(0, 2), slice(2, 4)), strict=True):
-        assert chosen.tolist() == tuned["arms"][rows][np.argmax(means[rows])].tolist()
-    assert np.ptp(tuned["final norm"]) > 0
+    assert tuned.coefficient.values.tolist() == [SMALL.decay_grid[1], SMALL.bias_grid[1]]
+    assert tuned.mu.values.tolist() == [0.0, 0.01 * unit]
+    assert tuned.best_accuracy.values.tolist() == pytest.approx([means[1], means[3]])
+    assert np.ptp(tuned.final_norm.values) > 0
 
 
 def test_arms_are_paired_and_do_what_they_say(finished):
-    found, case = finished
-    norm = {arm: found.compared(case, arm, "norm") for arm in ARMS}
+    norm = {arm: finished.compare.norm.sel(arm=arm).values for arm in ARMS}
     for arm in (DECAY, BIAS):
         np.testing.assert_array_equal(norm[arm][:, 0], norm[NONE][:, 0])  # one initialisation
         assert (norm[arm][:, -1] != norm[NONE][:, -1]).all()
     assert (norm[DECAY][:, -1] < norm[NONE][:, -1]).all()
     assert len(np.unique(norm[NONE][:, 0])) == SMALL.num_seeds
-    accuracy = found.compared(case, NONE, "test_accuracy")
-    assert accuracy.max() > 15  # of 10 for chance
-    assert (found.compared(case, NONE, "angle")[:, 1:] > 0).all()
+    assert finished.compare.accuracy.sel(arm=NONE).max() > 15  # of 10 for chance
+    assert (finished.compare.angle.sel(arm=NONE)[:, 1:] > 0).all()
 
 
 def test_the_effective_rate_is_the_learning_rate_over_the_kernels_squared_norm(finished):
-    found, case = finished
-    store = found.get(case, "compare")
-    epochs = np.array(SMALL.measure_epochs)
-    rate = store["effective_learning_rate"][ARMS.index(NONE)]
-    cosine = case.learning_rate * (1 + np.cos(np.pi * epochs / SMALL.num_epochs)) / 2
+    compared = finished.compare.sel(arm=NONE)
+    rate = compared.effective_learning_rate.values
+    cosine = finished.case.learning_rate * (1 + np.cos(np.pi * compared.epoch.values / SMALL.num_epochs)) / 2
     # The geometric mean over the MLP's two kernels, whose squared norms add up to that of all kernels.
-    squares = found.compared(case, NONE, "kernel_norm") ** 2
+    squares = compared.kernel_norm.values**2
     assert (rate >= 2 * cosine / squares * (1 - 1e-5)).all()
     assert (rate[:, :-1] < 4 * (2 * cosine / squares)[:, :-1]).all()
     np.testing.assert_allclose(rate[:, -1], 0, atol=1e-7)
 
 
-def test_rows_hold_everything(finished):
-    found, case = finished
-    rows = pd.DataFrame(list(results.rows(found)), columns=["case", "arm", "seed", "step", "measure", "value"])
-    assert set(rows[rows.measure == "test_accuracy"].arm) == set(ARMS)
-    assert set(rows[rows.measure == "validation_accuracy"].seed) == set(SMALL.tuning_seeds)
-    assert not set(rows[rows.measure == "test_accuracy"].seed) & set(SMALL.tuning_seeds)
-    curves = rows[(rows.measure == "norm") & (rows.arm == DECAY) & (rows.seed == 1)]
-    np.testing.assert_array_equal(curves.value, found.compared(case, DECAY, "norm")[1])
-    assert curves.step.tolist() == list(SMALL.measure_epochs)
+def test_the_seeds_of_tuning_are_not_those_of_the_comparison(finished):
+    assert set(finished.tune.seed.values) == set(finished.scan.seed.values) == set(SMALL.tuning_seeds)
+    assert set(finished.compare.seed.values) == set(SMALL.seeds)
+    assert not set(SMALL.seeds) & set(SMALL.tuning_seeds)
+    assert finished.compare.epoch.values.tolist() == list(SMALL.measure_epochs)
 
 
-def made_up(tmp_path, gains):
-    """Results in which each case gains so many points by weight decay, and by norm-bias over it."""
+def made_up(gains):
+    """Verdicts where each case gains so many points by weight decay, and by norm-bias over it."""
     settings = PRESETS["quick"]
-    store = Store(tmp_path / "made", {"settings": 1}, {})
     noise = np.linspace(-0.2, 0.2, settings.num_seeds)
+    results = []
     for case in settings.cases:
         decay, bias = gains(case)
         accuracy = 90 + np.stack([0 * noise, decay + noise, decay + bias + 2 * noise])
         norms = np.broadcast_to(np.array([2.0, 1.0, 3.0])[:, None, None], (3, settings.num_seeds, 2))
-        store.put(measure.piece_name(case, "compare"), {"test_accuracy": accuracy, "norm": norms})
-    return {v.claim.id: v.verdict for v in results.verdicts(results.Results(settings, store))}
+        variables = {"accuracy": (("arm", "seed"), accuracy), "norm": (("arm", "seed", "epoch"), norms)}
+        results.append(studies.made_up(case, settings, compare=xr.Dataset(variables, {"arm": list(ARMS)})))
+    return studies.verdicts(study.STUDY, results, settings)
 
 
-def test_verdicts_follow_the_rules(tmp_path):
-    assert made_up(tmp_path / "a", lambda case: (1.0, 0.4)) == {
+def test_verdicts_follow_the_rules():
+    assert made_up(lambda case: (1.0, 0.4)) == {
         "S2.a": "supported", "S2.b": "supported", "S2.c": "supported", "S2.d": "supported", "S2.e": "supported",
     }  # fmt: skip
-    assert made_up(tmp_path / "b", lambda case: (0.05, -0.3)) == {
+    assert made_up(lambda case: (0.05, -0.3)) == {
         "S2.a": "undecided", "S2.b": "supported", "S2.c": "contradicted", "S2.d": "supported", "S2.e": "supported",
     }  # fmt: skip
-    mixed = made_up(tmp_path / "c", lambda case: (-1.0, -2.0 if case.batch_norm else 0.0))
+    mixed = made_up(lambda case: (-1.0, -2.0 if case.batch_norm else 0.0))
     assert mixed["S2.a"] == mixed["S2.b"] == "contradicted"
     assert mixed["S2.d"] == "supported"
 
@@ -186,14 +182,14 @@ def test_cifar10_from_tfds_to_the_end_of_a_run(tmp_path, monkeypatch):
     run("--preset", "smoke", "--dataset", "tfds:cifar10", "--data-dir", tmp_path / "tfds", "--out", out)
     rows = pd.read_parquet(out / "measurements.parquet")
     assert set(rows.case) == {"ResNet, tfds:cifar10, normalised inputs", "MLP, tfds:cifar10, normalised inputs"}
-    assert len(rows[rows.measure == "test_accuracy"]) == 2 * 3 * 3
+    assert len(rows[(rows.stage == "compare") & (rows.measure == "accuracy")]) == 2 * 3 * 3
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_find_what_one_finds(smoke_folder, tmp_path):
     alone = smoke_folder("norm_bias")
     run("--preset", "smoke", "--out", alone)
-    place = ["--coordinator", f"127.0.0.1:{run_processes.free_port()}", "--num-processes", "2"]
+    place = ["--coordinator", f"127.0.0.1:{run_processes.free_port()}", "--num-processes", "2", "--no-reuse"]
     two = [*COMMAND, "--preset", "smoke", "--out", tmp_path / "two", *place]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": run_processes.as_users()}
     running = [subprocess.Popen([*two, "--process-id", str(i)], **pipes) for i in range(2)]

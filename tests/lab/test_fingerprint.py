@@ -16,7 +16,7 @@ from jaxbp.lab.fingerprint import explain, fingerprint
 
 HELPER = """
 RATE = 0.5
-TABLE = {"a": 1, "b": {2, 3}}
+TABLE = {"a": 1, "b": {"r", "s", "t", "u"}}
 
 def scaled(x):
     return inner(x)
@@ -90,6 +90,7 @@ def inside(x):
 def gradient(x):
     return custom(x)
 
+nested = (lambda y: lambda x: x + y)
 first, second = (lambda x: x + 1), (lambda x: x + 2)
 """
 
@@ -149,7 +150,7 @@ def test_words_places_and_unused_functions_do_not_count(write, change):
         ("compare", ("x * RATE", "x / RATE"), ["study_package.helper.inner changed"]),
         ("compare", ("x + 1\n", "x + 2\n"), ["study_package.study.Model changed", "study_package.study.Model.apply changed"]),
         ("compare", ("width: int = 3", "width: int = 4"), ["study_package.study.Model changed"]),
-        ("tables", ("{2, 3}", "{2, 4}"), ["constant study_package.helper.TABLE changed"]),
+        ("tables", ('"r", "s"', '"r", "v"'), ["constant study_package.helper.TABLE changed"]),
         ("inside", ("x * RATE", "x / RATE"), ["study_package.helper.inner changed"]),
         ("inside", ("def unused(x):\n    return x", "def unused(x):\n    return -x"), ["study_package.helper.unused changed"]),
         ("jitted", ("x - 7", "x - 8"), ["study_package.study.deep changed"]),
@@ -192,7 +193,7 @@ def test_closures_and_partial_arguments_count(write):
 @pytest.mark.parametrize(
     "one, other",
     [
-        (np.arange(3), np.arange(3.0)),
+        (np.zeros(3, np.int32), np.zeros(3, np.float32)),
         (np.arange(3), np.arange(3)[::-1]),
         (jnp.zeros(2), jnp.zeros((2, 1))),
         (1, 1.0),
@@ -215,6 +216,21 @@ def test_lambdas_in_one_line_differ(write):
     assert fingerprint(study.first).digest != fingerprint(study.second).digest
     assert differences(write, "second", ("(lambda x: x + 1),", "(lambda x: x + 9),")) == []
     assert differences(write, "first", ("(lambda x: x + 1),", "(lambda x: x + 9),")) == ["study_package.study.<lambda> changed"]
+
+
+def test_a_lambda_inside_a_lambda_is_told_from_it(write):
+    study = write()
+    inner, outer = fingerprint(study.nested(1)), fingerprint(study.nested)
+    assert inner.parts["study_package.study.<lambda>.<locals>.<lambda>"] != outer.parts["study_package.study.<lambda>"]
+
+
+def test_a_list_that_holds_itself_ends(write):
+    loop = []
+    loop.append(loop)
+    other = []
+    other.append(other)
+    make = write().make
+    assert fingerprint(make(loop)) == fingerprint(make(other))
 
 
 def test_ignored_modules_and_other_packages_are_not_entered(write):

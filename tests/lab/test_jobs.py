@@ -18,6 +18,7 @@ from jaxbp.lab import execute, jobs
 from jaxbp.lab.archive import Archive
 from jaxbp.runtime import progress
 from jaxbp.runtime.store import Store, StoreError
+from tests.helpers import studies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,7 @@ def stage(name, fn, **options):
 @pytest.fixture
 def compute(tmp_path):
     def run(of, settings=None, folder="run", **options):
-        settings = settings or Settings("quick", 2)
-        with Store(tmp_path / folder, {}) as store:
-            archive = Archive(store)
-            planned = jobs.plan(of, settings)
-            jobs.run_jobs(archive, planned, **options)
-            return lab.Run(of, settings, planned, archive)
+        return studies.compute(of, settings or Settings("quick", 2), tmp_path / folder, **options)
 
     return run
 

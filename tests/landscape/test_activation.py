@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxbp import landscape, models
-from jaxbp.landscape import UnsupportedOperation
+from jaxbp.landscape import UnsupportedOperationError
 from jaxbp.ops import convolution
 
 # Networks as functions of (params, inputs, relu), so that a test can pass a ReLU that takes notes.
@@ -200,8 +200,8 @@ def test_no_change_below_the_radius_flips_a_sign(name, seed):
             scale = 0.999 * radius / norm(offset)
             offset = jax.tree.map(functools.partial(jnp.multiply, scale), offset)
             for _ in range(4):
-                found = pre_activations(jax.tree.map(jnp.add, params, offset), inputs)
-                np.testing.assert_array_equal(np.sign(found), signs)
+                result = pre_activations(jax.tree.map(jnp.add, params, offset), inputs)
+                np.testing.assert_array_equal(np.sign(result), signs)
                 offset = towards_a_kink(params, offset, inputs, signs, 0.999 * radius)
 
 
@@ -247,8 +247,8 @@ def test_pooled_maps_by_hand(x64, pool, num_left, radius):
         return pool(x + bias).reshape(1, -1) @ jnp.full((num_left, 1), 1 / size) - size / 2
 
     inputs = jnp.zeros((1, 10, 10, 1))
-    found = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), jnp.ones(()), inputs)
-    assert found == pytest.approx(radius, rel=1e-9)
+    result = landscape.stable_radius(lambda p, x: jax.nn.relu(unit(p, x)), jnp.ones(()), inputs)
+    assert result == pytest.approx(radius, rel=1e-9)
     assert float(unit(jnp.array(0.5), inputs)[0, 0]) == pytest.approx(0, abs=1e-12)
 
 
@@ -354,7 +354,7 @@ def batch_norm(p, x):
 def test_what_cannot_be_bounded_is_refused_by_name(apply_fn, name):
     params, inputs = jnp.eye(3), jnp.ones((3, 3))  # square, so that shapes alone give nothing away
     for instrument in (landscape.analyse, landscape.stable_radius):
-        with pytest.raises(UnsupportedOperation, match=name):
+        with pytest.raises(UnsupportedOperationError, match=name):
             instrument(apply_fn, params, inputs)
 
 
@@ -370,5 +370,5 @@ def test_convolutions_of_other_kinds_are_refused(options, name):
         return jax.lax.conv_general_dilated(x, p, (1, 1), "SAME", **options)
 
     shape = (1, 1, 1, 2) if "feature_group_count" in options else (2, 1, 1, 2)
-    with pytest.raises(UnsupportedOperation, match=name):
+    with pytest.raises(UnsupportedOperationError, match=name):
         landscape.analyse(apply_fn, jnp.ones(shape), jnp.ones((2, 3, 3, 2)))

@@ -55,34 +55,34 @@ def shifted(params, size, seed=0):
 @pytest.mark.parametrize("depth,loss", [(2, "cross_entropy"), (4, "cross_entropy"), (8, "squared_error")])
 def test_embedded_minimisers_are_proven(depth, loss):
     net, params = embedded(depth, loss=loss)
-    found = certify(net, params, loss)
+    certificate = certify(net, params, loss)
     _, _, fit = data(loss)
-    assert (found.status, found.reasons) == ("proven", ())
-    assert found.is_minimum
-    assert abs(found.loss - fit.loss) <= 1e-12 * fit.loss
-    assert found.gradient_norm <= 1e-8
-    assert found.gap <= 1e-12 * fit.loss
-    assert found.activations.all_active
-    assert found.activations.smallest_margin == pytest.approx(1.0)
-    assert 0 < found.radius < 1  # less than the margin
+    assert (certificate.status, certificate.reasons) == ("proven", ())
+    assert certificate.is_minimum
+    assert abs(certificate.loss - fit.loss) <= 1e-12 * fit.loss
+    assert certificate.gradient_norm <= 1e-8
+    assert certificate.gap <= 1e-12 * fit.loss
+    assert certificate.activations.all_active
+    assert certificate.activations.smallest_margin == pytest.approx(1.0)
+    assert 0 < certificate.radius < 1  # less than the margin
     # The minimum is degenerate, so that the smallest eigenvalue is 0: below by rounding, above by less than Lanczos asks.
-    scale = found.extremes.largest.value
-    assert -1e-13 * scale < found.extremes.smallest.value < 1e-5 * scale
+    scale = certificate.extremes.largest.value
+    assert -1e-13 * scale < certificate.extremes.smallest.value < 1e-5 * scale
 
 
 def test_nothing_within_a_proven_radius_has_a_lower_loss():
     net, params = embedded()
-    found = certify(net, params)
+    certificate = certify(net, params)
     inputs, labels, _ = data()
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         offsets = rng.normal(size=(200, size))
-        offsets *= found.radius * rng.uniform(size=(200, 1)) ** (1 / 10) / np.linalg.norm(offsets, axis=1, keepdims=True)
+        offsets *= certificate.radius * rng.uniform(size=(200, 1)) ** (1 / 10) / np.linalg.norm(offsets, axis=1, keepdims=True)
         loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
         losses = landscape.losses_at(loss_fn, params, (jnp.asarray(inputs), jnp.asarray(labels)), jnp.asarray(offsets))
-    assert (np.asarray(losses) >= found.loss - 1e-14).all()
-    assert found.probes.lowest_change_within(found.radius) >= -1e-14
+    assert (np.asarray(losses) >= certificate.loss - 1e-14).all()
+    assert certificate.probes.lowest_change_within(certificate.radius) >= -1e-14
 
 
 def test_a_rescaled_minimum_is_a_minimum():
@@ -90,15 +90,15 @@ def test_a_rescaled_minimum_is_a_minimum():
     scaled = jax.tree.map(np.array, params)
     scaled["Dense_0"] = {name: 3 * leaf for name, leaf in scaled["Dense_0"].items()}
     scaled["Dense_1"]["kernel"] /= 3
-    found = certify(net, scaled)
-    assert found.status == "proven"
-    assert found.activations.smallest_margin == pytest.approx(1.0)  # of the second layer
+    certificate = certify(net, scaled)
+    assert certificate.status == "proven"
+    assert certificate.activations.smallest_margin == pytest.approx(1.0)  # of the second layer
 
 
 def test_a_network_without_relus_is_proven_too():
     _, _, fit = data()
-    found = certify(lambda p, x: x @ p[0] + p[1], (fit.kernel, fit.bias))
-    assert (found.status, found.radius) == ("proven", math.inf)
+    certificate = certify(lambda p, x: x @ p[0] + p[1], (fit.kernel, fit.bias))
+    assert (certificate.status, certificate.radius) == ("proven", math.inf)
 
 
 def test_an_embedded_convnet_is_proven():
@@ -108,8 +108,8 @@ def test_an_embedded_convnet_is_proven():
     net = models.create("convnet", num_classes=3, width=4, depth=1, pool="stride")
     params = landscape.embed_affine(net.module, fit, inputs)
     options = {"loss": "cross_entropy", "key": KEY, "lower_bound": fit.lower_bound, "num_steps": 2}
-    found = landscape.certify(net.apply, params, inputs, labels, **options)
-    assert (found.status, found.reasons) == ("proven", ())
+    certificate = landscape.certify(net.apply, params, inputs, labels, **options)
+    assert (certificate.status, certificate.reasons) == ("proven", ())
 
 
 # What a proof lacks
@@ -126,10 +126,10 @@ def test_an_embedded_convnet_is_proven():
 )
 def test_a_wrong_lower_bound_proves_nothing(offset, reason):
     net, params = embedded()
-    found = certify(net, params, lower_bound=data()[2].lower_bound + offset)
-    assert found.status == "supported"
-    assert len(found.reasons) == 1
-    assert reason in found.reasons[0]
+    certificate = certify(net, params, lower_bound=data()[2].lower_bound + offset)
+    assert certificate.status == "supported"
+    assert len(certificate.reasons) == 1
+    assert reason in certificate.reasons[0]
 
 
 def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
@@ -137,17 +137,17 @@ def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
     _, _, fit = data("squared_error", 1)
     loose = certify(net, params, "squared_error", fit_rank=1)
     assert (loose.status, loose.gap) == ("supported", pytest.approx(fit.loss - fit.lower_bound))
-    found = certify(net, params, "squared_error", fit_rank=1, lower_bound=fit.rank_lower_bound, max_rank=1)
-    assert (found.status, found.activations.max_rank) == ("proven", 1)
+    certificate = certify(net, params, "squared_error", fit_rank=1, lower_bound=fit.rank_lower_bound, max_rank=1)
+    assert (certificate.status, certificate.activations.max_rank) == ("proven", 1)
 
 
 def test_a_bound_at_a_rank_proves_nothing_for_wider_networks():
     # With room to spare the best map of rank 1 is a saddle of the net with one hidden layer, and a flatter one of deeper nets.
     _, _, fit = data("squared_error", 1)
     options = {"lower_bound": fit.rank_lower_bound, "max_rank": 1, "fit_rank": 1}
-    found = certify(*embedded(1, 6, "squared_error", max_rank=1), "squared_error", **options)
-    assert found.status == "refuted"
-    assert any("negative curvature" in reason for reason in found.reasons)
+    certificate = certify(*embedded(1, 6, "squared_error", max_rank=1), "squared_error", **options)
+    assert certificate.status == "refuted"
+    assert any("negative curvature" in reason for reason in certificate.reasons)
     deeper = certify(*embedded(3, 6, "squared_error", max_rank=1), "squared_error", **options, num_steps=0)
     assert deeper.reasons == ("the lower bound holds up to rank 1, the network can reach 3",)
 
@@ -181,19 +181,19 @@ def smooth_minimum():
 def test_a_smooth_minimum_is_supported():
     apply_fn, params, eigenvalues = smooth_minimum()
     assert eigenvalues[0] > 1e-4  # a minimum indeed
-    found = certify(apply_fn, params, "squared_error")
-    assert found.status == "supported"
-    assert found.is_minimum
-    assert (found.activations, found.radius) == (None, 0.0)
-    assert "tanh" in found.reasons[0]
-    assert found.extremes.smallest.value == pytest.approx(eigenvalues[0], rel=1e-3)
-    assert found.extremes.largest.value == pytest.approx(eigenvalues[-1], rel=1e-3)
+    certificate = certify(apply_fn, params, "squared_error")
+    assert certificate.status == "supported"
+    assert certificate.is_minimum
+    assert (certificate.activations, certificate.radius) == (None, 0.0)
+    assert "tanh" in certificate.reasons[0]
+    assert certificate.extremes.smallest.value == pytest.approx(eigenvalues[0], rel=1e-3)
+    assert certificate.extremes.largest.value == pytest.approx(eigenvalues[-1], rel=1e-3)
 
 
 def test_a_curvature_that_is_not_known_is_said():
-    found = certify(*embedded(), lower_bound=-math.inf, max_products=3)
-    assert found.status == "supported"
-    assert "smallest eigenvalue is not converged" in found.reasons[-1]
+    certificate = certify(*embedded(), lower_bound=-math.inf, max_products=3)
+    assert certificate.status == "supported"
+    assert "smallest eigenvalue is not converged" in certificate.reasons[-1]
     assert certify(*embedded(), max_products=3).status == "proven"  # a proof does not need it
 
 
@@ -202,9 +202,9 @@ def test_a_net_with_inactive_units_is_not_proven():
     params = landscape.embed_affine(net.module, data()[2], data()[0])
     params["Dense_0"]["bias"] = np.array(params["Dense_0"]["bias"])
     params["Dense_0"]["bias"][-1] = -1.0  # of a unit that is not needed: same outputs, same gradient
-    found = certify(net, params)
-    assert found.status == "supported"
-    assert found.reasons == ("only 91.7% of the ReLUs are active, so the network is not affine near the point",)
+    certificate = certify(net, params)
+    assert certificate.status == "supported"
+    assert certificate.reasons == ("only 91.7% of the ReLUs are active, so the network is not affine near the point",)
 
 
 # Refuted
@@ -213,32 +213,32 @@ def test_a_net_with_inactive_units_is_not_proven():
 def test_a_point_moved_off_the_minimum_is_refuted():
     net, params = embedded()
     for size in (1e-6, 1e-2):
-        found = certify(net, shifted(params, size))
-        assert found.status == "refuted"
-        assert not found.is_minimum
-        assert found.reasons[0].startswith("not stationary")
+        certificate = certify(net, shifted(params, size))
+        assert certificate.status == "refuted"
+        assert not certificate.is_minimum
+        assert certificate.reasons[0].startswith("not stationary")
     assert certify(net, shifted(params, 1e-6), gradient_tolerance=1e-2).status == "supported"  # but above the bound
 
 
 def test_zero_parameters_are_refuted_for_their_kinks():
     net, params = embedded()
-    found = certify(net, jax.tree.map(np.zeros_like, params))
-    assert found.status == "refuted"
-    assert found.gradient_norm < 1e-15
-    assert any("kink" in reason for reason in found.reasons)
+    certificate = certify(net, jax.tree.map(np.zeros_like, params))
+    assert certificate.status == "refuted"
+    assert certificate.gradient_norm < 1e-15
+    assert any("kink" in reason for reason in certificate.reasons)
 
 
 def test_a_smooth_saddle_is_refuted_for_its_curvature():
     # Balanced classes and zero kernels: stationary, and by symmetry nothing else distinguishes it from a minimum.
     params = {"in": np.zeros((NUM_FEATURES, 2)), "out": np.zeros((2, NUM_CLASSES))}
-    found = certify(lambda p, x: x @ p["in"] @ p["out"], params)
-    assert found.status == "refuted"
-    assert found.gradient_norm < 1e-15
-    assert found.reasons[0].startswith("negative curvature")
-    assert any("has a loss lower by" in reason for reason in found.reasons)
+    certificate = certify(lambda p, x: x @ p["in"] @ p["out"], params)
+    assert certificate.status == "refuted"
+    assert certificate.gradient_norm < 1e-15
+    assert certificate.reasons[0].startswith("negative curvature")
+    assert any("has a loss lower by" in reason for reason in certificate.reasons)
     inputs, labels, _ = data()
     slope = inputs.T @ (1 / NUM_CLASSES - np.eye(NUM_CLASSES)[labels]) / NUM_EXAMPLES  # Hessian: +- its singular values
-    assert found.extremes.smallest.value == pytest.approx(-np.linalg.norm(slope, 2), rel=1e-3)
+    assert certificate.extremes.smallest.value == pytest.approx(-np.linalg.norm(slope, 2), rel=1e-3)
 
 
 def test_a_flat_saddle_is_refuted_by_the_probes():
@@ -249,28 +249,28 @@ def test_a_flat_saddle_is_refuted_by_the_probes():
 
     # Half the squared distance to (0, 1): 1 / 2 + height / 2.
     inputs, labels = np.ones((NUM_EXAMPLES, 1)), np.ones(NUM_EXAMPLES, int)
-    found = landscape.certify(apply_fn, {"x": 0.0, "y": 0.0}, inputs, labels, loss="squared_error", key=KEY)
-    assert found.extremes.smallest.value == pytest.approx(0, abs=1e-12)
-    assert found.status == "refuted"
-    assert len(found.reasons) == 1
-    assert found.reasons[0].startswith("a point at most 0.01 away has a loss lower by")
-    assert found.probes.lowest_change_within(0.01) == pytest.approx(-0.5 * 0.01**4, rel=0.5)  # straight along y
+    certificate = landscape.certify(apply_fn, {"x": 0.0, "y": 0.0}, inputs, labels, loss="squared_error", key=KEY)
+    assert certificate.extremes.smallest.value == pytest.approx(0, abs=1e-12)
+    assert certificate.status == "refuted"
+    assert len(certificate.reasons) == 1
+    assert certificate.reasons[0].startswith("a point at most 0.01 away has a loss lower by")
+    assert certificate.probes.lowest_change_within(0.01) == pytest.approx(-0.5 * 0.01**4, rel=0.5)  # straight along y
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_parameters_that_are_not_finite_are_refuted(value):
     net, params = embedded()
-    found = certify(net, jax.tree.map(lambda p: np.full_like(p, value), params))
-    assert (found.status, found.extremes, found.probes) == ("refuted", None, None)
-    assert found.reasons == ("the loss, its gradient or its curvature is not finite",)
+    certificate = certify(net, jax.tree.map(lambda p: np.full_like(p, value), params))
+    assert (certificate.status, certificate.extremes, certificate.probes) == ("refuted", None, None)
+    assert certificate.reasons == ("the loss, its gradient or its curvature is not finite",)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5])  # the gradient, the curvature is infinite at 0
 def test_derivatives_that_are_not_finite_are_refuted(power):
-    found = certify(lambda p, x: x @ p + jnp.sum(p**2) ** power, np.zeros((NUM_FEATURES, NUM_CLASSES)))
-    assert math.isfinite(found.loss)
-    assert found.status == "refuted"
-    assert landscape.classify(found, near_global_loss=0.0, gradient_tolerance=1.0) == "diverged"
+    certificate = certify(lambda p, x: x @ p + jnp.sum(p**2) ** power, np.zeros((NUM_FEATURES, NUM_CLASSES)))
+    assert math.isfinite(certificate.loss)
+    assert certificate.status == "refuted"
+    assert landscape.classify(certificate, near_global_loss=0.0, gradient_tolerance=1.0) == "diverged"
 
 
 # Modes, types and misuse
@@ -328,8 +328,8 @@ def test_short_floats_are_refused_or_named():
     params = {"layers_0": params["Dense_0"], "layers_2": params["Dense_2"]}
     with pytest.raises(ValueError, match=r"computes logits in float32.*dtype=None"):
         certify(lambda p, x: whole.apply({"params": p}, x), params)
-    found = certify(lambda p, x: inner.apply({"params": p}, x), params, gradient_tolerance=math.inf)
-    assert found.activations is None
+    certificate = certify(lambda p, x: inner.apply({"params": p}, x), params, gradient_tolerance=math.inf)
+    assert certificate.activations is None
     with pytest.raises(ValueError, match=r"loss must be one of \['cross_entropy', 'squared_error'\], got 'hinge'"):
         landscape.per_example_loss(embedded()[0].apply, "hinge")
 
@@ -380,9 +380,9 @@ def bowl(params, x):
 def test_losses_at_against_direct_evaluation(x64, chunk_size):
     params, x = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}, jnp.arange(1.0, 8.0)
     offsets = np.random.default_rng(0).normal(size=(6, 3))
-    found = landscape.losses_at(bowl, params, (x,), jnp.asarray(offsets), chunk_size=chunk_size)
+    certificate = landscape.losses_at(bowl, params, (x,), jnp.asarray(offsets), chunk_size=chunk_size)
     points = np.array([1.0, -2.0, 0.5]) + offsets
-    np.testing.assert_allclose(found, 4 * ((points[:, :2] ** 2).sum(1) + 3 * points[:, 2]), rtol=1e-13)
+    np.testing.assert_allclose(certificate, 4 * ((points[:, :2] ** 2).sum(1) + 3 * points[:, 2]), rtol=1e-13)
 
 
 @given(st.integers(0, 99), st.integers(0, 8))
@@ -394,22 +394,22 @@ def test_probes_of_a_quadratic_by_hand(seed, num_steps):
 
     with jax.enable_x64(True):
         params, radii = {"x": jnp.zeros(2), "y": jnp.zeros(())}, (0.1, 0.9)
-        found = landscape.probe(
+        certificate = landscape.probe(
             loss_fn, params, (jnp.ones(4),), jax.random.key(seed), radii=radii, step_size=0.25, num_directions=3,
             num_steps=num_steps, direction=jnp.array([0.0, 0.0, 5.0]),
         )  # fmt: skip
-    assert all(type(field) is np.ndarray for field in found)  # to be read in any mode
+    assert all(type(field) is np.ndarray for field in certificate)  # to be read in any mode
     radii, fallen = np.array(radii), 0.25 * num_steps
-    assert found.line_changes.shape == found.descent_changes.shape == found.descent_distances.shape == (5, 2)
-    np.testing.assert_allclose(found.line_changes[3:], [radii, -radii], atol=1e-12)
-    np.testing.assert_allclose(found.descent_changes[3:], [radii - fallen, -radii - fallen], atol=1e-12)
-    np.testing.assert_allclose(found.descent_distances[3:], np.abs([radii - fallen, -radii - fallen]), atol=1e-12)
+    assert certificate.line_changes.shape == certificate.descent_changes.shape == certificate.descent_distances.shape == (5, 2)
+    np.testing.assert_allclose(certificate.line_changes[3:], [radii, -radii], atol=1e-12)
+    np.testing.assert_allclose(certificate.descent_changes[3:], [radii - fallen, -radii - fallen], atol=1e-12)
+    np.testing.assert_allclose(certificate.descent_distances[3:], np.abs([radii - fallen, -radii - fallen]), atol=1e-12)
     # line = x^2 / 2 + y with x^2 + y^2 = r^2
-    y = 1 - np.sqrt(1 + radii**2 - 2 * found.line_changes[:3])
+    y = 1 - np.sqrt(1 + radii**2 - 2 * certificate.line_changes[:3])
     x = np.sqrt(np.maximum(radii**2 - y**2, 0))
     left = x * 0.75**num_steps
-    np.testing.assert_allclose(found.descent_changes[:3], left**2 / 2 + y - fallen, atol=1e-6)
-    np.testing.assert_allclose(found.descent_distances[:3], np.hypot(left, y - fallen), atol=1e-6)
+    np.testing.assert_allclose(certificate.descent_changes[:3], left**2 / 2 + y - fallen, atol=1e-6)
+    np.testing.assert_allclose(certificate.descent_distances[:3], np.hypot(left, y - fallen), atol=1e-6)
 
 
 def test_the_lowest_change_counts_what_is_near_and_finite():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxbp import landscape, models
-from jaxbp.landscape import NotRepresentable
+from jaxbp.landscape import NotRepresentableError
 
 NUM_CLASSES = 4
 
@@ -54,7 +54,7 @@ def test_mlps_of_any_depth_and_the_smallest_width(depth, key):
         assert report.smallest_margin == pytest.approx(0.5)  # and no more bias than is needed
         kernel = np.asarray(params["Dense_0"]["kernel"])
         assert (np.abs(kernel).max(0) > 0).sum() == (3 if key is None else width)  # surplus units idle or sharing
-    with pytest.raises(NotRepresentable, match="width 2 cannot carry a map of rank 3: widen it to 3"):
+    with pytest.raises(NotRepresentableError, match="width 2 cannot carry a map of rank 3: widen it to 3"):
         landscape.embed_affine(mlp(2, depth), fit, inputs)
 
 
@@ -172,7 +172,7 @@ def test_an_mlp_that_does_not_fit_is_refused():
         (6, 6): "cannot hold",
         (7, 6, 2): "width 2 cannot carry a map of rank 3",
     }.items():
-        with pytest.raises(NotRepresentable, match=message):
+        with pytest.raises(NotRepresentableError, match=message):
             landscape.embed_mlp(layers, widths, inputs)
 
 
@@ -210,7 +210,7 @@ def test_strided_convnets_of_sufficient_width(shape, depth, width, parametrisati
 def test_a_convnet_too_narrow_loses_pixels():
     inputs, _, fit = problem((7, 7, 1), num_examples=100)
     net = models.create("convnet", num_classes=NUM_CLASSES, depth=3, width=7, pool="stride").module
-    with pytest.raises(NotRepresentable, match=r"differ .* at least \(product of strides\) x input channels"):
+    with pytest.raises(NotRepresentableError, match=r"differ .* at least \(product of strides\) x input channels"):
         landscape.embed_affine(net, fit, inputs)
 
 
@@ -296,5 +296,5 @@ class Headless(nn.Module):
 )
 def test_what_cannot_be_represented_is_refused_with_a_reason(net, message):
     inputs, _, fit = problem((4, 4, 2), num_examples=100)
-    with pytest.raises(NotRepresentable, match=message):
+    with pytest.raises(NotRepresentableError, match=message):
         landscape.embed_affine(net, fit, inputs - 1)

@@ -110,9 +110,9 @@ def test_examples_are_sharded_over_a_mesh(axis_type):
 @pytest.mark.parametrize("chunk_size", [None, 5])
 def test_loss_and_gradient_alone(chunk_size):
     loss_fn, params, data, value, gradient, _ = problem()
-    found = landscape.loss_and_gradient(loss_fn, params, data, chunk_size=chunk_size)
-    np.testing.assert_allclose(found[0], value, rtol=1e-14)
-    np.testing.assert_allclose(found[1], gradient, atol=1e-15 * len(gradient))
+    result = landscape.loss_and_gradient(loss_fn, params, data, chunk_size=chunk_size)
+    np.testing.assert_allclose(result[0], value, rtol=1e-14)
+    np.testing.assert_allclose(result[1], gradient, atol=1e-15 * len(gradient))
 
 
 def test_chunks_bound_the_memory():

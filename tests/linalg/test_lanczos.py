@@ -74,22 +74,22 @@ def test_extremes_of_a_network_against_eigh(x64, width, depth):
     dense = np.asarray(jax.jit(jax.hessian(lambda p: loss_fn(unravel(p), inputs, labels).mean()))(flat))
     eigenvalues, vectors = np.linalg.eigh(dense)
     hessian = landscape.hessian(loss_fn, params, (jnp.asarray(inputs), jnp.asarray(labels)))
-    found = landscape.extreme_eigenvalues(hessian.matvec, gaussian(flat.size), rtol=1e-8)
-    for end, index in ((found.smallest, 0), (found.largest, -1)):
+    result = landscape.extreme_eigenvalues(hessian.matvec, gaussian(flat.size), rtol=1e-8)
+    for end, index in ((result.smallest, 0), (result.largest, -1)):
         assert end.converged
         assert end.value == pytest.approx(eigenvalues[index], rel=1e-8)
         assert abs(vectors[:, index] @ np.asarray(end.vector)) == pytest.approx(1, abs=1e-6)
-    assert found.num_products < 150
+    assert result.num_products < 150
 
 
 def test_the_spectrum_on_which_shifted_power_iteration_fails(x64):
     # paper.md: from -0.05 to 50, where 500 shifted power steps report +0.0007
     spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 298)])
-    found = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300), rtol=1e-6, max_products=60)
-    assert found.num_products <= 62
-    assert found.smallest.converged
-    assert found.smallest.value == pytest.approx(-0.05, abs=1e-7)
-    assert found.largest.value == pytest.approx(50, rel=1e-12)
+    result = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300), rtol=1e-6, max_products=60)
+    assert result.num_products <= 62
+    assert result.smallest.converged
+    assert result.smallest.value == pytest.approx(-0.05, abs=1e-7)
+    assert result.largest.value == pytest.approx(50, rel=1e-12)
 
 
 @given(matrices)
@@ -99,16 +99,16 @@ def test_intervals_contain_an_eigenvalue_and_bounds_hold(case):
     spectrum = spectrum_of(kind, size, np.random.default_rng(seed))
     with jax.enable_x64(True):
         matrix = np.diag(spectrum) if diagonal else rotated(spectrum, seed)
-        found = landscape.extreme_eigenvalues(operator(matrix), gaussian(size, seed), max_products=max_products)
+        result = landscape.extreme_eigenvalues(operator(matrix), gaussian(size, seed), max_products=max_products)
     rounding = 100 * EPS[np.float64] * np.abs(spectrum).max()
-    for end in found[:2]:
+    for end in result[:2]:
         low, high = end.interval
         assert ((spectrum >= low - rounding) & (spectrum <= high + rounding)).any()
         assert spectrum.min() - rounding <= end.value <= spectrum.max() + rounding
         assert np.linalg.norm(end.vector) == pytest.approx(1, abs=1e-6)
-    assert found.smallest.bound <= spectrum.min() + rounding
-    assert found.largest.bound >= spectrum.max() - rounding
-    assert found.num_products <= min(max_products, size) + 2
+    assert result.smallest.bound <= spectrum.min() + rounding
+    assert result.largest.bound >= spectrum.max() - rounding
+    assert result.num_products <= min(max_products, size) + 2
 
 
 @given(matrices)
@@ -119,12 +119,12 @@ def test_the_whole_krylov_space_gives_the_ends_in_both_precisions(case):
     for dtype in (np.float32, np.float64):
         with jax.enable_x64(dtype is np.float64):
             matrix = (np.diag(spectrum) if diagonal else rotated(spectrum, seed)).astype(dtype)
-            found = landscape.extreme_eigenvalues(operator(matrix), gaussian(size, seed, dtype), rtol=0.0, atol=0.0)
+            result = landscape.extreme_eigenvalues(operator(matrix), gaussian(size, seed, dtype), rtol=0.0, atol=0.0)
         rounding = 100 * EPS[dtype] * np.abs(spectrum).max()
-        assert found.smallest.value == pytest.approx(spectrum.min(), abs=rounding)
-        assert found.largest.value == pytest.approx(spectrum.max(), abs=rounding)
-        assert found.smallest.residual <= rounding
-        assert found.largest.vector.dtype == dtype
+        assert result.smallest.value == pytest.approx(spectrum.min(), abs=rounding)
+        assert result.largest.value == pytest.approx(spectrum.max(), abs=rounding)
+        assert result.smallest.residual <= rounding
+        assert result.largest.vector.dtype == dtype
 
 
 def test_bound_holds_as_often_as_promised_and_is_not_idle(x64):
@@ -132,9 +132,9 @@ def test_bound_holds_as_often_as_promised_and_is_not_idle(x64):
     spectrum = jnp.append(jnp.linspace(0.0, 1.0, 299), 1.1)
     missed = 0
     for seed in range(100):
-        found = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300, seed), rtol=0, max_products=20, confidence=0.5)
-        missed += found.largest.bound < 1.1 or found.smallest.bound > 0
-        assert found.largest.value < found.largest.bound < 2
+        result = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300, seed), rtol=0, max_products=20, confidence=0.5)
+        missed += result.largest.bound < 1.1 or result.smallest.bound > 0
+        assert result.largest.value < result.largest.bound < 2
     assert missed <= 50 + 4 * 5  # binomial, 4 sigma
 
 
@@ -148,25 +148,25 @@ def test_bound_is_the_root_of_its_polynomial(x64):
     component = 0.05 / math.sqrt(2 * 21 / math.pi)  # each end may fail with 5 %
     expected = (polynomial - np.linalg.norm(powers @ coefficients) / component).roots()
     expected = expected[np.abs(expected.imag) < 1e-9].real
-    found = landscape.extreme_eigenvalues(operator(np.diag(spectrum)), start, rtol=0, max_products=degree, confidence=confidence)
-    assert found.largest.bound == pytest.approx(expected.max(), rel=1e-6)
-    assert found.smallest.bound == pytest.approx(expected.min(), rel=1e-6)
+    result = landscape.extreme_eigenvalues(operator(np.diag(spectrum)), start, rtol=0, max_products=degree, confidence=confidence)
+    assert result.largest.bound == pytest.approx(expected.max(), rel=1e-6)
+    assert result.smallest.bound == pytest.approx(expected.min(), rel=1e-6)
 
 
 def test_value_and_residual_by_hand(x64):
     # One product with diag(3, 1) from (1, 1) / sqrt 2: A v = (3, 1) / sqrt 2, of which 2 v is left with (1, -1) / sqrt 2.
-    found = landscape.extreme_eigenvalues(operator(np.diag([3.0, 1.0])), jnp.ones(2), max_products=1)
-    assert found.smallest.value == found.largest.value == pytest.approx(2)
-    assert found.smallest.residual == pytest.approx(1)
-    assert found.largest.interval == pytest.approx((1, 3))
-    assert (found.largest.converged, found.largest.confidence, found.num_products) == (False, 0.999, 3)
+    result = landscape.extreme_eigenvalues(operator(np.diag([3.0, 1.0])), jnp.ones(2), max_products=1)
+    assert result.smallest.value == result.largest.value == pytest.approx(2)
+    assert result.smallest.residual == pytest.approx(1)
+    assert result.largest.interval == pytest.approx((1, 3))
+    assert (result.largest.converged, result.largest.confidence, result.num_products) == (False, 0.999, 3)
 
 
 def test_an_iteration_cut_short_says_so(x64):
     spectrum = jnp.linspace(-1.0, 1.0, 300)
-    found = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300), max_products=10)
-    assert (found.smallest.converged, found.largest.converged, found.num_products) == (False, False, 12)
-    assert found.largest.residual > 1e-3
+    result = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300), max_products=10)
+    assert (result.smallest.converged, result.largest.converged, result.num_products) == (False, False, 12)
+    assert result.largest.residual > 1e-3
 
 
 def test_tolerances_stop_the_iteration(x64):
@@ -192,10 +192,10 @@ def test_the_ends_of_minus_an_operator_are_its_ends_turned_about(x64):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_operator_that_is_not_finite_comes_back_as_a_value(bad):
-    found = landscape.extreme_eigenvalues(lambda v: bad * v, gaussian(21, dtype=np.float32))
-    assert math.isnan(found.smallest.value)
-    assert found.largest.residual == math.inf
-    assert not found.largest.converged
+    result = landscape.extreme_eigenvalues(lambda v: bad * v, gaussian(21, dtype=np.float32))
+    assert math.isnan(result.smallest.value)
+    assert result.largest.residual == math.inf
+    assert not result.largest.converged
     density = landscape.spectral_density(lambda v: bad * v, 21, jax.random.key(0), num_probes=2, num_steps=5)
     assert np.isnan(density.nodes).all()
     assert not math.isfinite(landscape.hutchinson_trace(lambda v: bad * v, 21, jax.random.key(0), num_probes=2)[0])
@@ -224,7 +224,7 @@ def test_density_has_the_moments_of_the_spectrum(dtype):
     spectrum = np.random.default_rng(0).gamma(1.0, size=300) - 0.1
     num_probes = 40
     with jax.enable_x64(dtype is np.float64):
-        found = landscape.spectral_density(
+        result = landscape.spectral_density(
             operator(rotated(spectrum).astype(dtype)),
             300,
             jax.random.key(1),
@@ -232,9 +232,9 @@ def test_density_has_the_moments_of_the_spectrum(dtype):
             num_steps=12,
             dtype=dtype,
         )
-    np.testing.assert_allclose(found.weights.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(result.weights.sum(1), 1, atol=1e-12)
     for power in (1, 2, 3):
-        moments = (found.weights * found.nodes**power).sum(1)
+        moments = (result.weights * result.nodes**power).sum(1)
         error = moments.std(ddof=1) / math.sqrt(num_probes)
         assert abs(moments.mean() - (spectrum**power).mean()) < 4 * error  # sigma
         assert error < 0.1 * (spectrum**power).mean()
@@ -243,18 +243,18 @@ def test_density_has_the_moments_of_the_spectrum(dtype):
 def test_density_with_all_steps_has_the_eigenvalues_as_nodes(x64):
     spectrum = np.random.default_rng(2).normal(size=21)
     matrix = rotated(spectrum)
-    found = landscape.spectral_density(operator(matrix), 21, jax.random.key(0), num_probes=2, num_steps=99, dtype=float)
-    assert found.nodes.shape == (2, 21)
-    np.testing.assert_allclose(found.nodes, np.tile(np.sort(spectrum), (2, 1)), atol=1e-12)
+    result = landscape.spectral_density(operator(matrix), 21, jax.random.key(0), num_probes=2, num_steps=99, dtype=float)
+    assert result.nodes.shape == (2, 21)
+    np.testing.assert_allclose(result.nodes, np.tile(np.sort(spectrum), (2, 1)), atol=1e-12)
 
 
 def test_density_of_few_eigenvalues_leaves_steps_unused(x64):
     spectrum = np.repeat([-1.0, 2.0], [30, 10])
-    found = landscape.spectral_density(operator(np.diag(spectrum)), 40, jax.random.key(0), num_probes=50, num_steps=9, dtype=float)
-    np.testing.assert_allclose(found.nodes[:, :2], np.tile([-1.0, 2.0], (50, 1)), atol=1e-12)
-    assert not found.weights[:, 2:].any()
+    result = landscape.spectral_density(operator(np.diag(spectrum)), 40, jax.random.key(0), num_probes=50, num_steps=9, dtype=float)
+    np.testing.assert_allclose(result.nodes[:, :2], np.tile([-1.0, 2.0], (50, 1)), atol=1e-12)
+    assert not result.weights[:, 2:].any()
     # weight of 2 is Beta(5, 15): mean 1/4, variance 1/112
-    assert found.weights[:, 1].mean() == pytest.approx(0.25, abs=4 * math.sqrt(1 / 112 / 50))
+    assert result.weights[:, 1].mean() == pytest.approx(0.25, abs=4 * math.sqrt(1 / 112 / 50))
 
 
 def test_smoothed_density_integrates_to_one_and_is_a_gaussian_around_one_node():

@@ -11,7 +11,7 @@ from jaxbp.models import layers
 from jaxbp.models.densenet import DenseNet
 from jaxbp.models.mobilenet import InvertedResidual, MobileNet
 from jaxbp.models.vgg import VGG
-from jaxbp.ntk.infinite_width import NoTwin, infinite_twin
+from jaxbp.ntk.infinite_width import NoExactKernelError, infinite_width_kernel
 from tests.helpers.networks import convolve, drawn, inputs_of, num_parameters, shapes_of
 
 # One line a network: everything below that is parametrised by NETS runs for each.
@@ -271,14 +271,14 @@ def test_a_float64_session_computes_in_float64(name, x64):
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, new))} == {np.dtype("float64")}
 
 
-def test_twins_ignore_the_dtype():
+def test_infinite_width_kernels_ignore_the_dtype():
     plain, mixed = (models.MLP(3, (4,), "ntk", dtype) for dtype in layers.DTYPES)
     inputs = inputs_of(2, 5)
-    kernels = [infinite_twin(net, (5,))(inputs) for net in (plain, mixed)]
+    kernels = [infinite_width_kernel(net, (5,))(inputs) for net in (plain, mixed)]
     np.testing.assert_array_equal(*kernels)
     assert kernels[1].dtype == jnp.float32
-    with pytest.raises(NoTwin, match=r"DenseNet has .* BatchNorm couples examples .*: take a ResNet with norm='none'$"):
-        infinite_twin(DenseNet(3, parametrisation="ntk"), (4, 4, 1))
+    with pytest.raises(NoExactKernelError, match=r"DenseNet has .* BatchNorm couples examples .*: take a ResNet with norm='none'$"):
+        infinite_width_kernel(DenseNet(3, parametrisation="ntk"), (4, 4, 1))
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxbp import models, ntk
 from jaxbp.jaxprs import linear_layers
-from jaxbp.ntk import blocks, contraction, empirical
+from jaxbp.ntk import _blocks, _contraction, empirical
 
 C = 3
 
@@ -129,7 +129,7 @@ def test_every_kind_of_layer(name):
     truth = dense_kernel(fn, params, x)
     assert off(ntk.empirical_ntk(fn, params, x), truth) < 1e-12
     if name in ("mlp, ntk", "stride, padding", "one dimension", "input dilation", "foreign"):
-        for method in contraction.METHODS:
+        for method in _contraction.METHODS:
             assert off(ntk.empirical_ntk(fn, params, x, method=method), truth) < 1e-12, method
 
 
@@ -141,15 +141,19 @@ def test_the_kernel_is_symmetric_and_positive_semidefinite():
     assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
 
 
-@pytest.mark.parametrize("method", contraction.METHODS)
+@pytest.mark.parametrize("method", _contraction.METHODS)
 def test_logits_and_pairs(method):
     fn, params, x = ready(*NETS["stride, padding"])
     other = 0.5 * x[:3] + 0.2
     truth = dense_kernel(fn, params, x, other)
     wanted = {
-        "full": truth, "trace": jnp.einsum("ijkk->ij", truth), "diagonal": jnp.einsum("ijkk->ijk", truth),
-        "sum": truth.sum((2, 3)), 0: truth[:, :, 0, 0], C - 1: truth[:, :, -1, -1],
-    }  # fmt: skip
+        "full": truth,
+        "trace": jnp.einsum("ijkk->ij", truth),
+        "diagonal": jnp.einsum("ijkk->ijk", truth),
+        "sum": truth.sum((2, 3)),
+        0: truth[:, :, 0, 0],
+        C - 1: truth[:, :, -1, -1],
+    }
     own = dense_kernel(fn, params, x)
     for logits, expected in wanted.items():
         run = functools.partial(ntk.empirical_ntk, fn, params, logits=logits, method=method)
@@ -160,9 +164,9 @@ def test_logits_and_pairs(method):
             assert off(run(x, pairs="same"), jnp.moveaxis(jnp.diagonal(square), -1, 0)) < 1e-12, logits
 
 
-@pytest.mark.parametrize("method", contraction.METHODS)
+@pytest.mark.parametrize("method", _contraction.METHODS)
 def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
-    monkeypatch.setattr(contraction, "_PART", 1000)
+    monkeypatch.setattr(_contraction, "_PART", 1000)
     fn, params, x = ready(*NETS["stride, padding"], num_examples=13)
     truth = dense_kernel(fn, params, x)
     for logits, wanted in {
@@ -183,22 +187,22 @@ def test_each_pair_is_met_once(num_examples):
         return pairs + columns[None, :, None, :] ** 2
 
     examples = jax.random.normal(jax.random.key(0), (num_examples, 2))
-    found = contraction.each_pair_once(contract, examples)
+    found = _contraction.symmetric_gram(contract, examples)
     jax.effects_barrier()
     assert sum(met) <= (num_examples**2 if num_examples < 10 else 0.6 * (num_examples + 4) ** 2)
     np.testing.assert_allclose(found, contract(examples, examples), rtol=1e-15)
 
 
-@pytest.mark.parametrize("at_a_time", [1, 2, 3])
-def test_flows_some_examples_at_a_time(at_a_time, monkeypatch):
+@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+def test_flows_some_examples_chunk_size(chunk_size, monkeypatch):
     fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
     whole = dense_kernel(fn, params, x)
     num_outputs = whole.shape[-1]
     found = linear_layers.find(lambda p, e: fn(p, e[None])[0], params, x[0]).layers
     largest = max(layer.output.size * layer.output.dtype.itemsize for layer in found)
-    monkeypatch.setattr(blocks, "_CACHE", at_a_time * largest * num_outputs)
-    problem = blocks.Problem(fn, "full", "all", False, "auto")
-    assert blocks.plan_flows(problem, params, None, x, problem.directions(6, num_outputs)).at_a_time == at_a_time
+    monkeypatch.setattr(_blocks, "_CACHE_BYTES", chunk_size * largest * num_outputs)
+    spec = _blocks.KernelSpec(fn, "full", "all", False, "auto")
+    assert _blocks.plan_flows(spec, params, None, x, spec.directions(6, num_outputs)).chunk_size == chunk_size
     assert off(ntk.empirical_ntk(fn, params, x), whole) < 1e-12
 
 
@@ -206,15 +210,15 @@ def test_flows_some_examples_at_a_time(at_a_time, monkeypatch):
 def test_logits_are_split_before_examples(logits, monkeypatch):
     fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
     seen = []
-    program = empirical.program
+    program = empirical.compiled_kernel
 
-    def noted(problem, params, state, left, right):
-        compiled, needed = program(problem, params, state, left, right)
+    def noted(spec, params, state, left, right):
+        compiled, needed = program(spec, params, state, left, right)
         seen.append((len(left[0]), len(left[1]), needed))
         return compiled, needed
 
     whole = ntk.empirical_ntk(fn, params, x, logits=logits)
-    monkeypatch.setattr(empirical, "program", noted)
+    monkeypatch.setattr(empirical, "compiled_kernel", noted)
     ntk.empirical_ntk(fn, params, x, logits=logits)
     num_logits, needed = seen[0][1:]
     found = ntk.empirical_ntk(fn, params, x, logits=logits, memory=0.95 * needed)
@@ -273,7 +277,7 @@ def test_coupled_examples_are_refused_and_named():
     def hidden(p, inputs):
         return net.apply({"params": p}, inputs, True, mutable=["batch_stats"])[0]
 
-    with pytest.raises(ntk.CoupledExamples, match="coupled=True"):
+    with pytest.raises(ntk.BatchCouplingError, match="coupled=True"):
         ntk.empirical_ntk(hidden, variables["params"], x)
 
 
@@ -304,14 +308,14 @@ def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
     run = functools.partial(flax_ntk, net, variables, x, batch_norm="batch" if coupled else "stored")
     whole, cross, same = run(), run(0.3 * x[:4]), None if coupled else run(pairs="same")
     used = []
-    original = empirical.program
+    original = empirical.compiled_kernel
 
     def watched(*arguments):
         program, needed = original(*arguments)
         used.append((needed, program))
         return program, needed
 
-    monkeypatch.setattr(empirical, "program", watched)
+    monkeypatch.setattr(empirical, "compiled_kernel", watched)
     run()
     everything = used[-1][0]
     for share in (0.9, 0.5):
@@ -322,7 +326,7 @@ def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
         assert off(run(0.3 * x[:4], memory=share * everything), cross) < 1e-12
         if not coupled:
             assert off(run(pairs="same", memory=share * everything), same) < 1e-12
-    with pytest.raises(ntk.TooLittleMemory, match=r"a block of 1 (outputs|examples) needs .* bytes"):
+    with pytest.raises(ntk.InsufficientMemoryError, match=r"a block of 1 (outputs|examples) needs .* bytes"):
         run(memory=1000)
 
 
@@ -385,19 +389,19 @@ def test_methods_are_chosen_by_counting():
     net = stack(nn.Conv(4, (3, 3)), jnp.tanh, nn.Conv(64, (3, 3), 8), jnp.tanh, nn.Conv(64, (3, 3)), jnp.tanh)
     fn, params, x = ready(net, (16, 16, 3))
     found = linear_layers.find(lambda p, example: fn(p, example[None])[0], params, x[0])
-    methods = [contraction.plan(layer, 25, 10, "full").method for layer in found.layers]
+    methods = [_contraction.plan(layer, 25, 10, "full").method for layer in found.layers]
     assert methods[0] == "gradients"
     assert "gradients" not in methods[2:]
-    size = contraction.sizes(found.layers[2])
+    size = _contraction.sizes(found.layers[2])
     assert (size.positions, size.inputs, size.outputs, size.pixels) == (4, 9 * 64, 64, 16)
-    assert contraction.operations(size, 2, 3, "full")["gradients"] == 2 * 2 * 3 * 4 * 576 * 64 + 4 * 9 * 576 * 64
+    assert _contraction.operations(size, 2, 3, "full")["gradients"] == 2 * 2 * 3 * 4 * 576 * 64 + 4 * 9 * 576 * 64
 
 
 def test_no_weight_gradient_is_formed_for_layers():
     """The largest array of a wide layer's program is far smaller than its Jacobian."""
     fn, params, x = ready(models.create("mlp", num_classes=C, width=256, depth=2).module, (256,))
-    problem = blocks.Problem(fn, "full", "all", False, "auto")
-    _, needed = empirical.program(problem, params, None, (x, jnp.eye(C)), None)
+    problem = _blocks.KernelSpec(fn, "full", "all", False, "auto")
+    _, needed = empirical.compiled_kernel(problem, params, None, (x, jnp.eye(C)), None)
     jacobian = 5 * C * sum(leaf.size for leaf in jax.tree.leaves(params)) * 8
     assert needed < 0.1 * jacobian
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxbp import models, ntk
 from jaxbp.models import layers
-from jaxbp.ntk.infinite_width import NoTwin, infinite_twin
+from jaxbp.ntk.infinite_width import NoExactKernelError, infinite_width_kernel
 
 NUM_NETS = 400
 PROJECTED = {"shortcut": "projection"}
@@ -63,9 +63,9 @@ def by_hand(x, fan_ins, share):
     ],
     ids=["mlp", "convnet", "vgg", "resnet"],
 )
-def test_twin_is_the_recursion(net, input_shape, fan_ins, parametrisation, x64):
+def test_the_kernel_is_the_recursion(net, input_shape, fan_ins, parametrisation, x64):
     x = inputs_of(4, input_shape)
-    kernel_fn = infinite_twin(net.clone(parametrisation=parametrisation), input_shape, normal_kernels=True)
+    kernel_fn = infinite_width_kernel(net.clone(parametrisation=parametrisation), input_shape, normal_kernels=True)
     share = (lambda fan_in: fan_in / 2) if parametrisation == "standard" else (lambda fan_in: 1)
     nngp, tangent = by_hand(np.asarray(x).reshape(4, 6), fan_ins, share)
     # Rounding under the root of 1 - cos(angle)^2, on the diagonal where it is 0: about the root of 1e-16.
@@ -94,7 +94,7 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
         kernels = relu(branch[0] + shortcut[0], branch[1] + shortcut[1])
     net = models.ResNet(3, 4, (2,), norm="layer", shortcut="projection", parametrisation="ntk")
     for get, expected in zip(("nngp", "ntk"), dense(*kernels), strict=True):
-        np.testing.assert_allclose(infinite_twin(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
+        np.testing.assert_allclose(infinite_width_kernel(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
 
 
 # Against finite networks
@@ -124,7 +124,7 @@ LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm", "convnet, avera
 )
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
-    kernel_fn = infinite_twin(net.module, x.shape[1:], normal_kernels=True)
+    kernel_fn = infinite_width_kernel(net.module, x.shape[1:], normal_kernels=True)
     for get, found in finite_kernels(name, parametrisation).items():
         expected, found = np.asarray(kernel_fn(x, get=get), float), np.asarray(found, float)
         scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
@@ -142,7 +142,7 @@ def test_means_of_finite_networks(name, parametrisation):
 @pytest.mark.parametrize("name", ["mlp", "convnet, stride"])
 def test_kernels_are_symmetric_positive_and_consistent(name, x64):
     shape = CASES[name][1]
-    kernel_fn, x = infinite_twin(create(name).module, shape), inputs_of(5, shape)
+    kernel_fn, x = infinite_width_kernel(create(name).module, shape), inputs_of(5, shape)
     for get in ("ntk", "nngp"):
         kernel = np.asarray(kernel_fn(x, get=get))
         np.testing.assert_allclose(kernel, kernel.T, rtol=1e-6)
@@ -154,16 +154,16 @@ def test_kernels_are_symmetric_positive_and_consistent(name, x64):
 @pytest.mark.parametrize("name", ["mlp", "convnet, average"])
 def test_width_does_not_matter(name):
     shape = CASES[name][1]
-    first, second = (infinite_twin(create(name, width=width).module, shape)(inputs_of(2, shape)) for width in (3, 64))
+    first, second = (infinite_width_kernel(create(name, width=width).module, shape)(inputs_of(2, shape)) for width in (3, 64))
     np.testing.assert_array_equal(first, second)
 
 
 def test_kernels_compile(x64):
-    kernel_fn, x = infinite_twin(create("mlp").module, (5,)), inputs_of(3, (5,))
+    kernel_fn, x = infinite_width_kernel(create("mlp").module, (5,)), inputs_of(3, (5,))
     np.testing.assert_allclose(jax.jit(kernel_fn)(x), kernel_fn(x), rtol=1e-6)
 
 
-# Networks without a twin
+# Networks without an exact kernel
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_kernels_compile(x64):
         ("uniform kernels .*: choose parametrisation='ntk', or .* normal_kernels=True", models.MLP(3, (4,))),
     ],
 )
-def test_no_twin(message, net):
-    assert issubclass(NoTwin, ValueError)
-    with pytest.raises(NoTwin, match=message):
-        infinite_twin(net, (4, 4, 1))
+def test_networks_without_an_exact_kernel_are_refused(message, net):
+    assert issubclass(NoExactKernelError, ValueError)
+    with pytest.raises(NoExactKernelError, match=message):
+        infinite_width_kernel(net, (4, 4, 1))
 
 
 def test_errors_of_kernels():
-    kernel_fn = infinite_twin(create("mlp").module, (5,))
+    kernel_fn = infinite_width_kernel(create("mlp").module, (5,))
     with pytest.raises(ValueError, match=r"get must be one of \('ntk', 'nngp'\), got 'cov1'"):
         kernel_fn(inputs_of(2, (5,)), get="cov1")
     for wrong in ((inputs_of(2, (4,)),), (inputs_of(2, (5,)), inputs_of(2, (4,)))):

@@ -143,11 +143,11 @@ def test_spectrum_and_effective_ranks(x64):
     jacobian = gaussian(N, C, 40)
     singular = np.linalg.svd(jacobian.reshape(N * C, 40), compute_uv=False)
     np.testing.assert_allclose(measures.spectrum(full()), singular**2, rtol=1e-11)
-    found = measures.effective_rank(values)
+    found = measures.spectral_ranks(values)
     # shares 1/2, 1/4, 1/8, 1/8: entropy 7/4 ln 2; sum 8, sum of squares 22
-    assert (float(found.entropy), float(found.participation)) == pytest.approx((2**1.75, 64 / 22), rel=RTOL)
+    assert (float(found.entropy_rank), float(found.participation_ratio)) == pytest.approx((2**1.75, 64 / 22), rel=RTOL)
     for equal, rank in ((np.ones(6), 6), (np.array([3.0, 0.0, -0.5]), 1)):
-        assert [float(r) for r in measures.effective_rank(equal)] == pytest.approx([rank] * 2, rel=RTOL)
+        assert [float(r) for r in measures.spectral_ranks(equal)] == pytest.approx([rank] * 2, rel=RTOL)
 
 
 def test_velocity_by_hand(x64):
@@ -166,10 +166,14 @@ def test_parameter_movement_by_hand(x64):
     l2 = math.sqrt(9 + 0.25 + 16)
     assert {k: float(v) for k, v in moved.items() if k != "leaves"} == pytest.approx(
         {
-            "norm_before": math.sqrt(29), "norm_after": math.sqrt(14.25), "l2": l2,
-            "relative_l2": l2 / math.sqrt(29), "l_inf": 4,
-        }, rel=RTOL,
-    )  # fmt: skip
+            "norm_before": math.sqrt(29),
+            "norm_after": math.sqrt(14.25),
+            "l2": l2,
+            "relative_l2": l2 / math.sqrt(29),
+            "l_inf": 4,
+        },
+        rel=RTOL,
+    )
     leaves = {"a/kernel": 0.6, "a/bias": math.inf, "b/0": 2}
     assert {k: float(v) for k, v in moved["leaves"].items()} == pytest.approx(leaves, rel=RTOL)
     still = measures.parameter_movement(before, before)
@@ -216,8 +220,8 @@ def test_what_has_no_value_is_nan_and_raises_nothing():
         assert math.isnan(float(PAIRED[name](zero, one))), name
         assert math.isnan(float(PAIRED[name](one, zero))), name
     assert math.isinf(float(measures.relative_change(zero, one)))
-    assert all(math.isnan(float(rank)) for rank in measures.effective_rank(measures.spectrum(zero)))
-    assert all(math.isnan(float(rank)) for rank in measures.effective_rank(np.array([1.0, np.nan])))
+    assert all(math.isnan(float(rank)) for rank in measures.spectral_ranks(measures.spectrum(zero)))
+    assert all(math.isnan(float(rank)) for rank in measures.spectral_ranks(np.array([1.0, np.nan])))
     assert np.isnan(measures.velocity(np.stack([zero, one]), np.arange(2.0))).all()
     assert np.isnan(measures.feature_maps(zero)["cosine"]).all()
 
@@ -230,10 +234,10 @@ def test_misuse_is_refused():
         "set with itself, (N, N) or (N, N, C, C), got (3, 4)": lambda: measures.centred_alignment(wide, wide),
         "set with itself, (N, N) or (N, N, C, C), got (3, 3, 1, 2)": lambda: measures.spectrum(jnp.ones((3, 3, 1, 2))),
         "got shape (3, 3, 2)": lambda: measures.as_matrix(jnp.ones((3, 3, 2))),
-        "eigenvalues must be (n,), got shape (3, 3)": lambda: measures.effective_rank(square),
+        "eigenvalues must be (n,), got shape (3, 3)": lambda: measures.spectral_ranks(square),
         "got shapes (3, 3) and (2,)": lambda: measures.velocity(square, jnp.arange(2.0)),
         "T at least 2, got shapes (1, 3) and (1,)": lambda: measures.velocity(square[:1], jnp.arange(1.0)),
-        "alike with at least one leaf, got": lambda: measures.parameter_movement({"a": square}, {"b": square}),
+        "equal structure with at least one leaf, got": lambda: measures.parameter_movement({"a": square}, {"b": square}),
         "got shapes ({'a': (3, 3)}, {'a': (3, 4)})": lambda: measures.parameter_movement({"a": square}, {"a": wide}),
         "at least one leaf, got shapes ({}, {})": lambda: measures.parameter_movement({}, {}),
         "features must be (N, ...), got shape (3,)": lambda: measures.feature_maps(jnp.ones(3)),

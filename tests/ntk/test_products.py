@@ -87,7 +87,7 @@ def test_whole_batches_are_right_for_batch_statistics(x64):
     vector = gaussian(M, C, seed=3)
     assert_is_product(products.ntk_vector_product(apply_fn, params, X1, X2, state=state)(vector), kernel, vector)
     for x1, x2 in ((X1, None), (X1[:1], X2)):
-        with pytest.raises(ntk.CoupledExamples, match="no chunk_size for its products"):
+        with pytest.raises(ntk.BatchCouplingError, match="no chunk_size for its products"):
             products.ntk_vector_product(apply_fn, params, x1, x2, state=state, chunk_size=3)
 
 

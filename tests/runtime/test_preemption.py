@@ -27,13 +27,13 @@ def process(body, *signals, pause=0.2):
 
 
 PARTS = """
-    with preemption.watch(say=lambda text: print(text, flush=True)) as watch:
+    with preemption.guard(log=lambda text: print(text, flush=True)) as guard:
         print("ready", flush=True)
         for part in range(100):
             time.sleep(0.05)
-            if watch.asked:
-                print("saved", watch.asked.name, flush=True)
-                watch.check()
+            if guard.signal:
+                print("saved", guard.signal.name, flush=True)
+                guard.check()
 """
 
 
@@ -50,7 +50,7 @@ def test_ctrl_c_lets_the_part_end_and_is_a_keyboard_interrupt():
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    body = "with preemption.watch():\n    print('ready', flush=True)\n    for _ in range(300): time.sleep(0.1)\n"
+    body = "with preemption.guard():\n    print('ready', flush=True)\n    for _ in range(300): time.sleep(0.1)\n"
     code, _, err = process(body, signal.SIGINT, signal.SIGINT)
     assert code == -signal.SIGINT
     assert "KeyboardInterrupt" in err
@@ -59,7 +59,7 @@ def test_a_second_ctrl_c_ends_at_once():
 def test_the_process_ends_after_the_grace_though_compiled_code_never_returns():
     body = """
         import ctypes
-        with preemption.watch(grace=0.5, last_words="Finished runs are safe."):
+        with preemption.guard(grace=0.5, exit_message="Finished runs are safe."):
             print("ready", flush=True)
             ctypes.CDLL(None).pause()      # returns at a signal, without Python's handlers
             ctypes.CDLL(None).sleep(60)
@@ -68,10 +68,10 @@ def test_the_process_ends_after_the_grace_though_compiled_code_never_returns():
     assert (code, err) == (143, "\nterminated. Finished runs are safe.\n")
 
 
-def test_at_once_raises_between_instructions():
+def test_an_immediate_guard_raises_between_instructions():
     body = """
         try:
-            with preemption.watch(at_once=True):
+            with preemption.guard(immediate=True):
                 print("ready", flush=True)
                 for _ in range(300): time.sleep(0.1)
         except preemption.Terminated:
@@ -83,7 +83,7 @@ def test_at_once_raises_between_instructions():
 
 def test_a_signal_that_nobody_looked_at_is_raised_at_the_end():
     body = """
-        with preemption.watch():
+        with preemption.guard():
             print("ready", flush=True)
             time.sleep(1)
             print("work ends", flush=True)
@@ -97,24 +97,24 @@ def test_a_signal_that_nobody_looked_at_is_raised_at_the_end():
 
 def test_what_swallows_an_exception_does_not_swallow_the_signal():
     body = """
-        with preemption.watch(at_once=True):
+        with preemption.guard(immediate=True):
             try:
                 print("ready", flush=True)
                 time.sleep(5)
             except KeyboardInterrupt:
                 time.sleep(0.3)  # swallowed, as happens in a callback
-            with preemption.watch() as inner:
-                print(inner.asked.name, flush=True)
+            with preemption.guard() as inner:
+                print(inner.signal.name, flush=True)
         print("not reached", flush=True)
     """
     code, out, _ = process(body, signal.SIGINT)
     assert (code, out) == (-signal.SIGINT, "SIGINT\n")
 
 
-@pytest.mark.parametrize("say", ["lambda text: 1 / 0", "lambda text: time.sleep(60)"])
-def test_the_end_comes_though_nobody_can_be_told(say):
+@pytest.mark.parametrize("log", ["lambda text: 1 / 0", "lambda text: time.sleep(60)"])
+def test_the_end_comes_though_nobody_can_be_told(log):
     body = f"""
-        with preemption.watch(grace=0.5, say={say}):
+        with preemption.guard(grace=0.5, log={log}):
             os.close(2)
             print("ready", flush=True)
             time.sleep(60)
@@ -128,7 +128,7 @@ def test_the_end_comes_though_nobody_can_be_told(say):
 def test_handlers_and_threads_are_given_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), threading.active_count()
     descriptors = len(os.listdir("/proc/self/fd"))
-    with preemption.watch(), preemption.watch():
+    with preemption.guard(), preemption.guard():
         assert signal.getsignal(signal.SIGTERM) is not before[0]
     deadline = time.monotonic() + 10
     while threading.active_count() > before[2] and time.monotonic() < deadline:
@@ -140,22 +140,22 @@ def test_handlers_and_threads_are_given_back():
 
 
 def test_nothing_happens_in_another_thread():
-    found = []
+    records = []
 
     def work():
-        with preemption.watch() as watch:
-            found.append((watch.asked, signal.getsignal(signal.SIGTERM)))
+        with preemption.guard() as guard:
+            records.append((guard.signal, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [(None, signal.getsignal(signal.SIGTERM))]
+    assert records == [(None, signal.getsignal(signal.SIGTERM))]
 
 
 def test_check_raises_what_was_asked():
-    watch = preemption.Watch()
-    watch.check()
-    for asked, error in ((signal.SIGTERM, preemption.Terminated), (signal.SIGINT, KeyboardInterrupt)):
-        watch.asked = asked
+    guard = preemption.Guard()
+    guard.check()
+    for number, error in ((signal.SIGTERM, preemption.Terminated), (signal.SIGINT, KeyboardInterrupt)):
+        guard.signal = number
         with pytest.raises(error):
-            watch.check()
+            guard.check()

@@ -32,17 +32,17 @@ def test_the_status_at_each_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_STATUS_EVERY", 0.0)
     monkeypatch.setattr(progress, "_STATUS_COST", 0.0)
     work = {**WORK, "c": Work(weight=2.0)}
-    with Progress(work, tmp_path, done_before=["a 0"], log=print) as watch:
+    with Progress(work, tmp_path, done_before=["a 0"], print_fn=print) as tracker:
         first = status_of(tmp_path)
         assert (first["done"], first["left"], first["running"]) == (["a 0"], ["a 1", "b 0", "c"], {})
         assert (first["state"], first["pid"], first["process"]) == ("running", os.getpid(), 0)
         assert first["seconds_left"] is None
-        watch.start("a 1")
-        watch.advance("a 1", 0.5)
+        tracker.start("a 1")
+        tracker.advance("a 1", 0.5)
         assert read(tmp_path).running == {"a 1": 0.5}
-        watch.diverged("a 1", "NaN")
-        watch.failed("c", "disk")
-        watch.start("b 0")
+        tracker.diverged("a 1", "NaN")
+        tracker.failed("c", "disk")
+        tracker.start("b 0")
         found = status_of(tmp_path)
         assert found["counts"] == {"total": 4, "left": 0, "running": 1, "failed": 1, "diverged": 1, "done": 1}
         assert (found["diverged"], found["failed"], found["running"]) == ({"a 1": "NaN"}, {"c": "disk"}, {"b 0": 0.0})
@@ -55,8 +55,8 @@ def test_the_status_at_each_stage(tmp_path, monkeypatch):
         assert live.seconds_left > 0
     ended = read(tmp_path)
     assert (ended.state, ended.running, ended.left, ended.seconds_left) == ("stopped", {}, ("b 0",), None)
-    with Progress(work, tmp_path, done_before=["a 0", "a 1", "c"], log=print) as watch:
-        watch.done("b 0")
+    with Progress(work, tmp_path, done_before=["a 0", "a 1", "c"], print_fn=print) as tracker:
+        tracker.done("b 0")
     ended = read(tmp_path)
     assert (ended.state, ended.done, ended.left) == ("finished", ("a 0", "a 1", "b 0", "c"), ())
     assert ended.error == ""
@@ -77,8 +77,8 @@ class Terminated(BaseException):
 )
 def test_an_exception_decides_the_state(tmp_path, error, state, told):
     def work():
-        with Progress(WORK, tmp_path, log=print) as watch:
-            watch.start("a 1")
+        with Progress(WORK, tmp_path, print_fn=print) as tracker:
+            tracker.start("a 1")
             raise error
 
     with pytest.raises(type(error)):
@@ -91,8 +91,8 @@ def test_an_exception_decides_the_state(tmp_path, error, state, told):
 
 
 def test_a_last_event_is_written_though_it_came_right_after_another(tmp_path):
-    with Progress(WORK, tmp_path, log=print) as watch:
-        watch.start("a 0")  # within a second of the first status
+    with Progress(WORK, tmp_path, print_fn=print) as tracker:
+        tracker.start("a 0")  # within a second of the first status
         assert status_of(tmp_path)["running"] == {}
         wait_until(lambda: status_of(tmp_path)["running"])
 
@@ -102,10 +102,10 @@ def test_a_run_that_was_killed_is_told_as_killed(tmp_path):
         import time
         from jaxbp.runtime.progress import Progress, progress
         progress._STATUS_EVERY = progress._STATUS_COST = 0.0
-        with Progress({WORK!r}, {str(tmp_path)!r}) as watch:
-            watch.done("a 0")
-            watch.start("b 0")
-            watch.advance("b 0", 0.5)
+        with Progress({WORK!r}, {str(tmp_path)!r}) as tracker:
+            tracker.done("a 0")
+            tracker.start("b 0")
+            tracker.advance("b 0", 0.5)
             print("ready", flush=True)
             time.sleep(60)
     """)
@@ -132,6 +132,9 @@ def test_a_run_that_was_killed_is_told_as_killed(tmp_path):
     assert claim(host="elsewhere") == "killed"  # nobody holds the lock
     assert claim(host="elsewhere", locked=False) == "running"  # cannot be told
     assert claim(locked=False) == "killed"  # its pid is gone
+    with open(tmp_path / "log.txt", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as another reader does, at the same moment
+        assert claim(host="elsewhere") == "killed"
     with open(tmp_path / "log.txt", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert claim(host="elsewhere") == "running"
@@ -144,14 +147,14 @@ def test_two_processes_are_read_as_one(tmp_path):
         from jaxbp.runtime.progress import Progress, progress
         progress._STATUS_EVERY = progress._STATUS_COST = 0.0
         process = int(sys.argv[1])
-        with Progress({WORK!r}, {str(tmp_path)!r}, process=process, num_processes=2) as watch:
+        with Progress({WORK!r}, {str(tmp_path)!r}, process=process, num_processes=2) as tracker:
             mine = (("a 0", "b 0"), ("a 1",))[process]
-            watch.start(mine[0])
-            watch.done(mine[0])
+            tracker.start(mine[0])
+            tracker.done(mine[0])
             print("ready", flush=True)
             input()
             for name in mine[1:]:
-                watch.diverged(name, "NaN")
+                tracker.diverged(name, "NaN")
     """)
     (tmp_path / "status.json").write_text("of an earlier start, alone")
     with (
@@ -184,13 +187,13 @@ def test_two_processes_are_read_as_one(tmp_path):
 
 def test_processes_that_shared_all_units_have_finished_together(tmp_path):
     for process, names in enumerate((("a 0", "b 0"), ("a 1",))):
-        with Progress(WORK, tmp_path, process=process, num_processes=2, log=print) as watch:
+        with Progress(WORK, tmp_path, process=process, num_processes=2, print_fn=print) as tracker:
             for name in names:
-                watch.done(name)
+                tracker.done(name)
     assert {status_of(tmp_path, f"status-{process}.json")["state"] for process in range(2)} == {"stopped"}
     found = read(tmp_path)
     assert [found.state, *(process.state for process in found.processes)] == ["finished"] * 3
-    with Progress(WORK, tmp_path, log=print):
+    with Progress(WORK, tmp_path, print_fn=print):
         assert [path.name for path in tmp_path.glob("status*")] == ["status.json"]  # no mixture of two starts
 
 
@@ -210,7 +213,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_status_is_told(tmp_path, damage):
-    with Progress(WORK, tmp_path, log=print):
+    with Progress(WORK, tmp_path, print_fn=print):
         pass
     path = tmp_path / "status.json"
     whole = path.read_text()
@@ -228,7 +231,7 @@ def test_a_folder_without_a_run_is_told(tmp_path):
 
 
 def test_reading_leaves_no_trace_and_needs_no_jax(tmp_path):
-    with Progress(WORK, tmp_path, log=print):
+    with Progress(WORK, tmp_path, print_fn=print):
         pass
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
     script = f"import sys; from jaxbp.runtime import progress; progress.read({str(tmp_path)!r}); print('jax' in sys.modules)"
@@ -247,11 +250,11 @@ def status_command(*arguments):
 
 
 def test_the_command_prints_where_a_run_stands(tmp_path):
-    with Progress({**WORK, "b 1": ("b", 1.0)}, tmp_path, log=print) as watch:
-        watch.done("a 0")
-        watch.diverged("b 0", "loss NaN at step [7]")
-        watch.failed("b 1", "disk")
-        watch.advance("a 1", 0.25)
+    with Progress({**WORK, "b 1": ("b", 1.0)}, tmp_path, print_fn=print) as tracker:
+        tracker.done("a 0")
+        tracker.diverged("b 0", "loss NaN at step [7]")
+        tracker.failed("b 1", "disk")
+        tracker.advance("a 1", 0.25)
         wait_until(lambda: status_of(tmp_path)["running"])
         live = status_command(tmp_path)
     assert live.returncode == 0, live.stderr
@@ -269,7 +272,7 @@ def test_the_command_prints_where_a_run_stands(tmp_path):
 
 
 def test_the_command_follows_a_run_to_its_end(tmp_path):
-    with Progress(WORK, tmp_path, log=print) as watch:
+    with Progress(WORK, tmp_path, print_fn=print) as tracker:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "jaxbp.lab.status", str(tmp_path), "--follow"],
             stdout=subprocess.PIPE,
@@ -277,7 +280,7 @@ def test_the_command_follows_a_run_to_its_end(tmp_path):
         )
         assert process.stdout.readline() == "running: 0 of 3 done, 3 left\n"
         for name in WORK:
-            watch.done(name)
+            tracker.done(name)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "finished: 3 of 3 done\n" in said
@@ -293,7 +296,7 @@ def test_the_folder_of_several_runs_shows_each_in_the_order_of_their_start(tmp_p
     from jaxbp.lab import status
 
     for name in ("z", "a"):
-        with Progress({name: ("", 1.0)}, tmp_path / name, log=print):
+        with Progress({name: ("", 1.0)}, tmp_path / name, print_fn=print):
             pass
     assert status.runs_in(tmp_path) == [tmp_path / "z", tmp_path / "a"]
     assert status.runs_in(tmp_path / "z") == []

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -5,10 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 
+from jaxbp.runtime import jax_setup
 from jaxbp.runtime.store import Store, StoreError
 
 SETTINGS = {"seeds": 3, "cases": ("a", "b")}
@@ -27,10 +32,10 @@ def test_a_piece_comes_back_as_it_was(tmp_path):
         store.put(name, arrays)
         assert name in store
     with Store(tmp_path, SETTINGS) as store:
-        found = store.get(name)
-    assert found["loss"].dtype == np.float32
-    np.testing.assert_array_equal(found["loss"], arrays["loss"])
-    assert (str(found["status"]), int(found["count"])) == ("proven", 3)
+        piece = store.get(name)
+    assert piece["loss"].dtype == np.float32
+    np.testing.assert_array_equal(piece["loss"], arrays["loss"])
+    assert (str(piece["status"]), int(piece["count"])) == ("proven", 3)
     assert piece_file(tmp_path).parent == tmp_path / "pieces"  # a name is no path
 
 
@@ -54,18 +59,73 @@ def test_numbers_that_are_equal_but_not_the_same_are_other_settings(tmp_path):
         Store(tmp_path, {"rate": 1.0, "flag": 1})
 
 
-def test_facts_do_not_identify_a_run(tmp_path):
-    Store(tmp_path, SETTINGS, {"started": "monday"}).close()
-    with Store(tmp_path, SETTINGS, {"started": "tuesday"}) as store:
-        store.note(wall_seconds=4.5)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config == {"started": "monday", "settings": {"seeds": 3, "cases": ["a", "b"]}, "wall_seconds": 4.5}
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
-def test_a_second_writer_is_kept_out_until_the_first_ends(tmp_path):
-    with Store(tmp_path, SETTINGS), pytest.raises(StoreError, match="in use by another run"):
-        Store(tmp_path, SETTINGS)
+def test_provenance_does_not_identify_a_run_and_every_start_is_recorded(tmp_path):
+    starts = [{"started": day, "git_commit": commit} for day, commit in (("monday", "a"), ("tuesday", "b"), ("friday", None))]
+    for number, provenance in enumerate(starts, 1):
+        with Store(tmp_path, SETTINGS, provenance) as store:
+            assert config_of(tmp_path)["starts"] == starts[:number]  # on disk before any work
+            store.add_metadata(wall_seconds=4.5 * number)
+    settings = {"seeds": 3, "cases": ["a", "b"]}
+    assert config_of(tmp_path) == {**starts[0], "settings": settings, "starts": starts, "wall_seconds": 13.5}
+
+
+def test_a_refused_start_is_not_recorded(tmp_path):
+    with Store(tmp_path, SETTINGS, {"started": "monday"}):
+        for settings in (SETTINGS, {"seeds": 4}):
+            with pytest.raises(StoreError):
+                Store(tmp_path, settings, {"started": "tuesday"})
+    with pytest.raises(StoreError, match="seeds"):
+        Store(tmp_path, {"seeds": 4}, {"started": "friday"})
+    assert config_of(tmp_path)["starts"] == [{"started": "monday"}]
+
+
+def test_one_of_several_processes_records_the_start(tmp_path):
+    with Store(tmp_path, SETTINGS, {"host": "a"}), Store(tmp_path, SETTINGS, {"host": "b"}, process=1):
+        pass
+    assert config_of(tmp_path)["starts"] == [{"host": "a"}]
+
+
+def test_provenance_names_what_a_run_needs_to_be_repeated():
+    facts = jax_setup.provenance(["cpu"])
+    assert set(facts) == {"started", "command", "python", "packages", "devices", "git_commit", "host", "machine"}
+    assert facts["packages"]["jax"] == jax.__version__
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_second_writer_is_refused_at_once_until_the_first_ends(tmp_path):
+    with Store(tmp_path, SETTINGS):
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="in use by another run"):
+            Store(tmp_path, SETTINGS)
+        assert time.monotonic() - began < 1
+        code = f"from jaxbp.runtime.store import Store; Store({str(tmp_path)!r}, {SETTINGS!r})"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "in use by another run" in other.stderr
     Store(tmp_path, SETTINGS).close()
+
+
+def test_any_thread_may_close_a_store(tmp_path):
+    store = Store(tmp_path, SETTINGS)
+    thread = threading.Thread(target=store.close)
+    thread.start()
+    thread.join()
+    Store(tmp_path, SETTINGS).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
+    """A file as a lock, filelock's own way out, would outlive a killed process."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StoreError, match=r"has no locks .*name another folder"):
+        Store(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "garbage", "pickle"])

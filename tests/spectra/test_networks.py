@@ -68,9 +68,9 @@ def test_the_layers_are_the_operators_that_the_network_applies():
         params, x = {"w": jax.random.normal(jax.random.key(1), weight)}, jnp.zeros(data)
         (layer,) = spectra.layers_of(fn, params, x)
         matrix = jax.jacobian(lambda x, fn=fn, params=params: fn(params, x).ravel())(x).reshape(-1, x.size)
-        found = spectra.of_network(fn, params, x, method="dense")["w"]
+        result = spectra.of_network(fn, params, x, method="dense")["w"]
         expected = np.linalg.svd(np.asarray(matrix, float), compute_uv=False)
-        np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result.values, expected, rtol=1e-4, atol=1e-5)
         change = jax.random.normal(jax.random.key(2), layer.kernel_fn(params["w"]).shape)
         moved = layer.kernel_fn(layer.changed(params["w"], change))
         np.testing.assert_allclose(moved, layer.kernel_fn(params["w"]) + change, rtol=1e-5, atol=1e-5)
@@ -97,22 +97,22 @@ def test_what_is_no_fixed_operator_is_named_or_left_out():
 
 def test_of_network_is_each_layer_alone_also_over_seeds():
     fn, params = resnet()
-    found = spectra.of_network(fn, params, IMAGES, padding="circular", pattern="Conv")
+    result = spectra.of_network(fn, params, IMAGES, padding="circular", pattern="Conv")
     kernel = params["BasicBlock_0"]["Conv_1"]["kernel"]
     alone = spectra.singular_values(kernel, (8, 8))
-    np.testing.assert_allclose(found["BasicBlock_0/Conv_1/kernel"].values, alone.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["BasicBlock_0/Conv_1/kernel"].values, alone.values, rtol=1e-5, atol=1e-6)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     many = jax.vmap(lambda p: spectra.of_network(fn, p, IMAGES, padding="circular", pattern="Conv"))(stacked)
-    for name, one in found.items():
-        np.testing.assert_allclose(many[name].values[1], 2 * one.values, rtol=1e-4, atol=1e-5)
+    for name, spectrum in result.items():
+        np.testing.assert_allclose(many[name].values[1], 2 * spectrum.values, rtol=1e-4, atol=1e-5)
 
 
 def test_a_scaled_parametrisation_is_followed():
     fn, params = resnet("ntk")
     kernel = params["BasicBlock_0"]["Conv_0"]["kernel"] * np.sqrt(2 / 36)
-    found = spectra.of_network(fn, params, IMAGES, pattern="BasicBlock_0/Conv_0", padding="circular")
+    result = spectra.of_network(fn, params, IMAGES, pattern="BasicBlock_0/Conv_0", padding="circular")
     expected = spectra.singular_values(kernel, (8, 8)).values
-    np.testing.assert_allclose(found["BasicBlock_0/Conv_0/kernel"].values, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["BasicBlock_0/Conv_0/kernel"].values, expected, rtol=1e-4, atol=1e-5)
     cut = spectra.rank_max(fn, params, IMAGES, ceiling=0.5, num_projections=100, pattern="BasicBlock_0/Conv_0")
     smaller, report = jax.jit(cut)(params)
     reached = spectra.of_network(fn, smaller, IMAGES, pattern="BasicBlock_0/Conv_0", padding="circular")
@@ -139,8 +139,8 @@ def test_one_projection_is_the_papers_route(x64, padding):
         (spectra.rank_max(net, {"w": kernel}, jnp.zeros((1, 8, 8, 4)), ceiling=4.0, pattern="w"), np.minimum(values, 4)),
     ):  # fmt: skip
         expected = np.fft.ifft2((left * changed[..., None, :]) @ right, axes=(0, 1)).real[:3, :3]
-        found, report = jax.jit(project)({"w": kernel})
-        np.testing.assert_allclose(found["w"], expected, atol=1e-12)
+        result, report = jax.jit(project)({"w": kernel})
+        np.testing.assert_allclose(result["w"], expected, atol=1e-12)
         np.testing.assert_allclose(report["w"].rank_before, values.sum() / np.linalg.norm(values), rtol=1e-10)
         reached = np.linalg.svd(np.fft.fft2(expected, (n, n), axes=(0, 1)), compute_uv=False)
         np.testing.assert_allclose(report["w"].rank_after, reached.sum() / np.linalg.norm(reached), rtol=1e-8)
@@ -156,8 +156,8 @@ def test_a_dense_layer_reaches_exactly_what_is_asked(x64):
 
     def project(which, **rule):
         projection = which(lambda p, x: x @ p["w"], {"w": kernel}, jnp.ones((1, 12)), pattern="w", **rule)
-        found, report = jax.jit(projection)({"w": kernel})
-        return np.linalg.svd(found["w"], compute_uv=False), report["w"]
+        result, report = jax.jit(projection)({"w": kernel})
+        return np.linalg.svd(result["w"], compute_uv=False), report["w"]
 
     kept = {
         "threshold": (values[4] - 1e-6, 5), "energy": (squares[2] + 1e-6, 4), "target_rank": (ranks[5] + 1e-6, 6),
@@ -180,8 +180,8 @@ def test_a_rank_that_no_ceiling_gives_leaves_the_values(x64):
     left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(size, 3)))[0] for s, size in ((1, 12), (2, 8)))
     kernel = jnp.asarray((left * [3.0, 2.0, 1.0]) @ right.T)  # three values: an effective rank of 3 at most
     project = spectra.rank_max(lambda p, x: x @ p["w"], {"w": kernel}, jnp.ones((1, 12)), target_rank=5.0, pattern="w")
-    found, report = jax.jit(project)({"w": kernel})
-    np.testing.assert_allclose(found["w"], kernel, atol=1e-12)
+    result, report = jax.jit(project)({"w": kernel})
+    np.testing.assert_allclose(result["w"], kernel, atol=1e-12)
     assert float(report["w"].rank_after) == pytest.approx(6 / np.sqrt(14))
 
 
@@ -197,10 +197,10 @@ def test_a_layer_of_which_nothing_is_asked_rests_while_its_like_is_projected():
     params = {"small": 1e-3 * kernel, "large": kernel}
     ceiling = float(spectra.of_network(net, params, jnp.zeros((1, 8, 8, 4)), padding="circular")["large"].values[8])
     project = spectra.rank_max(net, params, jnp.zeros((1, 8, 8, 4)), ceiling=ceiling, num_projections=5, pattern=None)
-    found, report = jax.jit(project)(params)
+    result, report = jax.jit(project)(params)
     assert (int(report["small"].num_projections), int(report["large"].num_projections)) == (0, 5)
-    np.testing.assert_array_equal(found["small"], params["small"])
-    assert not np.array_equal(found["large"], params["large"])
+    np.testing.assert_array_equal(result["small"], params["small"])
+    assert not np.array_equal(result["large"], params["large"])
 
 
 @pytest.mark.parametrize("which, rule", [(spectra.rank_min, {"threshold": 0.6}), (spectra.rank_max, {"ceiling": 0.8})])
@@ -237,10 +237,10 @@ def test_alternating_projections_converge(which, rule):
 def test_where_nothing_is_asked_every_bit_stays(which, rule):
     fn, params = resnet()
     params = jax.tree.map(lambda leaf: jnp.where(leaf == leaf.ravel()[0], -0.0, leaf), params)
-    found, report = jax.jit(which(fn, params, IMAGES, num_projections=3, pattern="BasicBlock_0|Dense", **rule))(params)
-    for a, b in zip(bits(found), bits(params), strict=True):
+    result, report = jax.jit(which(fn, params, IMAGES, num_projections=3, pattern="BasicBlock_0|Dense", **rule))(params)
+    for a, b in zip(bits(result), bits(params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert all(int(one.num_projections) == 0 for one in report.values())
+    assert all(int(entry.num_projections) == 0 for entry in report.values())
 
 
 def test_it_runs_inside_a_compiled_training_run_and_over_seeds():

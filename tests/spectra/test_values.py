@@ -37,11 +37,11 @@ def kernel_of(*shape, dtype=np.float64, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def assert_close(found, matrix, rtol):
+def assert_close(result, matrix, rtol):
     """Relative for each value; zeros (a strided 1x1 window has some) to the rounding of the largest."""
     expected = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * 1e-4 * expected[0])
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, rtol=rtol, atol=rtol * 1e-4 * expected[0])
 
 
 # (kernel, map, options): every kernel and stride of the issue, groups, depthwise, dilation, rectangles, signals, windows beyond the map
@@ -60,19 +60,19 @@ CASES = [
 @pytest.mark.parametrize("shape, spatial, options", CASES)
 def test_circular_is_the_dense_operator(x64, shape, spatial, options):
     kernel = kernel_of(*shape)
-    found = spectra.singular_values(kernel, spatial, **options)
-    assert found.how == "exact"
+    result = spectra.singular_values(kernel, spatial, **options)
+    assert result.how == "exact"
     matrix = matrix_of(kernel, spatial, **options)
-    assert_close(found.values, matrix, 1e-10)
-    np.testing.assert_allclose(found.frobenius, np.linalg.norm(matrix), rtol=1e-12)
+    assert_close(result.values, matrix, 1e-10)
+    np.testing.assert_allclose(result.frobenius, np.linalg.norm(matrix), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape, spatial, options", CASES[4:10] + CASES[-6:-4])
 def test_single_precision(shape, spatial, options):
     kernel = kernel_of(*shape, dtype=np.float32)
-    found = spectra.singular_values(kernel, spatial, **options)
-    assert found.values.dtype == jnp.float32
-    assert_close(found.values, matrix_of(kernel, spatial, **options), 1e-4)
+    result = spectra.singular_values(kernel, spatial, **options)
+    assert result.values.dtype == jnp.float32
+    assert_close(result.values, matrix_of(kernel, spatial, **options), 1e-4)
 
 
 ZERO = [
@@ -107,10 +107,10 @@ def test_zero_padding_is_exact_when_dense_and_bounded_when_circular(x64, shape, 
 
 
 def test_the_bound_on_the_largest_value_is_tight_on_large_maps(x64):
-    found = spectra.singular_values(kernel_of(3, 3, 2, 2), (32, 32), padding="zero", method="circular")
-    assert found.values[0] <= found.upper[0] <= 1.01 * found.values[0]
+    result = spectra.singular_values(kernel_of(3, 3, 2, 2), (32, 32), padding="zero", method="circular")
+    assert result.values[0] <= result.upper[0] <= 1.01 * result.values[0]
     ends = spectra.singular_values(kernel_of(3, 3, 2, 2), (32, 32), padding="zero", method="extremes", num_smallest=0)
-    assert ends.values[0] <= found.upper[0]
+    assert ends.values[0] <= result.upper[0]
 
 
 def test_the_bound_on_the_largest_value_by_hand(x64):
@@ -152,23 +152,23 @@ def test_extremes_by_golub_and_kahan(x64, strides, outputs):
 
 def test_residuals_are_residuals(x64):
     A = kernel_of(20, 12)
-    found = golub_kahan.golub_kahan(lambda x: A @ x, kernel_of(12, seed=1), num_steps=7, num_largest=2)
-    np.testing.assert_allclose(found.left @ A, found.values[:, None] * found.right, atol=found.residuals.max() * 1.001)
-    norms = np.linalg.norm(found.left @ A - found.values[:, None] * found.right, axis=1)
-    np.testing.assert_allclose(norms, found.residuals, rtol=1e-6)
+    result = golub_kahan.golub_kahan(lambda x: A @ x, kernel_of(12, seed=1), num_steps=7, num_largest=2)
+    np.testing.assert_allclose(result.left @ A, result.values[:, None] * result.right, atol=result.residuals.max() * 1.001)
+    norms = np.linalg.norm(result.left @ A - result.values[:, None] * result.right, axis=1)
+    np.testing.assert_allclose(norms, result.residuals, rtol=1e-6)
 
 
 def test_dense_layers_and_the_gram_route():
     kernel = kernel_of(30, 12, dtype=np.float32)
-    found = spectra.singular_values(kernel, route="gram")
-    np.testing.assert_allclose(found.values, np.linalg.svd(kernel, compute_uv=False), rtol=1e-5)
+    result = spectra.singular_values(kernel, route="gram")
+    np.testing.assert_allclose(result.values, np.linalg.svd(kernel, compute_uv=False), rtol=1e-5)
     # Condition 1e5: a float32 SVD is off by 1e-7 of the largest, the float64 Gram matrix is not.
     left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(8, 8)))[0] for s in (1, 2))
     stiff = (left * np.geomspace(1, 1e-5, 8)) @ right
     exact = np.linalg.svd(stiff.astype(np.float32).astype(float), compute_uv=False)
-    found = jax.jit(functools.partial(spectra.singular_values, route="gram"))(jnp.asarray(stiff, jnp.float32))
-    assert found.values.dtype == jnp.float32
-    np.testing.assert_allclose(found.values, exact, rtol=1e-5)
+    result = jax.jit(functools.partial(spectra.singular_values, route="gram"))(jnp.asarray(stiff, jnp.float32))
+    assert result.values.dtype == jnp.float32
+    np.testing.assert_allclose(result.values, exact, rtol=1e-5)
 
 
 def test_batches_vmap_and_jit_agree(x64):
@@ -189,8 +189,8 @@ def test_gradients_against_finite_differences(x64, padding, method):
     steps = {"num_steps": 32} if method == "extremes" else {}
 
     def measure(k):
-        found = spectra.singular_values(k, (4, 4), padding=padding, method=method, **steps)
-        return found.values[0] if method == "extremes" else spectra.effective_rank(found) + found.values[3] ** 2
+        result = spectra.singular_values(k, (4, 4), padding=padding, method=method, **steps)
+        return result.values[0] if method == "extremes" else spectra.nuclear_rank(result) + result.values[3] ** 2
 
     slope = jnp.vdot(jax.grad(measure)(kernel), direction)
     difference = (measure(kernel + 1e-6 * direction) - measure(kernel - 1e-6 * direction)) / 2e-6
@@ -206,7 +206,7 @@ def test_the_nuclear_norm_has_finite_gradients_at_repeated_and_zero_values(x64):
     gradient = jax.grad(penalty)(delta)
     np.testing.assert_allclose(gradient, jnp.zeros_like(delta).at[1, 1].set(16 * jnp.eye(2)), atol=1e-10)
     assert not jax.grad(penalty)(jnp.zeros((3, 3, 2, 2))).any()
-    for measure in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank, spectra.frobenius_norm):
+    for measure in (spectra.nuclear_rank, spectra.stable_rank, spectra.entropy_rank, spectra.frobenius_norm):
         assert not jax.grad(lambda k, f=measure: f(spectra.singular_values(k, (4, 4))))(0 * delta).any()
         assert float(measure(jnp.zeros(4))) == 0
     rank_one = jnp.zeros((2, 2)).at[0, 0].set(2.0)
@@ -217,15 +217,15 @@ def test_the_rounding_of_zeros_has_no_gradient(x64):
     # U diag(3, 2, 0, 0, 0) V': zeros come out as rounding, along directions that mean nothing. What is left is U V' of the rest.
     left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(size, 2)))[0] for s, size in ((1, 7), (2, 5)))
     matrix = jnp.asarray((left * [3.0, 2.0]) @ right.T)
-    found = spectra.singular_values(matrix)
-    assert (found.values[2:] > 0).any()
+    result = spectra.singular_values(matrix)
+    assert (result.values[2:] > 0).any()
     gradient = jax.grad(lambda m: spectra.nuclear_norm(spectra.singular_values(m)))(matrix)
     np.testing.assert_allclose(gradient, left @ right.T, atol=1e-12)
 
 
 def test_ranks_by_hand():
     values = jnp.array([3.0, 4.0, 0.0])
-    assert float(spectra.effective_rank(values)) == pytest.approx(7 / 5)
+    assert float(spectra.nuclear_rank(values)) == pytest.approx(7 / 5)
     assert float(spectra.stable_rank(values)) == pytest.approx(25 / 16)
     share = np.array([3, 4]) / 7
     assert float(spectra.entropy_rank(values)) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
@@ -266,11 +266,11 @@ def test_geometry_completes_itself():
 
 def test_ranks_of_nan_are_nan():
     values = jnp.array([2.0, jnp.nan, 1.0])
-    for rank in (spectra.effective_rank, spectra.stable_rank, spectra.entropy_rank):
+    for rank in (spectra.nuclear_rank, spectra.stable_rank, spectra.entropy_rank):
         assert jnp.isnan(rank(values))
 
 
 def test_the_gap_of_a_small_tap_survives_float32():
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0).at[0, 0].set(1e-4)
-    found = spectra.singular_values(kernel, (8, 8), padding="zero", method="circular")
-    assert float(found.gap) == pytest.approx(1e-4 * 15**0.5, rel=1e-5)  # a corner tap falls off for 15 of 64 pixels
+    result = spectra.singular_values(kernel, (8, 8), padding="zero", method="circular")
+    assert float(result.gap) == pytest.approx(1e-4 * 15**0.5, rel=1e-5)  # a corner tap falls off for 15 of 64 pixels

@@ -115,7 +115,7 @@ def test_a_diverged_seed_leaves_the_others_alone(problem):
 
 
 @pytest.mark.parametrize(
-    ("backend", "num_devices", "num_runs", "of_a_run", "plan"),
+    ("backend", "num_devices", "num_runs", "cost_per_run", "plan"),
     [
         ("cpu", 2, 8, (10, 10 * 2**20, False), "shard-map"), ("cpu", 2, 8, (10, 10 * 2**12, True), "shard-map"),
         ("cpu", 2, 8, (10, 10 * 2**12, False), "shard-vmap"), ("cpu", 1, 8, (10, 10 * 2**12, False), "vmap"),
@@ -123,8 +123,8 @@ def test_a_diverged_seed_leaves_the_others_alone(problem):
         ("gpu", 1, 8, (1, 2**20, True), "vmap"), ("gpu", 8, 64, (1, 2**20, True), "shard-vmap"), ("tpu", 4, 1, (1, 1, False), "map"),
     ],
 )  # fmt: skip
-def test_the_rule_of_auto(backend, num_devices, num_runs, of_a_run, plan):
-    assert sweep.choose(backend, num_devices, num_runs, op_count.OpCount(*of_a_run)) == plan
+def test_the_rule_of_auto(backend, num_devices, num_runs, cost_per_run, plan):
+    assert sweep.choose(backend, num_devices, num_runs, op_count.OpCount(*cost_per_run)) == plan
 
 
 def test_auto_looks_at_what_a_run_multiplies():

@@ -143,7 +143,8 @@ def test_processes_that_disagree_are_told(tmp_path):
 def test_a_stopped_process_stops_the_others_and_all_go_on_bit_for_bit(tmp_path):
     body = """
     import os, signal, threading
-    class Recorder(sweep.runs.Recorder):
+    from jaxbp.sweep import runs
+    class Recorder(runs.Recorder):
         calls = 0
         def advance(self, names, share):
             super().advance(names, share)
@@ -151,7 +152,7 @@ def test_a_stopped_process_stops_the_others_and_all_go_on_bit_for_bit(tmp_path):
             if STOPS and Recorder.calls == 2 and int(sys.argv[3]) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
                 threading.Event().wait(0.3)
-    sweep.runs.Recorder = Recorder
+    runs.Recorder = Recorder
     sweep.run(segments(), GRID, seeds=5, shared=DATA, out=OUT, plan="shard-vmap")
     """
     head = PROBLEM + "\nwith processes.session(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):\n"
@@ -162,7 +163,7 @@ def test_a_stopped_process_stops_the_others_and_all_go_on_bit_for_bit(tmp_path):
         return [each.returncode for each in done]
 
     assert run(tmp_path / "run", stops=True) == [143, 143]
-    assert list((tmp_path / "run" / "checkpoints").glob("*/2.json"))
+    assert list((tmp_path / "run" / "checkpoints").glob("*/2/digests.json"))
     assert run(tmp_path / "run", stops=False) == [0, 0]
     assert run(tmp_path / "whole", stops=False) == [0, 0]
     for ours, theirs in zip(sweep.load(tmp_path / "run"), sweep.load(tmp_path / "whole"), strict=True):

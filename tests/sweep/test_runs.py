@@ -12,12 +12,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxbp import sweep
 from jaxbp.runtime import progress
 from jaxbp.runtime.store import StoreError
-from jaxbp.sweep import checkpoints, memory
+from jaxbp.sweep import _checkpoints, _engine, _memory, runs
 
 DATA = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
@@ -82,7 +83,7 @@ def test_results_by_name_setting_and_seed():
         found.stack("los")
     with pytest.raises(KeyError, match="settings have"):
         found.where(depth=3)
-    frame = found.frame()
+    frame = found.to_dataframe()
     assert list(frame.columns) == ["rate", "width", "seed", "status", "loss"]
     assert frame.seed.tolist() == [5, 2] * 4
     np.testing.assert_array_equal(found[1].values["key"], jax.random.key_data(jax.random.key(2)))
@@ -205,7 +206,7 @@ class Stop(Exception):
 def stopped_at(monkeypatch, folder, segment, signum=signal.SIGTERM, **options):
     """Run `LONG` until the first chunk has done ``segment`` segments, then send a signal to this process."""
     seen = []
-    real = sweep.runs.Recorder.advance
+    real = runs.Recorder.advance
 
     def advance(self, names, share):
         real(self, names, share)
@@ -214,7 +215,7 @@ def stopped_at(monkeypatch, folder, segment, signum=signal.SIGTERM, **options):
             os.kill(os.getpid(), signum)
             threading.Event().wait(0.3)  # the listener's turn
 
-    monkeypatch.setattr(sweep.runs.Recorder, "advance", advance)
+    monkeypatch.setattr(runs.Recorder, "advance", advance)
     with pytest.raises(sweep.Terminated if signum == signal.SIGTERM else KeyboardInterrupt):
         sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=folder, **options)
     monkeypatch.undo()
@@ -223,8 +224,8 @@ def stopped_at(monkeypatch, folder, segment, signum=signal.SIGTERM, **options):
 
 def resumed(monkeypatch, folder, **options):
     seen = []
-    real = sweep.runs.Recorder.advance
-    monkeypatch.setattr(sweep.runs.Recorder, "advance", lambda self, names, share: (real(self, names, share), seen.append(share)))
+    real = runs.Recorder.advance
+    monkeypatch.setattr(runs.Recorder, "advance", lambda self, names, share: (real(self, names, share), seen.append(share)))
     found = sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=folder, **options)
     return found, seen
 
@@ -235,7 +236,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypatch, s
     whole = sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], plan=plan)
     stopped_at(monkeypatch, tmp_path, 4, signum, plan=plan)
     assert progress.read(tmp_path).state == "stopped"
-    assert list((tmp_path / "checkpoints").glob("*/4.json"))
+    assert list((tmp_path / "checkpoints").glob("*/4/digests.json"))
     found, seen = resumed(monkeypatch, tmp_path, plan=plan)
     assert seen[0] == pytest.approx(5 / 6)  # four segments were not done again
     for name in ("loss", "w", "index", "segments"):
@@ -245,7 +246,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypatch, s
 
 def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypatch):
     saved = []
-    real = checkpoints.Checkpoints.save
+    real = _checkpoints.Checkpoints.save
 
     def save(self, step, tree):
         real(self, step, tree)
@@ -253,11 +254,11 @@ def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypat
             (
                 step,
                 sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir()),
-                len(list(self.folder.glob("*.json"))),
+                len(list(self.folder.glob("*/digests.json"))),
             )
         )
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
+    monkeypatch.setattr(_checkpoints.Checkpoints, "save", save)
     sweep.run(LONG, {"rate": [0.1]}, seeds=2, shared=[DATA], out=tmp_path / "often", checkpoint_every=0, keep=2)
     assert [step for step, _, _ in saved] == [1, 2, 3, 4, 5]  # not at the end, where results are written
     assert saved[-1] == (5, [4, 5], 2)
@@ -268,36 +269,36 @@ def test_checkpoints_come_by_the_clock_and_the_last_are_kept(tmp_path, monkeypat
 
 def test_the_clock_of_checkpoints_starts_anew_with_each(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
+    monkeypatch.setattr(_checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
     ticks = types.SimpleNamespace(monotonic=itertools.count().__next__)  # one second a look: two or three a segment
-    monkeypatch.setattr("jaxbp.sweep.chunk.time", ticks)
+    monkeypatch.setattr("jaxbp.sweep._chunk.time", ticks)
     sweep.run(LONG, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path, checkpoint_every=5)
     assert saved == [3]  # the segments end at 2, 4, 6, and 9, 11, 13 seconds; it is saved at 6, and not at the end
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "seal", "pickle", "list"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "digests", "pickle", "list"])
 def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monkeypatch, damage):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap", checkpoint_every=0, keep=2)
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["3", "3.json", "4", "4.json"]
-    largest = max((p for p in (folder / "4").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
+    digests = folder / "4" / "digests.json"
+    largest = max((p for p in (folder / "4").rglob("*") if p.is_file() and p != digests), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     unpickled = tmp_path / "unpickled"
     evil = pickle.dumps(Evil(str(unpickled)))
     if damage == "missing":
         largest.unlink()
-    elif damage == "seal":
-        (folder / "4.json").write_text("{")
+    elif damage == "digests":
+        digests.write_text("{")
     elif damage == "list":
-        (folder / "4.json").write_text("[3]")
+        digests.write_text("[3]")
     else:
         largest.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-1]), "pickle": evil}[damage])
-    with pytest.raises(StoreError, match=r"checkpoint .*4.* damaged .*: delete both .* goes on from the one before"):
+    with pytest.raises(StoreError, match=r"checkpoint .*4.* damaged .*: delete it .* goes on from the one before"):
         resumed(monkeypatch, tmp_path, plan="vmap")
     assert not unpickled.exists()
     shutil.rmtree(folder / "4")
-    (folder / "4.json").unlink()
     monkeypatch.undo()
     found, seen = resumed(monkeypatch, tmp_path, plan="vmap")
     assert seen[0] == pytest.approx(4 / 6)
@@ -461,7 +462,7 @@ def test_the_largest_number_that_fits_is_found_in_few_compilations(fixed, each, 
         compiled.append(number)
         return [Program(number // 2), Program(number)]  # the most demanding counts
 
-    (_, program), number, needed = memory.fit(compile_fn, 64, bound)
+    (_, program), number, needed = _memory.fit(compile_fn, 64, bound)
     best = max([n for n in range(1, 65) if fixed + each * n <= bound], default=1)
     assert (number, program.number, needed) == (best, best, fixed + each * best)
     assert len(compiled) <= 3
@@ -487,49 +488,58 @@ def test_measures_go_to_tensorboard(tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("*/events*"))) == 2
 
 
-def test_a_kill_while_a_checkpoint_is_sealed_leaves_the_one_before(tmp_path, monkeypatch):
-    """With one to keep: what is written, not sealed, is worth nothing, and what is sealed stays until then."""
-    real, calls = checkpoints._digests, []
+@pytest.mark.parametrize(("moment", "kept", "next_segment"), [("write", "2", 3), ("digests", "3", 4)])
+def test_a_kill_during_a_checkpoint_leaves_a_whole_one(tmp_path, monkeypatch, moment, kept, next_segment):
+    """With one to keep: the one before stays until the next is committed, and a committed one counts."""
 
     class Killed(BaseException):
         pass
 
-    def digests(folder):
-        calls.append(folder.name)
-        if calls == ["1", "2", "3"]:
-            raise Killed
-        return real(folder)
+    def killed_at_the_third(real):
+        calls = []
 
-    monkeypatch.setattr(checkpoints, "_digests", digests)
+        def call(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 3:
+                raise Killed
+            return real(*arguments, **options)
+
+        return call
+
+    target, name = {"write": (ocp.StandardCheckpointHandler, "finalize"), "digests": (_checkpoints, "_digests")}[moment]
+    monkeypatch.setattr(target, name, killed_at_the_third(getattr(target, name)))
     options = {"plan": "vmap", "checkpoint_every": 0, "keep": 1}
     with pytest.raises(Killed):
         sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=tmp_path, **options)
     monkeypatch.undo()
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "3"]
-    found, seen = resumed(monkeypatch, tmp_path, **options)
-    assert seen[0] == pytest.approx(3 / 6)
+    assert [path.name for path in folder.iterdir() if path.name.isdigit()] == [kept]
+    results, seen = resumed(monkeypatch, tmp_path, **options)
+    assert seen[0] == pytest.approx(next_segment / 6)
     whole = sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], plan="vmap")
-    np.testing.assert_array_equal(found.stack("loss"), whole.stack("loss"))
+    np.testing.assert_array_equal(results.stack("loss"), whole.stack("loss"))
 
 
-def test_a_disk_that_cannot_take_a_checkpoint_is_told_and_the_one_before_serves(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("target", "name", "next_segment"), [(ocp.StandardCheckpointHandler, "finalize", 3), (_checkpoints, "write_atomically", 4)]
+)
+def test_a_disk_that_cannot_take_a_checkpoint_is_told_and_the_last_whole_one_serves(tmp_path, monkeypatch, target, name, next_segment):
     stopped_at(monkeypatch, tmp_path, 2, plan="vmap")
 
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
+    monkeypatch.setattr(target, name, refuse)
     with pytest.raises(StoreError, match=r"cannot write a checkpoint .*No space left on device.* is safe"):
         sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=2, shared=[DATA], out=tmp_path, plan="vmap", checkpoint_every=0)
     monkeypatch.undo()
     _, seen = resumed(monkeypatch, tmp_path, plan="vmap")
-    assert seen[0] == pytest.approx(3 / 6)
+    assert seen[0] == pytest.approx(next_segment / 6)
 
 
 def test_segments_that_sigterm_would_cut_off_are_saved_one_by_one(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
+    monkeypatch.setattr(_checkpoints.Checkpoints, "save", lambda self, step, tree: saved.append(step))
     monkeypatch.setattr("jaxbp.runtime.preemption.GRACE", 0.0)
     sweep.run(LONG, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path, checkpoint_every=3600)
     assert saved == [1, 2, 3, 4, 5]
@@ -548,6 +558,51 @@ def test_a_signal_at_the_very_end_is_not_lost(tmp_path):
     with pytest.raises(sweep.Terminated):
         sweep.run(last, {"rate": [0.1]}, seeds=1, shared=[DATA], out=tmp_path)
     assert [record.status for record in sweep.load(tmp_path)] == ["finished"]
+
+
+def test_a_full_grid_becomes_an_axis_for_each_name():
+    grid = {"rate": [0.5, 0.1], "layers": [(8,), (4, 4)], "flag": [1, True]}
+    fn = lambda key, *, rate, layers, flag: {"v": rate + jax.random.uniform(key), "n": jnp.full(3, len(layers))}  # noqa: E731
+    ran = sweep.run(fn, grid, seeds=[7, 3])
+    dataset = ran.to_dataset()
+    assert dict(dataset.sizes) == {"rate": 2, "layers": 2, "flag": 2, "seed": 2, "n_axis0": 3}
+    assert dataset.rate.values.tolist() == [0.5, 0.1]
+    assert dataset.layers.values.tolist() == ["(8,)", "(4, 4)"]
+    assert dataset.flag.values.tolist() == ["1", "True"]  # equal for Python, and two settings
+    for record in ran:
+        values = {name: record.setting[name] if name == "rate" else str(record.setting[name]) for name in grid}
+        cell = dataset.sel(**values, seed=record.seed)
+        assert (float(cell.v), cell.n.values.tolist(), str(cell.status.values)) == (
+            record.values["v"],
+            [len(record.setting["layers"])] * 3,
+            "finished",
+        )
+    assert dataset.v.dtype == np.float32
+    assert dict(ran.where(rate=0.1).to_dataset(["v"]).sizes) == {"rate": 1, "layers": 2, "flag": 2, "seed": 2}
+
+
+def test_a_list_of_settings_becomes_one_axis_and_gaps_are_marked(tmp_path):
+    grid = [{"rate": 0.5, "name": "a"}, {"rate": 0.1, "name": "b"}, {"rate": 0.2, "name": "a"}]
+    fn = lambda key, *, rate, name: {"v": jnp.float32(rate), "count": jnp.int32(3)}  # noqa: E731
+    sweep.run(fn, grid, seeds=2, out=tmp_path)
+    (tmp_path / "pieces" / "setting0001-seed1.npz").unlink()
+    dataset = sweep.load(tmp_path).to_dataset()
+    assert dict(dataset.sizes) == {"setting": 3, "seed": 2}
+    assert dataset.name.values.tolist() == ["a", "b", "a"]
+    assert dataset.status.values.tolist() == [["finished"] * 2, ["finished", "missing"], ["finished"] * 2]
+    np.testing.assert_array_equal(dataset.v, np.float32([[0.5, 0.5], [0.1, np.nan], [0.2, 0.2]]))
+    np.testing.assert_array_equal(dataset["count"], [[3, 3], [3, np.nan], [3, 3]])
+
+
+def test_results_that_cannot_be_labelled_are_told():
+    ran = sweep.run(descend, GRID, seeds=2, shared=[DATA])
+    with pytest.raises(ValueError, match=r"params/w must have one shape, got .* names of other results"):
+        ran.to_dataset()
+    np.testing.assert_array_equal(ran.to_dataset(["loss"]).loss.values.reshape(4, 2), ran.stack("loss"))
+    with pytest.raises(KeyError, match="a run has"):
+        ran.to_dataset(["los"])
+    with pytest.raises(ValueError, match="there are no records"):
+        ran.where(rate=7.0).to_dataset()
 
 
 def test_incomplete_results_are_not_stacked(tmp_path):
@@ -642,7 +697,7 @@ def test_the_most_demanding_program_decides_how_many_runs_fit(tmp_path, capsys):
 
 def test_room_is_made_after_every_program(monkeypatch):
     calls = []
-    monkeypatch.setattr(sweep.engine, "evict_compiled_programs", lambda: calls.append(1))
+    monkeypatch.setattr(_engine, "evict_compiled_programs", lambda: calls.append(1))
     sweep.run(lambda key, *, width: jnp.ones(width).sum(), {"width": [1, 2, 3]}, seeds=1)
     assert len(calls) == 3
 
@@ -679,8 +734,8 @@ def test_results_are_read_from_the_folder_when_they_are_asked_for(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255  # within params
     path.write_bytes(content)
-    assert found.frame().loss.tolist() == [1.0, 1.0, 2.0, 2.0]
-    assert "params" not in found.frame().columns
+    assert found.to_dataframe().loss.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert "params" not in found.to_dataframe().columns
     with pytest.raises(StoreError, match=r"seed1\.npz is damaged"):
         found.stack("params")
     with pytest.raises(KeyError, match="a run has loss, params, got 'param'"):

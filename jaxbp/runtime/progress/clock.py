@@ -1,18 +1,18 @@
-"""The time: what all of this package measures by, and how it is written."""
+"""The clock of the package, and the text form of times."""
 
 import time
 from datetime import UTC, datetime
 
-now = time.monotonic  # seconds; only differences mean something
+now = time.monotonic  # seconds from an arbitrary origin
 
 
 def stamp() -> str:
-    """The time of day in UTC, to the millisecond."""
+    """Current time in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a time as h:mm:ss.
+    """Format a duration as h:mm:ss.
 
     >>> format_seconds(3725.4)
     '1:02:05'

@@ -1,4 +1,4 @@
-"""What the terminal shows: bars that are redrawn, or a line now and then where there is nothing to redraw."""
+"""Terminal display of progress: redrawn bars, or occasional lines where output cannot be redrawn."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,12 @@ _MAX_ROWS = 12  # bars of settings at a time
 
 
 def choose(print_fn: Callable[[str], None] | None, everything: Tally, *, several: bool) -> "Lines | Bars":
-    """Bars if stdout is a terminal or a notebook and nobody asked for the lines.
+    """Choose bars for a terminal or a notebook without ``print_fn``, else lines.
 
     Args:
-      print_fn: what to call with each line.
-      everything: of all units.
-      several: whether there is more than one setting, each of which is then told of.
+      print_fn: called with each line.
+      everything: tally of all units.
+      several: whether the work has more than one setting; the display then shows each setting.
     """
     if print_fn is None:
         from rich.console import Console
@@ -30,32 +30,32 @@ def choose(print_fn: Callable[[str], None] | None, everything: Tally, *, several
 
 
 class Lines:
-    """A line now and then."""
+    """Lines, at most one in two seconds."""
 
     def __init__(self, print_fn: Callable[[str], None], everything: Tally, *, several: bool):
         self._print, self._all, self._several, self._last = print_fn, everything, several, clock.now()
 
     def show(self, name: str, unit: Unit, setting: Tally | None, *, urgent: bool) -> None:
-        """Tell of a unit's change, if it is urgent or the last line was some time ago; ``setting`` is the one it belongs to."""
+        """Print the change of a unit if it is urgent or the last line is old enough; ``setting``: tally of the unit's setting."""
         if urgent or clock.now() - self._last > _LINE_EVERY:
             self._print(self._line(name, unit, setting))
             self._last = clock.now()
 
     def _line(self, name: str, unit: Unit, setting: Tally | None) -> str:
-        what = name
+        description = name
         if unit.state == "running":
-            what += f", {100 * unit.share:.0f} % of it" if unit.share else " started"
+            description += f", {100 * unit.share:.0f} % of it" if unit.share else " started"
         elif unit.state != "done":
-            what += f" {unit.state}"
-        what += f" ({unit.note})" if unit.note else ""
+            description += f" {unit.state}"
+        description += f" ({unit.note})" if unit.note else ""
         if self._several and setting is not None:
-            what += f", setting {setting.ended}/{setting.total}"
-        now = clock.now()
-        left = self._all.seconds_left(now)
+            description += f", setting {setting.ended}/{setting.total}"
+        time = clock.now()
+        left = self._all.seconds_left(time)
         estimate = "" if left is None else f", about {left:.0f} s left"
-        return f"[{self._all.ended}/{self._all.total}] {what}, {self._all.seconds(now):.0f} s{estimate}"
+        return f"[{self._all.ended}/{self._all.total}] {description}, {self._all.seconds(time):.0f} s{estimate}"
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a message."""
         self._print(text)
 
@@ -64,7 +64,7 @@ class Lines:
 
 
 class Bars:
-    """A bar for all of the work and, if there are several settings, one for each that is in work."""
+    """A bar for all work and, with several settings, a bar for each setting in work."""
 
     def __init__(self, console: Any, everything: Tally, *, several: bool):
         from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -92,7 +92,7 @@ class Bars:
         self._bar.update(row, completed=tally.before + tally.gained, count=count, **changes)
 
     def show(self, name: str, unit: Unit, setting: Tally | None, *, urgent: bool) -> None:
-        """Move the bars that a unit's change concerns; ``setting`` is the one it belongs to, and every change is drawn."""
+        """Update the bars of a unit; ``setting``: tally of the unit's setting. Every change is drawn."""
         self._update(self._row, self._all, description=name)
         if not self._several or setting is None or unit.group is None:
             return
@@ -104,18 +104,18 @@ class Bars:
         elif len(self._rows) < _MAX_ROWS:
             self._rows[unit.group] = self._add(unit.group, setting)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a message above the bars."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the bars as they are and the terminal as it was."""
+        """Stop redrawing and restore the terminal."""
         self._bar.stop()
 
 
 def _times(tally: Tally) -> str:
-    """Elapsed and left, in words."""
-    now = clock.now()
-    left = tally.seconds_left(now)
-    elapsed = clock.format_seconds(tally.seconds(now))
+    """Elapsed time and time left, as text."""
+    time = clock.now()
+    left = tally.seconds_left(time)
+    elapsed = clock.format_seconds(tally.seconds(time))
     return elapsed if left is None else f"{elapsed}, left {clock.format_seconds(left)}"

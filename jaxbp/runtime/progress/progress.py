@@ -1,4 +1,4 @@
-"""What the work tells of itself while it runs, passed on to the display and to the files."""
+"""`Progress`: takes the changes of units of work and passes them to the display and the files."""
 
 import math
 import os
@@ -10,33 +10,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxbp.runtime.progress import clock, display
+from jaxbp.runtime.progress import clock, display, events
 from jaxbp.runtime.progress.files import Files
 from jaxbp.runtime.progress.tally import STATES, Tally, Unit, Work
 
 _STATUS_EVERY = 1.0  # seconds between writes of the status
-_STATUS_COST = 50  # and this many times what the last write took, so that a slow disk takes 2 % of the time
+_STATUS_COST = 50  # multiple of the duration of the last write: a slow disk takes 2 % of the time
 
 
 class Progress:
-    """Tells how far the work is; a context manager, all of whose methods any thread may call.
+    """Progress of units of work; a context manager with thread-safe methods.
 
-    Leaving it without an exception makes the state ``finished``, or ``stopped`` if units are left; an Exception makes it ``failed``,
-    any other exception (Ctrl-C, SystemExit) ``stopped``. Calls after that, from threads that are still at work, do nothing.
+    The final state is ``finished``, or ``stopped`` if units are left; after an Exception it is ``failed``, after any other exception
+    (Ctrl-C, SystemExit) ``stopped``. Later calls, from threads that still work, do nothing.
 
     Args:
-      work: group and weight, a `Work` or a pair, of every unit that this process takes part in.
-      folder: where log and status go, made if it is not there; None for neither.
-      process: of several processes that share a folder each writes files of its own, and process 0 alone shows something.
-      num_processes: how many share it.
-      done_before: names of units that were done at an earlier start; others than those of ``work`` are ignored.
-      diverged_before: names and notes of those that were recorded as diverged at an earlier start, likewise; they may be in
-        ``done_before`` too.
-      tensorboard: whether `scalars` writes event files, which takes neither TensorFlow nor TensorBoard.
-      log: what to call with each line, in place of bars or of printing.
+      work: by name of the unit, its group and weight as a `Work` or a pair, for all units of this process.
+      folder: folder of log and status, created if absent; None for neither.
+      process: number of this process among those that share the folder. Each writes files of its own; process 0 alone has a display.
+      num_processes: number of processes that share the folder.
+      done_before: names of units that an earlier start finished; names outside ``work`` are ignored.
+      diverged_before: names and notes of units that diverged in an earlier start, likewise; they take precedence over ``done_before``.
+      tensorboard: write event files in `scalars`; needs tensorboardX.
+      print_fn: called with each line, instead of bars or printed lines.
 
     Raises:
-      ValueError: a weight that is negative or not finite; event files without a folder.
+      ValueError: a weight is negative or not finite, or event files are requested without a folder.
+      MissingTensorBoardError: event files are requested, and tensorboardX is not installed.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class Progress:
         done_before: Iterable[str] = (),
         diverged_before: Mapping[str, str] = MappingProxyType({}),
         tensorboard: bool = False,
-        log: Callable[[str], None] | None = None,
+        print_fn: Callable[[str], None] | None = None,
     ):
         if tensorboard and folder is None:
             raise ValueError("TensorBoard scalars are written into the folder of the run: name one")
+        if tensorboard:
+            events.require_tensorboard()
         self._units = {name: Unit(*entry) for name, entry in work.items()}
         for name, unit in self._units.items():
             if not 0 <= unit.weight < math.inf:
@@ -69,7 +71,7 @@ class Progress:
                 self._members.setdefault(unit.group, []).append(name)
         self._all = Tally(self._units.values())
         self._tallies = {group: Tally(self._units[name] for name in names) for group, names in self._members.items()}
-        self._process, self._num_processes, self._print = process, num_processes, log
+        self._process, self._num_processes, self._print = process, num_processes, print_fn
         self._files = None if folder is None else Files(Path(folder), process, num_processes)
         self._tensorboard, self._open, self._next_status = tensorboard, False, -math.inf
         self._timer: threading.Timer | None = None
@@ -91,39 +93,39 @@ class Progress:
         return self
 
     def start(self, name: str, share: float = 0.0) -> None:
-        """A unit is being computed; ``share`` of it was done by an earlier start of the program."""
+        """Mark a unit as running; ``share``: part that an earlier start of the program finished."""
         self._move(name, "running", share, "started", inherited=share)
 
     def advance(self, name: str, share: float) -> None:
-        """The share of a unit that is done by now, from 0 to 1."""
+        """Set the finished share of a unit, 0 to 1."""
         self._move(name, "running", share, f"{100 * share:.0f} % of")
 
     def done(self, name: str, note: str = "") -> None:
-        """A unit is finished and its result is safe."""
+        """Mark a unit as finished, its result being on disk."""
         self._move(name, "done", 1.0, "done", note)
 
     def diverged(self, name: str, note: str) -> None:
-        """A unit ended without a finite result; that is recorded, and the unit retired."""
+        """Mark a unit as retired with results that are not finite."""
         self._move(name, "diverged", 1.0, "diverged", note)
 
     def failed(self, name: str, error: BaseException | str) -> None:
-        """A unit ended with an error. Another start may try it again."""
+        """Mark a unit as ended by an error; another start may try the unit again."""
         self._move(name, "failed", 1.0, "failed", error if isinstance(error, str) else _describe(error))
 
-    def say(self, text: str) -> None:
-        """Show a message beside the progress, and log it."""
+    def log(self, text: str) -> None:
+        """Write a message to the display and the log."""
         with self._lock:
             if not self._open:
                 return
             if self._files:
                 self._files.log(text)
             if self._display:
-                self._display.say(text)
+                self._display.log(text)
 
     def scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Write measurements of a unit for TensorBoard, if asked for; each unit is a run of its own."""
+        """Write measurements of a unit for TensorBoard, if requested; each unit is a TensorBoard run."""
         if self._tensorboard:
-            if name not in self._units:  # no folder for a slip of the pen
+            if name not in self._units:  # a misspelt name must not create a folder
                 raise KeyError(name)
             with self._lock:
                 if self._open and self._files:
@@ -136,9 +138,9 @@ class Progress:
         with self._lock:
             if not self._open:
                 return
-            now = clock.now()
+            time_of_change = clock.now()
             for tally in self._tallies_of(unit):
-                tally.move(unit, state, share, now, inherited=inherited)
+                tally.move(unit, state, share, time_of_change, inherited=inherited)
             unit.state, unit.share, unit.note = state, share, note
             if self._files:
                 self._files.log(f"{verb} {name}" + (f": {note}" if note else ""))
@@ -152,7 +154,7 @@ class Progress:
         return [self._all] if unit.group is None else [self._all, self._tallies[unit.group]]
 
     def _status_due(self) -> None:
-        """Write the status, or let a timer do it if that was done a moment ago."""
+        """Write the status now, or by a timer if the last write was a moment ago."""
         wait = self._next_status - time.monotonic()
         if wait <= 0:
             self._write_status("running")
@@ -169,7 +171,7 @@ class Progress:
     def _write_status(self, state: str, error: str = "") -> None:
         if not self._files:
             return
-        began, now = time.monotonic(), clock.now()
+        began, elapsed_at = time.monotonic(), clock.now()
         self._timer = None
         by_state = {s: {name: unit for name, unit in self._units.items() if unit.state == s} for s in STATES}
         self._files.status(
@@ -182,8 +184,8 @@ class Progress:
                 "host": socket.gethostname(),
                 "started": self._started,
                 "updated": clock.stamp(),
-                "seconds": round(self._all.seconds(now), 3),
-                "seconds_left": self._all.seconds_left(now) if state == "running" else None,
+                "seconds": round(self._all.seconds(elapsed_at), 3),
+                "seconds_left": self._all.seconds_left(elapsed_at) if state == "running" else None,
                 "counts": {"total": self._all.total, **self._all.counts},
                 "settings": {
                     group: {"total": tally.total, **tally.counts, "names": self._members[group]} for group, tally in self._tallies.items()
@@ -195,8 +197,8 @@ class Progress:
                 "left": list(by_state["left"]),
             }
         )
-        now = time.monotonic()
-        self._next_status = now + max(_STATUS_EVERY, _STATUS_COST * (now - began))
+        ended = time.monotonic()
+        self._next_status = ended + max(_STATUS_EVERY, _STATUS_COST * (ended - began))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         with self._lock:
@@ -206,7 +208,7 @@ class Progress:
             if self._display:
                 self._display.close()
             for unit in self._units.values():
-                if unit.state == "running":  # nothing runs any more
+                if unit.state == "running":  # the work has ended
                     for tally in self._tallies_of(unit):
                         tally.put_back(unit)
                     unit.state = "left"

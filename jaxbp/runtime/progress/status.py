@@ -1,4 +1,4 @@
-"""Where a run stands, read back from its folder by any process; what is read is checked, and nothing there is changed or executed."""
+"""State of a run, read from its folder by any process. Files are validated; nothing is changed or executed."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ State = Literal["running", "finished", "stopped", "failed", "killed"]
 
 
 class StatusError(RuntimeError):
-    """The folder holds no status that can be read."""
+    """The folder has no readable status."""
 
 
 @dataclass(frozen=True)
 class ProcessStatus:
-    """What one process has written about itself; ``state`` is ``killed`` if it wrote that it runs, and does not."""
+    """State of one process; ``killed`` if its file says ``running`` and the process is gone."""
 
     process: int
     num_processes: int
@@ -38,11 +38,22 @@ class ProcessStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands, over all of its processes.
+    """State of a run over all its processes.
 
-    ``state`` is ``running`` while any process is; else what the worst of them came to, ``finished`` if nothing is left.
-    ``running`` has the share done of units in work, ``diverged`` and ``failed`` what was said about each; ``settings`` the counts, by
-    state and in ``total``, of each setting. ``seconds`` and ``seconds_left`` are those of the slowest process, as of ``updated``.
+    Attributes:
+      state: ``running`` while any process runs; else the worst state of the processes; ``finished`` if no unit is left.
+      error: messages of processes that failed.
+      started: time of the first start among the processes.
+      updated: time of the latest status.
+      seconds: elapsed time of the slowest process, as of ``updated``.
+      seconds_left: estimate of the slowest process, as of ``updated``; None if unknown.
+      done: names of finished units.
+      running: finished share by name of the running units.
+      diverged: notes by name of the diverged units.
+      failed: notes by name of the failed units.
+      left: names of the other units.
+      settings: for each setting, the number of units by state and in ``total``.
+      processes: the processes.
     """
 
     state: State
@@ -67,18 +78,18 @@ class Status:
 
 
 def read(folder: str | os.PathLike) -> Status:
-    """Read where the run in ``folder`` stands; nothing in the folder is changed or executed.
+    """Read the state of the run in ``folder``; nothing in the folder is changed or executed.
 
-    A process that wrote that it runs was killed if nobody holds the lock on its log, or it is gone from this machine. Where
-    neither can be told (another machine, no locks) it is taken at its word: look at ``updated``.
+    A process whose status says ``running`` counts as killed if the lock on its log is free, or if this machine has no such process. Where
+    neither can be determined (another machine, no locks) the process counts as running: compare ``updated`` with the time.
 
     Raises:
-      StatusError: there is no status in the folder, or it is damaged.
+      StatusError: the folder has no status, or a damaged one.
     """
     folder = Path(folder)
     if not (paths := status_files(folder)):
-        there = "holds no run" if folder.is_dir() else "is no folder"
-        raise StatusError(f"{folder} {there} (no status.json): name the folder that the run writes to")
+        reason = "holds no run" if folder.is_dir() else "is no folder"
+        raise StatusError(f"{folder} {reason} (no status.json): name the folder that the run writes to")
     return _merge([_parse(path) for path in paths])
 
 
@@ -149,9 +160,9 @@ def _merge(reports: list[_Report]) -> Status:
     units: dict[str, tuple[str, Any]] = {}
     members: dict[str, dict[str, None]] = {}
     for report in reports:
-        for name, told in report.units.items():
-            if name not in units or STATES.index(told[0]) > STATES.index(units[name][0]):
-                units[name] = told
+        for name, unit in report.units.items():
+            if name not in units or STATES.index(unit[0]) > STATES.index(units[name][0]):
+                units[name] = unit
         for group, names in report.members.items():
             members.setdefault(group, {}).update(dict.fromkeys(names))
     settings = {}
@@ -160,11 +171,11 @@ def _merge(reports: list[_Report]) -> Status:
         for name in listed:
             settings[group][units[name][0]] += 1
     processes = tuple(report.process for report in reports)
-    found = {process.state for process in processes}
-    first_found: tuple[State, ...] = ("running", "killed", "failed")
-    state: State = next((s for s in first_found if s in found), "stopped")
+    states = {process.state for process in processes}
+    ranking: tuple[State, ...] = ("running", "killed", "failed")
+    state: State = next((s for s in ranking if s in states), "stopped")
     by_state = {s: {name: note for name, (own, note) in units.items() if own == s} for s in STATES}
-    if state == "stopped" and not by_state["left"]:  # though each process may have left units to the others
+    if state == "stopped" and not by_state["left"]:  # units left by one process were finished by another
         state = "finished"
         processes = tuple(dataclasses.replace(process, state="finished") for process in processes)
     return Status(

@@ -1,15 +1,20 @@
-"""Units of work, how many are in which state, and the time left, estimated from the weights of those seen done."""
+"""Units of work, their number by state, and the time left, estimated from the weights of finished work."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-STATES = ("left", "running", "failed", "diverged", "done")  # of a unit; where processes differ, the later one holds
+STATES = ("left", "running", "failed", "diverged", "done")  # of a unit; if processes differ, the later state holds
 _ESTIMATE_FROM = 0.05  # share of the work; before it, compilation dominates
 
 
 class Work(NamedTuple):
-    """A unit of work: the setting it belongs to, if any, and its share of the time, in any measure that all units use."""
+    """A unit of work.
+
+    Attributes:
+      group: setting of the unit; None for none.
+      weight: share of the time, in a unit of measure that all units of work use.
+    """
 
     group: str | None = None
     weight: float = 1.0
@@ -17,7 +22,15 @@ class Work(NamedTuple):
 
 @dataclass
 class Unit:
-    """A unit of work and where it stands: its state, the share done, and what was said about it."""
+    """A unit of work and its state.
+
+    Attributes:
+      group: setting of the unit; None for none.
+      weight: share of the time.
+      state: one of `STATES`.
+      share: finished part, 0 to 1.
+      note: message that came with the last change.
+    """
 
     group: str | None
     weight: float
@@ -27,11 +40,11 @@ class Unit:
 
 
 class Tally:
-    """Counts and weights of the units of a setting, or of all units."""
+    """Counts and weights of some units: those of a setting, or all."""
 
     def __init__(self, units: Iterable[Unit]):
         self.counts = dict.fromkeys(STATES, 0)
-        self.weight = self.before = self.gained = 0.0  # of all, of what earlier starts did, of what this one did
+        self.weight = self.before = self.gained = 0.0  # of all units; finished by earlier starts; finished by this start
         self.began: float | None = None
         self._finish: float | None = None
         for unit in units:
@@ -46,31 +59,31 @@ class Tally:
 
     @property
     def ended(self) -> int:
-        """Number of units that nothing more is to be done for: done, diverged or failed."""
+        """Number of units that are done, diverged or failed."""
         return self.total - self.counts["left"] - self.counts["running"]
 
-    def move(self, unit: Unit, state: str, share: float, now: float, *, inherited: float = 0.0) -> None:
-        """Count a unit's change; ``inherited`` is the share that an earlier start of the program did."""
+    def move(self, unit: Unit, state: str, share: float, time: float, *, inherited: float = 0.0) -> None:
+        """Count the change of a unit; ``inherited``: share finished by an earlier start of the program."""
         if self.began is None:
-            self.began = now
+            self.began = time
         self.counts[unit.state] -= 1
         self.counts[state] += 1
         self.before += unit.weight * inherited
         self.gained += unit.weight * (share - unit.share - inherited)
         todo = self.weight - self.before
-        found = self.gained / todo if todo > 0 else 0.0
-        known = found > _ESTIMATE_FROM
-        self._finish = now + (now - self.began) * max(1 - found, 0.0) / found if known else None
+        finished = self.gained / todo if todo > 0 else 0.0
+        known = finished > _ESTIMATE_FROM
+        self._finish = time + (time - self.began) * max(1 - finished, 0.0) / finished if known else None
 
     def put_back(self, unit: Unit) -> None:
-        """Count a running unit as left: nothing runs any more."""
+        """Count a running unit as left, once the work has ended."""
         self.counts[unit.state] -= 1
         self.counts["left"] += 1
 
-    def seconds(self, now: float) -> float:
-        """Elapsed since the work began; 0 before."""
-        return 0.0 if self.began is None else now - self.began
+    def seconds(self, time: float) -> float:
+        """Seconds since the work began; 0 before."""
+        return 0.0 if self.began is None else time - self.began
 
-    def seconds_left(self, now: float) -> float | None:
-        """As estimated at the last change, counted down since; None where it cannot be told."""
-        return None if self._finish is None else max(self._finish - now, 0.0)
+    def seconds_left(self, time: float) -> float | None:
+        """Seconds left as estimated at the last change; None while less than 5 % of the work is finished."""
+        return None if self._finish is None else max(self._finish - time, 0.0)

@@ -1,7 +1,7 @@
-"""The work of a sweep: runs go to the devices in chunks, results to the folder as soon as a chunk is done.
+"""The work of a sweep: devices compute chunks of runs, and the results of a chunk go to the folder at once.
 
-Which runs share a chunk is decided by the plan alone, or does not matter (where one goes after another), so that a sweep that was
-stopped ends with the same numbers as one that was not.
+A stopped and resumed sweep gives the same numbers as an undisturbed one: either the plan alone determines the runs of a chunk, or the
+runs of a chunk are computed one after another and do not influence each other.
 """
 
 import math
@@ -18,19 +18,19 @@ from jax.sharding import Mesh
 from jaxbp.runtime import processes
 from jaxbp.runtime.program_cache import evict_compiled_programs
 from jaxbp.sweep import plans
-from jaxbp.sweep.checkpoints import Checkpoints
-from jaxbp.sweep.chunk import Chunk
-from jaxbp.sweep.placement import Placement, fitted, rows_here
-from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep._checkpoints import Checkpoints
+from jaxbp.sweep._chunk import Chunk
+from jaxbp.sweep._placement import Placement, fitted, rows_here
+from jaxbp.sweep._recorder import Recorder
+from jaxbp.sweep._tasks import Task
 from jaxbp.sweep.segments import Segments
-from jaxbp.sweep.tasks import Task
 
-_SAVE_EVERY = 2.0  # seconds of work between writes, for short runs that go one after another
+_SAVE_EVERY = 2.0  # seconds between writes of short runs that are computed one after another
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a sweep is computed; see `jaxbp.sweep.run`. ``checkpoints``: a folder for them, None for none."""
+    """How a sweep is computed: arguments of `jaxbp.sweep.run`; ``checkpoints`` is a folder, or None for no checkpoints."""
 
     plan: str
     mesh: Mesh
@@ -41,8 +41,15 @@ class Options:
     scalars: bool
 
 
-class Part(NamedTuple):
-    """A program of a task: a function of (one of ``runs``, shared), where only the shapes of ``runs`` matter."""
+class DeviceProgram(NamedTuple):
+    """A program of a task before compilation.
+
+    Attributes:
+      fn: function of a run and of ``shared``.
+      runs: stack of runs; only the shapes matter.
+      shared: arguments that all runs share.
+      donate: give the memory of the runs to the results.
+    """
 
     fn: Callable
     runs: Any
@@ -50,14 +57,14 @@ class Part(NamedTuple):
     donate: bool = False
 
     def compiled(self, placement: Placement) -> Any:
-        """The program for a chunk."""
+        """Compile the program for a chunk."""
         places = placement.like(self.runs)
         return plans.compiled(self.fn, placement.within, placement.mesh, self.donate, placement.num_devices, places, self.shared)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Computes the tasks of a sweep; ``shared``: what all runs share, on the devices."""
+    """Computes the tasks of a sweep; ``shared``: arguments of all runs, on the devices."""
 
     options: Options
     shared: tuple
@@ -67,7 +74,7 @@ class Engine:
         """Compute the runs of ``task`` that are not in the store.
 
         Raises:
-          stopping.Terminated, KeyboardInterrupt: asked to stop; what could be saved is saved.
+          preemption.Terminated, KeyboardInterrupt: a signal arrived; finished runs and segments are saved.
         """
         if self.recorder.missing(task.names):
             if isinstance(task.fn, Segments):
@@ -77,7 +84,7 @@ class Engine:
             evict_compiled_programs()
 
     def _whole(self, task: Task) -> None:
-        placement, (program,) = self._placed(task, [Part(task.functions, task.runs, self.shared)])
+        placement, (program,) = self._place(task, [DeviceProgram(task.functions, task.runs, self.shared)])
         for numbers in self._chunks(task, placement):
             names = [task.names[n] for n in numbers]
             self.recorder.start(names)
@@ -87,7 +94,7 @@ class Engine:
             self.recorder.stop_if_asked()
 
     def _chunks(self, task: Task, placement: Placement) -> Iterator[Sequence[int]]:
-        """Which runs to do next: of those that go one after another what is missing, in portions of `_SAVE_EVERY`; else whole chunks."""
+        """Yield the numbers of the next runs: under "vmap" whole chunks, under "map" the missing runs in portions of `_SAVE_EVERY`."""
         missing = self.recorder.missing(task.names)
         if placement.within == "vmap":
             yield from (chunk for chunk in placement.chunks(len(task.names)) if set(chunk) & set(missing))
@@ -96,23 +103,23 @@ class Engine:
         while missing:
             began, size = time.monotonic(), placement.num_devices * number
             yield missing[:size]
-            missing, took = missing[size:], time.monotonic() - began
-            number = processes.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / took))))
+            missing, seconds = missing[size:], time.monotonic() - began
+            number = processes.from_first(max(1, min(placement.capacity, int(number * _SAVE_EVERY / seconds))))
 
     def _in_segments(self, task: Task, num_segments: int) -> None:
         init, segment, finish = task.functions
         carries = jax.eval_shape(lambda runs, shared: jax.vmap(lambda run: init(run, *shared))(runs), task.runs, self.shared)
-        parts = [
-            Part(init, task.runs, self.shared),
-            Part(segment, carries, (np.int32(0), *self.shared), donate=True),
-            Part(finish, carries, self.shared),
+        programs = [
+            DeviceProgram(init, task.runs, self.shared),
+            DeviceProgram(segment, carries, (np.int32(0), *self.shared), donate=True),
+            DeviceProgram(finish, carries, self.shared),
         ]
-        # One after another nothing is gained by more than one run on a device, and less is lost to a kill with one.
-        placement, programs = self._placed(task, parts, most=1)
+        # Under "map" more than one run on a device gains nothing, and a kill loses less with one.
+        placement, compiled = self._place(task, programs, most=1)
         missing = set(self.recorder.missing(task.names))
         for numbers in placement.chunks(len(task.names)):
             if missing & set(numbers):
-                self._one_chunk(task, numbers, placement, programs, placement.like(carries), num_segments)
+                self._one_chunk(task, numbers, placement, compiled, placement.like(carries), num_segments)
 
     def _one_chunk(
         self, task: Task, numbers: Sequence[int], placement: Placement, programs: Sequence, like: Any, num_segments: int
@@ -140,32 +147,32 @@ class Engine:
         if self.options.checkpoints is None:
             return None
         shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(like)]
-        facts = {"runs": list(names), **placement.facts(), "shapes": shapes}
-        return Checkpoints(self.options.checkpoints, names[0], facts, self.options.keep)
+        identity = {"runs": list(names), **placement.identity(), "shapes": shapes}
+        return Checkpoints(self.options.checkpoints, names[0], identity, self.options.keep)
 
-    def _placed(self, task: Task, parts: Sequence[Part], *, most: int | None = None) -> tuple[Placement, Sequence[Any]]:
-        """Placement and compiled programs of a task; those of an earlier start of the sweep if the devices are as many.
+    def _place(self, task: Task, programs: Sequence[DeviceProgram], *, most: int | None = None) -> tuple[Placement, Sequence[Any]]:
+        """Placement and compiled programs of a task; the placement of an earlier start is kept if the devices are equally many.
 
-        ``most``: runs on a device, one after another, at most.
+        ``most``: largest number of runs on a device under "map".
         """
-        mesh, store, num_runs, say = self.options.mesh, self.recorder.store, len(task.names), self.recorder.progress.say
+        mesh, store, num_runs, log = self.options.mesh, self.recorder.store, len(task.names), self.recorder.progress.log
         devices = list(mesh.devices.flat)
-        plan = plans.resolve(self.options.plan, lambda: task.products(self.shared), num_runs=num_runs, devices=devices)
+        plan = plans.resolve(self.options.plan, lambda: task.cost_per_run(self.shared), num_runs=num_runs, devices=devices)
         within = "vmap" if plan.endswith("vmap") else "map"
         most = most if within == "map" else None
         bound: float = self.options.memory
 
-        def compiled(placement: Placement) -> Sequence[Any]:
-            return [part.compiled(placement) for part in parts]
+        def compile_all(placement: Placement) -> Sequence[Any]:
+            return [program.compiled(placement) for program in programs]
 
-        noted = store.config.get("plans", {})
-        saved = processes.from_first(noted.get(task.label))
-        if saved and Placement(mesh, within, saved["capacity"]).facts() == saved:
+        known = store.config.get("plans", {})
+        saved = processes.from_first(known.get(task.label))
+        if saved and Placement(mesh, within, saved["capacity"]).identity() == saved:
             most, bound = saved["capacity"], math.inf
-        placement, programs = fitted(mesh, within, num_runs, compiled, most=most, bound=bound)
-        if placement.facts() != saved and processes.is_first():
-            store.note(plans={**noted, task.label: placement.facts()})
-        say(f"{task.label}: {num_runs} runs, {placement}")
+        placement, compiled = fitted(mesh, within, num_runs, compile_all, most=most, bound=bound)
+        if placement.identity() != saved and processes.is_first():
+            store.add_metadata(plans={**known, task.label: placement.identity()})
+        log(f"{task.label}: {num_runs} runs, {placement}")
         if placement.needed > self.options.memory:
-            say(f"{task.label}: that is more than the {self.options.memory / 2**20:.3g} MiB that a device may use")
-        return placement, programs
+            log(f"{task.label}: that is more than the {self.options.memory / 2**20:.3g} MiB that a device may use")
+        return placement, compiled

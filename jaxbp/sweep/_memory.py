@@ -1,4 +1,4 @@
-"""How many runs fit: the largest number whose compiled program stays within a bound on a device's memory."""
+"""The largest number of runs whose compiled program stays within a bound on the memory of a device."""
 
 import contextlib
 import os
@@ -10,18 +10,21 @@ _SHARE_OF_HOST, _SHARE_OF_DEVICE = 0.5, 0.9
 
 
 def default_bound(device: Any, num_sharing: int) -> int:
-    """Bytes a device may use: 90 % of what an accelerator has free, or, of ``num_sharing`` on a host, a share of half of its memory."""
+    """Bytes that a device may use.
+
+    An accelerator may use 90 % of its free memory; ``num_sharing`` CPU devices of a host share half of the memory of the host.
+    """
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(_SHARE_OF_DEVICE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # what is free now would change on resuming
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # free memory would differ when the sweep resumes
     with contextlib.suppress(OSError, ValueError):  # "max" without a limit
         installed = min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return int(_SHARE_OF_HOST * installed / num_sharing)
 
 
 def needed(programs: Iterable[Any]) -> int:
-    """Bytes that the most demanding of some compiled programs takes on a device; 0 where the backend does not tell."""
+    """Largest number of bytes that one of the compiled programs needs on a device; 0 if the backend does not report memory."""
     return max(map(_needed, programs))
 
 
@@ -35,15 +38,15 @@ def _needed(compiled: Any) -> int:
 
 
 def fit(compile_fn: Callable[[int], Sequence[Any]], most: int, bound: float) -> tuple[Sequence[Any], int, int]:
-    """Compile for as many runs as ``bound`` bytes allow, from 1 to ``most``; memory is taken to be linear in their number.
+    """Compile for the largest number of runs, 1 to ``most``, that needs at most ``bound`` bytes; memory is assumed linear in the number.
 
     Args:
-      compile_fn: the compiled programs for a number of runs.
-      most: tried first.
+      compile_fn: ``number of runs -> compiled programs``.
+      most: largest number of runs, tried first.
       bound: bytes.
 
     Returns:
-      The programs, their number of runs and the bytes they need; those of one run though they exceed the bound.
+      The programs, their number of runs and the bytes they need. A single run is accepted even above the bound.
     """
     seen: dict[int, tuple[Sequence[Any], int]] = {}
 

@@ -1,4 +1,4 @@
-"""Runs in segments that go through the devices together: advanced, watched, retired, saved and restored."""
+"""Runs in segments that the devices compute together: advanced, monitored, retired, saved and restored."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxbp.runtime import preemption, processes
-from jaxbp.sweep.checkpoints import Checkpoints
-from jaxbp.sweep.placement import rows_here
-from jaxbp.sweep.recorder import Recorder
+from jaxbp.sweep._checkpoints import Checkpoints
+from jaxbp.sweep._placement import rows_here
+from jaxbp.sweep._recorder import Recorder
 from jaxbp.sweep.segments import Carry
 
 
@@ -17,11 +17,12 @@ class Chunk:
     """Some runs, with their carry on the devices and their checkpoints.
 
     Args:
-      names: of the runs.
-      places: the place of each in the leading axis of the carry.
-      start: makes the carry at the start of the runs, unless there is a checkpoint.
-      like: shapes and placement of the carry.
-      checkpoints: None for none.
+      recorder: receives results and progress.
+      names: names of the runs.
+      places: position of each run in the leading axis of the carry.
+      start: computes the initial carry; called if there is no checkpoint.
+      like: shapes and shardings of the carry.
+      checkpoints: None for no checkpoints.
     """
 
     def __init__(
@@ -47,34 +48,34 @@ class Chunk:
         checkpoint_every: float,
         scalars: bool = False,
     ) -> None:
-        """All segments that are left, or until no run is alive.
+        """Compute the remaining segments, until their end or until no run is alive.
 
         Args:
-          segment: the compiled program.
-          num_segments: of a run.
-          checkpoint_every: seconds between checkpoints; segments that SIGTERM would not let end are saved one by one.
-          scalars: whether measures go to TensorBoard.
+          segment: compiled program, ``(carry, index) -> carry``.
+          num_segments: number of segments of a run.
+          checkpoint_every: seconds between checkpoints. Segments too long for the grace period of SIGTERM are saved after each.
+          scalars: write measures for TensorBoard.
         """
         self.recorder.start(self.names, self.num_done / num_segments)
-        written = time.monotonic()
+        written = time.monotonic()  # time of the last checkpoint
         for index in range(self.num_done, num_segments):
             began = time.monotonic()
             self.carry, self.num_done = segment(self.carry, index), index + 1
             alive = self._retire()
             self.recorder.advance(alive, self.num_done / num_segments)
             if scalars:
-                self._show(alive, index)
+                self._write_scalars(alive, index)
             if len(self.retired) == len(self.names):
                 return
             self.recorder.stop_if_asked(self._save)
-            now = time.monotonic()
-            due = now - written > checkpoint_every or now - began > preemption.GRACE / 2
+            ended = time.monotonic()
+            due = ended - written > checkpoint_every or ended - began > preemption.GRACE / 2
             if self.num_done < num_segments and processes.from_first(due):
                 self._save()
                 written = time.monotonic()
 
     def finish(self, finish: Callable[[Carry], Any]) -> None:
-        """Record the results of the runs that reached the end."""
+        """Record the results of the runs that reached their end."""
         rows = self._rows(finish(self.carry))
         ended = [name for name in self.names if name not in self.retired]
         self.recorder.record(ended, {name: row for name, row in rows.items() if name not in self.retired})
@@ -82,23 +83,23 @@ class Chunk:
             self.checkpoints.delete()
 
     def _retire(self) -> list[str]:
-        """Record the runs, of any process, that are not finite any more; returns those of this process that are."""
+        """Record runs that are no longer finite, in any process; returns the names of the finite runs of this process."""
         alive = {name: bool(row["alive"]) for name, row in self._rows({"alive": self.carry.alive}).items()}
         dead = processes.any_process([not alive.get(name, True) for name in self.names])
         if new := [name for name, is_dead in zip(self.names, dead, strict=True) if is_dead and name not in self.retired]:
             rows = self._rows({**self.carry.history, "segments": self.carry.num_done})
             self.recorder.record(new, {name: rows[name] for name in new if name in rows}, retired=True)
             self.retired.update(new)
-        return [name for name, lives in alive.items() if lives]
+        return [name for name, is_alive in alive.items() if is_alive]
 
     def _rows(self, tree: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
         return {self.names[position]: row for position, row in rows_here(tree, self.places).items()}
 
-    def _show(self, names: Sequence[str], index: int) -> None:
+    def _write_scalars(self, names: Sequence[str], index: int) -> None:
         measured = {name: values[:, index] for name, values in self.carry.history.items() if values.ndim == 2}
         rows = self._rows(measured)
         for name in names:
-            self.recorder.progress.scalars(self.recorder.words[name], index, {k: float(v) for k, v in rows[name].items()})
+            self.recorder.progress.scalars(self.recorder.labels[name], index, {k: float(v) for k, v in rows[name].items()})
 
     def _save(self) -> None:
         if self.checkpoints:

@@ -1,18 +1,18 @@
-"""One layer's share of a tangent kernel, by the way that takes the fewest operations.
+"""One layer's share of a tangent kernel, by the order of summation with the fewest operations.
 
 A layer y = a W has n examples with P positions, G groups (1 for most), K inputs and o outputs a position. With data a
-(n, P, G, K) and output gradients d (n, C, P, G, o), C of them an example, its share of Theta[i, j, k, l] is sum over
+(n, P, G, K) and output gradients d (n, C, P, G, o), C of them an example, its share of Theta[i, j, k, l] is the sum over
 p, q of (a_ip . a_jq)(d_ikp . d_jlq). Three orders of summation, with the operations for one set of n examples against
 another of m:
 
 - ``gradients``   form each weight gradient sum_p a_p (x) d_p, then their Gram matrix: 2 (n + m) C P K o + 2 n m C^2 K o;
 - ``positions``   S = a . a' for all pairs of positions, then (S d') . d: S + 2 n m P^2 C o + 2 n m C^2 P o;
-- ``products``    S, and d . d' for all pairs of positions, multiplied and summed: S + 2 n m C^2 P^2 o (without C^2 but
-  C for a trace).
+- ``products``    S, and d . d' for all pairs of positions, multiplied and summed: S + 2 n m C^2 P^2 o (C in place of C^2
+  for a trace).
 
-S costs 2 n m P^2 K from patches. A convolution's patches overlap: from the products of pixels, U to a padded image of
-c channels, it costs 2 n m U^2 c and one addition for each pair of positions and weight of the window. The orders are
-those of Novak et al., "Fast Finite Width Neural Tangent Kernel" (ICML 2022, arXiv 2206.08720); the pixels are ours.
+S costs 2 n m P^2 K from patches. A convolution's patches overlap: computed from the products of the U pixels of a padded image with
+c channels, S costs 2 n m U^2 c and one addition for each pair of positions and weight of the window. The orders are
+those of Novak et al., "Fast Finite Width Neural Tangent Kernel" (ICML 2022, arXiv 2206.08720); S from pixels is our addition.
 """
 
 import functools
@@ -25,20 +25,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbp.jaxprs.linear_layers import Convolution, Layer
+from jaxbp.jaxprs.linear_layers import Convolution, WeightUse
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
 
-_ADDITION = 8.0  # what reading and adding one number costs, in multiply-adds of a matrix product
-_PART = 10_000_000  # numbers of weight gradients that are formed at a time; longer matrix products run at half the speed
-_BLOCKS = 5  # of a symmetric kernel
+_ADDITION = 8.0  # cost of reading and adding one number, in multiply-adds of a matrix product
+_PART = 10_000_000  # entries of the weight gradients formed at a time; longer matrix products run at half the speed
+_NUM_BLOCKS = 5  # of a symmetric kernel; odd, see `symmetric_gram`
 
 
-class Sizes(NamedTuple):
-    """A layer's sizes for one example: positions P, groups G, inputs K and outputs o a position; of a convolution's
-    padded image the pixels
-    (0 where there is no such image), its channels, and the weights of the window."""
+class LayerSizes(NamedTuple):
+    """A layer's sizes for one example.
+
+    Attributes:
+      positions: P.
+      groups: G.
+      inputs, outputs: K and o, per position and group.
+      pixels, channels: U and c of a convolution's padded image; 0 without such an image.
+      window: number of positions in a convolution's window; 0 without such an image.
+    """
 
     positions: int
     groups: int
@@ -49,8 +55,8 @@ class Sizes(NamedTuple):
     window: int
 
 
-def sizes(layer: Layer) -> Sizes:
-    """The sizes that decide how a layer is contracted."""
+def sizes(layer: WeightUse) -> LayerSizes:
+    """The sizes on which the choice of a contraction depends."""
     patches = jax.eval_shape(layer.geometry.patches, layer.data)
     deltas = jax.eval_shape(lambda d: layer.geometry.deltas(d, layer.data), layer.output)
     pixels = channels = window = 0
@@ -59,10 +65,10 @@ def sizes(layer: Layer) -> Sizes:
         if image.shape[0] == 1:  # one image an example
             pixels, channels, window = math.prod(image.shape[1:-1]), image.shape[-1], math.prod(layer.geometry.window)
     positions, groups, inputs = patches.shape
-    return Sizes(positions, groups, inputs, deltas.shape[-1], pixels, channels, window)
+    return LayerSizes(positions, groups, inputs, deltas.shape[-1], pixels, channels, window)
 
 
-def operations(size: Sizes, num_examples: int, num_outputs: int, logits: str) -> dict[str, float]:
+def operations(size: LayerSizes, num_examples: int, num_outputs: int, logits: str) -> dict[str, float]:
     """Multiply-adds by each method for ``num_examples`` against as many, ``num_outputs`` gradients each."""
     n, c, p = num_examples, num_outputs, size.positions
     features = size.inputs * size.outputs * size.groups
@@ -76,29 +82,36 @@ def operations(size: Sizes, num_examples: int, num_outputs: int, logits: str) ->
     }
 
 
-def _from_patches(size: Sizes) -> float:
+def _from_patches(size: LayerSizes) -> float:
     return size.positions**2 * size.groups * size.inputs
 
 
-def _from_pixels(size: Sizes) -> float:
+def _from_pixels(size: LayerSizes) -> float:
     return size.pixels**2 * size.channels + size.window * size.positions**2 * _ADDITION if size.pixels else math.inf
 
 
 class Operand(NamedTuple):
-    """What flowed through a layer for n examples, as its contraction wants it.
+    """The data and output gradients of a layer for n examples, in the form that its contraction needs.
 
-    ``gradients``: data as they came (n, ...) and output gradients (n, P, g, C, o); else images (n, \\*space, c) or patches
-    (n, P, K), and output gradients (n, C, P, o).
+    Attributes:
+      data: (n, ...) as the layer receives them for the method "gradients"; else images (n, \\*space, c) or patches (n, P, K).
+      deltas: output gradients, (n, P, G, C, o) for the method "gradients", else (n, C, P, o).
     """
 
-    seen: jax.Array
+    data: jax.Array
     deltas: jax.Array
 
 
 class Contraction(NamedTuple):
-    """How one layer is contracted: ``method`` of `METHODS`, S ``from_pixels`` or from patches."""
+    """The contraction of one layer.
 
-    layer: Layer
+    Attributes:
+      layer: the layer.
+      method: one of `METHODS`.
+      from_pixels: whether S is computed from pixels, or from patches.
+    """
+
+    layer: WeightUse
     method: str
     from_pixels: bool
 
@@ -110,7 +123,7 @@ class Contraction(NamedTuple):
         if self.method == "gradients":
             return self._by_gradients(rows, columns, logits)
         by_rows = functools.partial(self._by_rows, logits=logits)
-        return each_pair_once(by_rows, rows) if columns is None else by_rows(rows, columns)
+        return symmetric_gram(by_rows, rows) if columns is None else by_rows(rows, columns)
 
     def prepare(self, data: jax.Array, deltas: jax.Array) -> Operand:
         """The operand of one example (no axis n), from its data and output gradients (C, ...) as `linear_layers.run_fn` leaves them."""
@@ -123,9 +136,9 @@ class Contraction(NamedTuple):
         return Operand(geometry.patches(data)[:, 0], deltas[:, :, 0])
 
     def _by_gradients(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
-        """Gram matrices of the weight gradients, some inputs of the weight at a time."""
+        """Gram matrices of the weight gradients, for a part of the weight's inputs at a time."""
         sides = [side for side in (rows, columns) if side is not None]
-        patches = [jax.vmap(self.layer.geometry.patches)(side.seen) for side in sides]
+        patches = [jax.vmap(self.layer.geometry.patches)(side.data) for side in sides]
         num_inputs = patches[0].shape[-1]
         most = _PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
         num_parts = next(n for n in range(1, num_inputs + 1) if num_inputs % n == 0 and num_inputs / n <= max(most, 1))
@@ -141,21 +154,21 @@ class Contraction(NamedTuple):
         return lax.scan(lambda total, part: (total + share(part), None), start, parts)[0]
 
     def _by_rows(self, rows: Operand, columns: Operand, *, logits: str) -> jax.Array:
-        """Through pairs of positions, an example of the rows at a time: what it meets stays in the cache."""
+        """Sums over pairs of positions, for one example of the rows at a time, so that the columns stay in the cache."""
         rule = _POSITIONS if self.method == "positions" else _PRODUCTS
 
-        def row(one: Operand) -> jax.Array:
-            similarity = self._similarity(one.seen, columns.seen)
-            return rule[logits](similarity, one.deltas, columns.deltas)
+        def row(example: Operand) -> jax.Array:
+            similarity = self._similarity(example.data, columns.data)
+            return rule[logits](similarity, example.deltas, columns.deltas)
 
         return lax.map(row, rows)
 
-    def _similarity(self, one: jax.Array, columns: jax.Array) -> jax.Array:
-        """S (P, m, Q): inner products of what the weight sees at a position of one example and one of the others."""
-        products, geometry = jnp.tensordot(one, columns, (-1, -1)), self.layer.geometry
+    def _similarity(self, example: jax.Array, columns: jax.Array) -> jax.Array:
+        """S (P, m, Q): inner products of the weight's inputs at each position of one example and of the columns."""
+        products, geometry = jnp.tensordot(example, columns, (-1, -1)), self.layer.geometry
         if not (self.from_pixels and isinstance(geometry, Convolution)):
             return products
-        m, extents = columns.shape[0], one.shape[:-1]
+        m, extents = columns.shape[0], example.shape[:-1]
         steps = (*geometry.strides, 1, *geometry.strides)
         cuts = (lax.slice(products, (*start, 0, *start), (*stop, m, *stop), steps) for start, stop in geometry.taps(extents))
         total = functools.reduce(jnp.add, cuts)
@@ -184,8 +197,8 @@ _PRODUCTS = {
 }
 
 
-def plan(layer: Layer, num_examples: int, num_outputs: int, logits: str, method: str = "auto") -> Contraction:
-    """The contraction with the fewest operations; layers in groups are always contracted by ``gradients``, which are small there."""
+def plan(layer: WeightUse, num_examples: int, num_outputs: int, logits: str, method: str = "auto") -> Contraction:
+    """The contraction with the fewest operations; grouped layers always use ``gradients``, which are small there."""
     size = sizes(layer)
     if size.groups > 1:
         method = "gradients"
@@ -200,36 +213,36 @@ def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
     return jnp.einsum({"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}[logits], rows, columns)
 
 
-def each_pair_once(contract: Callable[[Any, Any], jax.Array], operand: Any) -> jax.Array:
-    """``contract(rows, columns)`` of a set with itself, each pair of blocks computed once and mirrored.
+def symmetric_gram(contract: Callable[[Any, Any], jax.Array], operand: Any) -> jax.Array:
+    """``contract(rows, columns)`` of a set with itself; each pair of blocks is computed once and mirrored.
 
-    Blocks stand in a circle, an odd number of them; each meets itself and the half of the others that follow it.
+    With B (odd) blocks in cyclic order, block b is contracted with b, ..., b + (B - 1) / 2; the rest follows by symmetry.
     """
     num_examples = jax.tree.leaves(operand)[0].shape[0]
-    if num_examples < 2 * _BLOCKS:
+    if num_examples < 2 * _NUM_BLOCKS:
         return contract(operand, operand)
-    size, half = -(-num_examples // _BLOCKS), _BLOCKS // 2
-    order = np.arange((_BLOCKS + half) * size) % (_BLOCKS * size)
-    circle = jax.tree.map(lambda a: a[np.minimum(order, num_examples - 1)], operand)
+    size, half = -(-num_examples // _NUM_BLOCKS), _NUM_BLOCKS // 2
+    order = np.arange((_NUM_BLOCKS + half) * size) % (_NUM_BLOCKS * size)
+    cyclic = jax.tree.map(lambda a: a[np.minimum(order, num_examples - 1)], operand)
 
-    def met(block: jax.Array) -> jax.Array:
+    def block_row(block: jax.Array) -> jax.Array:
         rows, columns = (
-            jax.tree.map(lambda a, n=n: lax.dynamic_slice_in_dim(a, block * size, n), circle) for n in (size, (half + 1) * size)
+            jax.tree.map(lambda a, n=n: lax.dynamic_slice_in_dim(a, block * size, n), cyclic) for n in (size, (half + 1) * size)
         )
         return contract(rows, columns)
 
-    found = lax.map(met, jnp.arange(_BLOCKS))  # (B, rows, (half + 1) columns, ...)
-    found = jnp.moveaxis(found.reshape(_BLOCKS, size, half + 1, size, *found.shape[3:]), 2, 1)
-    both = jnp.stack([found, jax.vmap(jax.vmap(exchanged))(found)])
-    i, j = np.indices((_BLOCKS, _BLOCKS))
-    ahead = (j - i) % _BLOCKS
+    computed = lax.map(block_row, jnp.arange(_NUM_BLOCKS))  # (B, rows, (half + 1) columns, ...)
+    computed = jnp.moveaxis(computed.reshape(_NUM_BLOCKS, size, half + 1, size, *computed.shape[3:]), 2, 1)
+    both = jnp.stack([computed, jax.vmap(jax.vmap(swap_examples))(computed)])
+    i, j = np.indices((_NUM_BLOCKS, _NUM_BLOCKS))
+    ahead = (j - i) % _NUM_BLOCKS
     mirrored = ahead > half
-    blocks = both[mirrored.astype(int), np.where(mirrored, j, i), np.where(mirrored, _BLOCKS - ahead, ahead)]
-    whole = jnp.moveaxis(blocks, 2, 1).reshape(_BLOCKS * size, _BLOCKS * size, *found.shape[4:])
+    blocks = both[mirrored.astype(int), np.where(mirrored, j, i), np.where(mirrored, _NUM_BLOCKS - ahead, ahead)]
+    whole = jnp.moveaxis(blocks, 2, 1).reshape(_NUM_BLOCKS * size, _NUM_BLOCKS * size, *computed.shape[4:])
     return whole[:num_examples, :num_examples]
 
 
-def exchanged(kernel: jax.Array) -> jax.Array:
-    """Theta with its two examples, and their logits, exchanged."""
+def swap_examples(kernel: jax.Array) -> jax.Array:
+    """Theta[j, i, l, k]: the two examples, and their logits, swapped."""
     kernel = kernel.swapaxes(0, 1)
     return kernel.swapaxes(2, 3) if kernel.ndim == 4 else kernel

@@ -1,4 +1,4 @@
-"""Where runs go: the devices, how each works through its runs, how many it takes at a time, and which results this process holds."""
+"""Placement of runs on devices, and the results that this process holds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxbp.sweep import memory, plans
+from jaxbp.sweep import _memory, plans
 
 
 class Placement(NamedTuple):
-    """A chunk of runs on the devices of ``mesh``: ``capacity`` runs each, ``within`` "map" (one after another) or "vmap" (at once).
+    """A chunk of runs on the devices of a mesh.
 
-    ``needed``: bytes that a device needs for it.
+    Attributes:
+      mesh: the devices.
+      within: "map" (each device computes its runs one after another) or "vmap" (at once).
+      capacity: runs on a device.
+      needed: bytes that a device needs for the chunk.
     """
 
     mesh: Mesh
@@ -23,37 +27,37 @@ class Placement(NamedTuple):
 
     @property
     def num_devices(self) -> int:
-        """Devices, or groups of them that share a run's batches."""
+        """Number of devices, or of groups of devices that share the batches of a run."""
         return self.mesh.shape[plans.SEEDS]
 
     @property
     def num_places(self) -> int:
-        """Runs in a chunk."""
+        """Number of runs in a chunk."""
         return self.num_devices * self.capacity
 
     def place(self, runs: Any, numbers: Sequence[int]) -> tuple[Any, jax.Array, np.ndarray]:
-        """`plans.placed` for the runs (NumPy arrays) with these numbers, on the devices."""
+        """Apply `plans.pad_and_scatter` to the runs (NumPy arrays) with these numbers, and copy the result to the devices."""
         chosen = jax.tree.map(lambda a: a[np.asarray(numbers)], runs)
-        runs, counts, places = plans.placed(chosen, len(numbers), self.num_devices, self.capacity)
+        runs, counts, places = plans.pad_and_scatter(chosen, len(numbers), self.num_devices, self.capacity)
         return jax.tree.map(self._put, runs), self._put(counts), places
 
     def like(self, tree: Any) -> Any:
-        """Shapes, and the devices, of a stack of this many runs; ``tree``: those of one stack of any."""
+        """Shapes and shardings of a chunk; ``tree``: arrays or shapes of a stack of any number of runs."""
         sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.num_places, *a.shape[1:]), a.dtype, sharding=sharding), tree)
 
     def _put(self, array: np.ndarray) -> jax.Array:
-        """Each process puts what its devices hold."""
+        """Copy the part of the array that the devices of this process hold."""
         sharding = NamedSharding(self.mesh, PartitionSpec(plans.SEEDS))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def chunks(self, num_runs: int) -> Iterator[range]:
-        """The numbers of the runs of each chunk."""
+        """Yield the numbers of the runs of each chunk."""
         for start in range(0, num_runs, self.num_places):
             yield range(start, min(start + self.num_places, num_runs))
 
-    def facts(self) -> dict[str, Any]:
-        """What decides the last bits of the results."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the last bits of the results."""
         sharing = self.mesh.shape[plans.BATCH]
         return {"within": self.within, "capacity": self.capacity, "devices": self.num_devices, "batch": sharing}
 
@@ -73,14 +77,18 @@ def fitted(
     most: int | None,
     bound: float,
 ) -> tuple[Placement, Sequence[Any]]:
-    """The largest chunk that ``bound`` bytes on a device allow, chunks made even, and its compiled programs.
+    """Find the largest chunk within ``bound`` bytes on a device, with chunks of even size.
 
     Args:
-      mesh, within: see `Placement`.
-      num_runs: of the whole task.
-      compile_fn: the compiled programs for a placement.
-      most: runs on a device at most; default all.
+      mesh: the devices.
+      within: see `Placement`.
+      num_runs: number of runs of the whole task.
+      compile_fn: ``placement -> compiled programs``.
+      most: largest number of runs on a device; None for no limit.
       bound: bytes.
+
+    Returns:
+      The placement and its compiled programs.
     """
     start = Placement(mesh, within, 1)
     share = -(-num_runs // start.num_devices)
@@ -88,14 +96,14 @@ def fitted(
     def compiled(capacity: int) -> Sequence[Any]:
         return compile_fn(start._replace(capacity=capacity))
 
-    _, capacity, _ = memory.fit(compiled, min(share, most or share), bound)
+    _, capacity, _ = _memory.fit(compiled, min(share, most or share), bound)
     num_chunks = -(-share // capacity)
     programs = compiled(even := -(-share // num_chunks))
-    return start._replace(capacity=even, needed=memory.needed(programs)), programs
+    return start._replace(capacity=even, needed=_memory.needed(programs)), programs
 
 
 def rows_here(tree: Mapping[str, jax.Array], places: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
-    """Results by run, of those runs (by their index in ``places``) of which this process holds the first copy."""
+    """Results by run, for the runs (indices into ``places``) of which this process holds the first copy."""
     columns = {name: dict(_held(array)) for name, array in tree.items()}
     held = next(iter(columns.values()), {})
     return {run: {name: column[int(place)] for name, column in columns.items()} for run, place in enumerate(places) if int(place) in held}
