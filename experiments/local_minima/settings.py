@@ -17,9 +17,6 @@ SHIFTED = ("bias +20", "bias U(-10, 10)", "bias U(-50, 50)")  # the inits that T
 CONTROLS = ("bias -20", "bias U(-2, 2)", "zero", "constant 0.001")
 MOMENTUM_INIT = "bias U(-10, 10)"  # the init that Table 1 shows without momentum
 
-NEAR_GLOBAL = 0.1  # share of the affine minimum's loss up to which an end point counts as near-global
-STATIONARY = 1e-2  # gradient norm up to which a trained network counts as converged; the paper's ended at 0.005 to 0.06
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -51,6 +48,11 @@ class Case:
         """For instance "mnist1d, MLP 4, cross-entropy"."""
         model = {"mlp": "MLP", "convnet": "ConvNet"}[self.model]
         return f"{self.dataset}, {model} {self.depth}, {self.loss.replace('_', '-')}"
+
+    @property
+    def cost(self) -> float:
+        """A rough guess of the time of a pass over the data, good enough for the time left."""
+        return (self.num_train or 50_000) * self.depth * (10 if self.model == "convnet" else 1) / 1e5
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` for what can be known before anything is loaded."""

@@ -3,26 +3,13 @@
 A measure reads the stages of one case, `jaxbp.lab.CaseResults`, here ``m``. Its values have the axis ``seed``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from experiments.local_minima import claims, measure
-from experiments.local_minima.settings import (
-    DEFAULT,
-    EMBEDDED,
-    MOMENTUM_INIT,
-    NEAR_GLOBAL,
-    NO_MOMENTUM,
-    RESCALED_LR,
-    SHIFTED,
-    SMALL_LR,
-    STATIONARY,
-    Case,
-    Settings,
-)
+from experiments.local_minima.settings import DEFAULT, EMBEDDED, MOMENTUM_INIT, NO_MOMENTUM, RESCALED_LR, SHIFTED, SMALL_LR
 from jaxbp import lab, landscape, report, stats
 
 _STAYS = 0.1  # share of the gap between the embedded minimum and default training
@@ -40,24 +27,14 @@ _PAPER_TABLE = {
 }
 
 
-def has(*arms: str) -> Callable[[Case], bool]:
-    """Whether a case has all of these arms."""
-    return lambda case: set(arms) <= set(case.arms)
-
-
-def proven(m: Any) -> xr.DataArray:
-    """1 where the embedded point is proven a local minimum, (S,)."""
-    return (m.embed.status == "proven").astype(float)
+def final_losses(m: Any) -> xr.DataArray:
+    """Training loss at the end, (arm, seed)."""
+    return m.train.train_loss.isel(epoch=-1, drop=True).astype(float)
 
 
 def final_loss(m: Any, arm: str) -> xr.DataArray:
     """Training loss at the end of an arm, (S,); not finite where the arm diverged."""
     return final_losses(m).sel(arm=arm, drop=True)
-
-
-def final_losses(m: Any) -> xr.DataArray:
-    """Training loss at the end, (arm, seed)."""
-    return m.train.train_loss.isel(epoch=-1, drop=True).astype(float)
 
 
 def loss_ratio(m: Any) -> xr.DataArray:
@@ -101,7 +78,7 @@ def momentum_gains(m: Any) -> dict[str, xr.DataArray]:
     return {label: progress(m, MOMENTUM_INIT) - progress(m, arm) for label, arm in arms.items() if arm in m.case.arms}
 
 
-def of_arms(fn: Callable[[Any, str], xr.DataArray], *arms: str) -> Callable[[Any], dict[str, xr.DataArray]]:
+def of_arms(fn: Any, *arms: str) -> Any:
     """A measure of each of these arms that a case has."""
     return lambda m: {arm: fn(m, arm) for arm in arms if arm in m.case.arms}
 
@@ -182,12 +159,14 @@ def draw_slice(m: Any) -> Any:
 
 def table_1(m: Any) -> dict[str, xr.DataArray]:
     """Table 1 of the paper: what certificates hold of starts and ends, by arm."""
-    stages = {"ours, start": m.certify_start} if "certify_start" in m.stages else {}
-    stages["ours, end"] = m.certify_end
-    return {
-        heading: xr.DataArray([_medians(stage.sel(arm=arm)) for arm in m.case.arms], {"arm": list(m.case.arms)})
-        for heading, stage in stages.items()
-    }
+    stages = {"ours, start": "certify_start", "ours, end": "certify_end"}
+    points = {heading: getattr(m, stage) for heading, stage in stages.items() if stage in m.stages}
+    return {heading: by_arm(m, lambda arm, point=point: _medians(point.sel(arm=arm))) for heading, point in points.items()}
+
+
+def by_arm(m: Any, text_fn: Any) -> xr.DataArray:
+    """A text for each arm."""
+    return xr.DataArray([text_fn(arm) for arm in m.case.arms], {"arm": list(m.case.arms)})
 
 
 def _medians(certificates: xr.Dataset) -> str:
@@ -198,8 +177,8 @@ def _medians(certificates: xr.Dataset) -> str:
 
 def end_points(m: Any) -> dict[str, xr.DataArray]:
     """What the end points of each arm are, and the losses there."""
-    kinds = [counts(m.certify_end["class"].sel(arm=arm)) for arm in m.case.arms]
-    return {"end points": xr.DataArray(kinds, {"arm": list(m.case.arms)}), "loss at the end": final_losses(m)}
+    kinds = m.certify_end["class"]
+    return {"end points": by_arm(m, lambda arm: counts(kinds.sel(arm=arm))), "loss at the end": final_losses(m)}
 
 
 def counts(words: xr.DataArray) -> str:
@@ -226,52 +205,33 @@ def heading(m: Any) -> str:
     return f"Starts and ends: {m.name}"
 
 
-def steps(number: float) -> Callable[..., float]:
-    """A rough guess of a job's time, good enough for the time left: ``number`` of passes over the data."""
-    return lambda case, settings, **point: number * _pass(case)
+def passes(number: float) -> Any:
+    """The cost of a job that takes as long as so many passes over the data."""
+    return lambda case, settings, **point: number * case.cost
 
 
-def _pass(case: Case) -> float:
-    return (case.num_train or 50_000) * case.depth * (10 if case.model == "convnet" else 1) / 1e5
+def training_cost(case: Any, settings: Any, **point: Any) -> float:
+    """The cost of training all seeds of an arm."""
+    return 0.75 * settings.num_seeds * case.num_epochs * case.cost
 
 
-def training_steps(case: Case, settings: Settings, **point: Any) -> float:
-    """The same of a training of all seeds."""
-    return 0.75 * settings.num_seeds * case.num_epochs * _pass(case)
-
-
-def perturbed_steps(case: Case, settings: Settings) -> float:
-    """The same of trainings from all perturbations."""
-    return len(settings.perturbations) * training_steps(case, settings)
-
-
-def every_seed(case: Case, settings: Settings) -> dict[str, Any]:
-    """All seeds."""
-    return {"seed": settings.seeds}
-
-
-def every_arm(case: Case, settings: Settings) -> dict[str, Any]:
-    """All arms of a case."""
-    return {"arm": case.arms}
-
-
-def certified_ends(case: Case, settings: Settings) -> dict[str, Any]:
+def certified_ends(case: Any, settings: Any) -> dict[str, Any]:
     """The end points that are certified."""
     return {"arm": case.arms, "seed": settings.certified_seeds(case)}
 
 
-def first_seeds(*arms: str) -> Callable[[Case, Settings], dict[str, Any]]:
-    """The seeds of which spectral densities are measured; of all arms by default."""
+def first_seeds(*arms: str) -> Any:
+    """The seeds of which densities are measured, of ``arms`` or of all."""
     return lambda case, settings: {"arm": arms or case.arms, "seed": settings.seeds[: settings.num_densities]}
 
 
-def explores(field: str) -> Callable[[Case, Settings], bool]:
-    """Whether a case explores and the settings ask for this part of it."""
+def explores(field: str) -> Any:
+    """Whether a case explores and the settings ask for this part."""
     return lambda case, settings: case.explore and bool(getattr(settings, field))
 
 
-_TRAINING = ("num_seeds", "learning_rate", "momentum")
-_EMBEDDED_AND_TRAINED = (measure.embed, measure.train)
+_TRAINED_AT: dict[str, Any] = {"needs": (measure.embed, measure.train), "reads": ()}
+_POINTS: dict[str, Any] = {"group": "points", "on_cpu": True, "cost": passes(100)}
 
 STUDY = lab.Study(
     id="S1",
@@ -280,42 +240,40 @@ STUDY = lab.Study(
     "loss, far above what training from a usual start reaches. Here such minima are built, certified, and left to SGD.",
     module="experiments.local_minima",
     stages=(  # embeddings come first: data that have no affine minimiser are refused before any training
-        lab.Stage(measure.embed, over=every_seed, cost=steps(300), reads=("margin",), on_cpu=True),
         lab.Stage(
-            measure.perturb, needs=(measure.embed,), where=explores("perturbations"), cost=perturbed_steps,
-            reads=(*_TRAINING, "perturbations"), group="train",
+            measure.embed, over=lambda case, settings: {"seed": settings.seeds}, cost=passes(300), reads=("margin",), on_cpu=True
         ),
         lab.Stage(
-            measure.train, over=every_arm, needs=(measure.embed,), cost=training_steps, reads=(*_TRAINING, "small_learning_rate"),
-            group="train",
+            measure.perturb, needs=(measure.embed,), where=explores("perturbations"), group="train",
+            cost=lambda case, settings: len(settings.perturbations) * training_cost(case, settings),
+            reads=("num_seeds", "learning_rate", "momentum", "perturbations"),
         ),
         lab.Stage(
-            measure.certify_end, over=certified_ends, needs=_EMBEDDED_AND_TRAINED, cost=steps(100), reads=(), group="points", on_cpu=True
+            measure.train, over=lambda case, settings: {"arm": case.arms}, needs=(measure.embed,), group="train", cost=training_cost,
+            reads=("num_seeds", "learning_rate", "momentum", "small_learning_rate"),
         ),
+        lab.Stage(measure.certify_end, over=certified_ends, **_TRAINED_AT, **_POINTS),
         lab.Stage(
-            measure.certify_start, over=first_seeds(), needs=(measure.embed,), where=explores("num_densities"), cost=steps(100),
-            reads=("num_seeds",), group="points", on_cpu=True,
+            measure.certify_start, over=first_seeds(), needs=(measure.embed,), where=explores("num_densities"), reads=("num_seeds",),
+            **_POINTS,
         ),
+        lab.Stage(measure.density, over=first_seeds(EMBEDDED, DEFAULT), where=explores("num_densities"), **_TRAINED_AT, **_POINTS),
         lab.Stage(
-            measure.density, over=first_seeds(EMBEDDED, DEFAULT), needs=_EMBEDDED_AND_TRAINED, where=explores("num_densities"),
-            cost=steps(100), reads=(), group="points", on_cpu=True,
-        ),
-        lab.Stage(
-            measure.loss_slice, over=lambda case, settings: {"arm": (DEFAULT,), "seed": (0,)}, needs=_EMBEDDED_AND_TRAINED,
-            where=explores("slice_points"), cost=steps(300), reads=("slice_points",), group="points",
+            measure.loss_slice, over=lambda case, settings: {"arm": (DEFAULT,), "seed": (0,)}, where=explores("slice_points"),
+            needs=(measure.embed, measure.train), reads=("slice_points",), cost=passes(300), group="points",
         ),
     ),
     measures=(
-        lab.Measure(claims.S1A, proven, interval_fn=stats.event_interval),
-        lab.Measure(claims.S1B, loss_ratio, where=has(DEFAULT)),
+        lab.Measure(claims.S1A, lambda m: (m.embed.status == "proven").astype(float), interval_fn=stats.event_interval),
+        lab.Measure(claims.S1B, loss_ratio, where=lambda case: DEFAULT in case.arms),
         lab.Measure(claims.S1C, of_arms(stays, EMBEDDED, SMALL_LR), interval_fn=stats.event_interval),
         lab.Measure(claims.S1D, of_arms(ends_badly, *SHIFTED), interval_fn=stats.event_interval),
         lab.Measure(claims.S1E, momentum_gains),
     ),
     figures=(
         report.SeedStrip(
-            affine_to_trained, name="losses", where=has(EMBEDDED, DEFAULT), stacked=True, log=True, xlabel="training loss",
-            alt="Training losses by seed: affine, embedded, fine-tuned, default",
+            affine_to_trained, name="losses", where=lambda case: {EMBEDDED, DEFAULT} <= set(case.arms), stacked=True, log=True,
+            xlabel="training loss", alt="Training losses by seed: affine, embedded, fine-tuned, default",
             caption="Training loss of the affine minimiser, of the deep network that it was embedded in, after SGD from there, and after "
             "default training with the same optimiser. A dot is a seed, a bar a 95 % interval of the (geometric) mean.",
         ),
@@ -357,8 +315,9 @@ STUDY = lab.Study(
         ),
         report.MeanTable(
             end_points, section=heading, per_case=True, rows=("arm",), headings=("init",), not_finite="diverged",
-            caption=f"What the end points are. Near-global: at most {NEAR_GLOBAL:.0%} of the affine minimum's loss; converged: gradient norm "
-            f"at most {STATIONARY:g}; saddle: negative curvature, a ReLU exactly at its kink, or a probe that found 1 % less.",
+            caption=f"What the end points are. Near-global: at most {measure.NEAR_GLOBAL:.0%} of the affine minimum's loss; converged: "
+            f"gradient norm at most {measure.STATIONARY:g}; saddle: negative curvature, a ReLU exactly at its kink, or a probe that found "
+            "1 % less.",
         ),
         report.MeanTable(
             certificates, section="Certificates of the embedded minima",

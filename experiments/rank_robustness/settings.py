@@ -1,13 +1,13 @@
 """Networks, presets and command line of the study of rank and robustness.
 
-A base network is trained, naturally or adversarially, and then fine-tuned three times from the same parameters, with the
-same data in the same order: without a projection (the control), by RankMin and by RankMax. The projections act at the end of some epochs of the
-fine-tuning and the last epochs are without. Three things in the quick preset were set on pilots (a seed or two, not used
-again): the radii, where base networks lose neither all nor none of their accuracy (on images of 14x14; on 7x7 naturally
-trained ones keep 1 to 2 % at the larger); the number of projections, as kernels cut back to their window once end with ranks
-2 % lower; and RankMin's threshold, as the paper's, 0.5, lowers them by 3 to 4 %, 0.75 by 15 %, all of naturally trained
-networks on 7x7. The ceiling is the paper's. The accuracy of no arm was looked at in them. The size of the images, the number
-of test images and that of radii are what the quick preset's share of the whole lab's twenty minutes allows.
+A base network is trained, naturally or adversarially, and then fine-tuned three times from the same parameters, with the same data in the
+same order: without a projection (the control), by RankMin and by RankMax. The projections act at the end of some epochs of the fine-tuning
+and the last epochs are without. Three things in the quick preset were set on pilots (a seed or two, not used again): the radii, where base
+networks lose neither all nor none of their accuracy (on images of 14x14; on 7x7 naturally trained ones keep 1 to 2 % at the larger); the
+number of projections, as kernels cut back to their window once end with ranks 2 % lower; and RankMin's threshold, as the paper's, 0.5,
+lowers them by 3 to 4 %, 0.75 by 15 %, all of naturally trained networks on 7x7. The ceiling is the paper's. The accuracy of no arm was
+looked at in them. The size of the images, the number of test images and that of radii are what the quick preset's share of the whole lab's
+twenty minutes allows.
 """
 
 import dataclasses

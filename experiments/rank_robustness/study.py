@@ -1,24 +1,15 @@
-"""Do layers of low rank generalise better, or resist attack? Paper: "Truth or Backpropaganda?", section on rank, Figure 2 and Table 4.
-
-One stage: a job is a seed of a network under one kind of training. The base network is trained and fine-tuned three times, and each
-outcome is measured: ranks of layers, accuracy, and what attacks leave of it. Ranks are those of the circular operators with true
-strides and map sizes, in which RankMin and RankMax project.
-"""
+"""Do layers of low rank generalise better, or resist attack? Paper: "Truth or Backpropaganda?", section on rank, Figure 2 and Table 4."""
 
 import dataclasses
-import functools
 import itertools
-import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from experiments.rank_robustness import claims
+from experiments.rank_robustness.measure import compare
 from experiments.rank_robustness.settings import (
     ADVERSARIAL,
     ARMS,
@@ -32,10 +23,8 @@ from experiments.rank_robustness.settings import (
     Case,
     Settings,
 )
-from jaxbp import attacks, data, lab, metrics, models, report, spectra, training
-from jaxbp.data import augment
+from jaxbp import lab, report
 
-_CURVE_STEPS = 20  # of PGD, as in the paper
 _PAPER = {  # Table 4: train, clean, PGD-20 at 8/255 and at 1/255
     (NATURAL, CONTROL): (99.99, 94.66, 0.00, 31.98),
     (NATURAL, RANK_MAX): (99.76, 93.66, 0.00, 22.01),
@@ -44,182 +33,6 @@ _PAPER = {  # Table 4: train, clean, PGD-20 at 8/255 and at 1/255
     (ADVERSARIAL, RANK_MAX): (89.21, 84.72, 32.40, 80.11),
     (ADVERSARIAL, RANK_MIN): (88.33, 84.68, 30.57, 79.98),
 }
-
-
-@functools.lru_cache(maxsize=4)
-def load(name: str, data_dir: Path | None) -> data.Dataset:
-    """The data, raw: attacks are in the units of pixels, from 0 to 1."""
-    return data.load(name, seed=0, validation=0, data_dir=data_dir)
-
-
-def examples(case: Case, settings: Settings, part: str, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The seed's examples of a part, classes in proportion."""
-    split = getattr(load(case.dataset, settings.data_dir), part)
-    if count is None:
-        return split.inputs, split.labels
-    rows = data.stratified_indices(split.labels, count, seed=seed)
-    return split.inputs[rows], split.labels[rows]
-
-
-@functools.cache
-def network(case: Case, settings: Settings) -> models.Network:
-    """The network of a case, of raw pixels.
-
-    Raises:
-      lab.SettingsError: its data set cannot be attacked.
-    """
-    dataset = load(case.dataset, settings.data_dir)
-    pixels, most_targets = dataset.train.inputs, max(3, settings.num_targets)
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise lab.SettingsError(
-            f"inputs must lie from 0 to 1 to be attacked, got {pixels.min():.3g} to {pixels.max():.3g} in {case.dataset}: "
-            "choose another data set"
-        )
-    if dataset.num_classes <= most_targets:
-        raise lab.SettingsError(
-            f"targeted attacks need more than {most_targets} classes, {case.dataset} has {dataset.num_classes}: choose another data set"
-        )
-    net = models.create(case.model, num_classes=dataset.num_classes, width=case.width, **dict(case.options))
-    moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
-    return models.with_normalised_inputs(net, *moments)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def initialise(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
-    """Fresh parameters and state."""
-    return net.init(key, inputs[:1])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def layer_spectra(net: models.Network, params: Any, inputs: jax.Array, state: Any) -> dict[str, spectra.Spectrum]:
-    """Spectra of the convolutions that RankMin and RankMax treat."""
-    apply_fn = functools.partial(net.apply, state=state)
-    return spectra.of_network(apply_fn, params, inputs[:1], pattern=spectra.inner_convolutions, padding="circular")
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def train_base(net: models.Network, settings: Settings, adversarial: bool, start: tuple, split: tuple, key: jax.Array) -> Any:
-    """The base network, a `training.TrainResult`."""
-    epochs = settings.num_epochs
-    return _train(net, settings, adversarial, settings.learning_rate, start, split, key, num_epochs=epochs, measure_epochs=(epochs,))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def fine_tune(
-    net: models.Network, settings: Settings, adversarial: bool, arm: jax.Array, start: tuple, split: tuple, key: jax.Array
-) -> training.TrainResult:
-    """An arm, given by its place in `ARMS`: one program serves all. Effective ranks, (epochs, layers), are measured."""
-    (params, state), inputs = start, split[0]
-    apply_fn, options = functools.partial(net.apply, state=state), {"num_projections": settings.num_projections}
-    lower = spectra.rank_min(apply_fn, params, inputs[:1], threshold=settings.threshold, **options)
-    cap = spectra.rank_max(apply_fn, params, inputs[:1], ceiling=settings.ceiling, **options)
-    projections = {CONTROL: lambda p: p, RANK_MIN: lambda p: lower(p)[0], RANK_MAX: lambda p: cap(p)[0]}
-
-    def measure_ranks(now: training.TrainState) -> jax.Array:
-        by_layer = layer_spectra(net, now.params, inputs, now.model_state)
-        return jnp.stack([spectra.nuclear_rank(spectrum) for spectrum in by_layer.values()])
-
-    return _train(
-        net,
-        settings,
-        adversarial,
-        settings.fine_tuning_rate,
-        start,
-        split,
-        key,
-        measure_ranks,
-        num_epochs=settings.num_fine_tuning,
-        measure_epochs=settings.measure_epochs,
-        project_epochs=settings.project_epochs,
-        project_fn=lambda p: jax.lax.switch(arm, [projections[name] for name in ARMS], p),
-    )
-
-
-def _train(
-    net: models.Network, settings: Settings, adversarial: bool, rate: float, start: tuple, split: tuple, key: jax.Array,
-    measure_fn: Callable | None = None, **options: Any,
-) -> training.TrainResult:  # fmt: skip
-    perturbation = attacks.pgd_training(attacks.Threat("linf", settings.radius), num_steps=settings.training_steps)
-
-    def perturb(key: jax.Array, state: training.TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        # As in the code of Madry et al., BatchNorm goes by the batch, whose statistics then are dropped.
-        logits_fn = models.with_batch_statistics(net)
-        return perturbation(key, lambda x: logits_fn(state.params, x, state.model_state), inputs, labels)
-
-    steps = training.num_steps(len(split[1]), options["num_epochs"], settings.batch_size)
-    optimizer = training.sgd(rate, momentum=settings.momentum, weight_decay=settings.weight_decay, decay_steps=steps)
-    plan = training.Settings(
-        batch_size=settings.batch_size,
-        augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip) if settings.crop else None,
-        perturb_fn=perturb if adversarial else None,
-        **options,
-    )
-    return training.train(net, optimizer, split, key, plan, start=start, measure_fn=measure_fn)
-
-
-def compare(case: Case, settings: Settings, *, training: str, seed: int) -> xr.Dataset:
-    """The three arms of one seed under one kind of training; accuracies in per cent, singular values largest first, NaN after the last."""
-    net, adversarial = network(case, settings), training == ADVERSARIAL
-    # The key is the same for both kinds of training and for all arms, so that they are paired.
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(case.name.encode()))
-    start_key, order_key, tune_key, attack_key = jax.random.split(key, 4)
-    inputs, labels = split = examples(case, settings, "train", settings.num_train, seed)
-    fresh = initialise(net, start_key, inputs)
-    base = train_base(net, settings, adversarial, fresh, split, order_key)
-    start = base.params, base.state
-    tuned = [fine_tune(net, settings, adversarial, place, start, split, tune_key) for place in range(len(ARMS))]
-    by_weights = [layer_spectra(net, params, inputs, state) for params, state in (fresh, *((end.params, end.state) for end in tuned))]
-    networks = [jax.tree_util.Partial(net.apply, end.params, state=end.state) for end in tuned]
-    attacked = under_attack(networks, settings, *examples(case, settings, "test", settings.num_test, seed), attack_key)
-    return xr.Dataset(
-        {
-            "train_loss": ("arm", [float(end.history["train_loss"][-1]) for end in tuned]),
-            "train_accuracy": ("arm", [100 * float(metrics.accuracy(_logits(fn, inputs), labels).mean()) for fn in networks]),
-            **attacked,
-            "effective_rank": (("weights", "layer"), [[float(spectra.nuclear_rank(s)) for s in of.values()] for of in by_weights]),
-            "effective_rank_along": (("arm", "epoch", "layer"), np.stack([np.asarray(end.measured) for end in tuned])),
-            "singular_values": (("arm", "layer", "index"), _stack([[s.values for s in of.values()] for of in by_weights[1:]])),
-        },
-        {
-            "arm": list(ARMS),
-            "weights": [UNTRAINED, *ARMS],
-            "layer": list(by_weights[0]),
-            "epoch": list(settings.measure_epochs),
-            "radius": list(settings.curve),
-            "judged_radius": [settings.small_radius, settings.radius],
-        },
-    )
-
-
-def _stack(values: list[list[Any]]) -> np.ndarray:
-    """Singular values by arm and layer, largest first, (arms, layers, longest)."""
-    longest = max(len(of_layer) for of_layer in values[0])
-    pads = [[np.full(longest - len(of_layer), np.nan, np.float32) for of_layer in of_arm] for of_arm in values]
-    pairs = [zip(of_arm, of_pad, strict=True) for of_arm, of_pad in zip(values, pads, strict=True)]
-    return np.array([[np.concatenate([np.sort(np.asarray(of_layer))[::-1], pad]) for of_layer, pad in pair] for pair in pairs])
-
-
-@jax.jit
-def _logits(network_fn: Any, inputs: jax.Array) -> jax.Array:
-    return network_fn(inputs)
-
-
-def under_attack(networks: list, settings: Settings, inputs: np.ndarray, labels: np.ndarray, key: jax.Array) -> Mapping[str, tuple]:
-    """Test accuracy in per cent without attack, under PGD at the radii of the curve and under the strongest attack at those judged."""
-    evaluate = functools.partial(attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch)
-    pgd, strongest = [], []
-    for network_fn in networks:
-        of_pgd = ({"pgd": attacks.pgd(attacks.Threat("linf", radius), num_steps=_CURVE_STEPS)} for radius in settings.curve)
-        pgd.append([evaluate(network_fn, attacks=attack, check_masking=False) for attack in of_pgd])
-        options = {"num_steps": settings.attack_steps, "num_targets": settings.num_targets, "num_queries": settings.num_queries}
-        suites = (attacks.autoattack_suite(attacks.Threat("linf", r), **options) for r in (settings.small_radius, settings.radius))
-        strongest.append([evaluate(network_fn, attacks=suite) for suite in suites])
-    return {
-        "test_accuracy": ("arm", [100 * of_arm[0].clean.estimate for of_arm in strongest]),
-        "pgd_accuracy": (("arm", "radius"), [[100 * e.worst_case.estimate for e in of_arm] for of_arm in pgd]),
-        "robust_accuracy": (("arm", "judged_radius"), [[100 * e.worst_case.estimate for e in of_arm] for of_arm in strongest]),
-        "masking_suspected": (("arm", "judged_radius"), [[float(e.masking_suspected) for e in of_arm] for of_arm in strongest]),
-    }
 
 
 def log_rank(m: Any, weights: str) -> xr.DataArray:
@@ -252,7 +65,7 @@ def of_projected(values: Callable[[Any], xr.DataArray]) -> Callable[[Any], dict[
 
 
 def intended_rank_change(m: Any) -> xr.DataArray:
-    """The change of rank, positive where it is the one intended."""
+    """The change of rank, positive where RankMin lowers the rank or RankMax raises it."""
     return rank_change(m) * xr.DataArray([-1.0, 1.0], coords={"arm": list(PROJECTED)})
 
 
@@ -383,9 +196,9 @@ STUDY = lab.Study(
         report.SeedCurves(
             "compare.effective_rank", x="layer", by="weights", show=(*ARMS, UNTRAINED), **_PANELS, xlabel="convolution",
             ylabel="effective rank", name="rank_by_layer", alt="effective rank of each convolution, by arm",
-            caption="Figure 2 of the paper rebuilt: effective rank (nuclear over Frobenius norm) of each treated convolution as an operator, "
-            "after fine-tuning and before any training. Thin lines are seeds, bands 95 % intervals. The largest possible value is the root "
-            "of the number of singular values, which differs between layers.",
+            caption="Figure 2 of the paper rebuilt: effective rank (nuclear over Frobenius norm) of each treated convolution as an "
+            "operator, after fine-tuning and before any training. Thin lines are seeds, bands 95 % intervals. The largest possible value "
+            "is the root of the number of singular values, which differs between layers.",
         ),
         report.SeedCurves(
             over_radii, x="radius", **_PANELS, ylabel="accuracy, %", name="accuracy_by_radius",
@@ -401,8 +214,8 @@ STUDY = lab.Study(
         report.SeedCurves(
             rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", name="rank_along",
             alt="effective rank along fine-tuning, by arm",
-            caption="Effective rank along fine-tuning, relative to its start, mean of log2 over layers: right after each projection, and at "
-            "the end, some epochs after the last one. What training undoes shows at the end.",
+            caption="Effective rank along fine-tuning, relative to its start, mean of log2 over layers: right after each projection, and "
+            "at the end, some epochs after the last one. What training undoes shows at the end.",
         ),
         report.SeedCurves(
             last_singular_values, x="share", **_PANELS, mean_only=True, dashed=(CONTROL,), xlabel="share of singular values",

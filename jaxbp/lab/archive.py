@@ -157,7 +157,7 @@ def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
         groups.setdefault(json.dumps(point[axis]), []).append((point, dataset))
     parts = [combine([({name: point[name] for name in rest}, dataset) for point, dataset in group]) for group in groups.values()]
     points = [group[0][0][axis] for group in groups.values()]
-    options = {"coords": "minimal", "join": "outer", "compat": "override"}
+    options: dict[str, Any] = {"coords": "minimal", "join": "outer", "compat": "override"}
     if isinstance(points[0], tuple | list):  # JSON makes lists of tuples
         return xr.concat(parts, axis, data_vars="minimal", **options)
     return xr.concat(parts, xr.DataArray(np.array(points), dims=axis, name=axis), data_vars="all", **options)
