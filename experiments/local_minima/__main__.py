@@ -1,6 +1,7 @@
-"""Run Study 1 from the command line."""
+"""Run the study from the command line."""
 
-from experiments.local_minima import STUDY
+from experiments.local_minima import DOOR, Arguments
+from jaxbp.lab import main
 
 if __name__ == "__main__":
-    STUDY.main()
+    main(Arguments, DOOR)

@@ -117,7 +117,7 @@ def to_dataset(results: xr.Dataset | Mapping[str, Any], leading: Sequence[str] =
     """Arrays by name as a Dataset; axes without a name are called after their array."""
     if isinstance(results, xr.Dataset):
         return results
-    variables = {}
+    variables: dict[Any, Any] = {}
     for name, value in results.items():
         if isinstance(value, xr.DataArray):
             variables[name] = value

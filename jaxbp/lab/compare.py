@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.markup import escape
+from rich.table import Table
 
-from jaxbp import lab
+from jaxbp import claims, lab, stats
+from jaxbp.lab.output import outcome, print_table
+from jaxbp.report import format_interval
 
 PAPER = "paper"
 
@@ -59,8 +63,6 @@ def read(run: str) -> dict[str, Any]:
     Raises:
       SettingsError: there is no verdicts.json, or it cannot be read.
     """
-    from jaxbp import claims
-
     path = Path(run) if run.endswith(".json") else Path(run) / "verdicts.json"
     try:
         return {verdict.claim.id: verdict for verdict in claims.read_verdicts(path)}
@@ -84,8 +86,6 @@ def difference(a: Any, b: Any) -> Any:
 
     That is exact for normal means with known variances, and a little too narrow for few seeds. None where one has no interval.
     """
-    from jaxbp import stats
-
     if a is None or b is None:
         return None
     estimate = b.estimate - a.estimate
@@ -97,23 +97,18 @@ def difference(a: Any, b: Any) -> Any:
 
 def show(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
     """Print the table, and which verdicts moved; returns how many did."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from jaxbp.report import format_interval
-
     table = Table(title="A and B, 95 % intervals", title_justify="left")
     for column in ("id", "A", "B", "B - A", "verdict A", "verdict B"):
         table.add_column(column, no_wrap=column in ("id", "verdict A", "verdict B"))
     moved = []
     for id_ in dict.fromkeys([*a, *b]):
-        pair = [run.get(id_) for run in (a, b)]
+        pair: list[Any] = [run.get(id_) for run in (a, b)]
         change = format_interval(difference(*(one and one.interval for one in pair)))
-        words = [lab.outcome(one.verdict) if one else "not in it" for one in pair]
+        words = [outcome(one.verdict) if one else "not in it" for one in pair]
         table.add_row(id_, *(escape(cell) for cell in (*map(_told, pair), change)), *words)
         if None not in pair and pair[0].verdict != pair[1].verdict:
             moved.append(f"{id_} {pair[0].claim.statement} {pair[0].verdict} -> {pair[1].verdict}")
-    lab.print_table(table)
+    print_table(table)
     both, others = len(a.keys() & b.keys()), len(a.keys() ^ b.keys())
     print(f"{len(moved)} of {both} verdicts moved; {others} claim{'s are' if others != 1 else ' is'} in one run only")
     for line in moved:
@@ -122,8 +117,6 @@ def show(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
 
 
 def _told(verdict: Any) -> str:
-    from jaxbp.report import format_interval
-
     if verdict is None:
         return "-"
     return format_interval(verdict.interval) if verdict.interval else verdict.note

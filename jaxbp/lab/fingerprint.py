@@ -165,7 +165,8 @@ class _Walk:
             self.add_package(getattr(value, "__module__", None) or "builtins")
             return f"{getattr(value, '__module__', None)}.{value.__name__}"
         if isinstance(value, _PLAIN):  # a subclass of int, str, ...
-            return f"{kind}({next(base for base in type(value).__mro__ if base in _PLAIN).__repr__(value)})"
+            base: Any = next(base for base in type(value).__mro__ if base in _PLAIN)
+            return f"{kind}({base.__repr__(value)})"
         return self.encode(type(value))
 
     def function(self, fn: types.FunctionType) -> str:
@@ -218,7 +219,7 @@ class _Walk:
             defined = {item.name for node in nodes for item in node.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
             members = {key: value for key, value in members.items() if key in defined}
             for node in nodes:
-                outside = [item for item in node.body if not isinstance(item, ast.FunctionDef | ast.ClassDef)]
+                outside: list[Any] = [item for item in node.body if not isinstance(item, ast.FunctionDef | ast.ClassDef)]
                 outside += [*node.bases, *node.decorator_list, *node.keywords]
                 self.names([chain for item in outside for chain in _chains(item)], scope)
             self.statements(scope, cls.__qualname__)
@@ -258,8 +259,9 @@ class _Walk:
 
     def imports(self, node: ast.AST, scope: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the imports inside a function bind; a package that is not followed is not imported."""
-        bound = {}
+        bound: dict[str, Any] = {}
         for item in ast.walk(node):
+            sources: list[tuple[str, str | None, str | None]]
             if isinstance(item, ast.Import):
                 sources = [(alias.name, None, alias.asname) for alias in item.names]
             elif isinstance(item, ast.ImportFrom):
@@ -273,7 +275,7 @@ class _Walk:
                     self.add_package(source)
                     continue
                 value = importlib.import_module(source)
-                if attribute is not None:
+                if attribute is not None and alias is not None:
                     if not hasattr(value, attribute):
                         importlib.import_module(f"{source}.{attribute}")
                     value = getattr(value, attribute)
@@ -346,26 +348,27 @@ def _source(file: str) -> _Source:
     return _sources[file][1]
 
 
-def _function_node(code: types.CodeType) -> ast.AST | None:
+def _function_node(code: types.CodeType) -> Any:
     """Return the syntax tree of a function; of lambdas in one line, the smallest whose body holds all columns of the code."""
     nodes = _source(code.co_filename).by_line.get((code.co_firstlineno, code.co_name), [])
     if len(nodes) > 1:
-        spans = [span for span in list(code.co_positions())[1:] if None not in span and span[3] > span[2]]
+        positions: list[Any] = list(code.co_positions())[1:]
+        spans = [span for span in positions if None not in span and span[3] > span[2]]
         places = [place for line, end, column, end_column in spans for place in ((line, column), (end, end_column))]
         nodes = [node for node in nodes if places and _start(_body(node)) <= min(places) and max(places) <= _end(_body(node))]
         nodes.sort(key=_start, reverse=True)
     return nodes[0] if nodes else None
 
 
-def _body(node: ast.AST) -> ast.AST:
+def _body(node: Any) -> Any:
     return node.body if isinstance(node, ast.Lambda) else node
 
 
-def _start(node: ast.AST) -> tuple[int, int]:
+def _start(node: Any) -> tuple[int, int]:
     return node.lineno, node.col_offset
 
 
-def _end(node: ast.AST) -> tuple[int, int]:
+def _end(node: Any) -> tuple[int, int]:
     return node.end_lineno, node.end_col_offset
 
 
@@ -377,7 +380,7 @@ def _dump(node: Any) -> str:
         return repr(node)
     fields = []
     for name in node._fields:
-        value = getattr(node, name, None)
+        value: Any = getattr(node, name, None)
         if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             value = value[1:]
         if value in (None, []) and not isinstance(node, ast.Constant):

@@ -5,11 +5,12 @@ stage and of what that code calls (`jaxbp.lab.fingerprint`), the case, the setti
 the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 """
 
+import collections
 import hashlib
 import itertools
 import json
 import queue
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +78,7 @@ def gather(archive: Archive, jobs: Sequence[Job]) -> xr.Dataset:
 
 def _at(point: Mapping[str, Any], dataset: xr.Dataset) -> xr.Dataset:
     shared = {axis: value for axis, value in point.items() if axis in dataset.dims and axis in dataset.coords}
-    return dataset.sel(shared, drop=True)
+    return dataset.sel({axis: list(value) if isinstance(value, tuple) else value for axis, value in shared.items()}, drop=True)
 
 
 def plan(study: Study, settings: Any) -> list[Job]:
@@ -103,10 +104,15 @@ def plan(study: Study, settings: Any) -> list[Job]:
 
 
 def _in_groups(jobs: Sequence[Job]) -> list[Job]:
-    """Stages of one group that follow each other become neighbours, the jobs with the most weight first."""
+    """Stages of one group that follow each other become neighbours, the jobs with the most weight first.
+
+    Jobs of a stage and case mostly share a program, so cases take turns: workers beside each other then compile different programs.
+    """
     ordered: list[Job] = []
     for _, members in itertools.groupby(jobs, key=lambda job: job.stage.group or job.stage.name):
-        ordered += sorted(members, key=lambda job: -job.weight)
+        heaviest_first = sorted(members, key=lambda job: -job.weight)
+        turns: dict[Any, Iterator[int]] = collections.defaultdict(itertools.count)
+        ordered += sorted(heaviest_first, key=lambda job: next(turns[job.stage.name, job.case.name]))
     return ordered
 
 
@@ -123,7 +129,11 @@ def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: 
 
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return all(a[axis] == b[axis] for axis in a.keys() & b.keys())
+    return all(not _coordinates(a[axis]).isdisjoint(_coordinates(b[axis])) for axis in a.keys() & b.keys())
+
+
+def _coordinates(value: Any) -> set[Any]:
+    return set(value) if isinstance(value, tuple) else {value}
 
 
 def _text(value: Any) -> str:

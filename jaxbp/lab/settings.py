@@ -95,7 +95,7 @@ class View:
         field = type(self._settings).__dataclass_fields__.get(name)
         if field is None:  # a property or method reads fields of the view
             member = getattr(type(self._settings), name)
-            return member.fget(self) if isinstance(member, property) else member.__get__(self)
+            return member.__get__(self)
         if self._reads is not None and field.compare and name not in self._reads:
             raise AttributeError(f"this stage does not declare that it reads {name!r}: add the field to the stage's `reads`")
         return getattr(self._settings, name)

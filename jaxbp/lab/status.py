@@ -9,10 +9,18 @@ Exit code 2 with one line where there is no run.
 import dataclasses
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from jaxbp.runtime import progress
+from jaxbp.runtime.progress import format_seconds
 
 _REFRESH = 2.0  # seconds
 _MAX_NAMES = 10  # of each kind; all are in status.json
@@ -31,8 +39,6 @@ class Arguments:
 def main() -> None:
     """Parse the arguments and print."""
     arguments = tyro.cli(Arguments, prog="python -m jaxbp.lab.status")
-    from jaxbp.runtime import progress
-
     try:
         inside = runs_in(arguments.folder)
         if inside and arguments.follow:
@@ -51,8 +57,6 @@ def main() -> None:
 
 def runs_in(folder: Path) -> list[Path]:
     """The runs in the folder of a whole lab, in the order of their start; none in that of a single run."""
-    from jaxbp.runtime import progress
-
     if any(folder.glob("status*.json")):
         return []
     return sorted({path.parent for path in folder.glob("*/status*.json")}, key=lambda run: progress.read(run).started)
@@ -64,11 +68,6 @@ def show(folder: Path, *, follow: bool) -> None:
     Raises:
       StatusError: there is no status in the folder, or it is damaged.
     """
-    from rich.console import Console
-    from rich.live import Live
-
-    from jaxbp.runtime import progress
-
     console = Console(soft_wrap=True)
     status = progress.read(folder)
     if not follow:
@@ -99,9 +98,6 @@ def headline(status: Any) -> str:
 
 def summary(status: Any) -> Any:
     """Everything worth knowing about a `progress.Status`, as a rich renderable."""
-    from rich.console import Group
-    from rich.text import Text
-
     parts: list[Any] = [Text(headline(status), style="bold"), Text("\n".join(_times(status)))]
     if status.error:
         parts.append(Text(f"ended with {status.error}"))
@@ -119,10 +115,6 @@ def summary(status: Any) -> Any:
 
 
 def _times(status: Any) -> list[str]:
-    from datetime import UTC, datetime
-
-    from jaxbp.runtime.progress import format_seconds
-
     age = max((datetime.now(UTC) - status.updated).total_seconds(), 0.0)
     at = status.updated.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     lines = [f"started {status.started.astimezone():%Y-%m-%d %H:%M:%S}, last update {at}, {format_seconds(age)} ago"]
@@ -136,8 +128,6 @@ def _times(status: Any) -> list[str]:
 
 
 def _names(title: str, notes: dict[str, str]) -> list[Any]:
-    from rich.text import Text
-
     lines = [f"  {name}: {note}" if note else f"  {name}" for name, note in list(notes.items())[:_MAX_NAMES]]
     if more := len(notes) - len(lines):
         lines.append(f"  and {more} more, see status.json")
@@ -145,9 +135,6 @@ def _names(title: str, notes: dict[str, str]) -> list[Any]:
 
 
 def _table(settings: dict[str, dict[str, int]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
     columns = ("total", "done", "running", "left", "diverged", "failed")
     table = Table("setting")
     for column in columns:

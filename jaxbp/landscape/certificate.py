@@ -127,7 +127,7 @@ def certify(
         activations, radius, unknown = _activations(apply_fn, params, inputs, chunk_size)
         radii = _probe_radii(radius, operator)
         step_size, direction = 0.5 / max(_scale(extremes), 1e-12), extremes.smallest.vector
-        counts = {"num_directions": num_directions, "num_steps": num_steps, "chunk_size": chunk_size}
+        counts: dict[str, Any] = {"num_directions": num_directions, "num_steps": num_steps, "chunk_size": chunk_size}
         probes = probe(loss_fn, params, data, probe_key, radii=radii, step_size=step_size, direction=direction, **counts)
     gap = value - lower_bound
     point = Certificate("refuted", (), value, gradient_norm, extremes, activations, radius, gap, probes)

@@ -68,8 +68,8 @@ def from_linen(module: nn.Module, *, mode_argument: str | None = None, training_
 
 
 def _linen_network(module: nn.Module, modes: tuple[tuple[str, bool], ...]) -> Network:
-    in_training = dict(modes)
-    in_evaluation = {name: not value for name, value in modes}
+    in_training: dict[str, Any] = dict(modes)
+    in_evaluation: dict[str, Any] = {name: not value for name, value in modes}
 
     def call(params: Any, inputs: jax.Array, state: State, *, train: bool, mutable: Any = False) -> Any:
         with nn.intercept_methods(functools.partial(_steer_batch_norm, train)):
@@ -160,7 +160,7 @@ def from_nnx(build: Callable[..., nnx.Module]) -> Network:
         return module
 
     def init(key: jax.Array, inputs: jax.Array) -> tuple[Any, State]:
-        _, params, state = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        _, params, state = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)  # type: ignore[misc]  # as many states as filters
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params: Any, inputs: jax.Array, state: State = NO_STATE) -> jax.Array:

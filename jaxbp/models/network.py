@@ -121,7 +121,7 @@ def with_normalised_inputs(net: Network, mean: float | tuple[float, ...], std: f
       net: a network of normalised inputs.
       mean, std: a number, or one for each entry of the last axis of the inputs, for instance each channel.
     """
-    shift, scale = np.float32(mean), np.float32(std)
+    shift, scale = np.asarray(mean, np.float32)[()], np.asarray(std, np.float32)[()]
 
     def normalised(fn: Callable) -> Callable:
         return lambda params, inputs, state=NO_STATE: fn(params, (inputs - shift) / scale, state)

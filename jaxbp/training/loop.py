@@ -123,7 +123,7 @@ def step_fn(
     ``batch_key`` is None where ``settings.draws_keys`` is False.
     """
 
-    def prepared(state: TrainState, batch: Arrays, batch_key: jax.Array | None) -> jax.Array:
+    def prepared(state: TrainState, batch: Arrays, batch_key: Any) -> jax.Array:
         inputs, labels = batch
         if settings.augment_fn:
             inputs = settings.augment_fn(batch_key, inputs)
@@ -171,7 +171,7 @@ def epoch_fn(
     return epoch
 
 
-def project(settings: Settings, state: TrainState, projects: jax.Array) -> TrainState:
+def project(settings: Settings, state: TrainState, projects: jax.Array | bool) -> TrainState:
     """The state at the end of an epoch, its parameters projected where ``projects``, a flag that may be traced."""
     if settings.project_fn is None:
         return state
