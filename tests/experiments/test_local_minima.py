@@ -17,7 +17,7 @@ import xarray as xr
 from experiments.local_minima import measure, study
 from experiments.local_minima.settings import DEFAULT, EMBEDDED, PRESETS, Arguments, Case, Settings
 from jaxbp import claims, lab
-from tests.helpers import run_processes
+from tests.helpers import run_processes, studies
 
 COMMAND = [sys.executable, "-m", "experiments.local_minima"]
 SMOKE = ["--preset", "smoke"]
@@ -170,11 +170,9 @@ def test_best_constant_loss_by_hand():
 def made_up(case, embedded, ends):
     """Results of three seeds: the fields of the embedding, and the loss at the end of each arm."""
     seeds, curves = {"seed": range(3)}, [[[3.0, loss] for loss in losses] for losses in ends.values()]
-    return SimpleNamespace(
-        case=case,
-        name=case.name,
-        settings=Settings("x", 3, (case,)),
-        stages=("embed", "train"),
+    return studies.made_up(
+        case,
+        Settings("x", 3, (case,)),
         embed=xr.Dataset({name: ("seed", values) for name, values in embedded.items()}, seeds),
         train=xr.Dataset({"train_loss": (("arm", "seed", "epoch"), curves)}, {"arm": list(ends), **seeds, "epoch": [0, 1]}),
     )
@@ -207,7 +205,8 @@ def test_measures_by_hand(by_hand):
 def test_momentum_is_compared_at_the_same_step_size_and_at_the_same_effective_one():
     arms = (DEFAULT, "bias U(-10, 10)", "bias U(-10, 10), no momentum", "bias U(-10, 10), no momentum, large steps")
     case = Case("digits", "mlp", 4, 1, "cross_entropy", 100, arms=arms)
-    m = made_up(case, {"constant_loss": [2.0] * 3}, dict(zip(arms, ([0.0] * 3, [0.5, 1.0, np.inf], [1.5, 1.5, 2.5], [1.0] * 3), strict=True)))
+    ends = ([0.0] * 3, [0.5, 1.0, np.inf], [1.5, 1.5, 2.5], [1.0] * 3)
+    m = made_up(case, {"constant_loss": [2.0] * 3}, dict(zip(arms, ends, strict=True)))
     gains = values_of("S1.e", m)
     assert list(gains) == [f"{case.name}: same step size", f"{case.name}: same effective step size"]
     np.testing.assert_allclose(list(gains.values()), [[0.5, 0.25, 0.0], [0.25, 0.0, -0.5]])  # above 2 is no progress
@@ -219,13 +218,11 @@ def test_a_gap_that_default_training_does_not_close_decides_nothing(by_hand):
 
 
 def test_a_diverged_reference_decides_nothing(by_hand):
-    measures = {each.claim.id: each for each in study.STUDY.measures}
-    outcome = {
-        name: claims.judge(measures[name].claim, values_of(name, by_hand), interval_fn=measures[name].interval_fn)
-        for name in ("S1.b", "S1.c", "S1.d")
-    }
-    assert {verdict.verdict for verdict in outcome.values()} == {"undecided"}
-    assert "not finite" in outcome["S1.b"].note
+    (ratio,) = [each.claim for each in study.STUDY.measures if each.claim.id == "S1.b"]
+    assert "not finite" in claims.judge(ratio, values_of("S1.b", by_hand)).note
+    measures = tuple(each for each in study.STUDY.measures if each.claim.id in ("S1.b", "S1.c", "S1.d"))
+    part = dataclasses.replace(study.STUDY, measures=measures)
+    assert set(studies.verdicts(part, [by_hand], by_hand.settings).values()) == {"undecided"}
 
 
 def test_arms_say_from_where_and_how_they_train():
