@@ -73,9 +73,16 @@ for seed, (inputs, labels) in zip(SEEDS, splits, strict=True):
         fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss="cross_entropy")
     minimum = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(seed))
     certificate = landscape.certify(
-        net.apply, minimum, inputs, labels, loss="cross_entropy", key=jax.random.key(seed), lower_bound=fit.lower_bound,
-        num_directions=1, num_steps=5,
-    )  # fmt: skip
+        net.apply,
+        minimum,
+        inputs,
+        labels,
+        loss="cross_entropy",
+        key=jax.random.key(seed),
+        lower_bound=fit.lower_bound,
+        num_directions=1,
+        num_steps=5,
+    )
     minima.append(jax.tree.map(np.float32, minimum))
     certificates.append(certificate)
     ends = certificate.extremes

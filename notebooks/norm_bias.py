@@ -78,9 +78,11 @@ def train(one, inputs, labels, *test_data):
     start = params, _ = net.init(init_key, inputs[:1])
     mu = one["mu"] * jnp.sqrt(norms.squared_norm(params))
     sgd = training.sgd(
-        0.1, momentum=0.9, decay_steps=training.num_steps(NUM_TRAIN, NUM_EPOCHS, BATCH_SIZE),
+        0.1,
+        momentum=0.9,
+        decay_steps=training.num_steps(NUM_TRAIN, NUM_EPOCHS, BATCH_SIZE),
         regulariser=norms.norm_bias(one["coefficient"], mu),
-    )  # fmt: skip
+    )
     result = training.train(
         net,
         optax.chain(sgd, norms.track_angular_updates()),

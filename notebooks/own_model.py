@@ -161,9 +161,17 @@ for name in NETWORKS:
     points[f"{name}, trained"] = fn, params
 for name, (fn, params) in points.items():
     found = landscape.certify(
-        fn, params, inputs, labels, loss="squared_error", key=jax.random.key(0), lower_bound=fit.lower_bound,
-        max_products=40, num_directions=1, num_steps=5,
-    )  # fmt: skip
+        fn,
+        params,
+        inputs,
+        labels,
+        loss="squared_error",
+        key=jax.random.key(0),
+        lower_bound=fit.lower_bound,
+        max_products=40,
+        num_directions=1,
+        num_steps=5,
+    )
     curvature = f"{found.extremes.smallest.value:.2g} to {found.extremes.largest.value:.3g}"
     print(f"{name}: {found.status}, loss {found.loss:.4f}, eigenvalues {curvature}", *found.reasons, sep="\n    ")
 

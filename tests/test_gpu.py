@@ -228,8 +228,15 @@ def test_a_certificate_has_the_precision_of_float64():
     net = models.create("mlp", num_classes=3, width=6, depth=2)
     params = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(1))
     found = landscape.certify(
-        net.apply, params, inputs, labels, loss="cross_entropy", key=jax.random.key(2), lower_bound=fit.lower_bound,
-        num_directions=2, num_steps=5,
-    )  # fmt: skip
+        net.apply,
+        params,
+        inputs,
+        labels,
+        loss="cross_entropy",
+        key=jax.random.key(2),
+        lower_bound=fit.lower_bound,
+        num_directions=2,
+        num_steps=5,
+    )
     assert found.status == "proven"
     assert found.loss - fit.lower_bound < 1e-9

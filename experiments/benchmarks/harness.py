@@ -81,9 +81,16 @@ def row(case: str, measure: str, unit: str, ours: float, peer: float, peer_name:
     """One line of the table; smaller is better for ``ours`` and ``peer``."""
     ratio = peer / ours if ours else float("inf")
     return {
-        "case": case, "measure": measure, "unit": unit, "ours": ours, "peer": peer, "peer_name": peer_name,
-        "ratio": ratio, "runs": runs, **more,
-    }  # fmt: skip
+        "case": case,
+        "measure": measure,
+        "unit": unit,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "ratio": ratio,
+        "runs": runs,
+        **more,
+    }
 
 
 def finish(rows: Sequence[dict[str, Any]], out: Path | None) -> None:

@@ -77,11 +77,16 @@ def one_case(name: str, devices: tuple[int, ...], *, num_turns: int) -> list[dic
         each[number, processes] = statistics.median(found) * busy / (number * _CASES[name][-1])
     return [
         harness.row(
-            name, f"{number} devices, {processes} processes: core time of a run", "s", each[number, processes], each[base],
-            f"{base[0]} devices, 1 process", runs=num_turns,
+            name,
+            f"{number} devices, {processes} processes: core time of a run",
+            "s",
+            each[number, processes],
+            each[base],
+            f"{base[0]} devices, 1 process",
+            runs=num_turns,
         )
         for number, processes in layouts
-    ]  # fmt: skip
+    ]
 
 
 def measure(name: str, devices: int, processes: int) -> float:

@@ -134,12 +134,19 @@ def _timed_rows(ours: dict[str, Callable], peers: dict[str, Callable], runs: int
     print({name: round(seconds, 3) for name, seconds in median.items()}, "s", flush=True)
     return [
         harness.row(
-            case, "time", "s", median[case], median[peer], peer, runs=runs,
-            first_ours=first[case], first_peer=first[peer],
+            case,
+            "time",
+            "s",
+            median[case],
+            median[peer],
+            peer,
+            runs=runs,
+            first_ours=first[case],
+            first_peer=first[peer],
         )
         for case in ours
         for peer in peers
-    ]  # fmt: skip
+    ]
 
 
 def _network(width: int, dtype: str) -> tuple[Callable, Any, Any]:

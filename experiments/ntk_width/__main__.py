@@ -1,6 +1,7 @@
-"""Run Study 3 from the command line."""
+"""Run the study from the command line."""
 
-from experiments.ntk_width import STUDY
+from experiments.ntk_width import DOOR, Arguments
+from jaxbp.lab import main
 
 if __name__ == "__main__":
-    STUDY.main()
+    main(Arguments, DOOR)

@@ -1,6 +1,7 @@
-"""Run Study 4 from the command line."""
+"""Run the study from the command line."""
 
-from experiments.rank_robustness import STUDY
+from experiments.rank_robustness import DOOR, Arguments
+from jaxbp.lab import main
 
 if __name__ == "__main__":
-    STUDY.main()
+    main(Arguments, DOOR)

@@ -1,189 +1,113 @@
-"""The measurements of Study 4, as named pieces of work.
+"""The stage of the study: the three arms of one seed under one kind of training.
 
-A piece is one seed of a network under one kind of training: the base network is trained, fine-tuned three times, and each outcome
-is measured: ranks of its layers, accuracy, and what attacks leave of it. Ranks are those of the circular operators with true
-strides and map sizes, in which RankMin and RankMax project.
+The base network is trained and fine-tuned three times, and each outcome is measured: ranks of layers, accuracy, and the accuracy that
+attacks leave. Ranks are those of the circular operators with true strides and map sizes, in which RankMin and RankMax project.
 """
 
 import functools
-import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
-from experiments.rank_robustness.settings import ADVERSARIAL, ALONE, ARMS, RANK_MAX, RANK_MIN, TRAININGS, Case, Settings
-from jaxbp import attacks, data, metrics, models, spectra, training
+from experiments.rank_robustness.settings import ADVERSARIAL, ARMS, CONTROL, RANK_MAX, RANK_MIN, UNTRAINED, Case, Settings
+from jaxbp import attacks, data, lab, metrics, models, spectra, training
 from jaxbp.data import augment
-from jaxbp.lab import Piece, SettingsError
-from jaxbp.runtime.store import Store
 
 _CURVE_STEPS = 20  # of PGD, as in the paper
 
 
-def piece_name(case: Case, kind: str, seed: int) -> str:
-    """Name of a piece of work."""
-    return f"{case.name}; {kind}; seed {seed}"
+@functools.lru_cache(maxsize=4)
+def load(name: str, data_dir: Path | None) -> data.Dataset:
+    """The data, raw: attacks are in the units of pixels, from 0 to 1."""
+    return data.load(name, seed=0, validation=0, data_dir=data_dir)
 
 
-def pieces(settings: Settings, store: Store, data_dir: Path | None) -> list[Piece]:
-    """All the work of the study, each piece on one device."""
-    lab = Lab(settings, data_dir)
-    todo = []
-    # Seeds come first, so that workers beside each other compile the programs of different networks.
-    for seed, kind, case in itertools.product(settings.seeds, TRAININGS, settings.cases):
-        compute = functools.partial(lab.run, case, kind, seed)
-        weight = 1.0 + settings.training_steps * (kind == ADVERSARIAL)
-        todo.append(Piece(piece_name(case, kind, seed), compute, weight=weight, group="runs"))
-    return sorted(todo, key=lambda piece: -piece.weight)
-
-
-class _Programs(NamedTuple):
-    """The compiled functions of a network, shared by all seeds."""
-
-    start: Callable  # key, inputs -> params, state
-    train: Callable  # params, state, inputs, labels, key -> TrainResult
-    tune: Callable  # place of the arm, then likewise; ranks (epochs, layers) are measured
-    spectra: Callable  # params, inputs, state -> spectra by layer
-    logits: Callable  # params, inputs, state -> logits
-
-
-class Lab:
-    """The data, and the pieces of work on them."""
-
-    def __init__(self, settings: Settings, data_dir: Path | None):
-        self.settings, self.data_dir = settings, data_dir
-
-    @functools.cache  # noqa: B019 - lives as long as the program
-    def dataset(self, name: str) -> data.Dataset:
-        """The data, raw: attacks are in the units of pixels, from 0 to 1."""
-        return data.load(name, seed=0, validation=0, data_dir=self.data_dir)
-
-    @functools.cache  # noqa: B019 - as above
-    def programs(self, case: Case, kind: str) -> _Programs:
-        """The programs of a network and a kind of training."""
-        dataset = self.dataset(case.dataset)
-        pixels = dataset.train.inputs
-        if pixels.min() < 0 or pixels.max() > 1:
-            raise SettingsError(
-                f"inputs must lie from 0 to 1 to be attacked, got {pixels.min():.3g} to {pixels.max():.3g} in {case.dataset}: "
-                "choose another data set"
-            )
-        if dataset.num_classes <= max(3, self.settings.num_targets):
-            raise SettingsError(
-                f"targeted attacks need more than {max(3, self.settings.num_targets)} classes, {case.dataset} has "
-                f"{dataset.num_classes}: choose another data set"
-            )
-        moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
-        return _programs(case, kind, self.settings, moments, dataset.num_classes)
-
-    def run(self, case: Case, kind: str, seed: int) -> Mapping[str, np.ndarray]:
-        """Everything about one seed: arrays over arms, and over layers, epochs or radii."""
-        programs = self.programs(case, kind)
-        inputs, labels = self._rows(case, "train", self.settings.num_train, seed)
-        start_key, order_key, tune_key, attack_key = jax.random.split(self._key(case, seed), 4)
-        fresh = programs.start(start_key, inputs)
-        base = programs.train(*fresh, inputs, labels, order_key)
-        start = base.params, base.state, inputs, labels, tune_key
-        tuned = {arm: programs.tune(place, *start) for place, arm in enumerate(ARMS)}
-        ends = {arm: (result.params, result.state) for arm, result in tuned.items()}
-        found = {
-            "loss": np.array([float(tuned[arm].history["train_loss"][-1]) for arm in ARMS]),
-            "ranks along": np.stack([np.asarray(tuned[arm].measured) for arm in ARMS]),
-            "untrained rank": _ranks(programs.spectra(fresh[0], inputs, fresh[1])),
-        }
-        by_layer = {arm: programs.spectra(params, inputs, state) for arm, (params, state) in ends.items()}
-        found["rank"] = np.stack([_ranks(by_layer[arm]) for arm in ARMS])
-        found["layers"] = np.array(list(by_layer[ALONE]))
-        for arm in ARMS:
-            found |= {f"values; {arm}; {name}": np.asarray(s.values) for name, s in by_layer[arm].items()}
-        networks = {arm: jax.tree_util.Partial(programs.logits, params, state=state) for arm, (params, state) in ends.items()}
-        trained = [self._accuracy(networks[arm], inputs, labels) for arm in ARMS]
-        test = self._rows(case, "test", self.settings.num_test, seed)
-        return found | {"train accuracy": np.array(trained)} | self._attacked(networks, *test, attack_key)
-
-    def _attacked(self, networks: Mapping[str, Any], inputs: np.ndarray, labels: np.ndarray, key: jax.Array) -> dict[str, np.ndarray]:
-        """Test accuracies in per cent: clean (arms,), under PGD (arms, radii) and the strongest attack (arms, 2)."""
-        settings = self.settings
-        evaluate = functools.partial(attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch)
-        clean, curve, strongest, masked = [], [], [], []
-        for arm in ARMS:
-            of_radius = []
-            for radius in settings.curve:
-                pgd = attacks.pgd(attacks.Threat("linf", radius), num_steps=_CURVE_STEPS)
-                of_radius.append(evaluate(networks[arm], attacks={"pgd": pgd}, check_masking=False))
-            worst = [
-                evaluate(
-                    networks[arm],
-                    attacks=attacks.autoattack_suite(
-                        attacks.Threat("linf", radius), num_steps=settings.attack_steps,
-                        num_targets=settings.num_targets, num_queries=settings.num_queries,
-                    ),
-                )
-                for radius in (settings.small_radius, settings.radius)
-            ]  # fmt: skip
-            clean.append(100 * worst[0].clean.estimate)
-            curve.append([100 * e.worst_case.estimate for e in of_radius])
-            strongest.append([100 * e.worst_case.estimate for e in worst])
-            masked.append([float(e.masking_suspected) for e in worst])
-        found = {"clean": clean, "curve": curve, "strongest": strongest, "masked": masked}
-        return {name: np.array(values) for name, values in found.items()}
-
-    def _accuracy(self, network: Any, inputs: np.ndarray, labels: np.ndarray) -> float:
-        return 100 * float(metrics.accuracy(_evaluate(network, inputs), labels).mean())
-
-    def _rows(self, case: Case, part: str, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The seed's examples of a part, classes in proportion."""
-        split = getattr(self.dataset(case.dataset), part)
-        if count is None:
-            return split.inputs, split.labels
-        rows = data.stratified_indices(split.labels, count, seed=seed)
-        return split.inputs[rows], split.labels[rows]
-
-    def _key(self, case: Case, seed: int) -> jax.Array:
-        """The same for both kinds of training and for all arms, so that they are paired."""
-        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(case.name.encode()))
-
-
-@jax.jit
-def _evaluate(network: Any, inputs: jax.Array) -> jax.Array:
-    return network(inputs)
-
-
-def _ranks(by_layer: Mapping[str, spectra.Spectrum]) -> np.ndarray:
-    return np.array([float(spectra.nuclear_rank(spectrum)) for spectrum in by_layer.values()])
+def examples(case: Case, settings: Settings, part: str, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The seed's examples of a part, classes in proportion."""
+    split = getattr(load(case.dataset, settings.data_dir), part)
+    if count is None:
+        return split.inputs, split.labels
+    rows = data.stratified_indices(split.labels, count, seed=seed)
+    return split.inputs[rows], split.labels[rows]
 
 
 @functools.cache
-def _spectra_fn(net: models.Network) -> Callable:
-    """``(params, inputs, state) -> spectra of the treated layers``, compiled."""
+def network(case: Case, settings: Settings) -> models.Network:
+    """The network of a case, of raw pixels.
 
-    @jax.jit
-    def by_layer(params: Any, inputs: jax.Array, state: Any) -> dict[str, spectra.Spectrum]:
-        network = functools.partial(net.apply, state=state)
-        return spectra.of_network(network, params, inputs[:1], pattern=spectra.inner_convolutions, padding="circular")
+    Raises:
+      lab.SettingsError: its data set cannot be attacked.
+    """
+    dataset = load(case.dataset, settings.data_dir)
+    pixels, most_targets = dataset.train.inputs, max(3, settings.num_targets)
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise lab.SettingsError(
+            f"inputs must lie from 0 to 1 to be attacked, got {pixels.min():.3g} to {pixels.max():.3g} in {case.dataset}: "
+            "choose another data set"
+        )
+    if dataset.num_classes <= most_targets:
+        raise lab.SettingsError(
+            f"targeted attacks need more than {most_targets} classes, {case.dataset} has {dataset.num_classes}: choose another data set"
+        )
+    net = models.create(case.model, num_classes=dataset.num_classes, width=case.width, **dict(case.options))
+    moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
+    return models.with_normalised_inputs(net, *moments)
 
-    return by_layer
+
+@functools.partial(jax.jit, static_argnums=0)
+def initialise(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
+    """Fresh parameters and state."""
+    return net.init(key, inputs[:1])
 
 
-def _projection(settings: Settings, network: Callable, params: Any, inputs: jax.Array, arm: Any) -> Callable:
-    """``params -> params`` of an arm, given by its place in `ARMS`, which may be traced: one program serves all."""
-    options = {"num_projections": settings.num_projections}
-    lower = spectra.rank_min(network, params, inputs[:1], threshold=settings.threshold, **options)
-    cap = spectra.rank_max(network, params, inputs[:1], ceiling=settings.ceiling, **options)
-    branch = {ALONE: lambda p: p, RANK_MIN: lambda p: lower(p)[0], RANK_MAX: lambda p: cap(p)[0]}
-    return lambda p: jax.lax.switch(arm, [branch[name] for name in ARMS], p)
+@functools.partial(jax.jit, static_argnums=0)
+def layer_spectra(net: models.Network, params: Any, inputs: jax.Array, state: Any) -> dict[str, spectra.Spectrum]:
+    """Spectra of the convolutions that RankMin and RankMax treat."""
+    apply_fn = functools.partial(net.apply, state=state)
+    return spectra.of_network(apply_fn, params, inputs[:1], pattern=spectra.inner_convolutions, padding="circular")
 
 
-@functools.cache
-def _programs(case: Case, kind: str, settings: Settings, moments: tuple, num_classes: int) -> _Programs:
-    net = models.create(case.model, num_classes=num_classes, width=case.width, **dict(case.options))
-    net = models.with_normalised_inputs(net, *moments)
-    by_layer = _spectra_fn(net)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def train_base(
+    net: models.Network, settings: Settings, adversarial: bool, start: tuple, split: tuple, key: jax.Array
+) -> training.TrainResult:
+    """The base network."""
+    epochs = settings.num_epochs
+    return _train(net, settings, adversarial, settings.learning_rate, start, split, key, num_epochs=epochs, measure_epochs=(epochs,))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def fine_tune(
+    net: models.Network, settings: Settings, adversarial: bool, arm: jax.Array, start: tuple, split: tuple, key: jax.Array
+) -> training.TrainResult:
+    """An arm, given by its place in `ARMS`: one program serves all. Effective ranks, (epochs, layers), are measured."""
+    (params, state), inputs = start, split[0]
+    apply_fn, options = functools.partial(net.apply, state=state), {"num_projections": settings.num_projections}
+    lower = spectra.rank_min(apply_fn, params, inputs[:1], threshold=settings.threshold, **options)
+    cap = spectra.rank_max(apply_fn, params, inputs[:1], ceiling=settings.ceiling, **options)
+    projections = {CONTROL: lambda p: p, RANK_MIN: lambda p: lower(p)[0], RANK_MAX: lambda p: cap(p)[0]}
+
+    def measure_ranks(now: training.TrainState) -> jax.Array:
+        by_layer = layer_spectra(net, now.params, inputs, now.model_state)
+        return jnp.stack([spectra.nuclear_rank(spectrum) for spectrum in by_layer.values()])
+
+    return _train(
+        net, settings, adversarial, settings.fine_tuning_rate, start, split, key, measure_ranks,
+        num_epochs=settings.num_fine_tuning, measure_epochs=settings.measure_epochs, project_epochs=settings.project_epochs,
+        project_fn=lambda p: jax.lax.switch(arm, [projections[name] for name in ARMS], p),
+    )  # fmt: skip
+
+
+def _train(
+    net: models.Network, settings: Settings, adversarial: bool, rate: float, start: tuple, split: tuple, key: jax.Array,
+    measure_fn: Callable | None = None, **options: Any,
+) -> training.TrainResult:  # fmt: skip
     perturbation = attacks.pgd_training(attacks.Threat("linf", settings.radius), num_steps=settings.training_steps)
 
     def perturb(key: jax.Array, state: training.TrainState, inputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -191,52 +115,74 @@ def _programs(case: Case, kind: str, settings: Settings, moments: tuple, num_cla
         logits_fn = models.with_batch_statistics(net)
         return perturbation(key, lambda x: logits_fn(state.params, x, state.model_state), inputs, labels)
 
-    def ranks(inputs: jax.Array, state: training.TrainState) -> jax.Array:
-        found = by_layer(state.params, inputs, state.model_state)
-        return jnp.stack([spectra.nuclear_rank(spectrum) for spectrum in found.values()])
-
-    def train(
-        num_epochs: int,
-        rate: float,
-        start: tuple,
-        split: tuple,
-        key: jax.Array,
-        measure_fn: Callable | None = None,
-        **options: Any,
-    ) -> training.TrainResult:
-        steps = training.num_steps(len(split[1]), num_epochs, settings.batch_size)
-        plan = training.Settings(
-            num_epochs=num_epochs,
-            batch_size=settings.batch_size,
-            augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip) if settings.crop else None,
-            perturb_fn=perturb if kind == ADVERSARIAL else None,
-            **options,
-        )
-        optimizer = training.sgd(rate, momentum=settings.momentum, weight_decay=settings.weight_decay, decay_steps=steps)
-        return training.train(net, optimizer, split, key, plan, start=start, measure_fn=measure_fn)
-
-    def base(params: Any, state: Any, inputs: Any, labels: Any, key: jax.Array) -> training.TrainResult:
-        rate, epochs = settings.learning_rate, (settings.num_epochs,)
-        return train(settings.num_epochs, rate, (params, state), (inputs, labels), key, measure_epochs=epochs)
-
-    def tune(arm: jax.Array, params: Any, state: Any, inputs: Any, labels: Any, key: jax.Array) -> training.TrainResult:
-        network = functools.partial(net.apply, state=state)
-        return train(
-            settings.num_fine_tuning,
-            settings.fine_tuning_rate,
-            (params, state),
-            (inputs, labels),
-            key,
-            measure_epochs=settings.measure_epochs,
-            measure_fn=functools.partial(ranks, inputs),
-            project_epochs=settings.project_epochs,
-            project_fn=_projection(settings, network, params, inputs, arm),
-        )
-
-    return _Programs(
-        start=jax.jit(lambda key, inputs: net.init(key, inputs[:1])),
-        train=jax.jit(base),
-        tune=jax.jit(tune),
-        spectra=by_layer,
-        logits=net.apply,
+    steps = training.num_steps(len(split[1]), options["num_epochs"], settings.batch_size)
+    optimizer = training.sgd(rate, momentum=settings.momentum, weight_decay=settings.weight_decay, decay_steps=steps)
+    plan = training.Settings(
+        batch_size=settings.batch_size,
+        augment_fn=augment.crop_and_flip(settings.crop, flip=settings.flip) if settings.crop else None,
+        perturb_fn=perturb if adversarial else None,
+        **options,
     )
+    return training.train(net, optimizer, split, key, plan, start=start, measure_fn=measure_fn)
+
+
+def compare(case: Case, settings: Settings, *, training: str, seed: int) -> xr.Dataset:
+    """The three arms of one seed under one kind of training; accuracies in per cent, singular values largest first, NaN after the last."""
+    net, adversarial = network(case, settings), training == ADVERSARIAL
+    # The key is the same for both kinds of training and for all arms, so that they are paired.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(case.name.encode()))
+    start_key, order_key, tune_key, attack_key = jax.random.split(key, 4)
+    inputs, labels = split = examples(case, settings, "train", settings.num_train, seed)
+    fresh = initialise(net, start_key, inputs)
+    base = train_base(net, settings, adversarial, fresh, split, order_key)
+    start = base.params, base.state
+    tuned = [fine_tune(net, settings, adversarial, place, start, split, tune_key) for place in range(len(ARMS))]
+    by_weights = [layer_spectra(net, params, inputs, state) for params, state in (fresh, *((end.params, end.state) for end in tuned))]
+    longest = max(len(spectrum.values) for spectrum in by_weights[0].values())
+    networks = [jax.tree_util.Partial(net.apply, end.params, state=end.state) for end in tuned]
+    attacked = under_attack(networks, settings, *examples(case, settings, "test", settings.num_test, seed), attack_key)
+    return xr.Dataset(
+        {
+            "train_loss": ("arm", [float(end.history["train_loss"][-1]) for end in tuned]),
+            "train_accuracy": ("arm", [100 * float(metrics.accuracy(_logits(fn, inputs), labels).mean()) for fn in networks]),
+            **attacked,
+            "effective_rank": (("weights", "layer"), [[float(spectra.nuclear_rank(s)) for s in of.values()] for of in by_weights]),
+            "effective_rank_along": (("arm", "epoch", "layer"), np.stack([np.asarray(end.measured) for end in tuned])),
+            "singular_values": (("arm", "layer", "index"), [[_padded(s.values, longest) for s in of.values()] for of in by_weights[1:]]),
+        },
+        {
+            "arm": list(ARMS),
+            "weights": [UNTRAINED, *ARMS],
+            "layer": list(by_weights[0]),
+            "epoch": list(settings.measure_epochs),
+            "radius": list(settings.curve),
+            "judged_radius": [settings.small_radius, settings.radius],
+        },
+    )
+
+
+def _padded(values: jax.Array, length: int) -> np.ndarray:
+    return np.pad(np.sort(np.asarray(values))[::-1], (0, length - len(values)), constant_values=np.nan)
+
+
+@jax.jit
+def _logits(network_fn: Any, inputs: jax.Array) -> jax.Array:
+    return network_fn(inputs)
+
+
+def under_attack(networks: list, settings: Settings, inputs: np.ndarray, labels: np.ndarray, key: jax.Array) -> Mapping[str, tuple]:
+    """Test accuracy in per cent without attack, under PGD at the radii of the curve and under the strongest attack at those judged."""
+    evaluate = functools.partial(attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch)
+    pgd, strongest = [], []
+    for network_fn in networks:
+        of_pgd = ({"pgd": attacks.pgd(attacks.Threat("linf", radius), num_steps=_CURVE_STEPS)} for radius in settings.curve)
+        pgd.append([evaluate(network_fn, attacks=attack, check_masking=False) for attack in of_pgd])
+        options = {"num_steps": settings.attack_steps, "num_targets": settings.num_targets, "num_queries": settings.num_queries}
+        suites = (attacks.autoattack_suite(attacks.Threat("linf", r), **options) for r in (settings.small_radius, settings.radius))
+        strongest.append([evaluate(network_fn, attacks=suite) for suite in suites])
+    return {
+        "test_accuracy": ("arm", [100 * of_arm[0].clean.estimate for of_arm in strongest]),
+        "pgd_accuracy": (("arm", "radius"), [[100 * e.worst_case.estimate for e in of_arm] for of_arm in pgd]),
+        "robust_accuracy": (("arm", "judged_radius"), [[100 * e.worst_case.estimate for e in of_arm] for of_arm in strongest]),
+        "masking_suspected": (("arm", "judged_radius"), [[float(e.masking_suspected) for e in of_arm] for of_arm in strongest]),
+    }

@@ -1,13 +1,13 @@
-"""What Study 4 runs: its networks, its presets, and the command line that chooses among them.
+"""Networks, presets and command line of the study of rank and robustness.
 
-A base network is trained, naturally or adversarially, and then fine-tuned three times from the same parameters, with the
-same data in the same order: left alone, by RankMin and by RankMax. The projections act at the end of some epochs of the
-fine-tuning and the last epochs are without. Three things in the quick preset were set on pilots (a seed or two, not used
-again): the radii, where base networks lose neither all nor none of their accuracy (on images of 14x14; on 7x7 naturally
-trained ones keep 1 to 2 % at the larger); the number of projections, as kernels cut back to their window once end with ranks
-2 % lower; and RankMin's threshold, as the paper's, 0.5, lowers them by 3 to 4 %, 0.75 by 15 %, all of naturally trained
-networks on 7x7. The ceiling is the paper's. The accuracy of no arm was looked at in them. The size of the images, the number
-of test images and that of radii are what the quick preset's share of the whole lab's twenty minutes allows.
+A base network is trained, naturally or adversarially, and then fine-tuned three times from the same parameters, with the same data in the
+same order: without a projection (the control), by RankMin and by RankMax. The projections act at the end of some epochs of the fine-tuning
+and the last epochs are without. Three things in the quick preset were set on pilots (a seed or two, not used again): the radii, where base
+networks lose neither all nor none of their accuracy (on images of 14x14; on 7x7 naturally trained ones keep 1 to 2 % at the larger); the
+number of projections, as kernels cut back to their window once end with ranks 2 % lower; and RankMin's threshold, as the paper's, 0.5,
+lowers them by 3 to 4 %, 0.75 by 15 %, all of naturally trained networks on 7x7. The ceiling is the paper's. The accuracy of no arm was
+looked at in them. The size of the images, the number of test images and that of radii are what the quick preset's share of the whole lab's
+twenty minutes allows.
 """
 
 import dataclasses
@@ -17,14 +17,19 @@ from jaxbp import lab
 
 NATURAL, ADVERSARIAL = "natural", "adversarial"
 TRAININGS = (NATURAL, ADVERSARIAL)
-ALONE, RANK_MIN, RANK_MAX = "left alone", "RankMin", "RankMax"
-ARMS = (ALONE, RANK_MIN, RANK_MAX)
+CONTROL, RANK_MIN, RANK_MAX = "left alone", "RankMin", "RankMax"
+PROJECTED = (RANK_MIN, RANK_MAX)
+ARMS = (CONTROL, *PROJECTED)
 UNTRAINED = "untrained"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network on a data set; ``options`` are those of `jaxbp.models.create`, as pairs."""
+    """A network on a data set.
+
+    Attributes:
+      options: of `jaxbp.models.create`, as pairs.
+    """
 
     network: str
     dataset: str
@@ -42,11 +47,17 @@ class Case:
 class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
-    ``num_train`` and ``num_test``: examples that a seed draws and that are attacked, None for all; ``radius``: of adversarial
-    training and the larger one of the claims, ``small_radius`` the other, in the l_inf norm of inputs in [0, 1]; ``curve``: radii of
-    the figure, under PGD-20; ``threshold`` and ``ceiling``: of RankMin and RankMax, singular values; ``num_projections``:
-    onto them and back to the window, 1 in the paper; ``attack_steps``, ``num_targets``,
-    ``num_queries``: of the strongest attack.
+    Attributes:
+      num_train, num_test: examples that a seed draws, to train on and to attack; None for all.
+      project_epochs: epochs of fine-tuning at whose end the projections act.
+      radius: of adversarial training, and the larger radius of the claims, in the l_inf norm of inputs in [0, 1].
+      small_radius: the smaller radius of the claims.
+      curve: radii of the figure, under PGD-20.
+      threshold, ceiling: singular values of RankMin and of RankMax.
+      num_projections: onto these values and back to the window; 1 in the paper.
+      training_steps: of the PGD of adversarial training.
+      attack_steps, num_targets, num_queries: of the strongest attack.
+      crop, flip: augmentation.
     """
 
     cases: tuple[Case, ...]
@@ -100,74 +111,42 @@ def _pair(dataset: str, width: int, *, model: str = "resnet", options: tuple = (
 
 _SMALL = (("stages", 2), ("depth", 1))
 
+QUICK = Settings(
+    preset="quick",
+    cases=_pair("mnist5k@7", 8, options=_SMALL),
+    num_train=1000,
+    num_test=200,
+    num_epochs=20,
+    num_fine_tuning=8,
+    project_epochs=(2, 4, 6),
+    batch_size=50,
+    num_seeds=5,
+    radius=0.1,
+    small_radius=0.025,
+    curve=(0.025, 0.05, 0.1, 0.2),
+    threshold=0.75,
+    ceiling=1.5,
+    num_projections=20,
+)
 PRESETS = {
-    "smoke": Settings(
-        preset="smoke",
-        cases=_pair("digits@4", 4, options=_SMALL),
-        num_train=100,
-        num_test=40,
-        num_epochs=2,
-        num_fine_tuning=2,
-        project_epochs=(1,),
-        batch_size=50,
-        num_seeds=2,
-        radius=0.1,
-        small_radius=0.05,
-        curve=(0.05, 0.1),
-        threshold=0.5,
-        ceiling=1.5,
-        training_steps=2,
-        attack_steps=5,
-        num_targets=1,
-        num_queries=20,
-        attack_batch=40,
+    "smoke": dataclasses.replace(
+        QUICK, preset="smoke", cases=_pair("digits@4", 4, options=_SMALL), num_train=100, num_test=40, num_epochs=2, num_fine_tuning=2,
+        project_epochs=(1,), num_seeds=2, small_radius=0.05, curve=(0.05, 0.1), threshold=0.5, num_projections=1, training_steps=2,
+        attack_steps=5, num_targets=1, num_queries=20, attack_batch=40,
     ),
-    "quick": Settings(
-        preset="quick",
-        cases=_pair("mnist5k@7", 8, options=_SMALL),
-        num_train=1000,
-        num_test=200,
-        num_epochs=20,
-        num_fine_tuning=8,
-        project_epochs=(2, 4, 6),
-        batch_size=50,
-        num_seeds=5,
-        radius=0.1,
-        small_radius=0.025,
-        curve=(0.025, 0.05, 0.1, 0.2),
-        threshold=0.75,
-        ceiling=1.5,
-        num_projections=20,
-    ),
-    "paper": Settings(
-        preset="paper",
-        cases=_pair("tfds:cifar10", 64, model="resnet18"),
-        num_train=None,
-        num_test=None,
-        num_epochs=100,
-        num_fine_tuning=20,
-        project_epochs=(5, 10, 15),
-        batch_size=128,
-        num_seeds=5,
-        radius=8 / 255,
-        small_radius=1 / 255,
-        curve=(0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
-        threshold=0.5,
-        ceiling=1.5,
-        num_projections=20,
-        attack_steps=100,
-        num_targets=9,
-        num_queries=5000,
-        attack_batch=500,
-        crop=4,
-        flip=True,
+    "quick": QUICK,
+    "paper": dataclasses.replace(
+        QUICK, preset="paper", cases=_pair("tfds:cifar10", 64, model="resnet18"), num_train=None, num_test=None, num_epochs=100,
+        num_fine_tuning=20, project_epochs=(5, 10, 15), batch_size=128, radius=8 / 255, small_radius=1 / 255,
+        curve=tuple(radius / 255 for radius in (0.5, 1, 2, 4, 8, 16)), threshold=0.5, attack_steps=100, num_targets=9, num_queries=5000,
+        attack_batch=500, crop=4, flip=True,
     ),
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(lab.Arguments):
-    """Study 4: push the ranks of a network's layers down and up, and see what becomes of its accuracy, attacked and not.
+    """Push the ranks of a network's layers down and up, and see what becomes of its accuracy, attacked and not.
 
     Claims S4.a to S4.e over paired seeds, each with an interval and a verdict, tables, figures and a page. A run that was
     stopped goes on when the same command is given again.

@@ -143,7 +143,11 @@ def all_in(folder: Path) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
 
 
 def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
-    """One Dataset of the results at all points of a product of axes, in the order of their first appearance."""
+    """One Dataset of the results at all points of a product of axes, in the order of their first appearance.
+
+    Results at tuples of coordinates have that axis themselves and are put one after another along it; an array without the axis is the
+    first result's.
+    """
     axes = list(results[0][0])
     groups: dict[str, list[tuple[dict[str, Any], xr.Dataset]]] = {}
     if not axes:
@@ -152,7 +156,8 @@ def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
     for point, dataset in results:
         groups.setdefault(json.dumps(point[axis]), []).append((point, dataset))
     parts = [combine([({name: point[name] for name in rest}, dataset) for point, dataset in group]) for group in groups.values()]
-    coordinates = np.array([group[0][0][axis] for group in groups.values()])
-    return xr.concat(
-        parts, xr.DataArray(coordinates, dims=axis, name=axis), data_vars="all", coords="minimal", join="outer", compat="override"
-    )
+    points = [group[0][0][axis] for group in groups.values()]
+    options: dict[str, Any] = {"coords": "minimal", "join": "outer", "compat": "override"}
+    if isinstance(points[0], tuple | list):  # JSON makes lists of tuples
+        return xr.concat(parts, axis, data_vars="minimal", **options)
+    return xr.concat(parts, xr.DataArray(np.array(points), dims=axis, name=axis), data_vars="all", **options)

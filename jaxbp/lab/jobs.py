@@ -78,11 +78,11 @@ def gather(archive: Archive, jobs: Sequence[Job]) -> xr.Dataset:
 
 def _at(point: Mapping[str, Any], dataset: xr.Dataset) -> xr.Dataset:
     shared = {axis: value for axis, value in point.items() if axis in dataset.dims and axis in dataset.coords}
-    return dataset.sel(shared, drop=True)
+    return dataset.sel({axis: list(value) if isinstance(value, tuple) else value for axis, value in shared.items()}, drop=True)
 
 
 def plan(study: Study, settings: Any) -> list[Job]:
-    """Every job of a run, needed ones first; within a stage the expensive cases come first."""
+    """Every job of a run, needed ones first; those of a stage in the order of the cases and of the axes' coordinates."""
     jobs: list[Job] = []
     by_stage: dict[tuple[Callable, str], list[Job]] = {}
     for stage in study.stages:
@@ -100,10 +100,10 @@ def plan(study: Study, settings: Any) -> list[Job]:
             by_stage[stage.fn, case.name] = own
             of_stage += own
         jobs += of_stage
-    return _in_groups(jobs)
+    return jobs
 
 
-def _in_groups(jobs: list[Job]) -> list[Job]:
+def _in_groups(jobs: Sequence[Job]) -> list[Job]:
     """Stages of one group that follow each other become neighbours, the jobs with the most weight first.
 
     Jobs of a stage and case mostly share a program, so cases take turns: workers beside each other then compile different programs.
@@ -129,7 +129,11 @@ def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: 
 
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return all(a[axis] == b[axis] for axis in a.keys() & b.keys())
+    return all(not _coordinates(a[axis]).isdisjoint(_coordinates(b[axis])) for axis in a.keys() & b.keys())
+
+
+def _coordinates(value: Any) -> set[Any]:
+    return set(value) if isinstance(value, tuple) else {value}
 
 
 def _text(value: Any) -> str:
@@ -152,7 +156,7 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
     """
     if processes.is_first():
-        archive.write_index([(job.name, job.digest) for job in jobs])
+        archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
         if reuse:
             _take_over(archive, jobs)
         changes = [] if recompute else _changes(archive, jobs)
@@ -161,6 +165,7 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
                 f"{archive.store.folder} holds results that other code computed:\n  " + "\n  ".join(changes) + "\n"
                 "give --recompute to compute them anew, or name another folder"
             )
+    jobs = _in_groups(jobs)
     missing = processes.from_first([number for number, job in enumerate(jobs) if not archive.contains(job.name, job.digest)])
     if done := len(jobs) - len(missing):
         print(f"{done} of {len(jobs)} jobs are in {archive.store.folder} already")

@@ -40,7 +40,7 @@ class Stage:
       fn: ``fn(case, settings, *needed, **point) -> xarray.Dataset`` or a mapping of arrays. ``needed`` are the Datasets of ``needs``
         for the same case, at the coordinates that they share with the point.
       over: ``(case, settings) -> {axis: coordinates}``; the jobs are the product of the coordinates, and their results become one
-        Dataset with these axes.
+        Dataset with these axes. A tuple of coordinates is a job that computes them together: its result has that axis.
       needs: the functions of earlier stages.
       where: ``(case, settings) -> bool``, the cases that have this stage.
       cost: ``(case, settings, **point) -> float``, the job's share of the time in any unit that all stages of the study use.

@@ -46,9 +46,13 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
 
 
 SMALL = dataclasses.replace(
-    PRESETS["smoke"], cases=(Case("MLP", "digits@4", "mlp", 8, True, False, 0.05),), num_epochs=6,
-    decay_grid=(5.0, 1e-2), bias_grid=(5.0, 1e-2), norm_ratios=(0.01,),
-)  # fmt: skip  # the first setting of each grid kills the network
+    PRESETS["smoke"],
+    cases=(Case("MLP", "digits@4", "mlp", 8, True, False, 0.05),),
+    num_epochs=6,
+    decay_grid=(5.0, 1e-2),
+    bias_grid=(5.0, 1e-2),
+    norm_ratios=(0.01,),
+)  # the first setting of each grid kills the network
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +129,19 @@ def made_up(gains):
 
 def test_verdicts_follow_the_rules():
     assert made_up(lambda case: (1.0, 0.4)) == {
-        "S2.a": "supported", "S2.b": "supported", "S2.c": "supported", "S2.d": "supported", "S2.e": "supported",
-    }  # fmt: skip
+        "S2.a": "supported",
+        "S2.b": "supported",
+        "S2.c": "supported",
+        "S2.d": "supported",
+        "S2.e": "supported",
+    }
     assert made_up(lambda case: (0.05, -0.3)) == {
-        "S2.a": "undecided", "S2.b": "supported", "S2.c": "contradicted", "S2.d": "supported", "S2.e": "supported",
-    }  # fmt: skip
+        "S2.a": "undecided",
+        "S2.b": "supported",
+        "S2.c": "contradicted",
+        "S2.d": "supported",
+        "S2.e": "supported",
+    }
     mixed = made_up(lambda case: (-1.0, -2.0 if case.batch_norm else 0.0))
     assert mixed["S2.a"] == mixed["S2.b"] == "contradicted"
     assert mixed["S2.d"] == "supported"

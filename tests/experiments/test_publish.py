@@ -11,9 +11,13 @@ from jaxbp import claims, lab
 
 CLAIM = claims.Claim("S2.a", "Weight decay | beats none.", "Table 2", "gain", claims.Above(0.0))
 FACTS = {
-    "started": "2026-01-02T03:04:05Z", "python": "3.11.7", "packages": {"jaxbp": "0.1.0", "jax": "0.10.2"}, "devices": ["cpu"] * 2,
-    "git_commit": "abc", "preset": "quick",
-}  # fmt: skip
+    "started": "2026-01-02T03:04:05Z",
+    "python": "3.11.7",
+    "packages": {"jaxbp": "0.1.0", "jax": "0.10.2"},
+    "devices": ["cpu"] * 2,
+    "git_commit": "abc",
+    "preset": "quick",
+}
 
 
 def test_the_readme_shows_what_was_published():

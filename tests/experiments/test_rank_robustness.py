@@ -1,4 +1,4 @@
-"""Study 4 as its users run it, a piece of it in one process, and its verdicts from made-up measurements."""
+"""The study of rank and robustness as its users run it, its natural training in one process, and its verdicts from made-up measurements."""
 
 import dataclasses
 import functools
@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
-from experiments.rank_robustness import measure, results
+from experiments.rank_robustness import measure, study
 from experiments.rank_robustness.settings import (
     ADVERSARIAL,
-    ALONE,
     ARMS,
+    CONTROL,
     NATURAL,
     PRESETS,
     RANK_MAX,
@@ -25,8 +26,8 @@ from experiments.rank_robustness.settings import (
     Case,
 )
 from jaxbp import attacks, claims
-from jaxbp.runtime.store import Store
-from tests.helpers import run_processes
+from jaxbp.lab import jobs
+from tests.helpers import run_processes, studies
 
 run = functools.partial(run_processes.study, "rank_robustness")
 
@@ -38,7 +39,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     verdicts = claims.read_verdicts(folder / "verdicts.json")
     assert [v.claim.id for v in verdicts] == ["S4.a", "S4.b", "S4.c", "S4.d", "S4.e"]
     rows = pd.read_parquet(folder / "measurements.parquet")
-    assert list(rows.columns) == ["case", "arm", "seed", "step", "measure", "value"]
+    assert {"case", "stage", "training", "arm", "weights", "layer", "radius", "seed", "epoch", "measure", "value"} <= set(rows.columns)
     assert not rows.value.isna().any()
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "rank_by_layer", "accuracy_by_radius", "clean_and_robust", "rank_along", "singular_values",
@@ -46,7 +47,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
     assert json.loads((folder / "config.json").read_text())["settings"]["num_seeds"] == 2
     assert str(folder / "report.html") in said
-    assert "8 of 8 pieces of work are in" in run("--preset", "smoke", "--out", folder).stdout
+    assert "8 of 8 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(
@@ -57,76 +58,87 @@ SMALL = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Both seeds of a small network under natural training."""
-    with Store(tmp_path_factory.mktemp("run"), {"settings": 1}, {}) as store:
-        lab, (case,) = measure.Lab(SMALL, None), SMALL.cases
-        for seed in SMALL.seeds:
-            store.put(measure.piece_name(case, NATURAL, seed), lab.run(case, NATURAL, seed))
-        yield results.Results(SMALL, store), case
+    """A run of both seeds of a small network under natural training."""
+    (stage,) = study.STUDY.stages
+    stage = dataclasses.replace(stage, over=lambda case, settings: {"training": (NATURAL,), "seed": settings.seeds})
+    return studies.compute(dataclasses.replace(study.STUDY, stages=(stage,)), SMALL, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def natural(finished):
+    """The measurements of the run."""
+    return finished.cases[0].compare.sel(training=NATURAL)
 
 
 @pytest.mark.slow
-def test_arms_start_alike_and_end_as_projected(finished):
-    found, case = finished
-    along = {arm: found.of_arm(case, NATURAL, arm, "ranks along") for arm in ARMS}
+def test_arms_start_alike_and_end_as_projected(finished, natural):
+    along = {arm: natural.effective_rank_along.sel(arm=arm).values for arm in ARMS}
     for arm in (RANK_MIN, RANK_MAX):
-        np.testing.assert_array_equal(along[arm][:, 0], along[ALONE][:, 0])
-    assert (along[RANK_MIN][:, -1] < along[ALONE][:, -1]).any()
-    assert (found.log_rank(case, NATURAL, RANK_MIN) < found.log_rank(case, NATURAL, ALONE)).all()
-    assert (found.log_rank(case, NATURAL, RANK_MAX) > found.log_rank(case, NATURAL, ALONE)).all()
-    assert len(np.unique(along[ALONE][:, 0, 0])) == SMALL.num_seeds
+        np.testing.assert_array_equal(along[arm][:, 0], along[CONTROL][:, 0])
+    assert (along[RANK_MIN][:, -1] < along[CONTROL][:, -1]).any()
+    control, lower, higher = (study.log_rank(finished.cases[0], arm) for arm in ARMS)
+    assert (lower < control).all()
+    assert (higher > control).all()
+    assert len(np.unique(along[CONTROL][:, 0, 0])) == SMALL.num_seeds
 
 
 @pytest.mark.slow
-def test_ranks_are_those_of_the_values_kept(finished):
-    found, case = finished
-    assert len(found.layers(case)) == 2  # of three convolutions, all but the first
-    for arm, (place, layer) in itertools.product(ARMS, enumerate(found.layers(case))):
-        values = found.get(case, NATURAL, f"values; {arm}; {layer}")
+def test_ranks_are_those_of_the_values_kept(natural):
+    assert natural.sizes["layer"] == 2  # of three convolutions, all but the first
+    for arm, layer in itertools.product(ARMS, natural.layer.values):
+        values = natural.singular_values.sel(arm=arm, layer=layer).dropna("index", how="all").values
+        assert (np.diff(values) <= 0).all()
         expected = values.sum(1) / np.sqrt((values**2).sum(1))
-        np.testing.assert_allclose(found.of_arm(case, NATURAL, arm, "rank")[:, place], expected, rtol=1e-5)
-        np.testing.assert_allclose(found.of_arm(case, NATURAL, arm, "ranks along")[:, -1, place], expected, rtol=1e-5)
+        np.testing.assert_allclose(natural.effective_rank.sel(weights=arm, layer=layer), expected, rtol=1e-5)
+        np.testing.assert_allclose(natural.effective_rank_along.sel(arm=arm, layer=layer).isel(epoch=-1), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_attacks_take_away_and_the_strongest_the_most(finished):
-    found, case = finished
-    clean, curve, strongest = (found.get(case, NATURAL, name) for name in ("clean", "curve", "strongest"))
+def test_attacks_take_away_and_the_strongest_the_most(natural):
+    clean = natural.test_accuracy
+    pgd, strongest = (
+        natural[name].transpose(..., axis) for name, axis in (("pgd_accuracy", "radius"), ("robust_accuracy", "judged_radius"))
+    )
     assert clean.min() > 40  # of 10 for chance
-    assert (curve[..., 0] <= clean).all()
-    assert (np.diff(curve, axis=-1) <= 0).all()
-    assert (strongest[..., 0] <= curve[..., 0] + 100 * 2 / SMALL.num_test).all()  # PGD may find two more
+    assert (pgd[..., 0] <= clean).all()
+    assert (np.diff(pgd, axis=-1) <= 0).all()
+    assert (strongest[..., 0] <= pgd[..., 0] + 100 * 2 / SMALL.num_test).all()  # PGD may find two more
     assert (strongest[..., 1] < clean - 10).all()
 
 
 @pytest.mark.slow
-def test_rows_hold_everything(finished, monkeypatch):
-    found, case = finished
-    monkeypatch.setattr(results, "TRAININGS", (NATURAL,))
-    rows = pd.DataFrame(list(results.rows(found)), columns=["case", "arm", "seed", "step", "measure", "value"])
-    assert set(rows.arm) == {f"natural, {arm}" for arm in (*ARMS, UNTRAINED)}
-    one = rows[(rows.arm == "natural, RankMin") & (rows.seed == 1)]
-    assert one[one.measure == "test_accuracy"].value.item() == found.of_arm(case, NATURAL, RANK_MIN, "clean")[1]
-    ranks = one[one.measure == f"effective_rank, {found.layers(case)[0]}"]
-    assert ranks.step.tolist() == [0, 1, 3]
-    strongest = one[one.measure == "accuracy, strongest attack, radius 0.2"].value.item()
-    assert strongest == found.of_arm(case, NATURAL, RANK_MIN, "strongest")[1, 1]
+def test_rows_hold_everything(finished, natural):
+    rows = finished.table()
+    assert not rows.value.isna().any()
+    assert set(rows.training) == {NATURAL}
+    assert set(rows.weights.dropna()) == {UNTRAINED, *ARMS}
+    of_run = rows[(rows.arm == RANK_MIN) & (rows.seed == 1)]
+    assert of_run[of_run.measure == "test_accuracy"].value.item() == natural.test_accuracy.sel(arm=RANK_MIN, seed=1)
+    layer = natural.layer.values[0]
+    assert of_run[(of_run.measure == "effective_rank_along") & (of_run.layer == layer)].epoch.tolist() == [0, 1, 3]
+    strongest = of_run[(of_run.measure == "robust_accuracy") & (of_run.judged_radius == "0.2")].value.item()
+    assert strongest == natural.robust_accuracy.sel(arm=RANK_MIN, seed=1, judged_radius=0.2)
 
 
 @pytest.mark.slow
 def test_adversarial_training_trains_on_attacked_batches():
     case, radius = dataclasses.replace(SMALL.cases[0], dataset="digits"), 0.1
-    lab = measure.Lab(dataclasses.replace(SMALL, radius=radius), None)
-    inputs, labels = lab._rows(case, "train", 400, 0)
+    settings = dataclasses.replace(SMALL, radius=radius)
+    net, split = measure.network(case, settings), measure.examples(case, settings, "train", 400, 0)
     pgd = attacks.pgd(attacks.Threat("linf", radius), num_steps=20)
     robust = {}
     for kind in TRAININGS:
-        programs = lab.programs(case, kind)
-        end = programs.train(*programs.start(jax.random.key(0), inputs), inputs, labels, jax.random.key(1))
-        network = jax.tree_util.Partial(programs.logits, end.params, state=end.state)
-        found = attacks.robust_accuracy(network, jax.random.key(2), inputs, labels, {"pgd": pgd}, check_masking=False)
-        robust[kind] = found.worst_case.estimate
+        start = measure.initialise(net, jax.random.key(0), split[0])
+        end = measure.train_base(net, settings, kind == ADVERSARIAL, start, split, jax.random.key(1))
+        network_fn = jax.tree_util.Partial(net.apply, end.params, state=end.state)
+        evaluation = attacks.robust_accuracy(network_fn, jax.random.key(2), *split, {"pgd": pgd}, check_masking=False)
+        robust[kind] = evaluation.worst_case.estimate
     assert robust[ADVERSARIAL] > robust[NATURAL] + 0.1
+
+
+def test_more_seeds_need_no_job_anew():
+    few, more = (jobs.plan(study.STUDY, dataclasses.replace(SMALL, num_seeds=number)) for number in (2, 3))
+    assert {job.digest for job in few} < {job.digest for job in more}
 
 
 RADIUS_EFFECT = {
@@ -135,42 +147,43 @@ RADIUS_EFFECT = {
 }  # on RankMin at the larger radius, which natural training is not judged at
 
 
-def made_up(tmp_path, change):
-    """Results in which each arm differs from the one left alone by ``change(kind, arm)``: log2 of rank, clean, robust."""
+def made_up(change):
+    """Verdicts where each arm differs from the control by ``change(training, arm)``: log2 of rank, clean, robust."""
     settings = PRESETS["quick"]
-    store = Store(tmp_path / "made", {"settings": 1}, {})
-    for case, kind, seed in itertools.product(settings.cases, TRAININGS, settings.seeds):
-        noise = 0.02 * (seed - 2)
-        by_arm = np.array([[0.0, 0.0, 0.0] if arm == ALONE else change(kind, arm) for arm in ARMS]) + noise * np.arange(3)[:, None]
-        base = 2.0 if kind == NATURAL else 2.3
-        store.put(
-            measure.piece_name(case, kind, seed),
-            {
-                "rank": 2 ** (base + by_arm[:, :1] + np.zeros(4)),
-                "untrained rank": 2 ** (3 + noise + np.zeros(4)),
-                "loss": by_arm.sum(1),
-                "clean": 90 + by_arm[:, 1],
-                "strongest": 50 + by_arm[:, 2:] + (RADIUS_EFFECT[kind] * (np.array(ARMS) == RANK_MIN))[:, None] * [0, 1],
-            },
-        )
-    return {v.claim.id: v.verdict for v in results.verdicts(results.Results(settings, store))}
+    noise = 0.02 * (np.arange(settings.num_seeds) - 2)
+    of_training = []
+    for training in TRAININGS:
+        changes = np.array([[0.0, 0.0, 0.0] if arm == CONTROL else change(training, arm) for arm in ARMS])
+        by_arm = changes[:, :, None] + noise * np.arange(3)[:, None]  # arm, quantity, seed
+        ranks = np.stack([3 + noise, *((2.0 if training == NATURAL else 2.3) + by_arm[:, 0])])
+        radius_effect = RADIUS_EFFECT[training] * (np.array(ARMS) == RANK_MIN)[:, None, None] * np.array([0, 1])
+        variables = {
+            "effective_rank": (("weights", "seed", "layer"), 2 ** np.repeat(ranks[..., None], 4, axis=-1)),
+            "train_loss": (("arm", "seed"), by_arm.sum(1)),
+            "test_accuracy": (("arm", "seed"), 90 + by_arm[:, 1]),
+            "robust_accuracy": (("arm", "seed", "judged_radius"), 50 + by_arm[:, 2][..., None] + radius_effect),
+        }
+        radii = [settings.small_radius, settings.radius]
+        of_training.append(xr.Dataset(variables, {"arm": list(ARMS), "weights": [UNTRAINED, *ARMS], "judged_radius": radii}))
+    compared = xr.concat(of_training, xr.DataArray(list(TRAININGS), dims="training", name="training"))
+    return studies.verdicts(study.STUDY, [studies.made_up(case, settings, compare=compared) for case in settings.cases], settings)
 
 
-def test_verdicts_follow_the_rules(tmp_path):
-    assert made_up(tmp_path / "a", lambda kind, arm: (-0.5 if arm == RANK_MIN else 0.5, 0.3, -1.0)) == {
+def test_verdicts_follow_the_rules():
+    assert made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.5, 0.3, -1.0)) == {
         "S4.a": "supported", "S4.b": "supported", "S4.c": "supported", "S4.d": "supported", "S4.e": "supported",
     }  # fmt: skip
-    other = made_up(tmp_path / "b", lambda kind, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if kind == NATURAL else 0.0))
+    other = made_up(lambda training, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if training == NATURAL else 0.0))
     assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("contradicted",) * 3
-    harmless = made_up(tmp_path / "d", lambda kind, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
+    harmless = made_up(lambda training, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
     assert harmless["S4.c"] == "supported"  # whatever RankMax does
-    near = made_up(tmp_path / "c", lambda kind, arm: (0.01, 1.0, 2.0))
+    near = made_up(lambda training, arm: (0.01, 1.0, 2.0))
     assert (near["S4.b"], near["S4.c"]) == ("undecided",) * 2
 
 
-def test_a_network_that_diverged_decides_nothing(tmp_path):
-    found = made_up(tmp_path, lambda kind, arm: (np.nan if arm == RANK_MIN else 1.0, 0.0, 0.0))
-    assert [found[claim] for claim in ("S4.a", "S4.b", "S4.c")] == ["undecided"] * 3
+def test_a_network_that_diverged_decides_nothing():
+    verdicts = made_up(lambda training, arm: (np.nan if arm == RANK_MIN else 1.0, 0.0, 0.0))
+    assert [verdicts[claim] for claim in ("S4.a", "S4.b", "S4.c")] == ["undecided"] * 3
 
 
 def test_presets_are_consistent():

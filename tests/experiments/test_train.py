@@ -16,15 +16,27 @@ from jaxbp import data, lab, models, training
 
 SMALL = train.Arguments(
     dataset="digits@4", width=(4,), depth=(1,), learning_rate=(0.1, 0.02), weight_decay=(1e-3,), epochs=3, seeds=2, num_train=200
-)  # fmt: skip
+)
 
 
 def command(folder, *more):
     options = [f"--{name}" for name in more]
     return [
-        sys.executable, "-m", "experiments.train", "--dataset", "digits@4", "--width", "4", "--seeds", "4", "--num-train", "200",
-        "--out", str(folder), *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "experiments.train",
+        "--dataset",
+        "digits@4",
+        "--width",
+        "4",
+        "--seeds",
+        "4",
+        "--num-train",
+        "200",
+        "--out",
+        str(folder),
+        *options,
+    ]
 
 
 @pytest.mark.slow

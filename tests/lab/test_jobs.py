@@ -208,6 +208,36 @@ def test_more_seeds_need_only_the_jobs_of_the_new_seeds(compute, tmp_path, capsy
     assert sorted(started) == ["digits; doubled; 2", "digits; draw; 2", "digits; spread"]
 
 
+def drawn_together(case, settings, scale, seed):
+    """All seeds of a tuple in one job; the first job alone has something more."""
+    results = xr.Dataset({"value": ("seed", scale * np.array(seed))}, {"seed": list(seed)})
+    return results.assign(start=scale) if 0 in seed else results
+
+
+def over(**axes):
+    return {"over": lambda case, settings: axes}
+
+
+TOGETHER = study(
+    lab.Stage(
+        drawn_together, **over(scale=(2.0, 1.0), seed=[(0, 1), (2, 3), (4,)]), cost=lambda case, settings, scale, seed: seed[0] / scale
+    ),
+    stage("one_seed", lambda drawn, seed: {"twice": 2 * drawn.value}, **over(seed=range(5)), needs=(drawn_together,)),
+    stage("some_seeds", lambda drawn, seed: drawn[["value"]], **over(seed=[(0, 1, 2), (3, 4)]), needs=(drawn_together,)),
+)
+
+
+def test_results_of_jobs_that_compute_several_coordinates_are_put_one_after_another(compute, tmp_path):
+    (results,) = compute(TOGETHER, Settings("quick", 5)).cases
+    for dataset in (results.drawn_together, lab.open_run(tmp_path / "run")["digits/drawn_together"]):
+        assert dataset.scale.values.tolist() == [2.0, 1.0]  # the order of the axis, not that of the cost
+        assert dataset.seed.values.tolist() == [0, 1, 2, 3, 4]
+        assert dataset.value.transpose("scale", "seed").values.tolist() == [[0, 2, 4, 6, 8], [0, 1, 2, 3, 4]]
+        assert dataset.start.dims == ("scale",)
+    assert results.one_seed.twice.sel(seed=3, scale=1.0) == 6.0
+    xr.testing.assert_equal(results.some_seeds.value.transpose("scale", "seed"), results.drawn_together.value.transpose("scale", "seed"))
+
+
 def test_a_setting_that_a_stage_reads_makes_other_jobs():
     one, other = (jobs.plan(CHAIN, Settings("quick", 1, scale=scale)) for scale in (1.0, 2.0))
     assert not {job.digest for job in one} & {job.digest for job in other}

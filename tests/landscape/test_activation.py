@@ -287,10 +287,13 @@ def test_a_kernel_counts_at_every_place_of_its_use(x64, formulation):
         (lambda p, x: jax.nn.relu(x @ p[0] @ p[1]), (jnp.array([[2.0], [1.0]]), jnp.array([[3.0]])), (math.sqrt(1225) - 25) / 10),
         (lambda p, x: jax.nn.relu((x @ p[0]) * p[1]), (jnp.array([[2.0], [1.0]]), jnp.array([3.0])), (math.sqrt(1225) - 25) / 10),
         # and p[2] = 1 after it, with h = 10 and 30: 25 r + 5 r^2 as above, plus r (30 + 25 r + 5 r^2)
-        (lambda p, x: jax.nn.relu(x @ p[0] @ p[1] @ p[2]), (jnp.array([[2.0], [1.0]]), jnp.array([[3.0]]), jnp.array([[1.0]])),
-         max(np.roots([5, 30, 55, -30]).real)),
+        (
+            lambda p, x: jax.nn.relu(x @ p[0] @ p[1] @ p[2]),
+            (jnp.array([[2.0], [1.0]]), jnp.array([[3.0]]), jnp.array([[1.0]])),
+            max(np.roots([5, 30, 55, -30]).real),
+        ),
     ],
-)  # fmt: skip
+)
 def test_radii_by_hand(x64, apply_fn, params, radius):
     assert landscape.stable_radius(apply_fn, params, jnp.array([[3.0, 4.0]])) == pytest.approx(radius, rel=1e-9)
 

@@ -395,9 +395,16 @@ def test_probes_of_a_quadratic_by_hand(seed, num_steps):
     with jax.enable_x64(True):
         params, radii = {"x": jnp.zeros(2), "y": jnp.zeros(())}, (0.1, 0.9)
         certificate = landscape.probe(
-            loss_fn, params, (jnp.ones(4),), jax.random.key(seed), radii=radii, step_size=0.25, num_directions=3,
-            num_steps=num_steps, direction=jnp.array([0.0, 0.0, 5.0]),
-        )  # fmt: skip
+            loss_fn,
+            params,
+            (jnp.ones(4),),
+            jax.random.key(seed),
+            radii=radii,
+            step_size=0.25,
+            num_directions=3,
+            num_steps=num_steps,
+            direction=jnp.array([0.0, 0.0, 5.0]),
+        )
     assert all(type(field) is np.ndarray for field in certificate)  # to be read in any mode
     radii, fallen = np.array(radii), 0.25 * num_steps
     assert certificate.line_changes.shape == certificate.descent_changes.shape == certificate.descent_distances.shape == (5, 2)
@@ -414,9 +421,11 @@ def test_probes_of_a_quadratic_by_hand(seed, num_steps):
 
 def test_the_lowest_change_counts_what_is_near_and_finite():
     report = ProbeReport(
-        np.array([0.1, 1.0]), np.array([[0.5, -3.0], [math.nan, 2.0]]), np.array([[-0.2, -4.0], [0.3, -math.inf]]),
+        np.array([0.1, 1.0]),
+        np.array([[0.5, -3.0], [math.nan, 2.0]]),
+        np.array([[-0.2, -4.0], [0.3, -math.inf]]),
         np.array([[0.05, 7.0], [math.nan, 0.01]]),
-    )  # fmt: skip
+    )
     assert report.lowest_change == -4.0
     assert report.lowest_change_within(1.0) == -3.0
     assert report.lowest_change_within(0.1) == -0.2

@@ -241,9 +241,12 @@ def test_batch_norm_in_both_modes(batch_norm, logits):
 
     truth = dense_kernel(fn, variables["params"], x, other)
     wanted = {
-        "full": truth, "trace": jnp.einsum("ijkk->ij", truth), "diagonal": jnp.einsum("ijkk->ijk", truth),
-        "sum": truth.sum((2, 3)), 1: truth[:, :, 1, 1],
-    }[logits]  # fmt: skip
+        "full": truth,
+        "trace": jnp.einsum("ijkk->ij", truth),
+        "diagonal": jnp.einsum("ijkk->ijk", truth),
+        "sum": truth.sum((2, 3)),
+        1: truth[:, :, 1, 1],
+    }[logits]
     found = flax_ntk(net, variables, x, other, batch_norm=batch_norm, logits=logits)
     assert off(found, wanted) < 1e-12
 

@@ -26,16 +26,31 @@ def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, 
         # Rounding in the gradient grows with the biases: at 28 x 28 and depth 8 a margin of 1 left 1.2e-8, 0.1 leaves 3e-9.
         params = landscape.embed_affine(net.module, fit, inputs, key=jax.random.key(seed), margin=0.1)
         found = landscape.certify(
-            net.apply, params, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
-            num_directions=1, num_steps=5,
-        )  # fmt: skip
+            net.apply,
+            params,
+            inputs,
+            labels,
+            loss=loss,
+            key=jax.random.key(seed),
+            lower_bound=fit.lower_bound,
+            num_directions=1,
+            num_steps=5,
+        )
         assert fit.gradient_norm <= 1e-10
         assert abs(found.loss / fit.loss - 1) <= 1e-12
         assert found.gradient_norm <= 1e-8
         assert found.status == "proven", found.reasons
         moved = jax.tree.map(lambda leaf: np.asarray(leaf) * 1.001, params)
         off = landscape.certify(
-            net.apply, moved, inputs, labels, loss=loss, key=jax.random.key(seed), lower_bound=fit.lower_bound,
-            max_products=10, num_directions=1, num_steps=1,
-        )  # fmt: skip
+            net.apply,
+            moved,
+            inputs,
+            labels,
+            loss=loss,
+            key=jax.random.key(seed),
+            lower_bound=fit.lower_bound,
+            max_products=10,
+            num_directions=1,
+            num_steps=1,
+        )
         assert off.status == "refuted"

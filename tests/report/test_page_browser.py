@@ -19,9 +19,15 @@ from jaxbp.claims import Above, Below, Claim, Within
 pytestmark = pytest.mark.browser
 
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 NASTY = (
     "<script>document.title = 'ran'</script><img src=x onerror=\"document.title = 'ran'\">",
     "\" onfocus=\"document.title = 'ran'\" tabindex='0' autofocus x='",

@@ -47,7 +47,7 @@ def test_the_layers_are_the_operators_that_the_network_applies():
     """A linear network is one matrix: that of its only layer, whatever its layout, scale or kind."""
 
     def channels_first(p, x):
-        return lax.conv_general_dilated(x, -2.0 * p["w"], (2, 1), [(1, 0), (2, 2)], dimension_numbers=("NCHW", "OIHW", "NCHW"))  # fmt: skip
+        return lax.conv_general_dilated(x, -2.0 * p["w"], (2, 1), [(1, 0), (2, 2)], dimension_numbers=("NCHW", "OIHW", "NCHW"))
 
     def transposed(p, x):
         return nn.ConvTranspose(2, (3, 3), (2, 2), use_bias=False).apply({"params": {"kernel": p["w"]}}, x)
@@ -137,7 +137,7 @@ def test_one_projection_is_the_papers_route(x64, padding):
     for project, changed in (
         (spectra.rank_min(net, {"w": kernel}, jnp.zeros((1, 8, 8, 4)), threshold=4.0, pattern="w"), values * (values >= 4)),
         (spectra.rank_max(net, {"w": kernel}, jnp.zeros((1, 8, 8, 4)), ceiling=4.0, pattern="w"), np.minimum(values, 4)),
-    ):  # fmt: skip
+    ):
         expected = np.fft.ifft2((left * changed[..., None, :]) @ right, axes=(0, 1)).real[:3, :3]
         result, report = jax.jit(project)({"w": kernel})
         np.testing.assert_allclose(result["w"], expected, atol=1e-12)
@@ -145,7 +145,7 @@ def test_one_projection_is_the_papers_route(x64, padding):
         reached = np.linalg.svd(np.fft.fft2(expected, (n, n), axes=(0, 1)), compute_uv=False)
         np.testing.assert_allclose(report["w"].rank_after, reached.sum() / np.linalg.norm(reached), rtol=1e-8)
         np.testing.assert_allclose(report["w"].norm_after, np.linalg.norm(reached), rtol=1e-10)
-        np.testing.assert_allclose([report["w"].largest, report["w"].smallest], [reached.max(), reached.min()], rtol=1e-8)  # fmt: skip
+        np.testing.assert_allclose([report["w"].largest, report["w"].smallest], [reached.max(), reached.min()], rtol=1e-8)
 
 
 def test_a_dense_layer_reaches_exactly_what_is_asked(x64):
@@ -160,9 +160,11 @@ def test_a_dense_layer_reaches_exactly_what_is_asked(x64):
         return np.linalg.svd(result["w"], compute_uv=False), report["w"]
 
     kept = {
-        "threshold": (values[4] - 1e-6, 5), "energy": (squares[2] + 1e-6, 4), "target_rank": (ranks[5] + 1e-6, 6),
+        "threshold": (values[4] - 1e-6, 5),
+        "energy": (squares[2] + 1e-6, 4),
+        "target_rank": (ranks[5] + 1e-6, 6),
         "relative_rank": (ranks[2] / ranks[-1] + 1e-6, 3),
-    }  # fmt: skip
+    }
     for rule, (asked, count) in kept.items():
         reached, report = project(spectra.rank_min, **{rule: asked})
         np.testing.assert_allclose(reached, np.where(np.arange(8) < count, values, 0), atol=1e-12)
@@ -277,12 +279,15 @@ def test_it_runs_inside_a_compiled_training_run_and_over_seeds():
             "no layer fits the pattern": lambda fn, p: spectra.layers_of(fn, p, IMAGES, pattern="Attention"),
             "padding must be None": lambda fn, p: spectra.of_network(fn, p, IMAGES, padding="zero"),
             "used in two geometries": lambda fn, p: spectra.rank_min(
-                lambda p, x: (x @ p["w"], jnp.ones((2, 5)) @ p["w"].T), {"w": jnp.ones((4, 5))}, jnp.ones((2, 4)),
-                threshold=1.0, pattern=None,
+                lambda p, x: (x @ p["w"], jnp.ones((2, 5)) @ p["w"].T),
+                {"w": jnp.ones((4, 5))},
+                jnp.ones((2, 4)),
+                threshold=1.0,
+                pattern=None,
             ),
         }.items()
     ),
-)  # fmt: skip
+)
 def test_misuse_is_named(message, wrong):
     with pytest.raises(ValueError, match=message):
         wrong(*resnet())

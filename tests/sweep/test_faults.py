@@ -82,7 +82,7 @@ def subject(tmp_path_factory):
         env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
         return subprocess.Popen(
             [sys.executable, str(path), str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-        )  # fmt: skip
+        )
 
     return start
 

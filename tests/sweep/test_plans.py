@@ -117,12 +117,18 @@ def test_a_diverged_seed_leaves_the_others_alone(problem):
 @pytest.mark.parametrize(
     ("backend", "num_devices", "num_runs", "cost_per_run", "plan"),
     [
-        ("cpu", 2, 8, (10, 10 * 2**20, False), "shard-map"), ("cpu", 2, 8, (10, 10 * 2**12, True), "shard-map"),
-        ("cpu", 2, 8, (10, 10 * 2**12, False), "shard-vmap"), ("cpu", 1, 8, (10, 10 * 2**12, False), "vmap"),
-        ("cpu", 2, 8, (0, 0, False), "shard-map"), ("cpu", 1, 8, (1, 2**20, False), "map"), ("cpu", 2, 1, (1, 2**12, False), "map"),
-        ("gpu", 1, 8, (1, 2**20, True), "vmap"), ("gpu", 8, 64, (1, 2**20, True), "shard-vmap"), ("tpu", 4, 1, (1, 1, False), "map"),
+        ("cpu", 2, 8, (10, 10 * 2**20, False), "shard-map"),
+        ("cpu", 2, 8, (10, 10 * 2**12, True), "shard-map"),
+        ("cpu", 2, 8, (10, 10 * 2**12, False), "shard-vmap"),
+        ("cpu", 1, 8, (10, 10 * 2**12, False), "vmap"),
+        ("cpu", 2, 8, (0, 0, False), "shard-map"),
+        ("cpu", 1, 8, (1, 2**20, False), "map"),
+        ("cpu", 2, 1, (1, 2**12, False), "map"),
+        ("gpu", 1, 8, (1, 2**20, True), "vmap"),
+        ("gpu", 8, 64, (1, 2**20, True), "shard-vmap"),
+        ("tpu", 4, 1, (1, 1, False), "map"),
     ],
-)  # fmt: skip
+)
 def test_the_rule_of_auto(backend, num_devices, num_runs, cost_per_run, plan):
     assert sweep.choose(backend, num_devices, num_runs, op_count.OpCount(*cost_per_run)) == plan
 
@@ -150,8 +156,9 @@ def test_products_are_counted_through_loops_branches_and_convolutions():
     for conv in (jax.lax.conv_general_dilated, convolution.conv_general_dilated):
         found = op_count.count(
             lambda x, k, conv=conv: jax.vmap(lambda k: conv(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))(k),
-            image, jnp.ones((2, 3, 3, 1, 1)),
-        )  # fmt: skip
+            image,
+            jnp.ones((2, 3, 3, 1, 1)),
+        )
         assert found.convolutional
     net = models.create("resnet", num_classes=2, width=4, stages=1, depth=1)
     params, state = net.init(jax.random.key(0), image)

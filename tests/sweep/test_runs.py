@@ -401,7 +401,7 @@ def test_what_the_device_refuses_is_told_and_the_rest_is_done(tmp_path):
         ({"static": ["width"]}, ValueError, r"static must name some of \['rate'\]"),
         ({"grid": {"rte": [0.1]}}, TypeError, "unexpected keyword argument 'rte'"),
     ],
-)  # fmt: skip
+)
 def test_misuse(change, error, told):
     with pytest.raises(error, match=told):
         sweep.run(**({"fn": LONG, "grid": {"rate": [0.1]}, "seeds": 2, "shared": [DATA]} | change))
@@ -631,16 +631,25 @@ def test_what_is_loaded_is_found_by_the_same_settings(tmp_path):
 def test_results_of_every_type_and_name(tmp_path):
     def fn(key, *, rate):
         return {
-            "bfloat16": jnp.full(2, 0.5, jnp.bfloat16), "float8": jnp.full(2, jnp.nan, jnp.float8_e4m3fn), "int4": jnp.ones(2, jnp.int4),
-            "complex": jnp.complex64(1j), "flag": jnp.bool_(True), "nested": [jnp.ones(2), (jnp.zeros(3),)],
-        }  # fmt: skip
+            "bfloat16": jnp.full(2, 0.5, jnp.bfloat16),
+            "float8": jnp.full(2, jnp.nan, jnp.float8_e4m3fn),
+            "int4": jnp.ones(2, jnp.int4),
+            "complex": jnp.complex64(1j),
+            "flag": jnp.bool_(True),
+            "nested": [jnp.ones(2), (jnp.zeros(3),)],
+        }
 
     (record,) = sweep.run(fn, {"rate": [1.0]}, seeds=1, out=tmp_path)
     kinds = {name: str(value.dtype) for name, value in record.values.items()}
     assert kinds == {
-        "bfloat16": "float32", "float8": "float32", "int4": "int32", "complex": "complex64", "flag": "bool",
-        "nested/0": "float32", "nested/1/0": "float32",
-    }  # fmt: skip
+        "bfloat16": "float32",
+        "float8": "float32",
+        "int4": "int32",
+        "complex": "complex64",
+        "flag": "bool",
+        "nested/0": "float32",
+        "nested/1/0": "float32",
+    }
     assert record.status == "diverged"
 
 

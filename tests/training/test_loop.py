@@ -294,7 +294,7 @@ def test_arrays_of_numpy_serve_as_data():
         (r"^data must have one label per input, got shapes \(11, 3\) and \(10,\)", {"data": (np.ones((11, 3)), np.ones(10, int))}),
         (r"^test_data must have one label per input, got shapes \(4, 3\) and \(5,\)", {"test_data": (np.ones((4, 3)), np.ones(5, int))}),
     ],
-)  # fmt: skip
+)
 def test_errors(message, options):
     with pytest.raises(ValueError, match=message):
         train(training.sgd(0.1), **options)

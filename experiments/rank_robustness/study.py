@@ -1,0 +1,247 @@
+"""Do layers of low rank generalise better, or resist attack? Paper: "Truth or Backpropaganda?", section on rank, Figure 2 and Table 4."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from experiments.rank_robustness import claims
+from experiments.rank_robustness.measure import compare
+from experiments.rank_robustness.settings import (
+    ADVERSARIAL,
+    ARMS,
+    CONTROL,
+    NATURAL,
+    PROJECTED,
+    RANK_MAX,
+    RANK_MIN,
+    TRAININGS,
+    UNTRAINED,
+    Case,
+    Settings,
+)
+from jaxbp import lab, report
+
+_PAPER = {  # Table 4: train, clean, PGD-20 at 8/255 and at 1/255
+    (NATURAL, CONTROL): (99.99, 94.66, 0.00, 31.98),
+    (NATURAL, RANK_MAX): (99.76, 93.66, 0.00, 22.01),
+    (NATURAL, RANK_MIN): (99.90, 94.44, 0.00, 31.53),
+    (ADVERSARIAL, CONTROL): (89.66, 85.06, 33.10, 80.49),
+    (ADVERSARIAL, RANK_MAX): (89.21, 84.72, 32.40, 80.11),
+    (ADVERSARIAL, RANK_MIN): (88.33, 84.68, 30.57, 79.98),
+}
+
+
+def log_rank(m: Any, weights: str) -> xr.DataArray:
+    """log2 of the effective rank, mean over layers, by training and seed; a network that diverged has none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log2(m.compare.effective_rank.sel(weights=weights, drop=True)).mean("layer", skipna=False)
+
+
+def _change(values: xr.DataArray) -> xr.DataArray:
+    return values.sel(arm=list(PROJECTED)) - values.sel(arm=CONTROL, drop=True)
+
+
+def change(m: Any, variable: str) -> xr.DataArray:
+    """A variable of RankMin and RankMax minus that of the control, within pairs.
+
+    A network that diverged has an accuracy of 0, which compares nothing: its difference is NaN.
+    """
+    return _change(m.compare[variable]).where(np.isfinite(_change(m.compare.train_loss)))
+
+
+def rank_change(m: Any) -> xr.DataArray:
+    """log2 of the effective rank after RankMin and after RankMax minus that of the control."""
+    return xr.concat([log_rank(m, arm) - log_rank(m, CONTROL) for arm in PROJECTED], xr.DataArray(list(PROJECTED), dims="arm", name="arm"))
+
+
+def of_projected(values: Callable[[Any], xr.DataArray]) -> Callable[[Any], dict[str, xr.DataArray]]:
+    """The slices of ``values(m)`` by kind of training and arm in words."""
+    pairs = list(itertools.product(TRAININGS, PROJECTED))
+    return lambda m: {f"{training}, {arm}": values(m).sel(training=training, arm=arm) for training, arm in pairs}
+
+
+def intended_rank_change(m: Any) -> xr.DataArray:
+    """The change of rank, positive where RankMin lowers the rank or RankMax raises it."""
+    return rank_change(m) * xr.DataArray([-1.0, 1.0], coords={"arm": list(PROJECTED)})
+
+
+def robust_change(m: Any) -> dict[str, xr.DataArray]:
+    """Robust accuracy after RankMin minus the control's, where it is judged.
+
+    Naturally trained networks have little left to lose at the larger radius.
+    """
+    values, (small, large) = change(m, "robust_accuracy").sel(arm=RANK_MIN), m.compare.judged_radius.values.tolist()
+    judged = ((NATURAL, small), (ADVERSARIAL, small), (ADVERSARIAL, large))
+    return {f"{training}, radius {radius:.3g}": values.sel(training=training, judged_radius=radius) for training, radius in judged}
+
+
+def adversarial_rank(m: Any) -> xr.DataArray:
+    """log2 of the effective rank, adversarially minus naturally trained, without a projection."""
+    return log_rank(m, CONTROL).sel(training=ADVERSARIAL, drop=True) - log_rank(m, CONTROL).sel(training=NATURAL, drop=True)
+
+
+def untrained_rank(m: Any) -> dict[str, xr.DataArray]:
+    """log2 of the effective rank, untrained minus trained, without a projection."""
+    return {training: (log_rank(m, UNTRAINED) - log_rank(m, CONTROL)).sel(training=training) for training in TRAININGS}
+
+
+def in_all_cases(values: Callable[[Any], Mapping[str, xr.DataArray]]) -> Callable[[Any], dict[str, np.ndarray]]:
+    """The labelled values of every case of a run."""
+    return lambda run: {f"{m.name}, {label}": array.values for m in run.cases for label, array in values(m).items()}
+
+
+def over_radii(m: Any) -> xr.DataArray:
+    """Test accuracy by radius under PGD; radius 0 is without attack."""
+    return xr.concat([m.compare.test_accuracy.expand_dims(radius=[0.0]), m.compare.pgd_accuracy], "radius")
+
+
+def clean_and_robust(m: Any) -> dict[str, xr.DataArray]:
+    """Test accuracies of all arms, first without attack, then by radius."""
+    clean = {f"{arm}, clean": m.compare.test_accuracy.sel(arm=arm, drop=True) for arm in ARMS}
+    pairs = itertools.product(m.compare.judged_radius.values.tolist(), ARMS)
+    return clean | {f"{arm}, radius {r:.3g}": m.compare.robust_accuracy.sel(arm=arm, judged_radius=r, drop=True) for r, arm in pairs}
+
+
+def rank_along(m: Any) -> xr.DataArray:
+    """log2 of the effective rank along fine-tuning, relative to its start, mean over layers."""
+    ranks = np.log2(m.compare.effective_rank_along).mean("layer", skipna=False)
+    return ranks - ranks.isel(epoch=0)
+
+
+def last_singular_values(m: Any) -> xr.DataArray:
+    """Singular values of the last treated convolution, largest first, over their share."""
+    values = m.compare.singular_values.isel(layer=-1).dropna("index", how="all").rename(index="share")
+    return values.assign_coords(share=np.linspace(0, 1, values.sizes["share"]))
+
+
+def accuracies(m: Any) -> dict[str, xr.DataArray]:
+    """All accuracies by heading."""
+    values = {"train": m.compare.train_accuracy, "clean": m.compare.test_accuracy}
+    for radius in m.compare.judged_radius.values.tolist():
+        values[f"PGD-20, {radius:.3g}"] = m.compare.pgd_accuracy.sel(radius=radius, drop=True)
+        values[f"strongest, {radius:.3g}"] = m.compare.robust_accuracy.sel(judged_radius=radius, drop=True)
+    return values
+
+
+def differences(m: Any) -> dict[str, xr.DataArray]:
+    """Paired differences from the control by heading."""
+    robust = change(m, "robust_accuracy")
+    of_radius = {f"strongest, {r:.3g}": robust.sel(judged_radius=r, drop=True) for r in robust.judged_radius.values.tolist()}
+    return {"log2 of rank": rank_change(m), "clean": change(m, "test_accuracy"), **of_radius}
+
+
+def paper_table(run: Any) -> report.Table:
+    """The paper's accuracies."""
+    rows = [(training, arm, *(f"{value:.2f}" for value in values)) for (training, arm), values in _PAPER.items()]
+    columns = ("training", "arm", "train", "clean", "PGD-20, 8/255", "PGD-20, 1/255")
+    return report.Table(columns, rows, "The paper's Table 4 (ResNet-18, CIFAR-10), one run each.")
+
+
+def masking_caption(run: Any) -> str:
+    """What the table of masked gradients counts."""
+    return (
+        f"Networks, of {run.settings.num_seeds}, in which some sign of masked gradients was found (Athalye et al., ICML 2018): their "
+        "robust accuracy may be overstated."
+    )
+
+
+def cost(case: Case, settings: Settings, *, training: str, seed: int) -> float:
+    """Passes of a step. Earlier seeds come first, so that workers beside each other compile the programs of different networks."""
+    return 1.0 + settings.training_steps * (training == ADVERSARIAL) - 1e-6 * seed
+
+
+METHOD = (
+    "Singular values are those of each convolution as an operator on its own feature map, with its stride: exact for circular padding, "
+    "by folding the frequencies that a stride confounds. The networks pad with zeros; RankMin and RankMax, as in the paper, act on the "
+    "circular operator. First convolution and shortcuts are left alone.",
+    "RankMin sets singular values below the threshold to 0, RankMax cuts those above the ceiling; kernels then come back to their "
+    "window, which undoes a part, and training goes on. What is judged is the rank at the end, whatever was asked. The network left "
+    "alone is fine-tuned alike, from the same parameters, on the same batches.",
+    "Adversarial training replaces each batch by PGD examples from a random start (Madry et al., ICLR 2018). Robust accuracy is the worst "
+    "case over APGD on the cross-entropy, targeted APGD on the DLR loss (Croce & Hein, ICML 2020) and Square (Andriushchenko et al., "
+    "ECCV 2020), each tried on what is left. PGD of 20 steps, the paper's measure, is shown beside it.",
+    f"Clean accuracy counts as the same within {claims.CLEAN_MARGIN:g} percentage point, a gain of robust accuracy as none below "
+    f"{claims.ROBUST_MARGIN:g}. A claim is supported only if it is in every case. Seeds draw training and test examples, initial "
+    "parameters and the order of the data.",
+)
+_NOT_READ = ("preset", "cases", "num_seeds", "data_dir")  # so that more seeds keep the jobs of the first ones
+_PANELS = {"panel_by": "training", "title": lambda m: m.case.network}
+_ROWS = {"rows": ("training", "arm"), "headings": ("network", "training", "arm")}
+
+STUDY = lab.Study(
+    id="S4",
+    title="Do layers of low rank generalise better, or resist attack?",
+    lead="Trained networks are said to generalise, or to resist attack, because their layers are of low rank. RankMin and RankMax push "
+    "the singular values of convolutions, taken as the operators that they are, down and up during fine-tuning; a third arm is "
+    "fine-tuned alike and left alone. Accuracy is compared within pairs, without attack and under the strongest of several.",
+    module="experiments.rank_robustness",
+    stages=(
+        lab.Stage(
+            compare, over=lambda case, settings: {"training": TRAININGS, "seed": settings.seeds}, cost=cost,
+            reads=tuple(field.name for field in dataclasses.fields(Settings) if field.name not in _NOT_READ),
+        ),
+    ),
+    measures=(
+        lab.Measure(claims.S4A, in_all_cases(of_projected(intended_rank_change)), across=True),
+        lab.Measure(claims.S4B, in_all_cases(of_projected(lambda m: change(m, "test_accuracy"))), across=True),
+        lab.Measure(claims.S4C, in_all_cases(robust_change), across=True),
+        lab.Measure(claims.S4D, adversarial_rank),
+        lab.Measure(claims.S4E, in_all_cases(untrained_rank), across=True),
+    ),
+    figures=(
+        report.SeedCurves(
+            "compare.effective_rank", x="layer", by="weights", show=(*ARMS, UNTRAINED), **_PANELS, xlabel="convolution",
+            ylabel="effective rank", name="rank_by_layer", alt="effective rank of each convolution, by arm",
+            caption="Figure 2 of the paper rebuilt: effective rank (nuclear over Frobenius norm) of each treated convolution as an "
+            "operator, after fine-tuning and before any training. Thin lines are seeds, bands 95 % intervals. The largest possible value "
+            "is the root of the number of singular values, which differs between layers.",
+        ),
+        report.SeedCurves(
+            over_radii, x="radius", **_PANELS, ylabel="accuracy, %", name="accuracy_by_radius",
+            alt="test accuracy under PGD against the radius, by arm",
+            caption="Test accuracy under PGD of 20 steps against the radius of the l_inf ball; radius 0 is without attack.",
+        ),
+        report.SeedStrip(
+            clean_and_robust, **_PANELS, xlabel="test accuracy, %", name="clean_and_robust",
+            alt="test accuracy without attack and under the strongest attack, by arm",
+            caption="Test accuracy without attack and under the strongest attack (the worst of APGD on the cross-entropy, targeted APGD on "
+            "the DLR loss, and Square) at both radii. A dot is a seed, bars are 95 % intervals of the mean.",
+        ),
+        report.SeedCurves(
+            rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", name="rank_along",
+            alt="effective rank along fine-tuning, by arm",
+            caption="Effective rank along fine-tuning, relative to its start, mean of log2 over layers: right after each projection, and "
+            "at the end, some epochs after the last one. What training undoes shows at the end.",
+        ),
+        report.SeedCurves(
+            last_singular_values, x="share", **_PANELS, mean_only=True, dashed=(CONTROL,), xlabel="share of singular values",
+            ylabel="singular value", lines=lambda m: (m.settings.threshold, m.settings.ceiling), name="singular_values",
+            alt="singular values of the last treated convolution, largest first, by arm",
+            caption="Singular values of the last treated convolution after fine-tuning, largest first, mean over seeds at each rank. "
+            "Dotted: the threshold of RankMin and the ceiling of RankMax.",
+        ),
+    ),
+    tables=(
+        report.MeanTable(
+            accuracies, **_ROWS, section="Accuracy", caption="Accuracy in per cent; means and 95 % intervals over seeds.",
+        ),
+        report.CustomTable(paper_table, section="Accuracy"),
+        report.MeanTable(
+            differences, **_ROWS, section="Paired differences from the network left alone",
+            caption="Percentage points within pairs; means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(
+            "compare.effective_rank", columns="weights", rows=("training", "layer"), headings=("network", "training", "layer"),
+            section="Effective rank", caption="Nuclear over Frobenius norm; means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(
+            "compare.masking_suspected", columns="judged_radius", labels=lambda radius: f"radius {radius:.3g}", **_ROWS,
+            cell_fn=lambda suspected: int(suspected.sum()), section="Signs of masked gradients", caption=masking_caption,
+        ),
+    ),
+    method=METHOD,
+)  # fmt: skip
