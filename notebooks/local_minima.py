@@ -191,7 +191,7 @@ for verdict in verdicts:
 # %% [markdown]
 # ## Where next
 #
-# The full study has more networks (a ConvNet among them), data sets and losses, certifies where trainings end, kicks networks out of their
+# The full study has more networks (a ConvNet among them), data sets and losses, certifies where trainings end, pushes networks off their
 # minima, and asks which initialisations end badly and whether momentum helps:
 #
 # ```
