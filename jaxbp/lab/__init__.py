@@ -1,7 +1,7 @@
 """What makes a study: settings and command line, stages, measures, labelled results, verdicts, the page.
 
 A `Study` is a value whose fields are functions: `Stage` (what is computed), `Measure` (the number that a claim is judged by), figures and
-tables. `main` runs it from the command line; `sweep` computes arms times seeds inside a stage; `open_run` reads the results of a run.
+tables. `main` runs it from the command line; `sweep` computes arms times seeds inside a stage; `open` reads the results of a run.
 A job that is finished is safe on disk before the program says so, a run that was stopped goes on when the same command is given again,
 and a result is never reused for code, settings or data that differ.
 
@@ -17,22 +17,22 @@ from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 
 if TYPE_CHECKING:
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
-    from jaxbp.lab.run import CaseResults, Run, open_run
+    from jaxbp.lab.run import CaseResults, Run
+    from jaxbp.lab.run import open_run as open  # noqa: A004 - read as ``lab.open``
     from jaxbp.lab.study import Measure, Stage, Study
     from jaxbp.runtime.jax_setup import start_jax
 
 _LATE = {
-    "jaxbp.runtime.jax_setup": ("start_jax",),
-    "jaxbp.lab.run": ("CaseResults", "Run", "open_run"),
-    "jaxbp.lab.study": ("Measure", "Stage", "Study"),
-    "jaxbp.lab.arms": ("along", "device", "program", "sweep", "to_dataset"),
+    **dict.fromkeys(("along", "device", "program", "sweep", "to_dataset"), "jaxbp.lab.arms"),
+    **dict.fromkeys(("CaseResults", "Run", "open"), "jaxbp.lab.run"),
+    **dict.fromkeys(("Measure", "Stage", "Study"), "jaxbp.lab.study"),
+    "start_jax": "jaxbp.runtime.jax_setup",
 }
 
 
 def __getattr__(name: str) -> Any:
-    module = next((module for module, names in _LATE.items() if name in names), None)
-    if module is None:
+    if name not in _LATE:
         raise AttributeError(f"module 'jaxbp.lab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(importlib.import_module(_LATE[name]), {"open": "open_run"}.get(name, name))
     globals()[name] = value
     return value

@@ -42,6 +42,11 @@ class Archive:
         self.store, self.folder = store, store.folder / FOLDER
         self.folder.mkdir(exist_ok=True)
 
+    def tidy(self) -> None:
+        """Remove what a kill left of files that were being written; for the first of several processes."""
+        for path in self.folder.glob(".*.????????"):
+            path.unlink(missing_ok=True)
+
     def path(self, name: str, digest: str) -> Path:
         """The file of a job."""
         return self.folder / f"{_key(name)}-{digest}.nc"

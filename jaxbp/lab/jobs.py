@@ -30,7 +30,7 @@ from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 
 _MOST_ON_CPU = 16  # threads beside an accelerator: each holds data of its own
-_INFRASTRUCTURE = ("jaxbp.lab", "jaxbp.runtime", "jaxbp.report", "jaxbp.claims", "jaxbp.stats")  # results do not depend on them
+_INFRASTRUCTURE = ("jaxbp.lab", "jaxbp.runtime", "jaxbp.report")  # results do not depend on them
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
     """
     if processes.is_first():
+        archive.tidy()
         archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
         if reuse:
             _take_over(archive, jobs)

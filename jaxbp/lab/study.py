@@ -137,11 +137,13 @@ class Study:
     method: Sequence[str]
 
     def __post_init__(self) -> None:
-        earlier: set[Callable] = set()
+        groups: dict[Callable, str | None] = {}
         for stage in self.stages:
-            if missing := [fn.__name__ for fn in stage.needs if fn not in earlier]:
+            if missing := [fn.__name__ for fn in stage.needs if fn not in groups]:
                 raise ValueError(f"stage {stage.name} of {self.id} needs {', '.join(missing)}: put the needed stages before it")
-            earlier.add(stage.fn)
+            if beside := [fn.__name__ for fn in stage.needs if stage.group and groups[fn] == stage.group]:
+                raise ValueError(f"stage {stage.name} of {self.id} is in the group of {beside[0]}, which it needs: give it another group")
+            groups[stage.fn] = stage.group
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ def test_a_run_leaves_what_the_contract_says(smoke):
 
 @pytest.mark.slow
 def test_measurements_of_the_run_are_consistent(smoke):
-    tree = lab.open_run(smoke[0])
+    tree = lab.open(smoke[0])
     trained = {name: case["train"] for name, case in tree.children.items() if "train" in case}
     for name, of_case in trained.items():
         np.testing.assert_allclose(of_case.correlation.sel(epoch=0), 1.0, atol=1e-5)  # of the kernel at the start with itself

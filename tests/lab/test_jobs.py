@@ -80,7 +80,7 @@ def test_within_a_group_cases_take_turns_and_the_heaviest_jobs_come_first():
         return {"part": [part for name, part in weights if name == case.name]}
 
     parts = lab.Stage(lambda case, settings, part: {}, over=over, cost=lambda case, settings, part: weights[case.name, part])
-    planned = jobs.plan(study(parts), Settings("quick", 2, (Case("a"), Case("b"))))
+    planned = jobs._in_groups(jobs.plan(study(parts), Settings("quick", 2, (Case("a"), Case("b")))))
     assert [(job.case.name, job.point["part"]) for job in planned] == [("b", 0), ("a", 1), ("b", 1), ("a", 0), ("b", 2)]
 
 
@@ -229,7 +229,7 @@ TOGETHER = study(
 
 def test_results_of_jobs_that_compute_several_coordinates_are_put_one_after_another(compute, tmp_path):
     (results,) = compute(TOGETHER, Settings("quick", 5)).cases
-    for dataset in (results.drawn_together, lab.open_run(tmp_path / "run")["digits/drawn_together"]):
+    for dataset in (results.drawn_together, lab.open(tmp_path / "run")["digits/drawn_together"]):
         assert dataset.scale.values.tolist() == [2.0, 1.0]  # the order of the axis, not that of the cost
         assert dataset.seed.values.tolist() == [0, 1, 2, 3, 4]
         assert dataset.value.transpose("scale", "seed").values.tolist() == [[0, 2, 4, 6, 8], [0, 1, 2, 3, 4]]
@@ -282,6 +282,8 @@ def test_a_bit_that_flipped_on_disk_is_told(tmp_path):
 def test_needed_stages_must_come_first():
     with pytest.raises(ValueError, match="stage doubled of T needs draw: put the needed stages before it"):
         study(lab.Stage(doubled, needs=(draw,)))
+    with pytest.raises(ValueError, match="stage doubled of T is in the group of draw, which it needs: give it another group"):
+        study(lab.Stage(draw, group="all"), lab.Stage(doubled, needs=(draw,), group="all"))
 
 
 ABOVE = claims.Claim("T.a", "Values are above 0.", "folklore", "value <b>", claims.Above(0.0))
@@ -319,8 +321,16 @@ def test_other_axes_of_a_measure_are_cases_of_their_own(compute):
 
 def test_a_run_is_read_back_as_a_tree(compute, tmp_path):
     compute(CHAIN, Settings("quick", 3, (Case("a/b"), Case("c"))))
-    tree = lab.open_run(tmp_path / "run")
+    tree = lab.open(tmp_path / "run")
     assert tree["c/draw"].value.values.tolist() == [0.0, 1.0, 2.0]
     assert "a-b" in tree
     with pytest.raises(FileNotFoundError, match="holds no results"):
-        lab.open_run(tmp_path / "nowhere")
+        lab.open(tmp_path / "nowhere")
+
+
+def test_what_a_kill_left_of_a_file_goes(compute, tmp_path):
+    compute(CHAIN)
+    leftover = tmp_path / "run/jobs/.0123-4567.nc.89abcdef"
+    leftover.write_bytes(b"half")
+    compute(CHAIN)
+    assert not leftover.exists()
