@@ -118,7 +118,7 @@ class MeanTable(DeclaredTable):
     def _build(self, owner: Any, cases: Sequence[Any]) -> Table | None:
         read = [(m, read_values(self.values, m)) for m in cases]
         by_case = [(m, labelled_arrays(content, self.columns, self.show, self.labels)) for m, content in read if content is not None]
-        rows = [(m, *row) for m, cells in by_case for row in self._rows(cells)]
+        rows = [(m, *row) for m, cells in by_case if cells for row in self._rows(cells)]
         if not rows:
             return None
         measured = list(dict.fromkeys(label for _, cells in by_case for label in cells))
