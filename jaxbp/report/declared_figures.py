@@ -244,7 +244,7 @@ class SeedStrip(PanelFigure):
     def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
         for place in self._reference_lines(panel):
             ax.axvline(place, color="#444444", linestyle="--", linewidth=1)
-        if len(panel.arrays) > 6 and not self.stacked:
+        if len(panel.arrays) > 6 and not (self.stacked or self.per_case):
             ax.tick_params(axis="y", labelsize=7)
         if self.limits:
             ax.set_xlim(self.limits)

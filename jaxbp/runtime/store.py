@@ -144,7 +144,7 @@ class Store(Reader):
         super().__init__(folder)
         path = self.folder / (f".lock-{process}" if process else ".lock")
         try:
-            (self.folder / _PIECES).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError as error:
             raise StoreError(f"cannot write to {self.folder} ({error.strerror}): name another folder") from error
