@@ -32,7 +32,7 @@ def load(settings: Settings, seed: int) -> data.Dataset:
     return _load(settings.dataset, settings.num_train, settings.data_dir, seed)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _load(dataset: str, num_train: int | None, data_dir: Path | None, seed: int) -> data.Dataset:
     return data.load(dataset, seed=seed, num_train=num_train, normalise=True, data_dir=data_dir)
 

@@ -13,12 +13,11 @@ under other conditions is never taken for the one that is wanted. Any program th
 [0.5, 0.4]
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from jaxbp.lab.settings import as_json
 from jaxbp.runtime.store import Store, StoreError
 
 FOLDER, _INDEX = "jobs", "index.json"
@@ -92,23 +92,26 @@ class Archive:
         path = self._elsewhere.get(digest)
         if path is None:
             return None
-        target = self.path(name, digest)
-        partial = target.with_name(f".{target.name}.{os.getpid():08d}")
         try:
-            shutil.copyfile(path, partial)
-            read(partial)
-            os.replace(partial, target)
+            content = path.read_bytes()
+            usable = from_bytes(content, path).attrs.get("digest") == digest
         except (OSError, StoreError):  # that run was just deleted, or its file is damaged: the job is computed
-            partial.unlink(missing_ok=True)
             return None
+        if not usable:
+            return None
+        self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), content)
         return path.parent.parent
 
     @functools.cached_property
     def _elsewhere(self) -> dict[str, Path]:
         """Results by digest in the folders beside this run's, in those inside them, and in those beside the parent folder."""
         run = self.store.folder.absolute()
-        places = [*run.parent.glob(f"*/{FOLDER}"), *run.parent.glob(f"*/*/{FOLDER}")]
-        places += [*run.parent.parent.glob(f"*/{FOLDER}"), *run.parent.parent.glob(f"*/{run.name}/{FOLDER}")]
+        patterns = [(run.parent, f"*/{FOLDER}"), (run.parent, f"lab-*/*/{FOLDER}")]
+        patterns += [(run.parent.parent, f"*/{FOLDER}"), (run.parent.parent, f"*/{run.name}/{FOLDER}")]
+        places: list[Path] = []
+        for folder, pattern in patterns:
+            with contextlib.suppress(OSError):  # a neighbour that cannot be read has nothing to give
+                places += folder.glob(pattern)
         files = [path for place in sorted(set(places)) if place.parent != run for path in place.glob("*-*.nc")]
         return {path.stem.partition("-")[2]: path for path in files}
 
@@ -132,7 +135,16 @@ def read(path: Path) -> xr.Dataset:
       StoreError: the file is truncated, damaged or none of these.
     """
     try:
-        return xr.load_dataset(io.BytesIO(path.read_bytes()), engine="h5netcdf")
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {path} ({error.strerror}): start the run again") from error
+    return from_bytes(content, path)
+
+
+def from_bytes(content: bytes, path: Path) -> xr.Dataset:
+    """The inverse of `to_bytes`; errors name ``path``."""
+    try:
+        return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept") from error
 
@@ -156,10 +168,10 @@ def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:
     axes = list(results[0][0])
     groups: dict[str, list[tuple[dict[str, Any], xr.Dataset]]] = {}
     if not axes:
-        return results[0][1].drop_attrs()
+        return results[0][1].drop_attrs(deep=False)
     axis, rest = axes[0], axes[1:]
     for point, dataset in results:
-        groups.setdefault(json.dumps(point[axis]), []).append((point, dataset))
+        groups.setdefault(json.dumps(as_json(point[axis])), []).append((point, dataset))
     parts = [combine([({name: point[name] for name in rest}, dataset) for point, dataset in group]) for group in groups.values()]
     points = [group[0][0][axis] for group in groups.values()]
     options: dict[str, Any] = {"coords": "minimal", "join": "outer", "compat": "override"}

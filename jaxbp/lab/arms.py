@@ -55,8 +55,8 @@ def device() -> Any:
 def sweep(
     fn: Callable[..., Mapping[str, Any]],
     *,
-    arms: Mapping[Any, Mapping[str, Any]],
     seeds: Iterable[int],
+    arms: Mapping[Any, Mapping[str, Any]] | None = None,
     keys: jax.Array | None = None,
     per_seed: Mapping[str, Any] | None = None,
     shared: Sequence[Any] = (),
@@ -68,8 +68,9 @@ def sweep(
     Args:
       fn: a pure function that returns a mapping of arrays by name; the name of a further axis is given with `along`. The function may
         return a pair of such a mapping and a pytree, for instance the trained parameters.
-      arms: for each name of an arm the values of the arguments by which arms differ; the values are traced, so all arms share a program.
       seeds: S seeds.
+      arms: for each name of an arm the values of the arguments by which arms differ, such as ``{"slow": {"learning_rate": 0.01}, ...}``;
+        the values are traced, so all arms share a program. Default: no arms, and no axis for them.
       keys: a random key for each seed, (S,); default ``jax.random.key(seed)``.
       per_seed: arguments with a leading axis S, such as the seed's own data.
       shared: arguments that all runs share.
@@ -77,24 +78,30 @@ def sweep(
       plan: of `jaxbp.sweep.evaluate`, on the device of the job.
 
     Returns:
-      A Dataset with the axes (``axis``, seed, ...); or a pair of the Dataset and the pytree, whose leaves have the leading axes
+      A Dataset with the axes (``axis``, seed, ...), or (seed, ...) without arms; or a pair of the Dataset and the pytree, whose leaves
+      have the same leading axes
       (arms, seeds).
     """
     seeds = list(seeds)
     keys = sweeps.keys(seeds) if keys is None else keys
-    pairs = list(itertools.product(range(len(arms)), range(len(seeds))))
+    names_of_arms = list(arms or {"": {}})
+    arguments = list((arms or {"": {}}).values())
+    pairs = list(itertools.product(range(len(arguments)), range(len(seeds))))
     of_arm, of_seed = (np.array(numbers) for numbers in zip(*pairs, strict=True))
-    names = list(next(iter(arms.values())))
+    names = list(arguments[0])
+    if odd := [arm for arm, values in (arms or {}).items() if set(values) != set(names)]:
+        raise ValueError(f"all arms need the arguments {names}, and {odd[0]!r} has {sorted((arms or {})[odd[0]])}")
     runs = {
         "key": keys[of_seed],
-        "arm": {name: jnp.asarray([arm[name] for arm in arms.values()])[of_arm] for name in names},
+        "arm": {name: jnp.asarray([arm[name] for arm in arguments])[of_arm] for name in names},
         "seed": jax.tree.map(lambda values: jnp.asarray(values)[of_seed], dict(per_seed or {})),
     }
     result = sweeps.evaluate(program(fn), runs, *shared, plan=plan, devices=[device()])
-    shape = (len(arms), len(seeds))
+    shape = (len(arguments), len(seeds)) if arms else (len(seeds),)
     result = jax.tree.map(lambda values: np.asarray(values).reshape(*shape, *values.shape[1:]), result)
     measured, end = result if isinstance(result, tuple) else (result, None)
-    dataset = to_dataset(measured, leading=(axis, "seed")).assign_coords({axis: list(arms), "seed": seeds})
+    leading = {axis: names_of_arms, "seed": seeds} if arms else {"seed": seeds}
+    dataset = to_dataset(measured, leading=tuple(leading)).assign_coords(leading)
     return dataset if end is None else (dataset, end)
 
 

@@ -28,7 +28,7 @@ def main(arguments: type[Arguments], study: Any) -> None:
     module = study.partition(":")[0].removesuffix(".study") if isinstance(study, str) else study.module
     command = f"python -m {module}" if "." in module else f"python {sys.argv[0]}"
     options = tyro.cli(arguments, prog=command)
-    folder = options.out or Path("runs") / f"{module.rpartition('.')[2]}-{options.preset}"
+    folder = options.out or Path("runs") / f"{folder_name(module)}-{options.preset}"
     with guarded(folder):
         settings = options.settings()
         devices = importlib.import_module("jaxbp.runtime.jax_setup").start_jax(options.cluster)  # the one door to JAX
@@ -38,6 +38,11 @@ def main(arguments: type[Arguments], study: Any) -> None:
         section = execute.run(load(study), settings, folder, devices=devices, command=typed, **flags)
         if section:
             execute.print_outcome(section, folder)
+
+
+def folder_name(module: str) -> str:
+    """What the folder of a module's study is called; a script's like its file."""
+    return Path(sys.argv[0]).stem if module == "__main__" else module.rpartition(".")[2]
 
 
 def load(study: Any) -> Any:

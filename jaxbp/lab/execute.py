@@ -27,8 +27,9 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
-    with open_together(folder, as_json(settings), jax_setup.provenance(devices)) as store:
+    with open_together(folder, {"study": study.id, **as_json(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
+        changed_rules = _note_rules(store, study)
         jobs = plan(study, settings)
         run_jobs(archive, jobs, num_workers=len(devices), **flags)
         if not processes.is_first():
@@ -37,13 +38,33 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         verdicts = results.verdicts()
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts)
-        sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=study.method)
+        sections = report.build_sections(
+            results, folder / "figures", figures=study.figures, tables=study.tables, method=[*study.method, *changed_rules]
+        )
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
         store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
         section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
+
+
+def _note_rules(store: Any, study: Study) -> list[str]:
+    """Write the rules of the claims into config.json before the first job; returns what was changed since, a sentence each, and says so."""
+    rules = {measure.claim.id: measure.claim.rule.text(measure.claim.measure) for measure in study.measures}
+    first = store.config.get("rules")
+    if first is None:
+        if processes.is_first():
+            store.add_metadata(rules=rules)
+        return []
+    changed = [
+        f"The rule of {claim} was changed after this run had begun. Then: {first[claim]}. Now: {rule}."
+        for claim, rule in rules.items()
+        if first.get(claim, rule) != rule
+    ]
+    for sentence in changed if processes.is_first() else ():
+        print(sentence)
+    return changed
 
 
 def print_outcome(section: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 """
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -30,7 +31,8 @@ from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 
 _MOST_ON_CPU = 16  # threads beside an accelerator: each holds data of its own
-_INFRASTRUCTURE = ("jaxbp.lab", "jaxbp.runtime", "jaxbp.report")  # results do not depend on them
+_FRAME = ("archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
+_INFRASTRUCTURE = (*(f"jaxbp.lab.{name}" for name in _FRAME), "jaxbp.runtime", "jaxbp.report")  # results do not depend on them
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,21 @@ class Job:
         """The result."""
         needed = [_at(self.point, gather(archive, jobs)) for jobs in self.needs]
         settings = View(self.settings, self.stage.reads)
-        dataset = to_dataset(self.stage.fn(self.case, settings, *needed, **self.point))
+        dataset = self._with_point(to_dataset(self.stage.fn(self.case, settings, *needed, **self.point)))
         if "seed" not in dataset.coords and dataset.sizes.get("seed") == self.settings.num_seeds:
             dataset = dataset.assign_coords(seed=list(self.settings.seeds))
+        return dataset
+
+    def _with_point(self, dataset: xr.Dataset) -> xr.Dataset:
+        """The result, refused if its axes do not fit the point."""
+        for axis, value in self.point.items():
+            size = dataset.sizes.get(axis)
+            if isinstance(value, tuple):
+                if size != len(value):
+                    raise ValueError(f"the result of {self.name} needs the axis {axis!r} of length {len(value)}, got {size}")
+                dataset = dataset.assign_coords({axis: list(value)})
+            elif size is not None:
+                raise ValueError(f"{self.name} is one {axis}, so its result must not have the axis {axis!r}")
         return dataset
 
 
@@ -92,9 +106,10 @@ def plan(study: Study, settings: Any) -> list[Job]:
             if not stage.where(case, settings):
                 continue
             axes = {axis: list(values) for axis, values in stage.over(case, settings).items()}
+            data = settings.data_identity(case)
             needed = [by_stage.get((fn, case.name), []) for fn in stage.needs]
             own = [
-                _job(stage, case, dict(zip(axes, values, strict=True)), settings, needed, code)
+                _job(stage, case, dict(zip(axes, values, strict=True)), settings, needed, {"data": data, "code": code})
                 for values in itertools.product(*axes.values())
             ]
             by_stage[stage.fn, case.name] = own
@@ -116,16 +131,36 @@ def _in_groups(jobs: Sequence[Job]) -> list[Job]:
     return ordered
 
 
-def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], code: Any) -> Job:
+def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], basis: Mapping[str, Any]) -> Job:
     needs = tuple(tuple(job for job in jobs if _agree(job.point, point)) for jobs in needed)
-    parts = dict(code.parts)
-    parts["case"] = _text(as_json(case))
+    view = View(settings, stage.reads)
+    parts = dict(basis["code"].parts)
+    parts["case"] = _text([as_json(case), _properties(case, case)])
     parts["point"] = _text(as_json(point))
-    parts |= {f"setting {name}": _text(value) for name, value in View(settings, stage.reads).values().items()}
-    parts |= {f"data {name}": identity for name, identity in settings.data_identity(case).items()}
+    parts["arithmetic"] = _text(_arithmetic(stage))
+    parts |= {f"setting {name}": _text(value) for name, value in view.values().items()}
+    parts["properties of the settings"] = _text(_properties(view, settings))
+    parts |= {f"data {name}": identity for name, identity in basis["data"].items()}
     for job in itertools.chain(*needs):
         parts[f"result of {job.name}"] = f"#{job.digest}"
-    return Job(stage, case, point, settings, needs, _digest({"code": code.digest, **parts}), parts)
+    return Job(stage, case, point, settings, needs, _digest({"code": basis["code"].digest, **parts}), parts)
+
+
+def _properties(readable: Any, owner: Any) -> dict[str, Any]:
+    """The values of an owner's properties, through which code of a case or of settings decides results; costs decide none."""
+    values: dict[str, Any] = {}
+    for cls in type(owner).__mro__:
+        for name, member in vars(cls).items():
+            if isinstance(member, property) and name != "cost" and name not in values:
+                with contextlib.suppress(AttributeError, TypeError):  # reads what the stage does not read, or is nothing that JSON writes
+                    values[name] = json.loads(json.dumps(as_json(member.__get__(readable))))
+    return values
+
+
+def _arithmetic(stage: Stage) -> list[Any]:
+    """The kind of device and the precisions by which JAX computes."""
+    platform = "cpu" if stage.on_cpu else jax.local_devices()[0].platform
+    return [platform, str(jax.config.jax_default_matmul_precision), bool(jax.config.jax_enable_x64)]
 
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -155,17 +190,18 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
     Raises:
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
     """
+    processes.all_agree([job.digest for job in jobs], "code, data and settings")
     if processes.is_first():
         archive.tidy()
-        archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
-        if reuse:
-            _take_over(archive, jobs)
         changes = [] if recompute else _changes(archive, jobs)
         if changes:
             raise StoreError(
                 f"{archive.store.folder} holds results that other code computed:\n  " + "\n  ".join(changes) + "\n"
                 "give --recompute to compute them anew, or name another folder"
             )
+        archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
+        if reuse:
+            _take_over(archive, jobs)
     jobs = _in_groups(jobs)
     missing = processes.from_first([number for number, job in enumerate(jobs) if not archive.contains(job.name, job.digest)])
     if done := len(jobs) - len(missing):
@@ -230,7 +266,9 @@ def _run_group(archive: Archive, jobs: Sequence[Job], progress: Progress, num_wo
         futures = {pools[job.stage.on_cpu].submit(_on_free_device, free[job.stage.on_cpu], compute, job): job for job in jobs}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in finished:
+            for future in sorted(
+                finished, key=lambda future: future.exception() is not None
+            ):  # what is done is kept before a failure ends all
                 keep(futures.pop(future), future.result())
             evict_compiled_programs()
     finally:

@@ -28,7 +28,10 @@ class CaseResults:
         self._stages, self._archive = stages, finished
 
     def __getattr__(self, stage: str) -> xr.Dataset:
-        jobs = self.__dict__.get("_stages", {}).get(stage)
+        stages = self.__dict__.get("_stages", {})
+        if stages and stage not in stages and not stage.startswith("_"):
+            raise AttributeError(f"the study has no stage {stage!r}, it has {', '.join(stages)}")  # a misspelt name, not a case without it
+        jobs = stages.get(stage)
         if not jobs:
             raise AttributeError(f"{self.__dict__.get('name')} has no stage {stage!r}", name=stage, obj=self)
         dataset = gather(self._archive, jobs)

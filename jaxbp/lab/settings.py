@@ -4,6 +4,7 @@ A study's ``Settings`` hold everything that decides its numbers; its presets are
 change some of their fields. An argument changes the field of its name in the settings or, where they have none, in each of their cases.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -46,6 +47,9 @@ class Settings:
 
     def validate(self) -> None:
         """Raise `SettingsError` where the study cannot run as set."""
+        names = [case.name for case in getattr(self, "cases", ())]
+        if len(set(names)) < len(names):
+            raise SettingsError(f"cases need names of their own, got {names}")
         if self.num_seeds < 2:
             raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or more")
         num_epochs = getattr(self, "num_epochs", 1)
@@ -65,10 +69,12 @@ def _identity(dataset: str) -> str:
     kind, _, place = dataset.partition(":")
     if kind == "file":
         path = Path(place)
-        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+        files = [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [path] if path.exists() else []
         return hashlib.blake2b(b"".join(hashlib.blake2b(file.read_bytes()).digest() for file in files), digest_size=10).hexdigest()
     package = _PACKAGE_OF.get(kind.partition("@")[0])
-    return f"{package} {importlib.metadata.version(package)}" if package else dataset
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # loading the data says what to install
+        return f"{package} {importlib.metadata.version(package)}" if package else dataset
+    return dataset
 
 
 class View:
@@ -97,7 +103,8 @@ class View:
             member = getattr(type(self._settings), name)
             return member.__get__(self)
         if self._reads is not None and field.compare and name not in self._reads:
-            raise AttributeError(f"this stage does not declare that it reads {name!r}: add the field to the stage's `reads`")
+            hint = "put the seeds on an axis of the stage's `over`, or add" if name == "num_seeds" else "add"
+            raise AttributeError(f"this stage does not declare that it reads {name!r}: {hint} the field to the stage's `reads`")
         return getattr(self._settings, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -170,6 +177,9 @@ def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     own = {field.name for field in dataclasses.fields(settings)}
     mine = {name: value for name, value in changes.items() if name in own}
     if of_cases := {name: value for name, value in changes.items() if name not in own}:
+        known = {field.name for case in settings.cases for field in dataclasses.fields(case)}
+        if unknown := sorted(set(of_cases) - known):
+            raise SettingsError(f"neither the settings nor the cases of this study have {', '.join(unknown)}: leave the option out")
         cases = [dataclasses.replace(case, **of_cases) for case in settings.cases]
         first = {case.name: case for case in reversed(cases)}
         mine["cases"] = tuple(first[name] for name in dict.fromkeys(case.name for case in cases))

@@ -12,6 +12,7 @@ import xarray as xr
 
 from jaxbp import stats
 from jaxbp.claims import Claim
+from jaxbp.lab.cli import folder_name
 
 if TYPE_CHECKING:
     from jaxbp.lab.run import Run
@@ -137,15 +138,19 @@ class Study:
     method: Sequence[str]
 
     def __post_init__(self) -> None:
-        groups: dict[Callable, str | None] = {}
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages of {self.id} need functions with names of their own, got {names}")
+        groups: dict[Callable, str] = {}
         for stage in self.stages:
+            group = stage.group or stage.name
             if missing := [fn.__name__ for fn in stage.needs if fn not in groups]:
                 raise ValueError(f"stage {stage.name} of {self.id} needs {', '.join(missing)}: put the needed stages before it")
-            if beside := [fn.__name__ for fn in stage.needs if stage.group and groups[fn] == stage.group]:
+            if beside := [fn.__name__ for fn in stage.needs if groups[fn] == group]:
                 raise ValueError(f"stage {stage.name} of {self.id} is in the group of {beside[0]}, which it needs: give it another group")
-            groups[stage.fn] = stage.group
+            groups[stage.fn] = group
 
     @property
     def name(self) -> str:
         """The name of the study's folder."""
-        return self.module.rpartition(".")[2]
+        return folder_name(self.module)

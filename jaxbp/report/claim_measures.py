@@ -4,6 +4,7 @@
 """
 
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def _strip(claim: claims.Claim, by_case: Mapping[str, ArrayLike]) -> "Figure":
     with figures.style():
         for end in filter(np.isfinite, claim.rule.region):
             ax.axvline(end, linestyle="--", color="#666666", linewidth=1)
-        ax.set_xlabel(claim.measure)
+        ax.set_xlabel("\n".join(textwrap.wrap(claim.measure, 80)))
     return fig
 
 

@@ -41,7 +41,7 @@ def read_values(values: Values, m: Any) -> Any:
     if callable(values):
         return call_if_measured(values, m)
     stage, _, variable = values.partition(".")
-    dataset = getattr(m, stage, None)
+    dataset = call_if_measured(lambda results: getattr(results, stage), m)
     if dataset is None:
         return None
     if variable not in dataset:

@@ -36,4 +36,4 @@ def test_it_runs_and_goes_on(study):
     assert (verdict.claim.id, verdict.num_seeds) == ("W.a", 3)
     assert "W.a" in said
     assert (folder / "report.html").exists()
-    assert "1 of 1 jobs are in" in run("--preset", "smoke")
+    assert "2 of 2 jobs are in" in run("--preset", "smoke")

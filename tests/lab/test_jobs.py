@@ -196,7 +196,7 @@ def test_a_stage_gets_the_results_that_its_point_shares_with_the_needed_stage(co
     assert results.draw.value.dims == ("seed",)
     assert results.doubled.twice.sel(seed=2) == 4.0
     assert results.spread["values"].values.tolist() == [0.0, 1.0, 2.0]
-    with pytest.raises(AttributeError, match="digits has no stage 'other'"):
+    with pytest.raises(AttributeError, match="the study has no stage 'other', it has draw, doubled, spread"):
         _ = results.other
 
 
@@ -334,3 +334,70 @@ def test_what_a_kill_left_of_a_file_goes(compute, tmp_path):
     leftover.write_bytes(b"half")
     compute(CHAIN)
     assert not leftover.exists()
+
+
+def test_a_refused_start_leaves_the_results_to_be_read(compute, tmp_path):
+    def value():
+        return {"value": factor}
+
+    factor = 1.0
+    compute(study(stage("a", value)))
+    factor = 2.0
+    with pytest.raises(StoreError, match="other code computed"):
+        compute(study(stage("a", value)))
+    assert float(lab.open(tmp_path / "run")["digits/a"].value) == 1.0
+
+
+def test_what_a_property_of_a_case_or_the_settings_says_is_part_of_the_identity():
+    def planned(seeds, name):
+        case = type("Case", (Case,), {"label": property(lambda self: name)})("digits")
+        settings = type("Settings", (Settings,), {"tuning": property(lambda self: seeds)})("quick", 2, (case,))
+        return jobs.plan(CHAIN, settings)[0].digest
+
+    assert planned([1], "a") == planned([1], "a")
+    assert len({planned([1], "a"), planned([2], "a"), planned([1], "b")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"x": lab.along("seed", [1.0, 2.0])}, "is one seed, so its result must not have the axis 'seed'"),
+        ({"x": 1.0}, "needs the axis 'seed' of length 2, got None"),
+    ],
+)
+def test_a_result_whose_axes_do_not_fit_the_point_is_refused(compute, result, message):
+    seeds = [(0, 1)] if "needs" in message else [0, 1]
+    with pytest.raises(ValueError, match=message):
+        compute(study(stage("a", lambda seed: result, over=lambda case, settings: {"seed": seeds})))
+
+
+def test_names_of_stages_and_groups_do_not_meet():
+    with pytest.raises(ValueError, match="functions with names of their own, got \\['a', 'a'\\]"):
+        study(stage("a", dict), stage("a", dict))
+    with pytest.raises(ValueError, match="stage doubled of T is in the group of draw"):
+        study(lab.Stage(draw), lab.Stage(doubled, needs=(draw,), group="draw"))
+
+
+def test_arms_need_the_same_arguments():
+    with pytest.raises(ValueError, match="all arms need the arguments \\['scale'\\], and 'b' has \\['scale', 'shift'\\]"):
+        lab.sweep(lambda key, **options: {}, seeds=range(2), arms={"a": {"scale": 1.0}, "b": {"scale": 1.0, "shift": 2.0}})
+
+
+def test_a_sweep_without_arms_has_no_axis_for_them():
+    results = lab.sweep(lambda key: {"x": jax.random.normal(key)}, seeds=[3, 5])
+    assert results.x.dims == ("seed",)
+    assert results.seed.values.tolist() == [3, 5]
+
+
+def test_a_rule_that_was_changed_after_the_run_began_is_told(tmp_path, capsys):
+    def run(rule):
+        measure = lab.Measure(dataclasses.replace(ABOVE, rule=rule), lambda m: m.value.x)
+        of = study(stage("value", lambda: {"x": lab.along("seed", [1.0, 2.0, 3.0])}), measures=(measure,))
+        return execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="this")
+
+    run(claims.Above(0.0))
+    assert "rule" not in capsys.readouterr().out
+    section = run(claims.Above(9.0))
+    told = "The rule of T.a was changed after this run had begun. Then: "
+    assert told in capsys.readouterr().out
+    assert told in str(section.sections[-1].blocks)
