@@ -138,7 +138,7 @@ def step_fn(
 
         def mean_loss(params: Any) -> tuple[jax.Array, State]:
             logits, model_state = net.update(params, inputs, state.model_state)
-            return settings.loss_fn(logits, labels).mean(), model_state
+            return settings.loss_fn(logits, labels).mean(), jax.tree.map(in_dtype_of, state.model_state, model_state)
 
         gradient, model_state = jax.grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

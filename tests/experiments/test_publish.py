@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import publish
-from experiments.__main__ import STUDIES
+from experiments.__main__ import NAMES
 from jaxbp import claims, lab
 
 CLAIM = claims.Claim("S2.a", "Weight decay | beats none.", "Table 2", "gain", claims.Above(0.0))
@@ -52,7 +52,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "FOLDER", tmp_path / "published")
     run = tmp_path / "run"
     verdict = claims.judge(CLAIM, {"a": [1.0, 2.0]})
-    for number, name in enumerate(STUDIES):
+    for number, name in enumerate(NAMES):
         with pytest.raises(lab.SettingsError, match=f"no finished run of the whole lab, it has no verdicts of {name}"):
             publish.take(run)
         (run / name).mkdir(parents=True)

@@ -112,7 +112,7 @@ def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
         took = time.monotonic() - asked
     assert running.returncode == 143
     assert took < 10
-    assert err == f"\nterminated. Finished pieces are in {tmp_path}; the same command goes on from there.\n"
+    assert err == f"\nterminated. Finished jobs are in {tmp_path}; the same command goes on from there.\n"
     assert "asked to stop: saving what there is" in out
-    (seal,) = (tmp_path / "checkpoints").glob("*/*.json")
-    assert int(seal.stem) > 1
+    (digests,) = (tmp_path / "checkpoints").glob("*/*/digests.json")
+    assert int(digests.parent.name) > 1

@@ -312,7 +312,7 @@ def test_a_second_point_reuses_what_was_compiled():
     def apply_fn(params, x):
         nonlocal traces
         traces += 1
-        return net.apply({"params": params}, x)
+        return net.apply(params, x)
 
     counts = []
     for size in (0, 1e-3):

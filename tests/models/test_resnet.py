@@ -95,7 +95,7 @@ def spelled_out(params, state, inputs, net, train):
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
 def test_resnet_is_the_formula(norm, skip, x64):
-    net = models.from_linen(ResNet(3, 4, (1, 1)), norm=norm, skip=skip)
+    net = models.from_linen(ResNet(3, 4, (1, 1), norm=norm, skip=skip))
     (params, state), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
     for train in (False, True) if norm == "batch" else (False,):
         found = jax.jit(net.update if train else net.apply)(params, inputs, state)
@@ -105,7 +105,7 @@ def test_resnet_is_the_formula(norm, skip, x64):
 
 
 def test_projection_shortcuts_are_the_formula(x64):
-    net = models.from_linen(ResNet(3, 4, (1, 1)), norm="none", shortcut="projection")
+    net = models.from_linen(ResNet(3, 4, (1, 1), norm="none", shortcut="projection"))
     (params, _), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
     assert "Conv_2" in params["BasicBlock_0"]
     np.testing.assert_allclose(net.apply(params, inputs), spelled_out(params, {}, inputs, net, False), rtol=1e-10)
@@ -113,7 +113,7 @@ def test_projection_shortcuts_are_the_formula(x64):
 
 @pytest.mark.parametrize("change", [{"skip": False}, {"norm": "layer"}], ids=str)
 def test_skip_and_norm_make_a_difference(change, x64):
-    net = models.from_linen(ResNet(3, 4, (1,)), norm="none")
+    net = models.from_linen(ResNet(3, 4, (1,), norm="none"))
     params, inputs = drawn(net, (4, 4, 2))[0], inputs_of(3, 4, 4, 2)  # the same for both networks
     first, second = (each.apply(params, inputs) for each in (net, models.from_linen(net.module.clone(**change))))
     assert float(jnp.abs(first - second).max()) > 0.1 * float(jnp.abs(first).max())
@@ -154,7 +154,7 @@ def test_only_batch_statistics_couple_examples():
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_invariance_to_the_scale_of_convolutions(norm, x64):
-    net = models.from_linen(ResNet(3, 4, (1,)), norm=norm)
+    net = models.from_linen(ResNet(3, 4, (1,), norm=norm))
     (params, state), inputs = drawn(net, (4, 4, 2)), inputs_of(5, 4, 4, 2)
 
     def logits(scale):
@@ -173,7 +173,7 @@ def test_invariance_to_the_scale_of_convolutions(norm, x64):
 
 
 def test_fixup_starts_at_zero_and_with_open_shortcuts():
-    net = models.from_linen(ResNet(3, 4, (2, 1)), norm="fixup")
+    net = models.from_linen(ResNet(3, 4, (2, 1), norm="fixup"))
     inputs, key = inputs_of(3, 4, 4, 2), jax.random.key(0, impl="rbg")  # the generator that compiles fastest
     params = jax.jit(net.init)(key, inputs)[0]
     assert not jax.jit(net.apply)(params, inputs).any()
@@ -192,7 +192,7 @@ def test_fixup_starts_at_zero_and_with_open_shortcuts():
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
 def test_fixup_is_the_formula(shortcut, x64):
-    net = models.from_linen(ResNet(3, 4, (1,)), norm="fixup", shortcut=shortcut)
+    net = models.from_linen(ResNet(3, 4, (1,), norm="fixup", shortcut=shortcut))
     (params, _), inputs = drawn(net, (4, 4, 2)), inputs_of(3, 4, 4, 2)
     block, head = params["FixupBlock_0"], params["Dense_0"]
     x = jax.nn.relu(convolve(inputs, params["Conv_0"]) + params["stem_bias"])
@@ -215,7 +215,7 @@ def test_equal_resnets_share_one_trace():
 
 
 def test_parametrisations_have_the_same_shapes():
-    nets = [models.from_linen(ResNet(3, 4, (1, 1)), parametrisation=each) for each in ("standard", "ntk")]
+    nets = [models.from_linen(ResNet(3, 4, (1, 1), parametrisation=each)) for each in ("standard", "ntk")]
     assert shapes_of(nets[0], (4, 4, 1)) == shapes_of(nets[1], (4, 4, 1))
 
 
