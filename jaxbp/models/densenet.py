@@ -1,4 +1,4 @@
-"""DenseNet-BC for CIFAR (paper, Study 2): each layer reads the maps of all layers before it in its block.
+"""DenseNet-BC for CIFAR ("Truth or Backpropaganda?", Table 2): each layer reads the maps of all layers before it in its block.
 
 Huang et al. (CVPR 2017), section 3: a layer adds k channels, the growth rate, to those it reads, by a 1x1 convolution to 4k
 channels (B, the bottleneck) and one of 3 pixels, each behind BatchNorm and ReLU; between blocks a transition halves

@@ -1,4 +1,4 @@
-"""ResNets of basic blocks with everything that Study 3 takes apart: normalisation, skip connections, width.
+"""ResNets of basic blocks with what "Truth or Backpropaganda?", section 4, takes apart: normalisation, skip connections, width.
 
 He et al. (CVPR 2016) as used on CIFAR: a stem of 3 pixels and stride 1, blocks conv - norm - relu - conv - norm, plus
 the shortcut, relu; a global average; a linear head. Four stages of two blocks are ResNet-18 (width 64) and, at any
