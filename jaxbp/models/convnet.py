@@ -1,4 +1,4 @@
-"""The plain ConvNet of "Truth or Backpropaganda?", section 4: convolutions of width w, 2w, 2w, 4w, 4w, ReLUs, a pooled map and a linear head.
+"""The ConvNet of "Truth or Backpropaganda?", section 4: convolutions of width w, 2w, 2w, 4w, 4w, ReLUs, a pooled map and a linear head.
 
 The paper max-pools by 3 after each of the last two convolutions. Max-pooling is neither affine nor differentiable
 everywhere, so two relatives are kept beside it: average pooling, and strides of 2 in the last two convolutions, which

@@ -1,4 +1,4 @@
-"""VGG-11 for images of 32 pixels and less ("Truth or Backpropaganda?", section 4): eight convolutions of 3 pixels, five poolings by 2, a linear head.
+"""VGG-11 for images of 32 pixels and less ("Truth or Backpropaganda?", section 4): eight 3x3 convolutions, five poolings, a linear head.
 
 Configuration A of Simonyan & Zisserman (ICLR 2015), with the one linear layer that is usual on CIFAR in place of its
 three. A pooling is left out along an axis that has come down to one pixel, so smaller images and signals pass.
