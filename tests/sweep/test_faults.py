@@ -159,6 +159,7 @@ def test_signals_at_random_moments_change_nothing(subject, undisturbed, tmp_path
     print(f"{hits} signals, {len(set(filled))} folders filled, all equal to an undisturbed sweep")
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the child becomes another program at once
 def test_a_disk_that_fills_up_is_told_and_nothing_is_lost(subject, undisturbed, tmp_path):
     """A file-size limit stands for the disk: first nothing but small files can be written, then all again."""
     import resource
