@@ -32,7 +32,7 @@ class Segmented(NamedTuple):
 
     Attributes:
       init_fn: ``(key, data, test_data=None, **setting) -> state``, a `TrainState` with the key of the shuffles.
-      segment_fn: ``(state, index, data, test_data=None, **setting) -> (state, measures)``, epoch ``index`` and its evaluation.
+      segment_fn: ``(state, epoch, data, test_data=None, **setting) -> (state, measures)``, the epoch with this number and its evaluation.
       num_segments: epochs.
     """
 
