@@ -144,8 +144,11 @@ def test_presets_keep_their_promises():
     quick = PRESETS["quick"]
     assert quick.num_seeds >= 10
     assert {(c.dataset.partition("@")[0], c.model) for c in quick.cases if c.arms} == {
-        ("mnist1d", "mlp"), ("mnist1d", "convnet"), ("mnist5k", "mlp"), ("mnist5k", "convnet"),
-    }  # fmt: skip
+        ("mnist1d", "mlp"),
+        ("mnist1d", "convnet"),
+        ("mnist5k", "mlp"),
+        ("mnist5k", "convnet"),
+    }
     assert PRESETS["paper"].cases[0].width == (2048, 2048, 1024)
 
 

@@ -42,8 +42,12 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert {"case", "stage", "training", "arm", "weights", "layer", "radius", "seed", "epoch", "measure", "value"} <= set(rows.columns)
     assert not rows.value.isna().any()
     assert {path.stem for path in (folder / "figures").iterdir()} == {
-        "rank_by_layer", "accuracy_by_radius", "clean_and_robust", "rank_along", "singular_values",
-    }  # fmt: skip
+        "rank_by_layer",
+        "accuracy_by_radius",
+        "clean_and_robust",
+        "rank_along",
+        "singular_values",
+    }
     assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
     assert json.loads((folder / "config.json").read_text())["settings"]["num_seeds"] == 2
     assert str(folder / "report.html") in said
@@ -51,9 +55,18 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
 
 
 SMALL = dataclasses.replace(
-    PRESETS["smoke"], cases=(Case("ConvNet", "digits@4", "convnet", 8, (("depth", 3),)),), num_epochs=25, num_fine_tuning=3,
-    project_epochs=(1, 3), radius=0.2, curve=(0.05, 0.2), threshold=0.6, ceiling=0.9, num_train=400, learning_rate=0.02,
-)  # fmt: skip  # projected at the very end, so that what is measured there is what the projection left
+    PRESETS["smoke"],
+    cases=(Case("ConvNet", "digits@4", "convnet", 8, (("depth", 3),)),),
+    num_epochs=25,
+    num_fine_tuning=3,
+    project_epochs=(1, 3),
+    radius=0.2,
+    curve=(0.05, 0.2),
+    threshold=0.6,
+    ceiling=0.9,
+    num_train=400,
+    learning_rate=0.02,
+)  # projected at the very end, so that what is measured there is what the projection left
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +184,12 @@ def made_up(change):
 
 def test_verdicts_follow_the_rules():
     assert made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.5, 0.3, -1.0)) == {
-        "S4.a": "supported", "S4.b": "supported", "S4.c": "supported", "S4.d": "supported", "S4.e": "supported",
-    }  # fmt: skip
+        "S4.a": "supported",
+        "S4.b": "supported",
+        "S4.c": "supported",
+        "S4.d": "supported",
+        "S4.e": "supported",
+    }
     other = made_up(lambda training, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if training == NATURAL else 0.0))
     assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("contradicted",) * 3
     harmless = made_up(lambda training, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
