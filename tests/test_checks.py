@@ -1,0 +1,101 @@
+"""The shared checks of arguments: what passes, and each message."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbp import checks
+
+KEYS = jax.random.split(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (None, "holds none"),
+        ({}, "holds none"),
+        ({"a": "x"}, r"got str 'x' at \['a'\]"),
+        ({"step": jnp.int32(7)}, r"got int32 at \['step'\]: pass it as state"),
+        ({"mask": np.ones(2, bool)}, "got bool"),
+        ({"a": jnp.ones(2, jnp.bfloat16)}, "got bfloat16 .*: cast it"),
+        ({"a": np.ones(2, complex)}, "got complex128 .*: split real"),
+        ({"a": KEYS}, "got key<fry>"),
+    ],
+)
+def test_parameters_refuses(params, message):
+    with pytest.raises(ValueError, match=message):
+        checks.parameters(params)
+
+
+def test_parameters_passes():
+    tree = checks.parameters({"a": np.ones(2, np.float32), "b": [1.0, None]})
+    assert isinstance(tree["a"], jax.Array)
+    assert tree["b"][1] is None
+    assert checks.parameters(jnp.ones(2, jnp.float16), half=True).dtype == jnp.float16
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "message"),
+    [
+        ([0, 1, 3], 3, "from 0 to 2, one of 3 logits each, got 3"),
+        ([0, -1, 1], 3, "got -1"),
+        (np.eye(3), 3, r"\.argmax\(-1\)"),
+        ([0.0, 1.0, 2.0], 3, r"must be integers, got float.*astype\(int\)"),
+        (np.array([True, False, True]), 3, "must be integers, got bool"),
+        ([0, 1], 3, r"\(3,\), one per example, got shape \(2,\)"),
+        ([0, 0, 0], 1, "at least two classes"),
+        (None, 3, "must be one array, got NoneType"),
+    ],
+)
+def test_labels_refuses(labels, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        checks.labels(labels, num_classes, 3)
+
+
+def test_labels_passes():
+    assert checks.labels(np.array([0, 2, 1], np.uint8), 3, 3).dtype == jnp.int32
+    assert jax.jit(lambda y: checks.labels(y, 3, 3))(jnp.array([0, 9, 1])).tolist() == [0, 9, 1]  # values are not known under jit
+
+
+@pytest.mark.parametrize("inputs", [None, {"x": 1.0}, (np.ones(2),), "x", [[1], [2, 3]], KEYS, np.ones(2, complex), np.ones((0, 3)), 1.0])
+def test_examples_refuses(inputs):
+    with pytest.raises(ValueError, match="inputs must"):
+        checks.examples(inputs)
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda x: (x, x), "take the first entry"),
+        (lambda x: x[:, 0], r"logits\[:, None\]"),
+        (lambda x: x.astype(int), "got int32"),
+        (None, "must be a function"),
+    ],
+)
+def test_logits_shape_refuses(fn, message):
+    with pytest.raises(ValueError, match=message):
+        checks.logits_shape(fn, jnp.ones((2, 3)))
+
+
+def test_logits_shape():
+    assert checks.logits_shape(lambda x: x @ jnp.ones((3, 4)), jnp.ones((2, 3))) == (2, 4)
+
+
+@pytest.mark.parametrize("value", ["8/255", None, True, np.array([0.1, 0.2]), jnp.float32(-0.1), float("nan"), 1j])
+def test_number_refuses(value):
+    with pytest.raises(ValueError, match="epsilon must be one finite number, at least 0, got"):
+        checks.number(value, "epsilon", least=0)
+
+
+def test_number_passes():
+    assert checks.number(jnp.bfloat16(2), "epsilon") == 2.0
+    assert jax.jit(lambda e: checks.number(e, "epsilon", least=0))(-1.0) == -1.0
+
+
+def test_prng_key():
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        assert checks.prng_key(key) is key
+    for key in (0, KEYS, None, np.zeros(2, np.uint32)):
+        with pytest.raises(ValueError, match=r"such as jax.random.key\(0\)"):
+            checks.prng_key(key)
