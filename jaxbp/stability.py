@@ -151,6 +151,7 @@ class TimeAverage(NamedTuple):
         """
         if not 0 <= run_up <= num_steps - 2:
             raise ValueError(f"run_up must leave at least 2 of {num_steps} steps, got {run_up}")
+        value = jnp.asarray(value, self.mean.dtype)
         half = jnp.asarray(step >= run_up + (num_steps - run_up) // 2).astype(int)
         counts = self.counts.at[half].add(1)
         mean = self.mean + (value - self.mean) / counts.sum()
