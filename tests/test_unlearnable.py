@@ -21,7 +21,7 @@ def test_reweighing_is_scikit_learns_logistic_regression():
         l2 = 0.05
         head = check_fields(unlearnable.reweigh(FEATURES, LABELS, 3, l2=l2, standardise=standardise))
         inputs = StandardScaler().fit_transform(FEATURES) if standardise else FEATURES
-        peer = LogisticRegression(C=1 / (len(LABELS) * l2), tol=1e-12, max_iter=10_000).fit(inputs, LABELS)
+        peer = LogisticRegression(C=1 / (len(LABELS) * l2), solver="newton-cg", tol=1e-12, max_iter=1000).fit(inputs, LABELS)
         np.testing.assert_allclose(head.accuracy(FEATURES, LABELS), peer.score(inputs, LABELS))
         logits = FEATURES @ head.kernel + head.bias
         np.testing.assert_allclose(logits - logits.mean(1, keepdims=True), peer.decision_function(inputs), atol=1e-6)
@@ -85,6 +85,15 @@ def test_a_minimiser_proves_inseparability_and_a_class_that_splits_off_leaves_it
     assert unlearnable.separability(points, labels, 2).status == "inseparable"
     split_off = np.concatenate([points, 100 + RNG.normal(size=(5, 2))])
     assert unlearnable.separability(split_off, np.append(labels, [2] * 5), 3).status == "unknown"
+    clusters, sides = np.repeat([[-9.0], [9.0]], 20, 0) + RNG.normal(size=(40, 1)), np.arange(40) // 20
+    assert unlearnable.separability(clusters, sides, 2).status == "separable"
+    sides[[0, 39]] = 1, 0  # 95 % right is not separable
+    assert unlearnable.separability(clusters, sides, 2).status == "inseparable"
+
+
+def test_pairs_of_one_class_prove_nothing():
+    assert not unlearnable._has_antithetic_witness(np.array([[1.0], [-1.0], [5.0]]), np.array([0, 0, 1]))
+    assert unlearnable._has_antithetic_witness(np.array([[1.0], [-1.0], [0.0]]), np.array([0, 0, 1]))  # 0 is its own negative
 
 
 def test_a_projection_is_orthogonal_of_the_weights_rank_and_forgets_their_span():

@@ -103,6 +103,11 @@ def test_one_pixel_is_the_best_by_brute_force():
         assert (np.argwhere(result[label == LABELS].any(-1))[:, 1:] == (row, column)).all()
 
 
+def test_one_pixel_gives_equal_classes_pixels_of_their_own():
+    result = poisons.one_pixel(np.zeros((6, 2, 2, 1), np.float32), np.arange(6) % 3, 3)
+    assert len(np.unique(result, axis=0)) == 3
+
+
 def test_clipping_and_headroom():
     inputs, noise = np.array([[0.0, 0.5, 1.0, 0.9]]), np.array([[-0.25, 0.25, -0.25, 0.25]])
     poisoned = poisons.apply(inputs, noise, 0, 1)
