@@ -1,9 +1,9 @@
 """verdicts.json: written whole or not at all, and refused where a verdict and the numbers beside it disagree.
 
 The file is a list. An entry of a claim has the keys of `entry_of`; an entry of a control has ``kind`` ("positive control", "negative
-control"), ``passed``, ``reason`` and ``hangs_on_it`` (the ids of claims, none for all) besides. ``ci95`` are the ends of a 95 % interval; a
-verdict by looks has ``ci`` and ``confidence`` in its place, with ``look`` and ``schedule``. A case's ``judged_at`` is the confidence at which the
-outcome was reached. Entries of older versions lack what was added later.
+control"), ``passed``, ``reason`` and ``hangs_on_it`` (the ids of claims, none for all) besides. ``ci95`` are the ends of a 95 %
+interval; a verdict by looks has ``ci`` and ``confidence`` in its place, with ``look`` and ``schedule``. A case's ``judged_at`` is the
+confidence at which its outcome was judged. Entries of older versions lack what was added later.
 """
 
 import dataclasses
