@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import local_minima, norm_bias, ntk_width, power_iteration, rank_robustness
+from experiments import algorithmic_stability, local_minima, norm_bias, ntk_width, power_iteration, rank_robustness, unlearnable
 from jaxbp import lab
 
-STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration)  # in order
+STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration, algorithmic_stability, unlearnable)  # in order
 NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (

@@ -145,9 +145,15 @@ def test_error_minimising_noise_of_a_linear_model_ends_at_the_corner_of_its_clas
 
 def test_error_minimising_stops_when_nothing_is_left_to_learn_and_stays_in_its_budget():
     result = poisons.error_minimising(
-        KEY, lambda key, x: jnp.zeros((6, 2)), lambda weights, x: x @ weights, optax.sgd(0.5), (POINTS, SIDES),
-        threat=attacks.Threat("linf", 0.3), step_size=0.1, stop_error=0.05,
-    )  # fmt: skip
+        KEY,
+        lambda key, x: jnp.zeros((6, 2)),
+        lambda weights, x: x @ weights,
+        optax.sgd(0.5),
+        (POINTS, SIDES),
+        threat=attacks.Threat("linf", 0.3),
+        step_size=0.1,
+        stop_error=0.05,
+    )
     assert result.error <= 0.05
     assert result.num_rounds < 100
     assert poisons.budget(result.perturbation)["l_inf"] <= 0.3 + 1e-6
