@@ -180,7 +180,7 @@ def descend(key: jax.Array, num_steps: int = 4000, run_up: int = 100) -> dict[st
 
 def by_share(name: str) -> Any:
     """A variable's mean over learning rates, for each share of wrong labels."""
-    return lambda m: named(m.train_all[name].mean("learning_rate"))
+    return lambda m: named(average(m.train_all[name], "learning_rate"))
 
 
 def named(values: xr.DataArray) -> xr.DataArray:
@@ -194,17 +194,26 @@ def log2(ratio: xr.DataArray) -> xr.DataArray:
         return np.log2(ratio)
 
 
+def average(values: xr.DataArray, *axes: str) -> xr.DataArray:
+    """The mean over axes; NaN where a run diverged, whose seed then decides nothing."""
+    return values.mean(axes, skipna=False)
+
+
 def rise(values: xr.DataArray) -> xr.DataArray:
     """log2 of the value with the most label noise over that with none, mean over learning rates."""
-    return log2(values.isel(share=-1, drop=True) / values.isel(share=0, drop=True)).mean("learning_rate")
+    return average(log2(values.isel(share=-1, drop=True) / values.isel(share=0, drop=True)), "learning_rate")
 
 
 def agreement(first: str, second: str) -> Any:
     """Kendall's tau over learning rates of two variables, mean over shares of wrong labels."""
-    axes = [["learning_rate"]] * 2
-    return lambda m: xr.apply_ufunc(stats.kendall, m.train_all[first], m.train_all[second], input_core_dims=axes, vectorize=True).mean(
-        "share", skipna=False
-    )
+
+    def measure(m: Any) -> xr.DataArray:
+        taus = xr.apply_ufunc(
+            stats.kendall, m.train_all[first], m.train_all[second], input_core_dims=[["learning_rate"]] * 2, vectorize=True
+        )
+        return average(taus, "share")
+
+    return measure
 
 
 def draw_pairs(first: str, second: str, labels: tuple[str, str], *, diagonal: bool) -> Any:
@@ -294,7 +303,7 @@ STUDY = lab.Study(
         lab.Measure(claims.NOISE, lambda m: rise(m.train_all.beta)),
         lab.Measure(claims.BEYOND_LOSS, lambda m: rise(m.train_all.beta / m.train_all.loss)),
         lab.Measure(claims.GAP, agreement("bounded", "gap")),
-        lab.Measure(claims.INFLUENCE, lambda m: log2(m.train_all.beta / m.train_all.order).mean(["share", "learning_rate"])),
+        lab.Measure(claims.INFLUENCE, lambda m: average(log2(m.train_all.beta / m.train_all.order), "share", "learning_rate")),
         lab.Measure(claims.CORRELATION, agreement("time", "beta")),
     ),
     controls=(

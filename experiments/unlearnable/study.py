@@ -122,11 +122,9 @@ def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
         return 100 * unlearnable.reweigh(parts[0], labels[:few], split.num_classes, l2=settings.l2).accuracy(parts[1], split.test.labels)
 
     linear = [separability(poisoned[name].perturbation, labels, split.num_classes) for name in names]
-    example, basis = names[: 1 + len(names)], inputs[0]
-    pictures = [
-        [basis, poisoned[n].inputs[0], poisoned[n].perturbation[0], column(weights[n], basis), arms[f"{n}, projected"][0][0]]
-        for n in example
-    ]
+    columns = {name: np.asarray(weights[name])[:, 0].reshape(split.input_shape) for name in names}
+    projected = {name: arms[f"{name}, projected"][0][0] for name in names}
+    pictures = [[inputs[0], poisoned[n].inputs[0], poisoned[n].perturbation[0], columns[n], projected[n]] for n in names]
     values = {
         "clean": accuracy(case, split.num_classes, trained["clean"], split.test.inputs, split.test.labels),
         "subset": accuracy(case, split.num_classes, trained["subset"], split.test.inputs, split.test.labels),
@@ -329,7 +327,7 @@ STUDY = lab.Study(
             per_case=False,
             name="separability",
             alt="network accuracy against linear accuracy on perturbations",
-            caption="Test accuracy of the network against the accuracy of a linear classifier on fresh perturbations; a dot a seed. The lower "
+            caption="Test accuracy of the network against that of a linear classifier on fresh perturbations; a dot a seed. The lower "
             "left holds counterexamples to the belief that perturbations work because they are linearly separable.",
         ),
         report.SeedStrip(

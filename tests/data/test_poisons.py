@@ -114,6 +114,8 @@ def test_clipping_and_headroom():
     np.testing.assert_allclose(poisoned.inputs, [[0, 0.75, 0.75, 1]])
     np.testing.assert_allclose(poisoned.perturbation, [[0, 0.25, -0.25, 0.1]])
     assert poisoned.clipped == 0.5
+    image, wave = np.float32(0.7) * np.ones((1, 2), np.float32), np.array([[0.1, -0.1]], np.float32)
+    np.testing.assert_array_equal(poisons.apply(image, wave, 0, 1).perturbation, wave)  # pairs of opposite sign stay exact
     assert poisons.apply(poisons.headroom(inputs, 0.25), noise, 0, 1).clipped == 0
     assert poisons.budget(noise) == {"rms": 0.25, "l_inf": 0.25, "l_0": 4.0}
 
