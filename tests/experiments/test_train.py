@@ -120,7 +120,9 @@ def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
 
 
 def test_seeds_are_added_until_settings_are_told_apart(tmp_path, capsys):
-    few = dataclasses.replace(SMALL, learning_rate=(0.1, 0.0), epochs=8, seeds=4, most_seeds=8, until_decided=True, out=tmp_path)
+    few = dataclasses.replace(
+        SMALL, width=(32,), num_train=800, learning_rate=(0.1, 0.0), epochs=8, seeds=4, most_seeds=8, until_decided=True, out=tmp_path
+    )
     found, verdict = train.train_until_decided(few)
     assert [(case.case, case.verdict, case.num_seeds) for case in verdict.cases] == [("learning_rate 0.0", "contradicted", 4)]
     assert (len(found), found.seeds) == (8, (0, 1, 2, 3))
