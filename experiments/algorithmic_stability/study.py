@@ -228,6 +228,7 @@ def draw_pairs(first: str, second: str, labels: tuple[str, str], *, diagonal: bo
                     ax.plot(x, y, "." if diagonal else ".-", color=colour, alpha=0.6, linewidth=0.6)
                     ax.plot([], [], ".", color=colour, label=f"{share:.0%} wrong labels")
                 ax.set_xscale("log")
+                ax.tick_params(which="minor", labelsize=5)
                 ax.set_xlabel(labels[0])
                 ax.set_ylabel(labels[1])
                 if diagonal:
@@ -351,6 +352,7 @@ STUDY = lab.Study(
             lambda m: named(m.train_all.average).isel(seed=0, learning_rate=-1, drop=True).rename(run="seed"),
             by="share",
             name="runs",
+            stacked=True,
             xlabel="time-averaged test loss, largest learning rate",
             alt="time-averaged test loss of all runs of the first seed",
             caption="Time-averaged test loss of the runs of the first seed, a dot a run: the base, those with an example replaced, and the "

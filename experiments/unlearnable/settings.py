@@ -10,6 +10,7 @@ from typing import ClassVar
 from jaxbp import lab
 
 FIRST_SEED = 8000  # of data and keys: no pilot's
+LEAST_CLEAN = 20  # two of each of ten classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,12 @@ class Settings(lab.Settings):
     weight_decay: float = 5e-4
     clean_share: float = 0.1
     l2: float = 0.1
+
+    def validate(self) -> None:
+        """Raise `lab.SettingsError` where the study cannot run as set."""
+        super().validate()
+        if self.num_train is not None and self.num_train * self.clean_share < LEAST_CLEAN:
+            raise lab.SettingsError(f"heads need {LEAST_CLEAN} clean examples, got {self.clean_share:g} of {self.num_train}")
 
 
 _IMAGES = (

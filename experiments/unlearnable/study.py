@@ -86,6 +86,14 @@ def by_network(poison: Poison, key: jax.Array, split: data.Dataset, case: Case, 
     return np.concatenate([poisons.adversarial(key, logits_fn, inputs[part], labels[part], attack) for part in parts])
 
 
+def training_sets(sets: dict[str, np.ndarray], spans: dict[str, np.ndarray], labels: np.ndarray, few: int) -> dict[str, tuple]:
+    """Inputs and labels of the arms: each set, and projected by its own span; clean data projected by others', and their first alone."""
+    clean, rows = sets["clean"], np.arange(len(labels)) % few  # as many examples, so that all arms take as many steps
+    arms = {name: (part, labels) for name, part in sets.items()} | {"subset": (clean[rows], labels[rows])}
+    arms |= {f"{name}, projected": (unlearnable.project_out(part, spans[name]), labels) for name, part in sets.items()}
+    return arms | {f"clean, projected by {name}": (unlearnable.project_out(clean, spans[name]), labels) for name in sets if name != "clean"}
+
+
 def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
     """Test accuracies in per cent of all arms, separability, refitted heads, and pictures of one example."""
     split = data.load(case.dataset, seed=FIRST_SEED + seed, num_train=settings.num_train, data_dir=settings.data_dir)
@@ -102,20 +110,20 @@ def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
     weights = {name: fit(part, labels, split.num_classes, linear_key) for name, part in sets.items()}
     spans = {name: unlearnable.projection(columns) for name, columns in weights.items()}
     few = round(settings.clean_share * len(inputs))  # the first examples have the classes in proportion
-    rows = np.arange(len(inputs)) % few
-    arms = {name: (part, labels) for name, part in sets.items()}
-    arms |= {"subset": (inputs[rows], labels[rows]), "shuffled": (poisons.apply(inputs, shuffled, *box).inputs, labels)}
-    arms |= {f"{name}, projected": (unlearnable.project_out(part, spans[name]), labels) for name, part in sets.items()}
-    arms |= {f"clean, projected by {name}": (unlearnable.project_out(inputs, spans[name]), labels) for name in names}
+    arms = training_sets(sets, spans, labels, few) | {"shuffled": (poisons.apply(inputs, shuffled, *box).inputs, labels)}
     fixed = {"case": case, "settings": settings, "num_classes": split.num_classes}
     arguments = {name: {"inputs": part[0], "labels": part[1]} for name, part in arms.items()}
     results, ends = lab.sweep(functools.partial(train, **fixed), arms=arguments, seeds=[seed], keys=train_key[None])
     trained = {name: jax.tree.map(lambda leaf, i=i: leaf[i, 0], ends) for i, name in enumerate(arms)}
     trained["untrained"] = network(case, split.num_classes).init(jax.random.split(train_key)[0], inputs[:1])
 
+    tests = {name: unlearnable.project_out(split.test.inputs, Q) for name, Q in spans.items()}
+
+    def tested(arm: str, span: str | None = None) -> float:
+        return accuracy(case, split.num_classes, trained[arm], split.test.inputs if span is None else tests[span], split.test.labels)
+
     def both(arm: str, span: str) -> list[float]:
-        tests = split.test.inputs, unlearnable.project_out(split.test.inputs, spans[span])
-        return [accuracy(case, split.num_classes, trained[arm], test, split.test.labels) for test in tests]
+        return [tested(arm), tested(arm, span)]
 
     def refitted(arm: str) -> float:
         parts = [features(case, split.num_classes, trained[arm], part) for part in (inputs[:few], split.test.inputs)]
@@ -126,10 +134,10 @@ def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
     projected = {name: arms[f"{name}, projected"][0][0] for name in names}
     pictures = [[inputs[0], poisoned[n].inputs[0], poisoned[n].perturbation[0], columns[n], projected[n]] for n in names]
     values = {
-        "clean": accuracy(case, split.num_classes, trained["clean"], split.test.inputs, split.test.labels),
-        "subset": accuracy(case, split.num_classes, trained["subset"], split.test.inputs, split.test.labels),
-        "shuffled": accuracy(case, split.num_classes, trained["shuffled"], split.test.inputs, split.test.labels),
-        "perturbed": ("poison", [both(name, name)[0] for name in names]),
+        "clean": tested("clean"),
+        "subset": tested("subset"),
+        "shuffled": tested("shuffled"),
+        "perturbed": ("poison", [tested(name) for name in names]),
         "projected": (("poison", "test"), [both(f"{name}, projected", name) for name in names]),
         "clean_projected": (("poison", "test"), [both(f"clean, projected by {name}", name) for name in names]),
         "own_projected": ("test", both("clean, projected", "clean")),
@@ -333,6 +341,7 @@ STUDY = lab.Study(
         report.SeedStrip(
             by_head,
             name="heads",
+            stacked=True,
             xlabel="accuracy of the refitted head, %",
             alt="accuracy of refitted heads by features",
             caption="Heads refitted on the clean tenth of the training data, by what the features were trained on; last, the network "

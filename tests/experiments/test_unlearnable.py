@@ -1,12 +1,14 @@
 """The study of unlearnable data: one small seed against trainings made one by one, and verdicts from made-up measurements."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from experiments.unlearnable import study
 from experiments.unlearnable.settings import FIRST_SEED, Arguments, Case, Poison, Settings
-from jaxbp import data, training, unlearnable
+from jaxbp import data, lab, training, unlearnable
 from tests.helpers import run_processes, studies
 
 LSP, WAVES = Poison("LSP", "patches", 0.3, 2), Poison("waves", "waves", 0.3)
@@ -125,6 +127,8 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert "S8.positive" in (folder / "report.html").read_text()
 
 
-def test_presets_are_valid():
+def test_presets_are_valid_and_too_few_clean_examples_are_not():
     for preset in Arguments.presets.values():
         preset.validate()
+    with pytest.raises(lab.SettingsError, match=r"20 clean examples, got 0\.1 of 190"):
+        dataclasses.replace(SMALL, num_train=190).validate()
