@@ -29,6 +29,7 @@ from jaxbp.landscape.embedding import NotRepresentableError, embed_affine, embed
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
 from jaxbp.landscape.inits import INITS, perturb_init
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe
+from jaxbp.landscape.proofs import best_constant_loss
 from jaxbp.linalg.lanczos import (
     Eigenvalue,
     Extremes,

@@ -16,12 +16,12 @@ from jaxbp.landscape.hessian import Data, LossFn
 from jaxbp.landscape.probes import ProbeReport, probe
 
 _STAGES = 14
-_LEAST = 4  # stages with lower losses, so over a factor of 8 in distance
+_LEAST = 4  # stages with lower losses: over a factor of 8 in distance
 
 
-def halvings(distance: float) -> Float[np.ndarray, " stages"]:
-    """The distances of the stages."""
-    return distance * 2.0 ** -np.arange(_STAGES)
+def halvings(distance: float, num_stages: int = _STAGES) -> Float[np.ndarray, " stages"]:
+    """The distances of the stages, the largest first."""
+    return distance * 2.0 ** -np.arange(num_stages)
 
 
 def approach(
@@ -52,10 +52,17 @@ def _nearby_changes(report: ProbeReport) -> np.ndarray:
 
 
 def falls_towards(changes: Float[np.ndarray, " stages"], noise: float) -> bool:
-    """Whether the losses are lower from the first stage down to where rounding, ``noise``, hides them."""
-    lower = np.append(changes < -noise, False)
-    count = int(np.argmin(lower))
-    if count < _LEAST:
+    """Whether the losses are lower at all distances that rounding, ``noise``, does not hide, the largest first.
+
+    The least change that rounding does not hide must be negative, lie where a power of the distance would leave it, and follow at least
+    three others that are negative and grow.
+    """
+    changes = np.where(np.isfinite(changes), changes, np.inf)
+    visible = np.flatnonzero(np.abs(changes) > noise)
+    if not visible.size or visible[-1] < _LEAST - 1:
         return False
-    ratios = changes[: count - 1] / changes[1:count]
-    return count == len(changes) or abs(changes[count - 1]) <= 10 * noise * float(ratios.max())
+    last = int(visible[-1])
+    run = changes[last - _LEAST + 1 : last + 1]
+    if not ((run < -noise).all() and (run[:-1] < run[1:]).all()):
+        return False
+    return last == len(changes) - 1 or -run[-1] <= 10 * noise * float((run[:-1] / run[1:]).max())

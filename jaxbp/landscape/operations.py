@@ -9,18 +9,19 @@ passes through a stopped gradient, such as the maximum that a softmax subtracts,
 ['abs']
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxbp import checks
 from jaxbp.jaxprs import interpret
+from jaxbp.landscape import dense_chain
 
-_KINKED = frozenset(
-    ("abs", "ceil", "clamp", "cummax", "cummin", "floor", "max", "min", "rem", "round", "sign", "sort", "top_k")
-    + ("reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min")
-)
+_KINKED = {"abs", "ceil", "clamp", "cummax", "cummin", "floor", "max", "min", "rem", "round", "sign", "sort", "top_k"}
+_KINKED |= {"reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min"}
 
 
 class _Trait(NamedTuple):
@@ -31,6 +32,65 @@ class _Trait(NamedTuple):
 
 
 _FIXED = _Trait(False, frozenset())
+
+
+class Facts(NamedTuple):
+    """What a network's program tells.
+
+    Attributes:
+      num_classes: number of logits.
+      kinks: operations with kinks.
+      short: dtypes shorter than float64 in which the network computes, each with an operation that does.
+      epsilon: largest machine epsilon.
+      chain: layers of a chain of dense layers; None for another network.
+    """
+
+    num_classes: int
+    kinks: frozenset[str]
+    short: tuple[str, ...]
+    epsilon: float
+    chain: tuple[dense_chain.Dense, ...] | None
+
+
+def facts(apply_fn: Callable, params: Any, inputs: jax.Array) -> Facts:
+    """The facts of a network of float64 ``params`` on ``inputs``, traced once for each function object and shapes.
+
+    Raises:
+      ValueError: for logits that are no float64 (N, C), or a network that takes no other number of examples.
+    """
+    leaves, tree = jax.tree.flatten((params, inputs))
+    return _traced_facts(apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_facts(apply_fn: Callable, tree: Any, kinds: tuple) -> Facts:
+    params, inputs = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+    num_examples, num_classes = checks.logits_shape(apply_fn, params, inputs)
+    if num_examples != inputs.shape[0]:
+        raise ValueError(f"apply_fn must return logits for each of {inputs.shape[0]} examples, got {num_examples} rows")
+    if (dtype := jax.eval_shape(apply_fn, params, inputs).dtype) != jnp.float64:
+        raise ValueError(
+            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: "
+            "build it without a dtype of its own (dtype=None)"
+        )
+    _refuse_per_example(apply_fn, params, inputs, num_classes)
+    program = apply_fn, params, inputs
+    short, epsilon = short_floats(*program)
+    return Facts(num_classes, kinks(*program), short, epsilon, dense_chain.read(*program))
+
+
+def _refuse_per_example(apply_fn: Callable, params: Any, inputs: Any, num_classes: int) -> None:
+    """Raise ValueError for a network that takes these examples only: parameters or constants hold an entry for each of them."""
+    more = jax.ShapeDtypeStruct((inputs.shape[0] + 1, *inputs.shape[1:]), inputs.dtype)
+    try:
+        is_free = checks.logits_shape(apply_fn, params, more) == (inputs.shape[0] + 1, num_classes)
+    except (TypeError, ValueError):
+        is_free = False
+    if not is_free:
+        raise ValueError(
+            f"the network takes {inputs.shape[0]} examples and no other number: parameters or constants have an entry for each example, or "
+            "the number is fixed in a shape. Pass what belongs to an example as part of inputs"
+        )
 
 
 def kinks(apply_fn: Callable, params: Any, inputs: Any) -> frozenset[str]:

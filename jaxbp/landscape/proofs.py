@@ -83,7 +83,7 @@ def missing_for_proof(
     bound: float,
     is_ranked: bool,
     slope: MapSlope | None,
-    activations: ActivationReport | None,
+    activations: ActivationReport,
     radius: float,
     noise: float,
 ) -> tuple[str, ...]:
@@ -97,8 +97,6 @@ def missing_for_proof(
       activations, radius: of `analyse` and `stable_radius`.
       noise: see `resolution`.
     """
-    if activations is None:
-        return ()  # said where the operations are named
     if not activations.all_active:
         return (f"only {activations.active_share:.1%} of the ReLUs are active, so the network is not affine near the point",)
     if not radius > 0:
