@@ -36,6 +36,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Num, PyTree
 
+from jaxbp import checks
 from jaxbp.jaxprs import interpret
 
 Inputs = Num[jax.Array | np.ndarray, "n ..."]
@@ -125,8 +126,9 @@ def analyse(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: in
 
     Raises:
       UnsupportedOperationError: for an operation that is not affine, ReLU or average pooling; the message names it.
+      ValueError: parameters that are no real floating-point arrays, or inputs that are no array of examples.
     """
-    inputs = jnp.asarray(inputs)
+    params, inputs = checks.parameters(params), checks.examples(inputs)
     reports = [_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)]
     margins, active, num_units, max_ranks, dead = zip(*reports, strict=True)
     total, num_active = int(num_units[0]) * inputs.shape[0], sum(map(int, active))
@@ -149,6 +151,7 @@ def stable_radius(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_si
     Raises:
       UnsupportedOperationError: as `analyse`.
     """
+    params, inputs = checks.parameters(params), checks.examples(inputs)
     return min(float(_stable_radius(apply_fn, params, chunk)) for chunk in _chunks(inputs, chunk_size))
 
 

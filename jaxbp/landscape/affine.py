@@ -132,6 +132,8 @@ def fit_affine(
 
 
 def _checked(inputs: Any, labels: Any, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if np.iscomplexobj(inputs):
+        raise ValueError("inputs must be real numbers, got complex ones: split real and imaginary parts into two features")
     inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")

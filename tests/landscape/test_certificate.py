@@ -350,9 +350,11 @@ def test_a_second_point_reuses_what_was_compiled():
 
 def test_short_floats_are_refused_or_named():
     _, params = embedded()
-    whole = nn.Sequential([nn.Dense(6, dtype=jnp.float32), nn.relu, nn.Dense(NUM_CLASSES, dtype=jnp.float32)])
-    inner = nn.Sequential([nn.Dense(6, dtype=jnp.float32), nn.relu, nn.Dense(NUM_CLASSES)])
-    params = {"layers_0": params["Dense_0"], "layers_2": params["Dense_2"]}
+    whole, inner = (
+        nn.Sequential([nn.Dense(6, dtype=jnp.float32), nn.relu, nn.Dense(6), nn.relu, nn.Dense(NUM_CLASSES, dtype=dtype)])
+        for dtype in (jnp.float32, None)
+    )
+    params = {f"layers_{2 * i}": params[f"Dense_{i}"] for i in range(3)}
     with pytest.raises(ValueError, match=r"computes logits in float32.*dtype=None"):
         certify(lambda p, x: whole.apply({"params": p}, x), params)
     certificate = certify(lambda p, x: inner.apply({"params": p}, x), params)
