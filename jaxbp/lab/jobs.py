@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import threadpoolctl
 import xarray as xr
 
 from jaxbp.lab.archive import Archive, combine, read
@@ -185,6 +186,9 @@ def _digest(value: Any) -> str:
 def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
     """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`.
 
+    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
+    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+
     Raises:
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
     """
@@ -207,7 +211,10 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
     units = {job.name: (None, job.weight) for job in jobs}
     finished = units.keys() - {jobs[number].name for number in missing}
     index, count = jax.process_index(), jax.process_count()
-    with Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress:
+    with (
+        threadpoolctl.threadpool_limits(1),
+        Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
+    ):
         scheduler.run([_work(jobs[number], archive, progress) for number in missing], num_workers=num_workers)
 
 

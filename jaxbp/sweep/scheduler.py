@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import threadpoolctl
 
 from jaxbp.runtime import processes
 from jaxbp.runtime.program_cache import evict_compiled_programs
@@ -51,9 +50,6 @@ def run(
 ) -> dict[str, Exception]:
     """Compute and keep every piece, group after group.
 
-    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
-    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
-
     Args:
       pieces: the same in all processes.
       num_workers: pieces that a process computes beside each other.
@@ -65,11 +61,10 @@ def run(
     """
     first, step = (0, 1) if together else (jax.process_index(), jax.process_count())
     errors: dict[str, Exception] = {}
-    with threadpoolctl.threadpool_limits(1):
-        for group, members in itertools.groupby(pieces, key=lambda piece: piece.group):
-            errors |= _run_group(list(members)[first::step], num_workers, tolerated)
-            if not together:
-                processes.barrier(f"work of {group}")  # later pieces may read the results
+    for group, members in itertools.groupby(pieces, key=lambda piece: piece.group):
+        errors |= _run_group(list(members)[first::step], num_workers, tolerated)
+        if not together:
+            processes.barrier(f"work of {group}")  # later pieces may read the results
     return errors
 
 
