@@ -83,7 +83,7 @@ class AffineFit(NamedTuple):
         if inputs.shape[1] != len(self.kernel):
             raise ValueError(f"fit is of inputs with {len(self.kernel)} features, got {inputs.shape[1]}: fit these inputs")
         value = _evaluate(inputs, labels, self.kernel, self.bias, loss)[0]
-        if not abs(value - self.loss) <= 1e-9 * abs(value) + 1e-24:
+        if not abs(value - self.loss) <= 1e-9 * abs(value) + 1e-13:
             raise ValueError(f"fit is not of these examples and this loss: its map has a loss of {value:.6g} here, {self.loss:.6g} there")
 
 

@@ -26,7 +26,7 @@ from jaxbp.landscape.probes import ProbeReport, losses_at, probe
 from jaxbp.linalg.lanczos import Extremes, extreme_eigenvalues
 
 _SHARES = (0.01, 0.1, 1.0)  # of the largest distance that is probed
-_FLAT_REACH = 1e3  # how much further flat directions are followed where no stable radius is known
+_FLAT_REACH = 1e6  # how much further flat directions are followed where no stable radius is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,8 @@ def _losses_around(problem: Problem, evidence: Evidence, key: jax.Array) -> Evid
         if descents.falls_towards(descents.approach(*arguments, offset, **effort), evidence.noise):
             lower = f"lower losses at every distance up to {np.linalg.norm(offset):.2g}, down to rounding"
             return dataclasses.replace(evidence, lower=lower, falls=True)
-    flat = _along_flat_paths(problem, evidence, 0.9 * evidence.radius if is_stable else _FLAT_REACH * reach)
+    sizes = descents.halvings(0.9 * evidence.radius, 16) if is_stable else descents.halvings(_FLAT_REACH * reach, 40)
+    flat = _along_flat_paths(problem, evidence, sizes)
     if flat < 0:
         lower = f"lower losses (by up to {-flat:.2g}) at every distance along a path on which the loss is flat to second order"
         return dataclasses.replace(evidence, lower=lower, falls=True)
@@ -238,11 +239,10 @@ def _losses_around(problem: Problem, evidence: Evidence, key: jax.Array) -> Evid
     return dataclasses.replace(evidence, lower=lower)
 
 
-def _along_flat_paths(problem: Problem, evidence: Evidence, limit: float) -> float:
+def _along_flat_paths(problem: Problem, evidence: Evidence, sizes: Float[np.ndarray, " stages"]) -> float:
     """The lowest loss change along the least curved direction and along idle units, where the losses fall from the point on; else 0."""
     assert evidence.extremes is not None
-    sizes, least = descents.halvings(limit, 24), evidence.extremes.smallest
-    ladders = []
+    least, ladders = evidence.extremes.smallest, []
     if abs(least.value) <= problem.curvature_tolerance * evidence.scale:
         ladders += [sign * sizes[:, None] * np.asarray(least.vector) for sign in (1.0, -1.0)]
     if evidence.slope is not None and problem.facts.chain is not None:

@@ -15,7 +15,7 @@ def grade(problem: Problem, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
         return "refuted", refutations
     doubts, lacking = _doubts(problem, evidence), _missing(problem, evidence)
     is_zero = problem.loss == "squared_error" and evidence.value <= evidence.noise  # no squared error is lower
-    if not (evidence.steepness or problem.facts.short) and (is_zero or not lacking):
+    if not (evidence.steepness or problem.facts.short or _is_saturated(problem, evidence)) and (is_zero or not lacking):
         return "proven", ()
     return "undecided" if doubts else "supported", (*doubts, *lacking)
 
@@ -63,6 +63,11 @@ def _is_improvable(problem: Problem, evidence: Evidence) -> bool:
     return has_room and not evidence.value - evidence.bound <= 1e3 * evidence.noise
 
 
+def _is_saturated(problem: Problem, evidence: Evidence) -> bool:
+    """Whether rounding hides what is left of a cross-entropy, which no finite logits bring to its infimum 0."""
+    return problem.loss == "cross_entropy" and evidence.value <= 10 * evidence.noise
+
+
 def _doubts(problem: Problem, evidence: Evidence) -> tuple[str, ...]:
     """What support lacks."""
     assert evidence.extremes is not None
@@ -79,7 +84,7 @@ def _doubts(problem: Problem, evidence: Evidence) -> tuple[str, ...]:
         doubts.append(f"the smallest eigenvalue is not converged (residual {least.residual:.2g}): raise max_products")
     if evidence.lower:
         doubts.append(f"{evidence.lower}, but losses are not lower at every distance")
-    if problem.loss == "cross_entropy" and evidence.value <= 10 * evidence.noise:
+    if _is_saturated(problem, evidence):
         doubts.append(f"the cross-entropy {evidence.value:.2g} is within rounding of its infimum 0, which no logits attain")
     elif _is_improvable(problem, evidence) and evidence.slope is not None:
         doubts.append(f"all ReLUs are active and the affine map could be better (relative slope {evidence.slope.relative:.2g})")
