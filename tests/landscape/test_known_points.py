@@ -14,13 +14,13 @@ from jaxbp import landscape, models
 from jaxbp.landscape import dense_chain, descents, operations, proofs
 
 KEY = jax.random.key(0)
-TERMS = ("t", "t2", "u2", "u3", "u4", "tu2", "t4", "exp u", "|u|", "u+", "u-")
+TERMS = ("t", "t2", "u2", "u3", "u4", "tu2", "t4", "exp -u", "|u|", "u+", "u-")
 LABELS = np.ones(2, int)
 
 
 def smooth(p, x):
     t, u = p["t"], p["u"]
-    terms = jnp.stack([t, t**2, u**2, u**3, u**4, t * u**2, t**4, jnp.exp(u)])
+    terms = jnp.stack([t, t**2, u**2, u**3, u**4, t * u**2, t**4, jnp.exp(-u)])
     return of_height(x[:, :8] @ terms)
 
 
@@ -99,7 +99,7 @@ def test_a_minimum_beside_an_idle_parameter_of_any_size():
 
 
 def test_the_tail_of_an_exponential_is_no_minimum():
-    assert certify(smooth, {"exp u": 1}, u=-50.0).status == "refuted"  # a slope of 1e-22
+    assert certify(smooth, {"exp -u": 1}, u=50.0).status == "refuted"  # a slope of 1e-22
 
 
 @pytest.mark.parametrize(
@@ -148,20 +148,20 @@ def spectral(p, x):
     return of_height(x[:, :1][:, 0] * jnp.sum(jnp.asarray(EIGENVALUES) * p**2))
 
 
-EIGENVALUES = (np.arange(801) / 800) ** 4
-EIGENVALUES[400] = -1e-4
+EIGENVALUES = (np.arange(301) / 300) ** 4
+EIGENVALUES[150] = -1e-4
 
 
 def test_curvature_that_is_missed_is_bounded():
     inputs, options = np.ones((2, 1)), {"loss": "squared_error", "key": KEY, "num_directions": 1, "num_steps": 1}
-    certificate = landscape.certify(spectral, np.zeros(801), inputs, LABELS, max_products=20, **options)
+    certificate = landscape.certify(spectral, np.zeros(301), inputs, LABELS, max_products=16, **options)
     assert certificate.status == "undecided"
     assert certificate.extremes.smallest.value > 0  # of which nothing negative was seen
     (_, one), (_, ten), (_, hundred) = certificate.missed
     assert one < -1e-4 < 0
     assert one < ten < hundred
     assert f"1 below {one:.2g}, 10 below {ten:.2g}" in certificate.reasons[-1]
-    certificate = landscape.certify(spectral, np.zeros(801), inputs, LABELS, max_products=400, **options)
+    certificate = landscape.certify(spectral, np.zeros(301), inputs, LABELS, max_products=300, **options)
     assert certificate.status == "refuted"
     assert certificate.extremes.smallest.value == pytest.approx(-1e-4, rel=1e-2)
 
@@ -282,7 +282,7 @@ def test_kinks_and_short_floats_of_programs():
     for fn, names in (
         (lambda p, x: jax.nn.relu(x @ p), {"max"}),
         (lambda p, x: jax.nn.softmax(x @ p), set()),
-        (lambda p, x: jax.nn.logsumexp(x @ p, axis=1, keepdims=True), set()),
+        (lambda p, x: jax.nn.log_softmax(x @ p), set()),
         (lambda p, x: jax.nn.leaky_relu(x @ p), {"select_n"}),
         (lambda p, x: jnp.where(x > 0, x @ p, 0.0), set()),  # a mask
         (lambda p, x: jnp.abs(x) @ p, set()),
