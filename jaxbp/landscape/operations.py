@@ -116,7 +116,7 @@ def _collect_short(program: interpret.Program, names: dict[Any, str]) -> None:
         for kind in operation.output_types:
             dtype = getattr(kind, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 64 and not operation.programs:
-                names.setdefault(dtype, operation.name)
+                names[dtype] = operation.name if names.get(dtype) in (None, "convert_element_type") else names[dtype]
 
 
 def _traits(program: interpret.Program, arguments: list[_Trait]) -> list[_Trait]:
