@@ -57,7 +57,7 @@ def examples(inputs: Any, name: str = "inputs") -> jax.Array:
     array = _as_array(inputs, name)
     if array.ndim < 1 or array.shape[0] == 0:
         raise ValueError(f"{name} must hold examples on its leading axis, got shape {array.shape}")
-    return array
+    return jnp.asarray(array)
 
 
 def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels") -> Int[Array, " N"]:
@@ -79,26 +79,46 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
         values = np.asarray(array)
         if bad := values[(values < 0) | (values >= num_classes)].tolist():
             raise ValueError(f"{name} must lie from 0 to {num_classes - 1}, one of {num_classes} logits each, got {bad[0]}")
-    return array.astype(jnp.int32)
+    return jnp.asarray(array).astype(jnp.int32)
 
 
-def logits_shape(apply_fn: Callable, *args: Any) -> tuple[int, int]:
-    """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone.
+def logits_with_labels(logits: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Logits (N, C) and class indices (N,) that belong to them, by shape and dtype alone, so that it costs nothing in a loop.
+
+    Raises:
+      ValueError: other shapes, or dtypes.
+    """
+    rows, indices = _as_array(logits, "logits"), _as_array(labels, "labels")
+    if rows.ndim != 2 or not jnp.issubdtype(rows.dtype, jnp.floating):
+        hint = ": add an axis with logits[:, None]" if rows.ndim == 1 else ""
+        raise ValueError(f"logits must be floating-point numbers (N, C), got {rows.dtype} of shape {rows.shape}{hint}")
+    if indices.shape != rows.shape[:1]:
+        hint = ": of one-hot labels take .argmax(-1)" if indices.ndim == 2 else ""
+        raise ValueError(f"labels must be class indices ({len(rows)},), one per row of logits, got shape {indices.shape}{hint}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {indices.dtype}: cast them with .astype(int)")
+    return jnp.asarray(rows), jnp.asarray(indices)
+
+
+def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:
+    """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone; N must be ``num_examples``, if that is given.
 
     Raises:
       ValueError: the function returns something else.
     """
     if not callable(apply_fn):
-        raise ValueError(f"apply_fn must be a function (params, inputs) -> logits (N, C), got {_described(apply_fn)}")
+        raise ValueError(f"{name} must be a function (params, inputs) -> logits (N, C), got {_described(apply_fn)}")
     logits = jax.eval_shape(apply_fn, *args)
     if not isinstance(logits, jax.ShapeDtypeStruct):
         hint = ": of Flax's apply with mutable=[...] take the first entry" if isinstance(logits, tuple) else ""
-        raise ValueError(f"apply_fn must return logits (N, C), got {_described(logits)}{hint}")
+        raise ValueError(f"{name} must return logits (N, C), got {_described(logits)}{hint}")
     if len(logits.shape) != 2:
         hint = ": add an axis with logits[:, None]" if len(logits.shape) == 1 else ""
-        raise ValueError(f"apply_fn must return logits (N, C), got shape {logits.shape}{hint}")
+        raise ValueError(f"{name} must return logits (N, C), got shape {logits.shape}{hint}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"apply_fn must return logits of real floating-point numbers, got {logits.dtype}")
+        raise ValueError(f"{name} must return logits of real floating-point numbers, got {logits.dtype}")
+    if num_examples not in (None, logits.shape[0]):
+        raise ValueError(f"{name} must return logits of each example ({num_examples}, C), got shape {logits.shape}")
     return logits.shape
 
 
@@ -128,18 +148,19 @@ def prng_key(key: Any, name: str = "key") -> jax.Array:
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
-    if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.ndim == 1:
+    if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
         return key
     raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {_described(key)}")
 
 
-def _as_array(value: Any, name: str) -> jax.Array:
+def _as_array(value: Any, name: str) -> jax.Array | np.ndarray:
+    """A JAX array as it is, all else in NumPy's own precision: checks of values come before a cast that may wrap them."""
     array = value if isinstance(value, jax.Array) else None if isinstance(value, Mapping | tuple | str | bytes) else _numeric(value)
     if array is None or _kind(array.dtype) == "other":
         raise ValueError(f"{name} must be one array, got {_described(value)}")
     if _kind(array.dtype) == "complex":
         raise ValueError(f"{name} must be real numbers, got {array.dtype}: {_ADVICE['complex']}")
-    return jnp.asarray(array)
+    return array
 
 
 def _kind(dtype: Any) -> str:
