@@ -100,6 +100,42 @@ def logits_with_labels(logits: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rows), jnp.asarray(indices)
 
 
+def labelled_examples(data: Any, name: str = "data") -> tuple[jax.Array, Any]:
+    """The pair (inputs (N, ...), labels (N,)): inputs as `examples`, labels as they came, to be checked by `labels` once C is known.
+
+    Raises:
+      ValueError: no such pair, or unequally many.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair (inputs (N, ...), labels (N,)), got {_described(data)}")
+    inputs, indices = examples(data[0], f"{name}'s inputs"), _as_array(data[1], f"{name}'s labels")
+    if inputs.shape[:1] != indices.shape[:1]:  # batches are gathered, and gathers past the end are silently clipped
+        raise ValueError(f"{name} must have one label per input, got shapes {inputs.shape} and {indices.shape}")
+    return inputs, indices
+
+
+def on_host(data: Any, name: str = "data") -> tuple[np.ndarray, np.ndarray]:
+    """The pair (inputs (N, ...), labels (N,)) as NumPy's arrays, which may be memory maps.
+
+    Raises:
+      ValueError: no such pair, no numbers, or values that only a run can know (under `jax.jit`).
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair (inputs (N, ...), labels (N,)), got {_described(data)}")
+    inputs, indices = (_as_array(array, f"{name}'s {part}") for array, part in zip(data, ("inputs", "labels"), strict=True))
+    refuse_traced(name, inputs, indices)
+    return np.asarray(inputs), np.asarray(indices)
+
+
+def refuse_traced(name: str, *values: Any) -> None:
+    """Raise ValueError if a value is traced, for functions that compute on the host."""
+    for value in values:
+        if isinstance(value, jax.core.Tracer):
+            raise ValueError(
+                f"{name} must be arrays whose values are known, got a traced one {value.aval}: call this outside of jit and vmap"
+            )
+
+
 def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:
     """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone; N must be ``num_examples``, if that is given.
 

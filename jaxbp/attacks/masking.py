@@ -94,7 +94,7 @@ def gradient_masking_checks(
     Raises:
       ValueError: arguments that an attack refuses.
     """
-    checks.prng_key(key)
+    checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
     threat.check_epsilon()
     network = network_of(logits_fn)
     inputs, labels = checked_examples(functools.partial(logits_of, network), inputs, labels)

@@ -139,7 +139,7 @@ def robust_accuracy(
       ValueError: no examples, inputs outside the bounds, labels that are no class, shapes that do not fit, or an attack with
         ``targets="given"``, whose labels are not the true ones.
     """
-    checks.prng_key(key)
+    checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     network = network_of(logits_fn)

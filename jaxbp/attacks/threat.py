@@ -159,7 +159,8 @@ def _ordered(bounds: Any) -> tuple[Bound, Bound]:
       ValueError: bounds that are no pair of numbers or of (C,) numbers, or not in order.
     """
     try:
-        low, high = (np.asarray(bound, float) for bound in bounds)
+        low, high = (np.asarray(bound) for bound in bounds)
+        low, high = (bound.astype(float, casting="safe") for bound in (low, high))  # no text, no complex numbers
         right = max(low.ndim, high.ndim) <= 1 and bool(np.size(low < high)) and bool((low < high).all())
     except (TypeError, ValueError):  # a pair of something else, traced values among them, or of unequal lengths
         right = False
