@@ -252,7 +252,7 @@ def test_fixup_is_the_formula(shortcut, x64):
 def test_equal_resnets_share_one_trace():
     first, second = (models.create("resnet", num_classes=3, width=4, stage_sizes=[1, 2]) for _ in range(2))
     assert first.update is second.update
-    assert models.create("resnet", num_classes=3, width=4) == models.create("wideresnet", num_classes=3, width=4)
+    assert models.create("resnet", num_classes=3, width=4) == models.create("resnet18", num_classes=3, width=4)
     assert [shape[1:] for shape in first.module.blocks()] == [(1,), (2,), (1,)]
     assert [shape[0] for shape in first.module.blocks()] == [4, 8, 8]
 
