@@ -48,16 +48,25 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
     return jax.tree.map(jnp.asarray, params)
 
 
-def examples(inputs: Any, name: str = "inputs") -> jax.Array:
-    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers.
+def examples(inputs: Any, name: str = "inputs", *, complex_numbers: bool = False) -> jax.Array:
+    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers, or of ``complex_numbers`` where those are right.
 
     Raises:
       ValueError: no array, no examples, complex numbers.
     """
-    array = _as_array(inputs, name)
+    array = _as_array(inputs, name, complex_numbers=complex_numbers)
     if array.ndim < 1 or array.shape[0] == 0:
         raise ValueError(f"{name} must hold examples on its leading axis, got shape {array.shape}")
     return array
+
+
+def numbers(values: Any, name: str) -> jax.Array:
+    """One array of real numbers, integers or booleans.
+
+    Raises:
+      ValueError: no array, complex numbers.
+    """
+    return _as_array(values, name)
 
 
 def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels") -> Int[Array, " N"]:
@@ -83,7 +92,12 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
 
 
 def logits_shape(apply_fn: Callable, *args: Any) -> tuple[int, int]:
-    """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone.
+    """The shape (N, C) of the logits ``apply_fn(*args)``; see `logits_type`."""
+    return logits_type(apply_fn, *args).shape
+
+
+def logits_type(apply_fn: Callable, *args: Any) -> jax.ShapeDtypeStruct:
+    """Shape (N, C) and dtype of the logits ``apply_fn(*args)``, by tracing alone.
 
     Raises:
       ValueError: the function returns something else.
@@ -99,7 +113,7 @@ def logits_shape(apply_fn: Callable, *args: Any) -> tuple[int, int]:
         raise ValueError(f"apply_fn must return logits (N, C), got shape {logits.shape}{hint}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"apply_fn must return logits of real floating-point numbers, got {logits.dtype}")
-    return logits.shape
+    return logits
 
 
 def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False) -> Any:
@@ -133,11 +147,11 @@ def prng_key(key: Any, name: str = "key") -> jax.Array:
     raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {_described(key)}")
 
 
-def _as_array(value: Any, name: str) -> jax.Array:
+def _as_array(value: Any, name: str, *, complex_numbers: bool = False) -> jax.Array:
     array = value if isinstance(value, jax.Array) else None if isinstance(value, Mapping | tuple | str | bytes) else _numeric(value)
     if array is None or _kind(array.dtype) == "other":
         raise ValueError(f"{name} must be one array, got {_described(value)}")
-    if _kind(array.dtype) == "complex":
+    if _kind(array.dtype) == "complex" and not complex_numbers:
         raise ValueError(f"{name} must be real numbers, got {array.dtype}: {_ADVICE['complex']}")
     return jnp.asarray(array)
 

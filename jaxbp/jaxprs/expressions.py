@@ -26,6 +26,7 @@ from jaxbp.jaxprs import interpret
 
 # Operations of one operand whose entries are some of the operand's, each once, up to the sign.
 _REARRANGING = ("reshape", "transpose", "squeeze", "rev", "copy", "expand_dims", "neg", "slice", "split", "dynamic_slice")
+_PICKING = ("step", "slice", "dynamic_slice", "squeeze", "copy", "convert_element_type")  # leave a stack's axes in order
 
 
 class Call(NamedTuple):
@@ -158,27 +159,28 @@ def ancestors(expression: Expression) -> list[Expression]:
 def _part(operation: interpret.Operation, operands: Sequence[Expression]) -> tuple[int, ...] | None:
     """`Expression.part` of the outputs of an operation."""
     varying = [operand for operand in operands if operand.leaves]
-    if len(varying) != 1 or varying[0].part is None:
+    if len(varying) != 1 or (part := varying[0].part) is None:
         return None
     (weight,), name = varying, operation.name
     output = operation.output_types[0]
     same_size = output.size == weight.size
     if (number := _picked(operation, operands)) is not None:
-        return (*weight.part, number)
+        return (*part, number)
     if name in _REARRANGING or (name == "broadcast_in_dim" and same_size):  # of the same size: new axes of extent 1
-        return weight.part
+        return part
     if name == "convert_element_type" and jnp.issubdtype(output.dtype, jnp.floating):
-        return weight.part
+        return part
     others = [operand for operand in operands if not operand.leaves]
     if name in ("mul", "div") and same_size and others[0].size == 1 and (name == "mul" or operands[0].leaves):
-        return weight.part
+        return part
     return None
 
 
 def _picked(operation: interpret.Operation, operands: Sequence[Expression]) -> int | None:
     """The index by which an operation picks one of the slices along its operand's leading axis; None if it does something else."""
     shape = operands[0].shape
-    if not shape or shape[0] == 1 or operation.output_types[0].shape != (1, *shape[1:]):
+    steps = {node.call.name for node in ancestors(operands[0]) if node.call is not None}
+    if not steps <= set(_PICKING) or not shape or shape[0] == 1 or operation.output_types[0].shape != (1, *shape[1:]):
         return None
     if operation.name == "slice":
         return operation.params["start_indices"][0]
