@@ -61,8 +61,10 @@ def load() -> types.ModuleType:
     for name in ("predict", "stax.linear"):
         _replace(name, jax=_view(jax, core=_view(jax.core, eval_context=_eval_context)))
     _replace("predict", _is_on_cpu=_is_on_cpu, sp=_view(scipy, linalg=_view(scipy.linalg, eigvalsh=_eigvalsh)))
-    private = importlib.import_module("jax._src.interpreters.ad")
-    names = {name: getattr(private, name) for name in ("source_info_util", "config")}
+    names = {
+        "source_info_util": importlib.import_module("jax._src.source_info_util"),
+        "config": types.SimpleNamespace(jax_enable_checks=False),
+    }
     core = _view(jax.core, ShapedArray=importlib.import_module("jax._src.core").ShapedArray, DShapedArray=_NoShape)
     _replace("empirical", ad=_view(jax.interpreters.ad, **names), core=core)
     _replace("empirical", _get_flops=_count_flops, _get_primals_out_and_pullback=_primals_out_and_pullback, _eqn_vjp_fn=_transposed)

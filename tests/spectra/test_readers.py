@@ -123,7 +123,7 @@ def test_the_operator_is_that_of_the_effective_kernel(name):
     effective = name.split(" (")[0]
     assert list(spectrum_of) == [effective, "h"]
     assert_values(spectrum_of[effective], matrix_values(kernel_fn(params)))
-    with pytest.raises(ValueError, match="is a function of its parameters .*: leave it out by a pattern"):
+    with pytest.raises(ValueError, match=r"is a function of its parameters .*: leave it out by a pattern"):
         spectra.rank_min(fn, params, jnp.ones((2, 5)), threshold=0.5, pattern=None)
 
 
