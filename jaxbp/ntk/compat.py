@@ -31,6 +31,7 @@ import jax
 import jax.core
 import jax.extend.core
 import jax.interpreters.ad
+import jax.numpy as jnp
 import jax.random
 import scipy
 import scipy.linalg
@@ -66,7 +67,7 @@ def load() -> types.ModuleType:
         "config": types.SimpleNamespace(jax_enable_checks=False),
     }
     core = _view(jax.core, ShapedArray=importlib.import_module("jax._src.core").ShapedArray, DShapedArray=_NoShape)
-    _replace("empirical", ad=_view(jax.interpreters.ad, **names), core=core)
+    _replace("empirical", ad=_view(jax.interpreters.ad, **names), core=core, jnp=_view(jnp, dtype=_dtype))
     _replace("empirical", _get_flops=_count_flops, _get_primals_out_and_pullback=_primals_out_and_pullback, _eqn_vjp_fn=_transposed)
     branching = sys.modules["neural_tangents._src.stax.branching"]
     branching.warnings = types.SimpleNamespace(warn=_warn)  # type: ignore[attr-defined]
@@ -135,6 +136,11 @@ def _is_on_cpu(arrays: Any) -> bool:
 
 def _platform(array: jax.Array) -> str:
     return next(iter(array.devices())).platform
+
+
+def _dtype(value: Any) -> Any:
+    """The dtype of an array, which JAX no longer converts by itself, or of a name."""
+    return jnp.dtype(getattr(value, "dtype", value))
 
 
 def _count_flops(fn: Callable, optimize: bool, *args: Any, **kwargs: Any) -> float:
