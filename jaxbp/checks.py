@@ -53,16 +53,25 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
     return jax.tree.map(jnp.asarray, params)
 
 
-def examples(inputs: Any, name: str = "inputs") -> jax.Array:
-    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers.
+def examples(inputs: Any, name: str = "inputs", *, complex_numbers: bool = False) -> jax.Array:
+    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers, or of ``complex_numbers`` where those are right.
 
     Raises:
       ValueError: no array, no examples, complex numbers.
     """
-    array = _as_array(inputs, name)
+    array = _as_array(inputs, name, complex_numbers=complex_numbers)
     if array.ndim < 1 or array.shape[0] == 0:
         raise ValueError(f"{name} must hold examples on its leading axis, got shape {array.shape}")
     return jnp.asarray(array)
+
+
+def numbers(values: Any, name: str) -> jax.Array:
+    """One array of real numbers, integers or booleans.
+
+    Raises:
+      ValueError: no array, complex numbers.
+    """
+    return jnp.asarray(_as_array(values, name))
 
 
 def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels") -> Int[Array, " N"]:
@@ -142,7 +151,12 @@ def refuse_traced(name: str, *values: Any) -> None:
 
 
 def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:
-    """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone; N must be ``num_examples``, if that is given.
+    """The shape (N, C) of the logits ``apply_fn(*args)``; see `logits_type`."""
+    return logits_type(apply_fn, *args, name=name, num_examples=num_examples).shape
+
+
+def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> jax.ShapeDtypeStruct:
+    """Shape (N, C) and dtype of the logits ``apply_fn(*args)``, by tracing alone; N must be ``num_examples``, if that is given.
 
     Raises:
       ValueError: the function returns something else.
@@ -160,7 +174,7 @@ def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_exa
         raise ValueError(f"{name} must return logits of real floating-point numbers, got {logits.dtype}")
     if num_examples not in (None, logits.shape[0]):
         raise ValueError(f"{name} must return logits of each example ({num_examples}, C), got shape {logits.shape}")
-    return logits.shape
+    return logits
 
 
 def independent_examples(outputs_fn: Callable[..., jax.Array], data: tuple[jax.Array, ...], advice: str) -> None:
@@ -224,12 +238,12 @@ def _dependence(outputs_fn: Callable[..., jax.Array], pair: tuple[jax.Array, ...
     return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
-def _as_array(value: Any, name: str) -> jax.Array | np.ndarray:
+def _as_array(value: Any, name: str, *, complex_numbers: bool = False) -> jax.Array | np.ndarray:
     """A JAX array as it is, all else in NumPy's own precision: checks of values come before a cast that may wrap them."""
     array = value if isinstance(value, jax.Array) else None if isinstance(value, Mapping | tuple | str | bytes) else _numeric(value)
     if array is None or _kind(array.dtype) == "other":
         raise ValueError(f"{name} must be one array, got {_described(value)}")
-    if _kind(array.dtype) == "complex":
+    if _kind(array.dtype) == "complex" and not complex_numbers:
         raise ValueError(f"{name} must be real numbers, got {array.dtype}: {_ADVICE['complex']}")
     return array
 
