@@ -1,6 +1,5 @@
 """Do layers of low rank generalise better, or resist attack? Paper: "Truth or Backpropaganda?", section on rank, Figure 2 and Table 4."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -189,7 +188,6 @@ METHOD = (
     "judged at the smaller radius, adversarially trained ones at the larger. Seeds draw training and test examples, initial "
     "parameters and the order of the data.",
 )
-_NOT_READ = ("preset", "cases", "num_seeds", "data_dir")  # so that more seeds keep the jobs of the first ones
 _PANELS = {"panel_by": "training", "title": lambda m: m.case.network}
 _ROWS = {"rows": ("training", "arm"), "headings": ("network", "training", "arm")}
 
@@ -203,7 +201,6 @@ STUDY = lab.Study(
     stages=(
         lab.Stage(
             compare, over=lambda case, settings: {"training": TRAININGS, "seed": settings.seeds}, cost=cost,
-            reads=tuple(field.name for field in dataclasses.fields(Settings) if field.name not in _NOT_READ),
         ),
     ),
     measures=(
