@@ -28,7 +28,7 @@ LEAD = (
 class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
+    preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
     """smoke: minutes, to see it run. quick: twenty minutes on two CPU cores, embedded data. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
