@@ -30,7 +30,7 @@ CASES = {  # input, output channels, padding
 def operands(case, seed=0, dtype=float):
     shape, c_out, padding = CASES[case]
     rng = np.random.default_rng(seed)
-    arrays = [jnp.asarray(rng.normal(size=each), dtype) for each in (shape, (3, 3, shape[-1], c_out))]
+    arrays = [rng.normal(size=each).astype(dtype) for each in (shape, (3, 3, shape[-1], c_out))]
     return *arrays, padding
 
 
@@ -55,12 +55,17 @@ def assert_close(found, expected, tolerance=1e-13):
 def test_products_in_groups_of_any_size(case, group_bytes, x64, monkeypatch):
     monkeypatch.setattr(winograd, "_GROUP_BYTES", group_bytes)
     x, k, padding = operands(case)
-    value, pullback = jax.vjp(plain(padding), x, k)
-    y = jnp.cos(value)
-    to_inputs, to_kernels = pullback(y)
-    assert_close(jax.jit(functools.partial(winograd.output, padding=padding))(x, k), value)
-    assert_close(jax.jit(functools.partial(winograd.input_gradient, padding=padding))(y, k), to_inputs)
-    assert_close(jax.jit(functools.partial(winograd.kernel_gradient, padding=padding))(x, y), to_kernels)
+
+    @jax.jit
+    def products(x, k):
+        """The three by `jax.lax` and by Winograd, in one program."""
+        value, pullback = jax.vjp(plain(padding), x, k)
+        y = jnp.cos(value)
+        names = {"output": (x, k), "input_gradient": (y, k), "kernel_gradient": (x, y)}
+        return (value, *pullback(y)), tuple(getattr(winograd, name)(*pair, padding=padding) for name, pair in names.items())
+
+    expected, result = products(x, k)
+    assert_close(result, expected)
 
 
 @pytest.mark.parametrize("num_examples,bytes_each,shape", [(6, 2**21, (2, 3)), (7, 2**21, (2, 4)), (3, 2**25, (3, 1))])
@@ -71,8 +76,8 @@ def test_groups_fit_the_bound_and_lose_no_example(num_examples, bytes_each, shap
 
 
 def test_rounding_is_that_of_a_plain_convolution():
-    x = jax.random.normal(jax.random.key(0), (4, 12, 12, 64))
-    k = jax.random.normal(jax.random.key(1), (3, 3, 64, 64))
+    rng = np.random.default_rng(0)
+    x, k = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 12, 12, 64), (3, 3, 64, 64)))
     found = {form: np.asarray(conv(SAME)(x, k), float) for form, conv in (("plain", plain), ("winograd", house))}
     with jax.enable_x64(True):
         exact = np.asarray(plain(SAME)(*(np.asarray(each, float) for each in (x, k))))
@@ -88,17 +93,20 @@ def test_curvature_and_maps_over_kernels(x64):
         gradient = jax.grad(lambda x, k: jnp.sin(conv(x, k)).sum(), (0, 1))
         return jax.jvp(gradient, (x, k), tangents)[1]
 
-    assert_close(product(house(padding), x, k), product(plain(padding), x, k))
-    kernels = jnp.stack([k, 2 * k, k[::-1]])
-    for f in (house(padding), functools.partial(product, house(padding))):
-        expected = [f(x, each) for each in kernels]
-        assert_close(jax.vmap(f, (None, 0))(x, kernels), jax.tree.map(lambda *each: jnp.stack(each), *expected))
+    kernels = np.stack([k, 2 * k, k[::-1]])
+    by_house = functools.partial(product, house(padding))
+    assert_close(jax.jit(by_house)(x, k), jax.jit(functools.partial(product, plain(padding)))(x, k))
+    for f in (house(padding), by_house):
+        alone = jax.jit(f)
+        expected = [alone(x, each) for each in kernels]
+        together = jax.jit(jax.vmap(f, (None, 0)))(x, kernels)
+        assert_close(together, jax.tree.map(lambda *each: np.stack(each), *expected))
 
 
 def test_a_shard_of_the_batch_in_several_groups(x64, monkeypatch):
     monkeypatch.setattr(winograd, "_GROUP_BYTES", 1)
     x, k, padding = operands("even map")
-    x = jnp.concatenate([x, 2 * x])
+    x = np.concatenate([x, 2 * x])
 
     def gradients(conv, x, k):
         return jax.grad(lambda x, k: jnp.sin(conv(padding)(x, k)).sum(), (0, 1))(x, k)
@@ -106,7 +114,7 @@ def test_a_shard_of_the_batch_in_several_groups(x64, monkeypatch):
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
     specs = (P("batch"), P())
     shard = jax.shard_map(functools.partial(gradients, house), mesh=mesh, in_specs=specs, out_specs=specs)
-    assert_close(jax.jit(shard)(x, k), gradients(plain, x, k))
+    assert_close(jax.jit(shard)(x, k), jax.jit(functools.partial(gradients, plain))(x, k))
 
 
 @pytest.mark.parametrize("window,strides,dilation", [((5, 5), (1, 1), None), ((3, 3), (2, 1), None), ((3, 3), (1, 1), (1, 2))])
