@@ -29,8 +29,10 @@ def resnet():
     return models.create("resnet", num_classes=3, width=4, stage_sizes=(1,))
 
 
+@functools.cache
 def start(dtype="float32"):
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), resnet().init(jax.random.key(0), jnp.zeros((1, 6, 6, 2))))
+    drawn = jax.jit(resnet().init)(jax.random.key(0), np.zeros((1, 6, 6, 2), "float32"))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), drawn)
 
 
 def train(net, dtype="float32", mesh=None, measure_fn=None, **options):
@@ -236,7 +238,7 @@ def streamed_options(augmented=False):
     return extra | {"measure_epochs": [2, 0], "measure_fn": lambda now: now.params}
 
 
-@pytest.mark.parametrize("memory,augmented", [(LEAST, True), (LEAST, False), (1e9, False)], ids=["least, augmented", "least", "one chunk"])
+@pytest.mark.parametrize("memory,augmented", [(LEAST, True), (1e9, False)], ids=["least, augmented", "one chunk"])
 def test_streamed_is_resident(memory, augmented, x64):
     found, expected = stream(resnet(), memory, **streamed_options(augmented)), resident(augmented)
     # 6 steps by two compilations of the same formulas; evaluation sums by batches.
