@@ -93,6 +93,16 @@ def test_eight_devices_give_what_one_gives(reference, tmp_path):
     assert_equal_to(reference, tmp_path)
 
 
+def test_two_processes_give_what_one_gives(reference, tmp_path):
+    sweeps = [("whole", 1, "shard-vmap")]
+    run_processes.run(script(tmp_path, "assert jax.device_count() == 2 and jax.process_count() == 2", sweeps), 2, 1, timeout=240)
+    assert_equal_to(reference, tmp_path, sweeps)
+    status = progress.read(tmp_path / "whole-1")
+    assert (status.state, len(status.done), len(status.processes)) == ("finished", 10, 2)
+    assert len([path for path in (tmp_path / "whole-1").iterdir() if path.name.startswith(("log", "status"))]) == 4
+
+
+@pytest.mark.slow
 def test_two_processes_of_four_devices_give_what_one_gives(reference, tmp_path):
     body = f"""
     me = jax.process_index()
