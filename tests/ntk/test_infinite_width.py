@@ -31,7 +31,12 @@ def create(name, *, parametrisation="ntk", width=None):
 
 
 def inputs_of(num, shape):
-    return jax.random.normal(jax.random.key(1), (num, *shape))
+    return np.random.default_rng(1).normal(size=(num, *shape))
+
+
+def both_kernels(kernel_fn, x):
+    """NTK and NNGP in one program: operation by operation a kernel compiles a hundred."""
+    return jax.jit(lambda x: (kernel_fn(x), kernel_fn(x, get="nngp")))(x)
 
 
 # Against the recursion, written by hand
@@ -68,10 +73,10 @@ def test_the_kernel_is_the_recursion(net, input_shape, fan_ins, parametrisation,
     x = inputs_of(4, input_shape)
     kernel_fn = infinite_width_kernel(net.clone(parametrisation=parametrisation), input_shape, normal_kernels=True)
     share = (lambda fan_in: fan_in / 2) if parametrisation == "standard" else (lambda fan_in: 1)
-    nngp, tangent = by_hand(np.asarray(x).reshape(4, 6), fan_ins, share)
+    nngp, tangent = by_hand(x.reshape(4, 6), fan_ins, share)
     # Rounding under the root of 1 - cos(angle)^2, on the diagonal where it is 0: about the root of 1e-16.
-    np.testing.assert_allclose(kernel_fn(x, get="nngp"), nngp, rtol=1e-6)
-    np.testing.assert_allclose(kernel_fn(x), tangent, rtol=1e-6)
+    for kernel, expected in zip(both_kernels(kernel_fn, x), (tangent, nngp), strict=True):
+        np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
 def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
@@ -88,14 +93,14 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
         angle = np.arccos(np.clip(k / norms, -1, 1))
         return norms * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / (2 * math.pi), t * (math.pi - angle) / (2 * math.pi)
 
-    x = np.asarray(inputs_of(4, (1, 1, 6)))
+    x = inputs_of(4, (1, 1, 6))
     kernels = relu(*normalise(*dense(x.reshape(4, 6) @ x.reshape(4, 6).T / 6, 0.0)))
     for _ in range(2):
         branch, shortcut = normalise(*dense(*relu(*normalise(*dense(*kernels))))), normalise(*dense(*kernels))
         kernels = relu(branch[0] + shortcut[0], branch[1] + shortcut[1])
     net = models.ResNet(3, 4, (2,), norm="layer", shortcut="projection", parametrisation="ntk")
-    for get, expected in zip(("nngp", "ntk"), dense(*kernels), strict=True):
-        np.testing.assert_allclose(infinite_width_kernel(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
+    for kernel, expected in zip(both_kernels(infinite_width_kernel(net, (1, 1, 6)), x), reversed(dense(*kernels)), strict=True):
+        np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
@@ -108,20 +113,20 @@ def test_a_pre_activation_network_is_the_recursion(shortcut, x64):
         angle = np.arccos(np.clip(k / norms, -1, 1))
         return norms * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / (2 * math.pi), t * (math.pi - angle) / (2 * math.pi)
 
-    x = np.asarray(inputs_of(4, (1, 1, 6)))
+    x = inputs_of(4, (1, 1, 6))
     kernels = dense((x[:, 0, 0] @ x[:, 0, 0].T) / 6, 0.0)
     for _ in range(2):
         read = relu(*kernels)
         branch, side = dense(*relu(*dense(*read))), dense(*read) if shortcut == "projection" else kernels
         kernels = branch[0] + side[0], branch[1] + side[1]
     net = models.ResNet(3, 4, (2,), norm="none", shortcut=shortcut, pre_activation=True, parametrisation="ntk")
-    for get, expected in zip(("nngp", "ntk"), dense(*relu(*kernels)), strict=True):
-        np.testing.assert_allclose(infinite_width_kernel(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
+    for kernel, expected in zip(both_kernels(infinite_width_kernel(net, (1, 1, 6)), x), reversed(dense(*relu(*kernels))), strict=True):
+        np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
 def test_a_stride_takes_the_pixels_that_a_centred_window_takes(x64):
     """The covariance of a strided convolution's outputs on an even map, summed by hand over windows around pixels 0, 2, ..."""
-    shape, x = (4, 6, 2), np.asarray(inputs_of(3, (4, 6, 2)))
+    shape, x = (4, 6, 2), inputs_of(3, (4, 6, 2))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = np.stack([padded[:, r : r + 3, c : c + 3].reshape(3, -1) for r in (0, 2) for c in (0, 2, 4)], 1)
     covariance = 2 * np.einsum("npi,mpi->nmp", patches, patches) / 18
@@ -129,7 +134,8 @@ def test_a_stride_takes_the_pixels_that_a_centred_window_takes(x64):
     angle = np.arccos(np.clip(covariance / (own[:, None] * own[None]), -1, 1))
     expected = own[:, None] * own[None] * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / math.pi
     net = models.ConvNet(3, 4, depth=1, pool="stride", parametrisation="ntk")
-    np.testing.assert_allclose(infinite_width_kernel(net, shape)(x, get="nngp"), expected.mean(-1), rtol=1e-6)
+    kernel_fn = infinite_width_kernel(net, shape)
+    np.testing.assert_allclose(jax.jit(lambda x: kernel_fn(x, get="nngp"))(x), expected.mean(-1), rtol=1e-6)
 
 
 # Against finite networks
@@ -139,7 +145,7 @@ def test_a_stride_takes_the_pixels_that_a_centred_window_takes(x64):
 def finite_kernels(name, parametrisation):
     """(networks, N, N) tangent kernels and covariances of the logits given the features, of freshly drawn networks."""
     net = create(name, parametrisation=parametrisation)
-    x = inputs_of(2, CASES[name][1])
+    x = inputs_of(2, CASES[name][1]).astype(np.float32)
 
     def kernels(key):
         params, state = net.init(key, x)
@@ -159,9 +165,9 @@ LONG = ("resnet, skip", "resnet, pre-activation", "resnet, no skip", "resnet, la
 )
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
-    kernel_fn = infinite_width_kernel(net.module, x.shape[1:], normal_kernels=True)
-    for get, found in finite_kernels(name, parametrisation).items():
-        expected, found = np.asarray(kernel_fn(x, get=get), float), np.asarray(found, float)
+    limit = both_kernels(infinite_width_kernel(net.module, x.shape[1:], normal_kernels=True), x)
+    for get, expected in zip(("ntk", "nngp"), limit, strict=True):
+        expected, found = np.asarray(expected, float), np.asarray(finite_kernels(name, parametrisation)[get], float)
         scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
         error = found.std(0) / math.sqrt(NUM_NETS) / scale
         assert error.max() < 0.04  # or the comparison says nothing
@@ -178,18 +184,19 @@ def test_means_of_finite_networks(name, parametrisation):
 def test_kernels_are_symmetric_positive_and_consistent(name, x64):
     shape = CASES[name][1]
     kernel_fn, x = infinite_width_kernel(create(name).module, shape), inputs_of(5, shape)
-    for get in ("ntk", "nngp"):
-        kernel = np.asarray(kernel_fn(x, get=get))
+    whole, parts = jax.jit(lambda x: [[kernel_fn(*inputs, get) for get in ("ntk", "nngp")] for inputs in ((x, None), (x[:3], x[3:]))])(x)
+    for kernel, part in zip(whole, parts, strict=True):
         np.testing.assert_allclose(kernel, kernel.T, rtol=1e-6)
         eigenvalues = np.linalg.eigvalsh(kernel)
         assert eigenvalues[0] > 1e-6 * eigenvalues[-1]
-        np.testing.assert_allclose(kernel_fn(x[:3], x[3:], get), kernel[:3, 3:], rtol=1e-6)
+        np.testing.assert_allclose(part, kernel[:3, 3:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet, average"])
 def test_width_does_not_matter(name):
     shape = CASES[name][1]
-    first, second = (infinite_width_kernel(create(name, width=width).module, shape)(inputs_of(2, shape)) for width in (3, 64))
+    kernel_fns = [infinite_width_kernel(create(name, width=width).module, shape) for width in (3, 64)]
+    first, second = jax.jit(lambda x: [kernel_fn(x) for kernel_fn in kernel_fns])(inputs_of(2, shape))
     np.testing.assert_array_equal(first, second)
 
 
