@@ -17,8 +17,12 @@ IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 @functools.cache
 def resnet(parametrisation="standard"):
     net = models.create("resnet", num_classes=3, width=4, stages=2, depth=1, parametrisation=parametrisation)
-    params, state = net.init(jax.random.key(0), jnp.zeros(IMAGES.shape))
+    params, state = jax.jit(net.init)(jax.random.key(0), np.zeros(IMAGES.shape, np.float32))
     return lambda p, x: net.apply(p, x, state), params
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def bits(tree):
@@ -65,15 +69,20 @@ def test_the_layers_are_the_operators_that_the_network_applies():
         (flipped, (3, 5), (1, 5)),
     ]
     for fn, weight, data in cases:
-        params, x = {"w": jax.random.normal(jax.random.key(1), weight)}, jnp.zeros(data)
+        params, x = {"w": normal(*weight)}, np.zeros(data, np.float32)
         (layer,) = spectra.layers_of(fn, params, x)
-        matrix = jax.jacobian(lambda x, fn=fn, params=params: fn(params, x).ravel())(x).reshape(-1, x.size)
-        result = spectra.of_network(fn, params, x, method="dense")["w"]
+        change = normal(*jax.eval_shape(layer.kernel_fn, params["w"]).shape, seed=1)
+
+        def compute(params, fn=fn, x=x, layer=layer, change=change):
+            """The network's matrix, its spectrum, and the layer's kernel before and after the change."""
+            matrix = jax.jacobian(lambda x: fn(params, x).ravel())(x).reshape(-1, x.size)
+            moved = layer.kernel_fn(layer.changed(params["w"], change))
+            return matrix, spectra.of_network(fn, params, x, method="dense")["w"], layer.kernel_fn(params["w"]), moved
+
+        matrix, result, kernel, moved = jax.jit(compute)(params)
         expected = np.linalg.svd(np.asarray(matrix, float), compute_uv=False)
         np.testing.assert_allclose(result.values, expected, rtol=1e-4, atol=1e-5)
-        change = jax.random.normal(jax.random.key(2), layer.kernel_fn(params["w"]).shape)
-        moved = layer.kernel_fn(layer.changed(params["w"], change))
-        np.testing.assert_allclose(moved, layer.kernel_fn(params["w"]) + change, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(moved, np.asarray(kernel) + change, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_no_fixed_operator_is_named_or_left_out():
@@ -97,14 +106,18 @@ def test_what_is_no_fixed_operator_is_named_or_left_out():
 
 def test_of_network_is_each_layer_alone_also_over_seeds():
     fn, params = resnet()
-    result = spectra.of_network(fn, params, IMAGES, padding="circular", pattern="Conv")
+
+    def spectra_of(params):
+        return spectra.of_network(fn, params, IMAGES, padding="circular", pattern="Conv")
+
+    result = jax.jit(spectra_of)(params)
     kernel = params["BasicBlock_0"]["Conv_1"]["kernel"]
     alone = spectra.singular_values(kernel, (8, 8))
     np.testing.assert_allclose(result["BasicBlock_0/Conv_1/kernel"].values, alone.values, rtol=1e-5, atol=1e-6)
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    many = jax.vmap(lambda p: spectra.of_network(fn, p, IMAGES, padding="circular", pattern="Conv"))(stacked)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf]), params)
+    many = jax.jit(jax.vmap(spectra_of))(stacked)
     for name, spectrum in result.items():
-        np.testing.assert_allclose(many[name].values[1], 2 * spectrum.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(many[name].values)[1], 2 * np.asarray(spectrum.values), rtol=1e-4, atol=1e-5)
 
 
 def test_a_scaled_parametrisation_is_followed():
@@ -238,8 +251,8 @@ def test_alternating_projections_converge(which, rule):
 )
 def test_where_nothing_is_asked_every_bit_stays(which, rule):
     fn, params = resnet()
-    params = jax.tree.map(lambda leaf: jnp.where(leaf == leaf.ravel()[0], -0.0, leaf), params)
-    result, report = jax.jit(which(fn, params, IMAGES, num_projections=3, pattern="BasicBlock_0|Dense", **rule))(params)
+    params = jax.tree.map(lambda leaf: np.where(leaf == leaf.ravel()[0], np.float32(-0.0), leaf), jax.tree.map(np.asarray, params))
+    result, report = jax.jit(which(fn, params, IMAGES, num_projections=3, pattern="BasicBlock_0/Conv_0|Dense", **rule))(params)
     for a, b in zip(bits(result), bits(params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(int(entry.num_projections) == 0 for entry in report.values())
@@ -258,10 +271,10 @@ def test_it_runs_inside_a_compiled_training_run_and_over_seeds():
 
         return lax.scan(epoch, params, jnp.arange(3))
 
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), params)
     ends, reports = jax.jit(run)(stacked)
     alone = jax.jit(cut)(params)[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5), ends, alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a)[0], b, rtol=1e-4, atol=1e-5), ends, alone)
     assert reports[name].num_projections.tolist() == [[0, 1, 0], [0, 1, 0]]
     assert set(reports) == {name}
 
