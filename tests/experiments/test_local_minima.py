@@ -118,16 +118,19 @@ def test_interrupted_and_killed_it_goes_on_to_the_same_numbers(smoke, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "1"], "at least 2 seeds, got 1"),
         (["--epochs", "0"], "num_epochs must be at least 1, got 0"),
         (["--num-train", "3"], "num_train must be at least the batch size"),
         (["--dataset", "cifar"], "cifar"),
         (["--dataset", "file:/nowhere/x.npz"], "/nowhere/x.npz"),
         (["--dataset", "digits", "--loss", "cross_entropy", "--num-train", "300"], "separable"),
-        (["--preset", "huge"], "huge"),
         (["--out", "/proc/x"], "cannot write to /proc/x"),
     ],
 )
+def test_bad_input_is_named(tmp_path, arguments, message):
+    assert message in studies.error_of("local_minima", tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--seeds", "1"], "at least 2 seeds, got 1"), (["--preset", "huge"], "huge")])
 def test_bad_input_ends_with_one_clear_line(tmp_path, arguments, message):
     ended = run("--preset", "smoke", "--out", tmp_path, *arguments, check=False)
     assert ended.returncode == 2

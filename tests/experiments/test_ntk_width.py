@@ -63,17 +63,14 @@ def test_the_same_command_again_has_nothing_to_compute(smoke):
     assert (folder / "measurements.parquet").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--max-width", "8"], "a trend needs at least 2 widths, got (8,) for MLP, 2 layers"),
-        (["--dataset", "nothing"], "nothing"),
-    ],
-)
-def test_bad_input_is_one_clear_line(arguments, message, tmp_path):
-    done = run("--preset", "smoke", "--out", tmp_path / "new", *arguments, check=False)
+def test_a_data_set_that_is_unknown_is_named(tmp_path):
+    assert "no data set is named 'nothing'" in studies.error_of("ntk_width", tmp_path / "new", "--dataset", "nothing")
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    done = run("--preset", "smoke", "--out", tmp_path / "new", "--max-width", "8", check=False)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "a trend needs at least 2 widths, got (8,) for MLP, 2 layers" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -237,13 +237,16 @@ def test_presets_are_consistent():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--radius", "0.01"], "radii must be 0 < small < large <= 1, for inputs from 0 to 1, got 0.05 and 0.01"),
         (["--num-projections", "0"], "num_projections must be at least 1, got 0"),
         (["--dataset", "nothing"], "no data set is named 'nothing'"),
         (["--dataset", "mnist1d"], "inputs must lie from 0 to 1 to be attacked, got"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, tmp_path):
-    done = run("--preset", "smoke", "--out", tmp_path / "new", *arguments, check=False)
+def test_bad_input_is_named(arguments, message, tmp_path):
+    assert message in studies.error_of("rank_robustness", tmp_path / "new", *arguments)
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    done = run("--preset", "smoke", "--out", tmp_path / "new", "--radius", "0.01", check=False)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "radii must be 0 < small < large <= 1, for inputs from 0 to 1, got 0.05 and 0.01" in done.stderr

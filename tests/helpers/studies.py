@@ -1,9 +1,13 @@
 """Studies without a command line: all jobs in this process, and made-up results for the rules of verdicts."""
 
+import importlib
 from types import SimpleNamespace
 
+import pytest
+import tyro
+
 from jaxbp import claims, lab
-from jaxbp.lab import jobs
+from jaxbp.lab import cli, execute, jobs
 from jaxbp.lab.archive import Archive
 from jaxbp.runtime.store import Store
 
@@ -15,6 +19,20 @@ def compute(study, settings, folder, **options):
         planned = jobs.plan(study, settings)
         jobs.run_jobs(archive, planned, **options)
         return lab.Run(study, settings, planned, archive)
+
+
+def error_of(name, folder, *arguments):
+    """What ``python -m experiments.NAME --preset smoke --out folder arguments`` ends with, in this process.
+
+    The error is one of the project's own classes, which `jaxbp.lab.cli.guarded` turns into one line and the exit code 2.
+    """
+    package = importlib.import_module(f"experiments.{name}")
+    options = tyro.cli(package.Arguments, args=["--preset", "smoke", "--out", str(folder), *arguments])
+    study = cli.load(package.DOOR)
+    with pytest.raises(Exception) as caught:
+        execute.run(study, options.settings(), options.out, devices=["cpu"], command="", recompute=options.recompute, reuse=options.reuse)
+    assert type(caught.value).__module__.partition(".")[0] in ("jaxbp", "experiments")
+    return str(caught.value)
 
 
 def made_up(case, settings, **stages):
