@@ -113,8 +113,7 @@ def sampled_sum_relu(
         statistics = (() if carried is None else carried.statistics) + tuple(branch.statistics for branch in branches)
         activations = None if carried is None else carried.activations
         covariance, tangent, activations, gates = _sums(activations, old, drawn, epsilon, statistics=statistics)
-        gates = [gate if branch.gates.ndim == 0 else branch.gates & gate for gate, branch in zip([gates] * len(statistics), (*old, *drawn))]
-        kept = tuple(branch._replace(gates=gate) for branch, gate in zip((*old, *drawn), gates, strict=True))
+        kept = tuple(branch._replace(gates=branch.gates & gates) for branch in (*old, *drawn))
     return Layer(covariance, tangent, 0.0, max(tails)), Carried(activations, kept, statistics)
 
 
