@@ -6,8 +6,8 @@ from the covariance between pixels of pairs of inputs (Arora et al., NeurIPS 201
 One convention differs from that package: biases are learned but start at 0, so a layer's share of the tangent kernel has one
 more term, 1, that the covariance does not have.
 
-neural-tangents knows neither BatchNorm nor identity shortcuts around a ReLU. `jaxbp.ntk.batch_norm` does: with batch statistics all examples
-of a batch depend on one another, so that its kernels are those of whole batches.
+neural-tangents knows neither BatchNorm nor identity shortcuts around a ReLU. `jaxbp.ntk.batch_norm` does: with batch statistics all
+examples of a batch depend on one another, so that its kernels are those of whole batches.
 
 This module and `jaxbp.ntk.batch_norm.networks` alone of `jaxbp.ntk` import `jaxbp.models`, because they translate their configurations;
 `jaxbp.ntk` does not import them.
@@ -79,15 +79,16 @@ def infinite_width_kernel(
       input_shape: of one example, (H, W, C); any shape for an MLP.
       statistics: for networks with BatchNorm: "batch", those of the batch; "frozen", the same, held constant in the derivative; "stored",
         those that are stored at initialisation, mean 0 and variance 1. None for networks without.
-      channels, key: for sums without a closed form, which are identity shortcuts, and any shortcut with statistics of the batch: a power of 2, and
-        the random key, of channels that are drawn (`jaxbp.ntk.batch_norm.sums`). The error, about channels^(-1/2), is part of the report.
+      channels, key: for sums without a closed form, which are identity shortcuts, and any shortcut with statistics of the batch: a power
+        of 2, and the random key, of channels that are drawn (`jaxbp.ntk.batch_norm.sums`). The error, about channels^(-1/2), is part of
+        the report.
       normal_kernels: accept, for "standard", the kernel of normal weights. The error is about 5 % / n in a first layer of n inputs.
       memory: bytes that a kernel by propagation may hold, that is one with ``statistics`` or ``channels``.
 
     Returns:
       ``kernel_fn(x1, x2=None, get="ntk")`` with ``get`` one of `KERNELS`, from (N, ...) and (M, ...), default the
-      same, to (N, M), in the precision of the inputs. Memory of networks that pool grows with N M (H W)^2. With ``statistics`` or where channels
-      are drawn it is a `PropagatedKernel`: NumPy arrays of float64, not to be called under jit, memory (N + M)^2 (H W)^2; with
+      same, to (N, M), in the precision of the inputs. Memory of networks that pool grows with N M (H W)^2. With ``statistics`` or where
+      channels are drawn it is a `PropagatedKernel`: NumPy arrays of float64, not to be called under jit, memory (N + M)^2 (H W)^2; with
       statistics of the batch without x2. Its ``report(x)`` has both kernels and estimates of their errors.
 
     Raises:

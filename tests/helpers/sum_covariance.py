@@ -1,12 +1,13 @@
 """E[relu(u_1 + u_2) relu(u_1 + u_2)'] of two normalised Gaussian channels, exactly, by a quadrature in two dimensions; NumPy.
 
-With u_k = sqrt(D) y_k / r_k insert the integral over q of delta(q - r_1 / r_2) = (2 / q) r_1^2 delta(q^2 r_2^2 - r_1^2), write the delta as a Fourier
-integral over omega, and use that the ReLU is homogeneous:
+With u_k = sqrt(D) y_k / r_k insert the integral over q of delta(q - r_1 / r_2) = (2 / q) r_1^2 delta(q^2 r_2^2 - r_1^2), write the delta
+as a Fourier integral over omega, and use that the ReLU is homogeneous:
 
-    K = (2 D / pi) int d log q Re int_0^inf d omega exp(-i omega D epsilon (1 - q^2)) det(I + 2 i omega S_1)^(-1/2) det(I - 2 i omega q^2 S_2)^(-1/2) relu(C),
-    C = S_1 (I + 2 i omega S_1)^-1 + q^2 S_2 (I - 2 i omega q^2 S_2)^-1,
+    K = (2 D / pi) int d log q Re int_0^inf d omega exp(-i omega D epsilon (1 - q^2)) det(A)^(-1/2) det(B)^(-1/2) relu(C),
+    A = I + 2 i omega S_1,    B = I - 2 i omega q^2 S_2,    C = S_1 A^-1 + q^2 S_2 B^-1,
 
-with relu(C) = E[relu relu'] of N(0, C) continued analytically: the real part of C is positive definite, so that principal branches meet no cut.
+with relu(C) = E[relu relu'] of N(0, C) continued analytically: the real part of C is positive definite, so that principal branches meet
+no cut.
 """
 
 import numpy as np

@@ -63,7 +63,7 @@ def test_arctangents_and_moments():
     density, step, relu = map(np.asarray, closed_forms.relu_moments(jnp.asarray(covariance)))
     np.testing.assert_allclose(step, [[0.5, 0.5 - angle / (2 * math.pi), 0], [0.5 - angle / (2 * math.pi), 0.5, 0], [0, 0, 0]])
     np.testing.assert_allclose(relu[0, 1], math.sqrt(2) * (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / (2 * math.pi))
-    np.testing.assert_allclose(density, [[0, math.sqrt(2) * math.sin(angle) / (2 * math.pi), 0]] + [[density[0, 1], 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(density, [[0, math.sqrt(2) * math.sin(angle) / (2 * math.pi), 0], [density[0, 1], 0, 0], [0, 0, 0]])
     np.testing.assert_allclose(np.diag(relu), [1.0, 0.5, 0.0])
 
 
@@ -272,7 +272,7 @@ def test_batches_that_do_not_vary_are_refused():
 
 def test_a_quadrature_that_has_not_converged_is_an_error(monkeypatch):
     monkeypatch.setattr(layers, "_LARGEST_ERROR", 1e-30)
-    with pytest.raises(batch_norm.InaccurateQuadratureError, match="193 nodes leave an error estimate of .*: take a larger batch"):
+    with pytest.raises(batch_norm.InaccurateQuadratureError, match=r"193 nodes leave an error estimate of .*: take a larger batch"):
         batch_norm_relu(*random_kernels())
 
 

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jaxbp import checks
 from jaxbp.ntk.batch_norm import networks

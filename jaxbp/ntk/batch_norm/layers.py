@@ -1,10 +1,14 @@
 """One activated layer of infinite width: from covariance and tangent kernel of its pre-activations to those of its activations.
 
-A layer's matrices are (D, D) over the D numbers that a channel holds: all pixels of all examples of a batch. The pre-activations z of a channel
-are Gaussian of covariance Sigma with the tangent kernel Theta, alike and independent over channels. With batch statistics u = G z / sqrt(|G z|^2 / D
-+ epsilon), G = I - 11'/D, and the Jacobian J of z -> relu(u) couples the batch. One quadrature over the norm (`jaxbp.ntk.batch_norm.quadrature`) gives both
+A layer's matrices are (D, D) over the D numbers that a channel holds: all pixels of all examples of a batch. The pre-activations z of
+a channel are Gaussian of covariance Sigma with the tangent kernel Theta, alike and independent over channels. With batch statistics
+u = G z / sqrt(|G z|^2 / D + epsilon), G = I - 11'/D, and the Jacobian J of z -> relu(u) couples the batch. One quadrature over the norm
+(`jaxbp.ntk.batch_norm.quadrature`), with y = G z ~ N(0, S), C = S (I + 2 s S)^-1, T = G Theta G and M = I - s C, gives both
 
-    K       = E[relu(u) relu(u)'],    Theta_J = E[J Theta J'],
+    K       = E[relu(u) relu(u)'] = D int w(s) E[relu relu'] ds,
+    Theta_J = E[J Theta J']       = D int w(s) {(M T M) o E[step step'] + (b_i + b_j) d_ij + s^2 / 2 tr(T C) E[relu relu']} ds,
+
+    b_i = [s^2 / 2 (C T C)_ii - s (T C)_ii] / C_ii,    d_ij / C_ii = E[delta(y_i) relu(y_j)],    expectations over N(0, C),
 
 and trained scales and biases, which start at 1 and 0, add K + E[step step] to Theta_J. This is the forward counterpart of the backward
 recursion in Yang, "Tensor Programs II" (arXiv 2006.14548), with epsilon, scale and bias: one quadrature a layer for all D^2 entries.
@@ -12,11 +16,12 @@ recursion in Yang, "Tensor Programs II" (arXiv 2006.14548), with epsilon, scale 
 >>> import jax.numpy as jnp
 >>> from jaxbp.ntk import batch_norm
 >>> layer = batch_norm.batch_norm_relu(jnp.eye(8), jnp.eye(8), epsilon=0.0)
->>> float(layer.covariance.trace().round(9))  # half of the numbers, whatever the covariance, since half of a normalised channel's square is positive
+>>> round(float(layer.covariance.trace()), 5)  # D / 2, whatever the covariance: half of a normalised channel's square is positive
 4.0
 """
 
 import functools
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -200,8 +205,8 @@ def judge(spectrum: Spectrum, shift: float, tangent: bool) -> float:
     reason = f"vary in {rank} directions only" if rank <= 4 else f"have a norm of tail {tail:.3g}, above {LARGEST_TAIL:g}"
     if rank <= 4 or tail > LARGEST_TAIL:
         warnings.warn(
-            f"normalised numbers of a channel {reason}: single channels dominate the tangent kernels of finite networks, which approach the "
-            "infinite-width kernel slowly: give more examples, or more that differ",
+            f"normalised numbers of a channel {reason}: single channels dominate the tangent kernels of finite networks, which come close "
+            "to the infinite-width kernel only slowly: give more examples, or more that differ",
             SlowLimitWarning,
             stacklevel=3,
         )
@@ -227,8 +232,7 @@ def _integrated(spectrum: Spectrum, tangent: jax.Array | None, share: jax.Array 
 def _integrals(vectors, eigenvalues, tangent, share, nodes, weights, signed, num_nodes, *, statistics, num_blocks):  # type: ignore[no-untyped-def]
     """Covariance, tangent kernel and error estimate. The loop runs over nodes, its body over blocks of rows of the upper triangle."""
     size = len(vectors)
-    edges = np.linspace(0, size, num_blocks + 1).astype(int)
-    blocks = [slice(int(start), int(end)) for start, end in zip(edges, edges[1:], strict=False)]
+    blocks = [slice(start, end) for start, end in itertools.pairwise(np.linspace(0, size, num_blocks + 1).astype(int).tolist())]
     coupled = tangent is not None and statistics == "batch"
     projected = tangent @ vectors if coupled else None
 

@@ -1,8 +1,8 @@
 """Linear layers of infinite width on whole maps: what convolutions, pooling and read-outs do to covariance and tangent kernel.
 
-A map of N examples and H x W pixels has arrays (N, H, W, N, H, W), C order: (D, D) matrices over all pixels of all examples, D = N H W, seen another way.
-Kernels have the variance 2 / fan_in. In the "standard" parametrisation a layer's own share of the tangent kernel grows with its fan_in, in
-the "ntk" parametrisation it does not.
+A map of N examples and H x W pixels has arrays (N, H, W, N, H, W): (D, D) matrices over all pixels of all examples, D = N H W, seen
+another way. Kernels have the variance 2 / fan_in. In the "standard" parametrisation a layer's own share of the tangent kernel grows
+with its fan_in, in the "ntk" parametrisation it does not.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp.ntk.batch_norm import maps
@@ -140,7 +140,8 @@ def window_means(kernel: Kernel, convolution: Convolution) -> Kernel:
     """Mean of ``kernel`` over pairs of pixels at equal places of the windows of two outputs; outside the map it is 0."""
     padded = jnp.pad(kernel, ((0, 0), *convolution.padding) * 2)
     down, across = (
-        _places(extent, size, stride) for extent, size, stride in zip(padded.shape[1:3], convolution.window, convolution.strides, strict=True)
+        _places(extent, size, stride)
+        for extent, size, stride in zip(padded.shape[1:3], convolution.window, convolution.strides, strict=True)
     )
     slices = [padded[:, rows, columns, :, rows, columns] for rows in down for columns in across]
     return functools.reduce(jnp.add, slices) / len(slices)

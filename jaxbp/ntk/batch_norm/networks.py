@@ -93,7 +93,10 @@ class Propagation:
         return self._noted(inputs, layer)
 
     def activate_sum(self, branches: Sequence[Map], carried: Carried | None, *, carry: bool) -> tuple[Map, Carried | None]:
-        """ReLU of the sum of branches, each normalised, and of what an identity shortcut has ``carried``; channels for the next if ``carry``."""
+        """ReLU of the sum of branches, each normalised, and of what an identity shortcut has ``carried``.
+
+        Returns its channels, too, if the next shortcut is to ``carry`` them.
+        """
         closed = carried is None and (self.statistics not in COUPLED or len(branches) == 1)
         if carry or not closed:
             layer, drawn = self._sampled(branches, carried)

@@ -5,8 +5,8 @@ BatchNorm divides a channel y ~ N(0, S) by its norm r, r^2 = |y|^2 + D epsilon. 
 
     E[exp(-s r^2) g(y)] = w(s) E[g(y)],  y ~ N(0, S (I + 2 s S)^-1),    w(s) = exp(-s D epsilon) det(I + 2 s S)^(-1/2).
 
-In log s the integrands are analytic in a strip, so the trapezoidal rule converges exponentially (Takahasi & Mori, 1974); on the left, where they
-decay as s alone, the substitution log s = t - exp(-t) shortens their tail.
+In log s the integrands are analytic in a strip, so the trapezoidal rule converges exponentially (Takahasi & Mori, 1974); on the left,
+where they decay as s alone, the substitution log s = t - exp(-t) shortens their tail.
 
 >>> import numpy as np
 >>> from jaxbp.ntk.batch_norm import quadrature

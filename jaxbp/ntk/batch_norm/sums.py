@@ -1,13 +1,14 @@
 """ReLUs of sums of normalised maps, as at the end of a residual block: by channels drawn from the exact covariances.
 
-The two norms of relu(u_1 + u_2), u_k = sqrt(D) y_k / r_k, differ, so that the sum is no Gaussian, not even given its scale, and a rectified map
-carried on by an identity shortcut is none either. So M channels of each branch are drawn from the branch's exact law and averaged over.
-With gate s = step(h) of a channel's sum h, a branch contributes to the tangent kernel the mean of
+The two norms of relu(u_1 + u_2), u_k = sqrt(D) y_k / r_k, differ, so that the sum is no Gaussian, not even given its scale, and a
+rectified map carried on by an identity shortcut is none either. So M channels of each branch are drawn from the branch's exact law and
+averaged over. With gate s = step(h) of a channel's sum h, a branch contributes to the tangent kernel the mean of
 
     s s' o (a^2 T + W y' + y W' + 11'),    a = sqrt(D) / r,    W = -D T y / r^4 + y [D y' T y / (2 r^6) + a^2 / 2]
 
-(T: its own tangent kernel, centred; the last term of W is the trained scale's, 11' the bias's). Nothing else is random: layers between sums are exact,
-and the cost is M D^2 a block. Leading directions are Sobol points; -y goes with each y. The error falls as M^(-1/2) or faster.
+(T: its own tangent kernel, centred; the last term of W is the trained scale's, 11' the bias's). Nothing else is random: layers between
+sums are exact, and the cost is M D^2 a block. Leading directions are Sobol points; -y goes with each y. The error falls as M^(-1/2) or
+faster.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.ntk import batch_norm
