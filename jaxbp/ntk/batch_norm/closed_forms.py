@@ -100,12 +100,10 @@ def _arctan_coefficients() -> list[float]:
     arctan(a) / a has its nearest singularity at a^2 = -1, whence the error falls as 25^-degree.
     """
     end = _LARGEST**2
-
-    def series(place: np.ndarray) -> np.ndarray:
-        root = np.sqrt((place + 1) / 2 * end)
-        return np.arctan(root) / root
-
-    return Polynomial(chebyshev.cheb2poly(chebyshev.chebinterpolate(series, 12)))(Polynomial([-1, 2 / end])).coef.tolist()
+    places = chebyshev.chebpts1(13)
+    roots = np.sqrt((places + 1) / 2 * end)
+    series = chebyshev.cheb2poly(chebyshev.chebfit(places, np.arctan(roots) / roots, 12))
+    return Polynomial(series)(Polynomial([-1, 2 / end])).coef.tolist()
 
 
 _ARCTAN = _arctan_coefficients()

@@ -90,7 +90,7 @@ class PropagatedKernel:
     def _estimate(self, images: np.ndarray, *, tangent: bool) -> tuple[dict[str, np.ndarray], list[tuple[float, float]], float]:
         """Kernels, (error, tail) of the layers, and the sampling error: of one pass, or of the mean of two with keys of their own."""
         self._check_memory(len(images), tangent)
-        keys = [None] if self.channels is None else list(jax.random.split(self.key))
+        keys = [None] if self.key is None or self.channels is None else list(jax.random.split(self.key))
         passes = [self._propagated(images, key, tangent) for key in keys]
         kernels = {name: np.mean([result[name] for result, _ in passes], 0) for name in passes[0][0]}
         errors = [

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxbp.ntk.batch_norm import quadrature
-from jaxbp.ntk.batch_norm.closed_forms import gated_products, relu_moments
+from jaxbp.ntk.batch_norm.closed_forms import ReluMoments, gated_products, relu_moments
 from jaxbp.ops import dtypes
 
 EPSILON = 1e-5
@@ -152,12 +152,13 @@ def stored_norm_relu(branches: Sequence[tuple[jax.Array, jax.Array | None]], *, 
     """
     with dtypes.float64():
         parts = [jnp.asarray(covariance, float) / (1 + epsilon) for covariance, _ in branches]
-        total = sum(parts[1:], parts[0])
+        total = functools.reduce(jnp.add, parts)
         _, step, relu = relu_moments(total)
         if branches[0][1] is None:
             return Layer(relu, None)
-        gated = sum(step * (jnp.asarray(tangent, float) / (1 + epsilon) + 1) for _, tangent in branches)
-        return Layer(relu, gated + sum(gated_products(part, total, step) for part in parts))
+        shares = [gated_products(part, total, step) for part in parts]
+        shares += [step * (jnp.asarray(tangent, float) / (1 + epsilon) + 1) for _, tangent in branches]
+        return Layer(relu, functools.reduce(jnp.add, shares))
 
 
 def relu(covariance: Float[Array, "D D"], tangent: Float[Array, "D D"] | None) -> Layer:
@@ -278,12 +279,12 @@ class _Node:
         # [s^2/2 (C T C)_ii - s (T C)_ii] / C_ii, of E[delta(y_i) ...]
         self.edges = -jnp.where(positive, jnp.sum(vectors * self.update, 1) / jnp.where(positive, self.variances, 1.0), 0.0)
 
-    def moments(self, rows: slice) -> tuple:
+    def moments(self, rows: slice) -> ReluMoments:
         """Of N(0, C), for rows and the columns from the first of them on."""
         covariance = (self.vectors[rows] * self.spectrum) @ self.vectors[rows.start :].T
         return relu_moments(covariance, self.variances[rows], self.variances[rows.start :])
 
-    def derivative(self, rows: slice, tangent: jax.Array, moments: tuple) -> jax.Array:
+    def derivative(self, rows: slice, tangent: jax.Array, moments: ReluMoments) -> jax.Array:
         """The integrand of E[J T J'], in the same rows and columns."""
         density, step, products = moments
         left, right = self.vectors[rows] @ self.update[rows.start :].T, self.update[rows] @ self.vectors[rows.start :].T

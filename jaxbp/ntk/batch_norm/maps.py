@@ -32,9 +32,9 @@ class Convolution(NamedTuple):
       padding: zeros before and after the map, along height and width.
     """
 
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def convolved(inputs: Map, convolution: Convolution, *, features: int, parametri
     return Map(covariance, own * covariance + before + (1.0 if bias else 0.0), features)
 
 
-def pooled(inputs: Map, window: tuple[int, int]) -> Map:
+def pooled(inputs: Map, window: tuple[int, ...]) -> Map:
     """Averages over windows that do not overlap; pixels beyond the last whole window are left out, as Flax does."""
     rows, columns = (extent // pixels for extent, pixels in zip(inputs.spatial, window, strict=True))
 

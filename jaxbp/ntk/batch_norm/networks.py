@@ -12,6 +12,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,11 +48,11 @@ def propagate(walk: "Propagation", net: nn.Module, images: jax.Array) -> Map:
 
 def convolution(spatial: tuple[int, int], *, kernel_size: int, stride: int) -> Convolution:
     """The geometry of the finite network's convolution for maps of extents ``spatial``, padding included."""
-    layer = finite.conv(1, spatial, kernel_size=kernel_size, stride=stride)
-    padding = layer.padding
+    window, strides = finite.window(kernel_size, spatial), finite.window(stride, spatial)
+    padding: Any = finite.conv(1, spatial, kernel_size=kernel_size, stride=stride).padding
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(spatial, layer.kernel_size, layer.strides, padding)
-    return Convolution(tuple(layer.kernel_size), tuple(layer.strides), tuple(tuple(pad) for pad in padding))
+        padding = jax.lax.padtype_to_pads(spatial, window, strides, padding)
+    return Convolution(window, strides, tuple(tuple(pad) for pad in padding))
 
 
 class Propagation:
@@ -112,6 +113,8 @@ class Propagation:
         return layers.relu(*maps.added(branches).flat)
 
     def _sampled(self, branches: Sequence[Map], carried: Carried | None) -> tuple[Layer, Carried]:
+        if self._key is None or self._channels is None:
+            raise ValueError("a sum without a closed form needs a key and the number of channels to be drawn")
         self._key, key = jax.random.split(self._key)
         terms = [Branch(*branch.flat, self.statistics) for branch in branches]
         return sampled_sum_relu(key, terms, channels=self._channels, carried=carried)

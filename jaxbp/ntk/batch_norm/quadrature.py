@@ -48,7 +48,8 @@ def nodes(eigenvalues: Float[np.ndarray, " R"], shift: float, num_nodes: int) ->
     """
     log_scale = np.log(np.sum(eigenvalues) + shift)
     ends = _solve(np.array([np.log(_TOLERANCE), _right_end(eigenvalues, shift, 1) + log_scale]))
-    places, step = np.linspace(*ends, num_nodes, retstep=True)
+    places = np.linspace(ends[0], ends[1], num_nodes)
+    step = places[1] - places[0]
     log_s = places - np.exp(-places) - log_scale
     weights = step * np.exp(log_s + np.log1p(np.exp(-places)) + log_weight(log_s, eigenvalues, shift))
     return Nodes(np.exp(log_s), weights, weights * np.where(np.arange(num_nodes) % 2 == 0, 1.0, -1.0))

@@ -187,7 +187,7 @@ def _sums(activations, old, new, epsilon, *, statistics):  # type: ignore[no-unt
         total = before if activations is not None else 0.0
         for value, scale in list(zip(values, scales, strict=True))[len(old) :]:
             total = total + scale * value
-        gate = total > 0
+        gate = jnp.greater(total, 0)
         active = jnp.where(gate, total, 0.0)
         covariance, tangent = sums
         covariance += active.T @ active
