@@ -131,6 +131,7 @@ def _refuse(net: nn.Module, statistics: str | None, channels: int | None, normal
         "BatchNorm has one kernel for each kind of statistics: say statistics='batch', 'frozen' or 'stored', or choose norm='none'": (
             normalised and statistics is None
         ),
+        "the stem for large images pools by maxima: choose stem='small'": getattr(net, "stem", "") == "large",
         "depthwise convolutions sum over too few terms: take a ResNet": isinstance(net, MobileNet),
         "only MLP, ConvNet, VGG, ResNet and DenseNet are known here: build it with neural_tangents.stax": not known,
     }
