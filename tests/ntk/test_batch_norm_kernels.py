@@ -234,7 +234,7 @@ def test_regression_by_the_kernel_of_a_joint_batch():
     kernels = {
         "batch": infinite_width_kernel(models.ResNet(2, 8, **options), (4, 1, 2), statistics="batch")(x),
         "stored": infinite_width_kernel(models.ResNet(2, 8, **options), (4, 1, 2), statistics="stored")(x),
-        "none": np.asarray(infinite_width_kernel(models.ResNet(2, 8, norm="none", **options), (4, 1, 2))(jnp.asarray(x))),
+        "none": np.asarray(jax.jit(infinite_width_kernel(models.ResNet(2, 8, norm="none", **options), (4, 1, 2)))(jnp.asarray(x))),
     }
     for name, kernel in kernels.items():
         predictions = regression.kernel_regression(kernel[:24, :24], kernel[24:, :24], targets, ridge=1e-3)

@@ -73,7 +73,7 @@ def gated_products(part: Float[Array, "D D"], covariance: Float[Array, "D D"], s
 
 
 def _diagonal(block: jax.Array) -> jax.Array:
-    return jnp.eye(*block.shape, dtype=bool)
+    return jnp.eye(block.shape[0], block.shape[1], dtype=bool)
 
 
 def _angle(y: jax.Array, x: jax.Array) -> jax.Array:

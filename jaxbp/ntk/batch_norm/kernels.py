@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from jaxbp.ops import dtypes
 KERNELS = ("ntk", "nngp")
 MEMORY = 4 * 2**30
 
-_MATRICES = {True: 12, False: 6}  # (D, D), held at once, with and without tangent kernels
+_MATRICES = {True: 28, False: 14}  # (D, D), held at once, with and without tangent kernels, as the compiler reports
 _CHANNEL_MAPS = 5  # (channels, D), held at once, beside one a block of a stage
 
 
@@ -100,11 +99,9 @@ class PropagatedKernel:
 
     def _propagated(self, images: np.ndarray, key: jax.Array | None, tangent: bool) -> tuple[dict[str, np.ndarray], list]:
         walk = networks.Propagation(self.net.parametrisation, self.statistics, tangent=tangent, key=key, channels=self.channels)
-        with dtypes.float64():
-            logits = networks.propagate(walk, self.net, jnp.asarray(images))
-            covariance, derivative = logits.flat
-            kernels = {"nngp": np.asarray(covariance)} | ({"ntk": np.asarray(derivative)} if tangent else {})
-        return kernels, walk.reports
+        logits = networks.propagate(walk, self.net, images)
+        kernels = {"nngp": logits.covariance} | ({"ntk": logits.tangent} if tangent else {})
+        return {name: np.asarray(kernel).reshape(len(images), len(images)) for name, kernel in kernels.items()}, walk.reports
 
     def _checked(self, inputs: ArrayLike) -> np.ndarray:
         if isinstance(inputs, jax.core.Tracer):

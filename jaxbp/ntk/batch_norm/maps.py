@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 Kernel = Float[Array, "N H W N H W"]
@@ -54,7 +55,8 @@ class Map:
     @property
     def spatial(self) -> tuple[int, int]:
         """Height and width."""
-        return self.covariance.shape[1:3]
+        _, height, width = self.covariance.shape[:3]
+        return height, width
 
     @property
     def flat(self) -> tuple[Float[Array, "D D"], Float[Array, "D D"] | None]:
@@ -62,10 +64,10 @@ class Map:
         size = math.prod(self.covariance.shape[:3])
         return self.covariance.reshape(size, size), None if self.tangent is None else self.tangent.reshape(size, size)
 
-    def replaced(self, covariance: Float[Array, "D D"], tangent: Float[Array, "D D"] | None) -> "Map":
+    def replaced(self, covariance: Float[ArrayLike, "D D"], tangent: Float[ArrayLike, "D D"] | None) -> "Map":
         """The map of other matrices."""
         shape = self.covariance.shape
-        return Map(covariance.reshape(shape), None if tangent is None else tangent.reshape(shape), self.channels)
+        return Map(jnp.reshape(covariance, shape), None if tangent is None else jnp.reshape(tangent, shape), self.channels)
 
 
 def of_images(images: Float[Array, "N H W C"], *, tangent: bool = True) -> Map:

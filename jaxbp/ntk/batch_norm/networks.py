@@ -16,6 +16,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxbp.models import densenet
 from jaxbp.models import layers as finite
@@ -27,6 +29,7 @@ from jaxbp.ntk.batch_norm import layers, maps
 from jaxbp.ntk.batch_norm.layers import COUPLED, Layer
 from jaxbp.ntk.batch_norm.maps import Convolution, Map
 from jaxbp.ntk.batch_norm.sums import Branch, Carried, sampled_sum_relu
+from jaxbp.ops import dtypes
 
 
 def needs_channels(net: nn.Module, statistics: str | None) -> bool:
@@ -36,14 +39,12 @@ def needs_channels(net: nn.Module, statistics: str | None) -> bool:
     return net.shortcut == "identity" or statistics in COUPLED
 
 
-def propagate(walk: "Propagation", net: nn.Module, images: jax.Array) -> Map:
-    """Logits, a map of one pixel, of ``images`` (N, H, W, C); ``net``: a ConvNet, VGG, ResNet or DenseNet without max-pooling."""
+def propagate(walk: "Propagation", net: nn.Module, images: ArrayLike) -> Map:
+    """Logits, a map of one pixel, in float64, of ``images`` (N, H, W, C); ``net`` is a ConvNet, VGG, ResNet or DenseNet."""
     walks: dict[type, Callable[..., Map]] = {ConvNet: _plain, VGG: _plain, ResNet: _resnet, DenseNet: _densenet}
-    return maps.dense(
-        walks[type(net)](walk, net, maps.of_images(images, tangent=walk.tangent)),
-        features=net.num_classes,
-        parametrisation=walk.parametrisation,
-    )
+    with dtypes.float64():
+        features = walks[type(net)](walk, net, maps.of_images(jnp.asarray(images, float), tangent=walk.tangent))
+        return maps.dense(features, features=net.num_classes, parametrisation=walk.parametrisation)
 
 
 def convolution(spatial: tuple[int, int], *, kernel_size: int, stride: int) -> Convolution:
@@ -85,13 +86,7 @@ class Propagation:
 
     def activate(self, inputs: Map) -> Map:
         """Normalisation, if any, and ReLU."""
-        if self.statistics in COUPLED:
-            layer = layers.batch_norm_relu(*inputs.flat, statistics=self.statistics)
-        elif self.statistics == "stored":
-            layer = layers.stored_norm_relu([inputs.flat])
-        else:
-            layer = layers.relu(*inputs.flat)
-        return self._noted(inputs, layer)
+        return self._noted(inputs, self._closed([inputs]))
 
     def activate_sum(self, branches: Sequence[Map], carried: Carried | None, *, carry: bool) -> tuple[Map, Carried | None]:
         """ReLU of the sum of branches, each normalised, and of what an identity shortcut has ``carried``.
@@ -106,7 +101,7 @@ class Propagation:
         return self._noted(branches[0], layer), drawn if carry else None
 
     def _closed(self, branches: Sequence[Map]) -> Layer:
-        if self.statistics in COUPLED:
+        if self.statistics is not None and self.statistics in COUPLED:
             return layers.batch_norm_relu(*branches[0].flat, statistics=self.statistics)
         if self.statistics == "stored":
             return layers.stored_norm_relu([branch.flat for branch in branches])

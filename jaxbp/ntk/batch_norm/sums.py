@@ -115,7 +115,7 @@ def sampled_sum_relu(
         activations = None if carried is None else carried.activations
         covariance, tangent, activations, gates = _sums(activations, old, drawn, epsilon, statistics=statistics)
         kept = tuple(branch._replace(gates=branch.gates & gates) for branch in (*old, *drawn))
-    return Layer(covariance, tangent, 0.0, max(tails)), Carried(activations, kept, statistics)
+    return Layer.of(covariance, tangent, 0.0, max(tails)), Carried(activations, kept, statistics)
 
 
 def _check(branches: Sequence[Branch], channels: int, carried: Carried | None) -> None:
