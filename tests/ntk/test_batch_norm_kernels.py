@@ -180,7 +180,7 @@ def test_one_hidden_layer_is_unbiased_at_every_width(x64):
     assert (deviation < 4.5 * error).all()
 
 
-NETS = {  # name: network of a width, statistics, shape of an input, width, networks, allowed bias times the width
+NETS = {  # name: network of a width, statistics, shape of an input, width, networks
     "no skip": (functools.partial(models.ResNet, 2, stage_sizes=(1, 1), skip=False), "batch", (4, 4, 1), 32, 150),
     "no skip, frozen": (functools.partial(models.ResNet, 2, stage_sizes=(1,), skip=False), "frozen", (3, 3, 1), 32, 150),
     "no skip, stored": (functools.partial(models.ResNet, 2, stage_sizes=(1, 1), skip=False), "stored", (3, 3, 1), 32, 200),
@@ -191,7 +191,7 @@ NETS = {  # name: network of a width, statistics, shape of an input, width, netw
     "identity, no norm": (functools.partial(models.ResNet, 2, stage_sizes=(2,), norm="none"), None, (3, 3, 1), 32, 200),
     "identity, layer norm": (functools.partial(models.ResNet, 2, stage_sizes=(2,), norm="layer"), None, (3, 3, 1), 32, 200),
     "densenet": (functools.partial(models.DenseNet, 2, block_sizes=(2, 1)), "batch", (4, 4, 1), 32, 150),
-    "vgg": (functools.partial(models.VGG, 2, norm="batch", pool="average"), "batch", (4, 2, 1), 16, 100),
+    "vgg": (functools.partial(models.VGG, 2, norm="batch", pool="average"), "batch", (4, 2, 1), 16, 400),
 }
 
 
