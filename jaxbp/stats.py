@@ -10,6 +10,7 @@ Every seed is one independent observation, so average over examples or epochs fi
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ IntervalFn = Callable[..., Interval]
 def _checked(values: ArrayLike, confidence: float = CONFIDENCE, *, least: int = 2, ndim: int = 1) -> np.ndarray:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a fraction between 0 and 1, got {confidence}: write 0.95 for 95 %")
-    values = np.asarray(values, np.float64)
+    values = _unmasked(values)
     if values.ndim != ndim and values.size:  # no seeds at all may come without the other axes
         raise ValueError(f"values need {ndim} axes, the first over seeds, got shape {values.shape}")
     if len(values) < least:
@@ -69,6 +70,19 @@ def _checked(values: ArrayLike, confidence: float = CONFIDENCE, *, least: int = 
     if num_bad:
         raise SampleError(f"{num_bad} of {len(values)} seeds are not finite: settle what that means, then pass the rest")
     return values
+
+
+def _unmasked(values: ArrayLike) -> np.ndarray:
+    """float64 values, where masked ones are NaN: the mask of NumPy would be dropped, and what lies under it counted."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.filled(values.astype(np.float64), np.nan)
+    return np.asarray(values, np.float64)
+
+
+def _scaled(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Values divided by a power of two near their largest size, and that power: squares of 1e-200 would be 0, those of 1e200 infinite."""
+    scale = float(2.0 ** np.floor(np.log2(max(np.abs(values).max(), np.finfo(np.float64).tiny))))
+    return values / scale, scale
 
 
 @contextlib.contextmanager
@@ -92,9 +106,10 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
     if np.ptp(values) == 0:  # the computed mean of equal numbers may differ from them in the last bit
         mean = low = high = float(values[0])
     else:
-        mean = float(values.mean())
+        scaled, scale = _scaled(values)
+        mean = float(scaled.mean()) * scale
         with _no_runtime_warnings():
-            low, high = map(float, scipy.stats.ttest_1samp(values, 0.0).confidence_interval(confidence))
+            low, high = (float(end) * scale for end in scipy.stats.ttest_1samp(scaled, 0.0).confidence_interval(confidence))
     return Interval(mean, low, high, confidence, len(values), "t")
 
 
@@ -113,6 +128,9 @@ def bootstrap_interval(
     (a median under ties may ignore every single seed), the ends are percentiles of the same resamples, and ``method`` says so.
     """
     values = _checked(values, confidence)
+    fewest = math.ceil(2 / (1 - confidence))  # one resample beyond each end
+    if isinstance(num_resamples, bool) or not isinstance(num_resamples, int | np.integer) or num_resamples < fewest:
+        raise ValueError(f"num_resamples must be a whole number of at least {fewest} at confidence {confidence}, got {num_resamples!r}")
     estimate = float(statistic(values))
     if np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, confidence, len(values), "bootstrap, no spread")
@@ -167,6 +185,9 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 
 def _checked_counts(successes: int, trials: int, confidence: float) -> tuple[int, int]:
+    for name, count in (("successes", successes), ("trials", trials)):
+        if not (np.ndim(count) == 0 and np.isfinite(count) and count == int(count)):
+            raise ValueError(f"{name} must be a whole number, got {count!r}: give counts, not shares")
     successes, trials = int(successes), int(trials)
     if not 0 <= successes <= trials:
         raise ValueError(f"successes lie between 0 and trials = {trials}, got {successes}")
@@ -190,7 +211,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
 
     Effects that paired runs share (initialisation, data order) cancel. The matching p value is `p_value` of a - b.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = _unmasked(a), _unmasked(b)
     if a.shape != b.shape:
         raise ValueError(f"pairs need the same seeds in the same order, got shapes {a.shape} and {b.shape}")
     return dataclasses.replace(t_interval(a - b, confidence=confidence), method="paired t")
@@ -243,8 +264,9 @@ def p_value(values: ArrayLike, *, threshold: float = 0.0, alternative: Alternati
     if np.ptp(values) == 0:
         on_side = {"two-sided": values[0] != threshold, "greater": values[0] > threshold, "less": values[0] < threshold}
         return 0.0 if on_side[alternative] else 1.0
+    scaled, _ = _scaled(np.append(values, threshold))
     with _no_runtime_warnings():
-        return float(scipy.stats.ttest_1samp(values, threshold, alternative=alternative).pvalue)
+        return float(scipy.stats.ttest_1samp(scaled[:-1], scaled[-1], alternative=alternative).pvalue)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

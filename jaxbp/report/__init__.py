@@ -16,7 +16,7 @@ from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, mean_cel
 from jaxbp.report.claim_measures import ClaimMeans, ClaimStrips, claim_pictures, claim_table
 from jaxbp.report.declared_figures import CASES, CustomFigure, HeatMap, SeedCurves, SeedStrip, slope_guide
 from jaxbp.report.declared_tables import CustomTable, MeanTable
-from jaxbp.report.figures import PALETTE, curve, figure, paired_lines, panels, save_all, save_figure, strip, style
+from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
 from jaxbp.report.page import StudySection, write_page
 from jaxbp.report.study_sections import build_sections, draw_figures

@@ -27,6 +27,8 @@ def mean_cell(values: ArrayLike, otherwise: str) -> stats.Interval | str:
     values = np.asarray(values)
     if num_bad := np.count_nonzero(~np.isfinite(values)):
         return f"{num_bad} of {len(values)} {otherwise}"
+    if len(values) < 2:
+        return f"{format_number(float(values[0]))} (1 seed)" if len(values) else "no seeds"
     return stats.t_interval(values)
 
 

@@ -237,8 +237,9 @@ class SeedStrip(PanelFigure):
     def _fill(self, ax: "Axes", panel: _Panel) -> None:
         vectors = {label: seed_vector(array, label) for label, array in panel.arrays.items() if array is not None}
         if self.joined:
-            for values in zip(*vectors.values(), strict=True):
-                ax.plot(values, range(len(values)), color="#999999", linewidth=0.6, alpha=0.6, zorder=0)
+            by_seed = list(zip(*vectors.values(), strict=True))
+            for values, offset in zip(by_seed, figures.seed_offsets(len(by_seed)), strict=True):
+                ax.plot(values, np.arange(len(values)) + offset, color="#999999", linewidth=0.6, alpha=0.6, zorder=0)
         figures.strip(ax, vectors, log=self.log)
 
     def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
@@ -316,10 +317,12 @@ class SeedCurves(PanelFigure):
         places = np.unique(np.concatenate([numbers for numbers, _ in located]))
         if any(numbered for _, numbered in located):
             ax.set_xticks(places)
-        if self.log:
+        if self.log and any((np.asarray(array) > 0).any() for array in panel.arrays.values() if array is not None):
             ax.set_yscale("log")
         if self.limits:
             ax.set_ylim(self.limits)
+        if ax.get_yscale() == "log":
+            figures.label_log_axis(ax.yaxis)
         if self.x_scale == "log2":
             ax.set_xscale("log", base=2)
             ax.set_xticks(places, [f"{place:g}" for place in places])

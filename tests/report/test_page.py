@@ -387,13 +387,6 @@ def test_curve_has_a_band_where_there_are_three_seeds():
     assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
 
 
-def test_paired_lines_count_risers():
-    _, ax = report.figure()
-    report.paired_lines(ax, [1.0, 2.0, 3.0], [2.0, 1.0, 4.0], labels=("none", "decay"))
-    assert ax.get_title(loc="left") == "higher with decay in 2 of 3 seeds"
-    assert [line.get_linestyle() for line in ax.get_lines()] == ["-", "--", "-"]
-
-
 def test_long_titles_of_panels_stay_inside():
     title = "ResNet, Fixup, mnist5k@7, normalised"
     fig, axes = report.panels([title, title, "short"])
