@@ -28,7 +28,7 @@ from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
-_FRAME = ("archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study")
+_FRAME = ("archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study", "verdict_changes")
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in _FRAME),
     "jaxbp.sweep.scheduler",

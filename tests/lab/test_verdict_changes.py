@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxbp import claims, lab, stats
-from jaxbp.lab import compare
+from jaxbp.lab import verdict_changes as compare
 
 CLAIM = claims.Claim("S2.a", "Weight decay beats none.", "Table 2", "gain", claims.Above(0.0), "0.6 [raw]")
 OTHER = dataclasses.replace(CLAIM, id="S2.e", statement="Nothing.", paper_value=None)
