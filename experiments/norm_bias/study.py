@@ -170,17 +170,15 @@ def norm_ratio(m: Any) -> xr.DataArray:
 
 
 def draw_scans(run: lab.Run) -> Any:
-    """Validation accuracy (left axis) and the norm reached (squares, right axis) over the norm wanted, a panel a case."""
-    fig, axes = report.panels([case_title(m) for m in run.cases])
-    for ax, m in zip(axes, run.cases, strict=True):
-        report.curve(ax, m.scan.ratio.values, m.scan.accuracy.transpose("seed", "ratio").values)
+    """Validation accuracy and the norm reached over the norm wanted, side by side, a row a case."""
+    shown = [(m, name) for m in run.cases for name in ("accuracy", "reached")]
+    fig, axes = report.panels([case_title(m) for m, _ in shown])
+    for ax, (m, name) in zip(axes, shown, strict=True):
+        report.curve(ax, m.scan.ratio.values, m.scan[name].transpose("seed", "ratio").values)
         with report.style():
-            ax.set_ylabel("validation accuracy, %")
-            ax.set_xlabel("norm wanted / norm without regulariser")
-            right = ax.twinx()
-            right.plot(m.scan.ratio, m.scan.reached.mean("seed"), "s:", color="#b3541e", markersize=3)
-            right.set_ylabel("norm reached (squares)", color="#b3541e")
-            right.grid(False)
+            ax.set_ylabel({"accuracy": "validation accuracy, %", "reached": "norm reached"}[name])
+            ax.set_xlabel("norm wanted / norm without regulariser", fontsize=9)
+            ax.ticklabel_format(useOffset=False)
     return fig
 
 
@@ -286,8 +284,8 @@ STUDY = lab.Study(
         ),
         report.CustomFigure(
             draw_scans, per_case=False, name="target_norm", alt="validation accuracy and final norm against the norm wanted",
-            caption="Norm-bias with the coefficient chosen in tuning and a range of norms: validation accuracy (seeds thin) and the norm "
-            "reached (squares, right axis), both relative to the norm at which the unregularised network ends.",
+            caption="Norm-bias with the coefficient chosen in tuning and a range of norms: validation accuracy, and the norm "
+            "reached (seeds thin), both relative to the norm at which the unregularised network ends.",
         ),
         report.SeedCurves(
             along_training("norm"), log=True, title=case_title, ylabel="norm", name="norm", alt="norm of the parameters along training",

@@ -106,8 +106,11 @@ def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
 
 
 def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:
-    """Mean and 95 % t interval, on a log axis those of the logarithms; one value has no interval."""
+    """Mean and 95 % t interval, on a log axis those of the logarithms, exact for events of 0 and 1; one value has no interval."""
     values = np.log(values) if log else values
+    if len(values) > 1 and not log and np.isin(values, (0, 1)).all():  # events: a t interval of shares may leave [0, 1]
+        interval = stats.event_interval(values)
+        return interval.estimate, interval.low, interval.high
     if len(values) < 2:
         ends = [values[0] if len(values) else math.nan] * 3
     else:
@@ -130,8 +133,8 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
     for row, (label, values) in enumerate(groups.items()):
         values = np.asarray(values, np.float64)
         shown = values[_usable(values, log)]
-        colour = PALETTE[row % len(PALETTE)]
-        ax.scatter(shown, row + seed_offsets(len(values))[_usable(values, log)], s=22, color=colour, alpha=0.55, linewidths=0)
+        colour = PALETTE[row if len(groups) <= len(PALETTE) else 0]  # a colour must not stand for two rows
+        ax.scatter(shown, row + seed_offsets(len(values))[_usable(values, log)], s=22, color=colour, alpha=0.7, linewidths=0)
         if len(shown):
             mean, low, high = _summary(shown, log)
             ax.plot([low, high], [row + 0.32] * 2, color=colour, linewidth=3, solid_capstyle="butt")
@@ -155,6 +158,15 @@ def seed_offsets(num_seeds: int) -> np.ndarray:
     return 0.3 * (golden - 0.5)
 
 
+def fitting(label: str, ax: "Axes") -> str:
+    """A label broken into lines that are no wider than the figure leaves room for."""
+    place, fig = ax.get_subplotspec(), ax.get_figure(root=True)
+    if place is None or fig is None:
+        return label
+    letters = int(11 * fig.get_size_inches()[0] / place.get_gridspec().ncols) - 6  # eleven letters an inch, and a margin
+    return textwrap.fill(label, max(letters, 12))
+
+
 def label_log_axis(axis: Any) -> None:
     """Label decades only, or, within less than one and a half, also twos and fives: never labels that overlap."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -168,7 +180,7 @@ def label_log_axis(axis: Any) -> None:
 
 
 @style()
-def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False) -> None:
+def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False, dashed: bool = False) -> None:
     """Draw ``values`` (num_seeds, num_points) over ``x``: a thin line a seed, the mean, its 95 % band.
 
     Seeds that are missing at a point (not finite; not positive with ``log``) are left out there. Two seeds have no band: it would be
@@ -179,7 +191,8 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     points = [_summary(column[keep], log) for column, keep in zip(values.T, usable.T, strict=True)]
     mean, low, high = np.array(points).T
     low[usable.sum(0) < 3] = np.nan
-    (line,) = ax.plot(x, mean, "o-", label=label, markersize=4)
+    above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if dashed else {}  # what lies under a dashed line shines through
+    (line,) = ax.plot(x, mean, marker="o", label=label, markersize=4, **above)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
     ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)

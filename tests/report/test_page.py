@@ -431,3 +431,21 @@ def test_heavy_drawings_are_embedded_as_bitmaps(picture, monkeypatch):
     assert ' width="614" height="403"' in found
     data = re.search(r"base64,([^\"]+)", found)[1]
     assert base64.b64decode(data) == picture.path.with_suffix(".png").read_bytes()
+
+
+def test_a_strip_without_logarithms_and_of_events_can_be_saved(tmp_path):
+    fig, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 0.0], "b": [-1.0, -2.0]}, log=True)
+    assert [text.get_text() for text in ax.texts] == ["no value has a logarithm"]
+    report.save_figure(fig, tmp_path, "x")
+    _, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 1.0]})
+    assert 0 <= min(ax.lines[0].get_xdata()) < max(ax.lines[0].get_xdata()) <= 1
+    assert report.mean_cell([1.0], "diverged") == "1.00 (1 seed)"
+
+
+def test_losses_have_a_geometric_mean():
+    cell = report.geometric_mean_cell([0.01, 1.0, 100.0], "diverged")
+    assert cell.estimate == pytest.approx(1)
+    assert 0 < cell.low < 1 < cell.high
+    assert report.geometric_mean_cell([1.0, np.nan], "diverged") == "1 of 2 diverged"
