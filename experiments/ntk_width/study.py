@@ -209,10 +209,10 @@ STUDY = lab.Study(
         ),
         lab.Stage(
             compare_with_exact,
-            over=lambda case, settings: {"width": case.widths},
+            over=lambda case, settings: {"width": case.widths, "seed": settings.seed_blocks},
             where=lambda case, settings: case.exact,
-            cost=lambda case, settings, width: 15 * case.cost(width),
-            reads=(*_KERNEL, "exact_probes", "num_seeds"),
+            cost=lambda case, settings, width, seed: 15 * case.cost(width),
+            reads=(*_KERNEL, "exact_probes"),
             group="all",
         ),
         lab.Stage(
@@ -231,6 +231,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S3E, plain_exponents, where=lambda case: case.exact and not case.batch_norm),
         lab.Measure(claims.S3F, exponents_with_batch_norm, across=True),
     ),
+    controls=(),
     figures=(
         correlation_curves(lambda case: case.skip is None, "correlation", "Figure 1a"),
         report.SeedCurves(

@@ -152,7 +152,7 @@ def test_page_of_several_studies_has_all_verdicts_first(write, study):
     page = write(study, second)
     parsed = Page(page)
     assert parsed.headings == [1, 2, 3, 3, 2, 3, 4, 3, 2, 3]
-    assert "6 claims: 2 supported, 1 contradicted, 3 undecided." in page
+    assert "6 claims: 2 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     assert "1 claim: 1 supported, 0 contradicted, 0 undecided" in page
     assert page.index('id="S2.a"') < page.index('id="S1-1"') < page.index('id="S2"')
     assert page.index("Its lead") > page.index('id="S2"')
@@ -225,12 +225,12 @@ def test_page_fetches_nothing(page):
 
 
 def test_page_tells_verdicts_in_words_and_drawings(page):
-    assert "5 claims: 1 supported, 1 contradicted, 3 undecided." in page
+    assert "5 claims: 1 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
     counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]
-    assert counts == [3, 2, 4]  # S1.b and S1.c list two cases each
-    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 3
+    assert counts == [3, 1, 1, 4, 0, 0]  # S1.b and S1.c list two cases each
+    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 4
     cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
     assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
     assert "0.62 [0.38, 0.86]" in page
