@@ -39,13 +39,13 @@ def read_both(run_a: str, run_b: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return a, b
 
 
-def read(run: str) -> dict[str, Any]:
+def read(run: str | Path) -> dict[str, Any]:
     """Verdicts of a run by claim id.
 
     Raises:
       SettingsError: there is no verdicts.json, or it cannot be read.
     """
-    path = Path(run) if run.endswith(".json") else Path(run) / "verdicts.json"
+    path = Path(run) if Path(run).suffix == ".json" else Path(run) / "verdicts.json"
     try:
         return {verdict.claim.id: verdict for verdict in map(_plain, claims.read_verdicts(path))}
     except FileNotFoundError as error:

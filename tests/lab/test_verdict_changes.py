@@ -44,6 +44,7 @@ def test_the_paper_is_a_run_of_what_it_found(tmp_path, capsys):
         (None, "there is no .*verdicts.json: name the folder of a finished run"),
         ("{", "cannot be read as verdicts"),
         ('[{"id": 1}]', "cannot be read as verdicts"),
+        ('[{"id": "S1.a[/]\\u001b[31m", "verdict": "proven!", "seeds": "many"}]', "cannot be read as verdicts"),
         ("[]", "no claim is in both"),
     ],
 )
