@@ -95,12 +95,18 @@ def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
         if len(verdict.cases) > 1:
             ours += f", least favourable of {len(verdict.cases)} cases"
         command = f"`{commands[claim.id.partition('.')[0]]}`"
-        cells = (f"{claim.id} {claim.statement}", paper, ours, f"**{verdict.verdict}**", command)
+        cells = (f"{claim.id} {claim.statement}", paper, ours, _outcome(verdict), command)
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
     devices = f"{len(known['devices'])} x {known['devices'][0]}"
     note = f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
     return "\n".join([*lines, "", note])
+
+
+def _outcome(verdict: "Verdict") -> str:
+    """The outcome, and the counts of the cases where they say more."""
+    counts = verdict.headline.partition(": ")[2] if len(verdict.counts) > 1 else ""
+    return f"**{verdict.verdict}**" + f": {counts}" * bool(counts)
 
 
 def with_table(text: str, new: str) -> str:
@@ -120,11 +126,11 @@ def draw(verdicts: Sequence["Verdict"]) -> None:
     """The picture: a row a claim, its interval over the region in which the claim holds, each row on a scale of its own."""
     from jaxbp import report
 
-    colours = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#777777"}
+    colours = {"supported": "#009E73", "contradicted": "#D55E00", "mixed": "#CC79A7"}
     fig, ax = report.figure(width=11, height=0.36 * len(verdicts) + 1.1)
     with report.style():
         for row, verdict in enumerate(verdicts):
-            _draw_row(ax, row, verdict, colours[verdict.verdict])
+            _draw_row(ax, row, verdict, colours.get(verdict.verdict, "#777777"))
         ax.set_xlim(0, 1.6)
         ax.set_ylim(len(verdicts) - 0.4, -0.6)
         ax.set_yticks(range(len(verdicts)), [f"{v.claim.id}  {_shortened(v.claim.statement)}" for v in verdicts], fontsize=9)

@@ -270,6 +270,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S1D, of_arms(ends_badly, *SHIFTED), interval_fn=stats.event_interval),
         lab.Measure(claims.S1E, momentum_gains),
     ),
+    controls=(),
     figures=(
         report.SeedStrip(
             affine_to_trained, name="losses", where=lambda case: {EMBEDDED, DEFAULT} <= set(case.arms), stacked=True, log=True,

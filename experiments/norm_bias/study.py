@@ -277,6 +277,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S2D, gain(BIAS, DECAY), where=lambda case: not case.batch_norm),
         lab.Measure(claims.S2E, norm_ratio),
     ),
+    controls=(),
     figures=(
         report.SeedStrip(
             "compare.accuracy", show=ARMS, joined=True, title=case_title, xlabel="test accuracy, %", name="accuracy",

@@ -225,6 +225,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S3E, plain_exponents, where=lambda case: case.exact and not case.batch_norm),
         lab.Measure(claims.S3F, exponents_with_batch_norm, across=True),
     ),
+    controls=(),
     figures=(
         correlation_curves(lambda case: case.skip is None, "correlation", "Figure 1a"),
         report.SeedCurves(

@@ -192,6 +192,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S4D, adversarial_rank),
         lab.Measure(claims.S4E, in_all_cases(untrained_rank), across=True),
     ),
+    controls=(),
     figures=(
         report.SeedCurves(
             "compare.effective_rank", x="layer", by="weights", show=(*ARMS, UNTRAINED), **_PANELS, xlabel="convolution",

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
     from jaxbp.lab.run import CaseResults, Run
     from jaxbp.lab.run import open_run as open  # noqa: A004 - read as ``lab.open``
-    from jaxbp.lab.study import Measure, Stage, Study
+    from jaxbp.lab.study import Control, Measure, Stage, Study
     from jaxbp.runtime.jax_setup import start_jax
 
 _LATE = {
     **dict.fromkeys(("along", "device", "program", "sweep", "to_dataset"), "jaxbp.lab.arms"),
     **dict.fromkeys(("CaseResults", "Run", "open"), "jaxbp.lab.run"),
-    **dict.fromkeys(("Measure", "Stage", "Study"), "jaxbp.lab.study"),
+    **dict.fromkeys(("Control", "Measure", "Stage", "Study"), "jaxbp.lab.study"),
     "start_jax": "jaxbp.runtime.jax_setup",
 }
 

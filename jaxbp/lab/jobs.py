@@ -1,4 +1,4 @@
-"""From a study's stages to jobs with an identity, and the scheduler that computes those that the folder lacks.
+"""From a study's stages to jobs with an identity, of which a run computes those that the folder lacks.
 
 A job is a stage of a case at one point of the stage's axes. Its digest is a hash of all that its result depends on: the code of the
 stage and of what that code calls (`jaxbp.lab.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +21,21 @@ import xarray as xr
 from jaxbp.lab.archive import Archive, combine, read
 from jaxbp.lab.arms import to_dataset
 from jaxbp.lab.fingerprint import explain, fingerprint
-from jaxbp.lab.settings import View, as_json
+from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
-from jaxbp.runtime.program_cache import evict_compiled_programs
 from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
+from jaxbp.sweep import scheduler
 
-_MOST_ON_CPU = 16  # threads beside an accelerator: each holds data of its own
+_NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
 _FRAME = ("archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
-_INFRASTRUCTURE = (*(f"jaxbp.lab.{name}" for name in _FRAME), "jaxbp.runtime", "jaxbp.report")  # results do not depend on them
+_INFRASTRUCTURE = (
+    *(f"jaxbp.lab.{name}" for name in _FRAME),
+    "jaxbp.sweep.scheduler",
+    "jaxbp.runtime",
+    "jaxbp.report",
+)  # results do not depend on them
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Job:
     def compute(self, archive: Archive) -> xr.Dataset:
         """The result."""
         needed = [_at(self.point, gather(archive, jobs)) for jobs in self.needs]
-        settings = View(self.settings, self.stage.reads)
+        settings = View(self.settings, self.stage.reads, over_seeds=_over_seeds(self.point, self.settings))
         dataset = self._with_point(to_dataset(self.stage.fn(self.case, settings, *needed, **self.point)))
         if "seed" not in dataset.coords and dataset.sizes.get("seed") == self.settings.num_seeds:
             dataset = dataset.assign_coords(seed=list(self.settings.seeds))
@@ -100,6 +103,11 @@ def plan(study: Study, settings: Any) -> list[Job]:
     jobs: list[Job] = []
     by_stage: dict[tuple[Callable, str], list[Job]] = {}
     for stage in study.stages:
+        if settings.looks and "num_seeds" in (stage.reads or ()):
+            raise SettingsError(
+                f"seeds cannot be added to stage {stage.name} of {study.id}, which reads num_seeds: put `settings.seed_blocks` "
+                "on the axis seed of its `over`, or run a fixed number of seeds"
+            )
         code = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
         of_stage: list[Job] = []
         for case in settings.cases:
@@ -133,7 +141,7 @@ def _in_groups(jobs: Sequence[Job]) -> list[Job]:
 
 def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], basis: Mapping[str, Any]) -> Job:
     needs = tuple(tuple(job for job in jobs if _agree(job.point, point)) for jobs in needed)
-    view = View(settings, stage.reads)
+    view = View(settings, stage.reads, over_seeds=_over_seeds(point, settings))
     parts = dict(basis["code"].parts)
     parts["case"] = _text([as_json(case), _properties(case, case)])
     parts["point"] = _text(as_json(point))
@@ -146,12 +154,17 @@ def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: 
     return Job(stage, case, point, settings, needs, _digest({"code": basis["code"].digest, **parts}), parts)
 
 
+def _over_seeds(point: Mapping[str, Any], settings: Any) -> bool:
+    """Whether a job must not know how many seeds there are: its seeds are its own, or more of them may be added."""
+    return "seed" in point or settings.looks is not None
+
+
 def _properties(readable: Any, owner: Any) -> dict[str, Any]:
     """The values of an owner's properties, through which code of a case or of settings decides results; costs decide none."""
     values: dict[str, Any] = {}
     for cls in type(owner).__mro__:
         for name, member in vars(cls).items():
-            if isinstance(member, property) and name != "cost" and name not in values:
+            if isinstance(member, property) and name not in (*_NOT_DECISIVE, *values):
                 with contextlib.suppress(AttributeError, TypeError):  # reads what the stage does not read, or is nothing that JSON writes
                     values[name] = json.loads(json.dumps(as_json(member.__get__(readable))))
     return values
@@ -182,7 +195,7 @@ def _digest(value: Any) -> str:
 
 
 def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
-    """Compute the jobs that the folder and the runs beside it lack; neighbours of a group share all threads, devices and processes.
+    """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
     busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
@@ -213,11 +226,24 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        for group, members in itertools.groupby(missing, key=lambda number: jobs[number].stage.group or jobs[number].stage.name):
-            numbers = list(members)
-            mine = [jobs[number] for number in numbers if numbers.index(number) % count == index]
-            _run_group(archive, mine, progress, num_workers)
-            processes.barrier(f"jobs of {group}")  # later jobs may read the results
+        scheduler.run([_work(jobs[number], archive, progress) for number in missing], num_workers=num_workers)
+
+
+def _work(job: Job, archive: Archive, progress: Progress) -> scheduler.Work:
+    def compute() -> xr.Dataset:
+        progress.start(job.name)
+        try:
+            return job.compute(archive)
+        except Exception as error:
+            progress.failed(job.name, error)
+            raise
+
+    def keep(dataset: xr.Dataset) -> None:
+        facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
+        archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
+        progress.done(job.name)
+
+    return scheduler.Work(job.name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
 
 
 def _take_over(archive: Archive, jobs: Sequence[Job]) -> None:
@@ -237,73 +263,3 @@ def _changes(archive: Archive, jobs: Sequence[Job]) -> list[str]:
             before = json.loads(read(path).attrs.get("parts", "{}"))
             lines |= dict.fromkeys(line for line in explain(before, dict(job.parts)) if not line.startswith("result of "))
     return list(lines)
-
-
-def _run_group(archive: Archive, jobs: Sequence[Job], progress: Progress, num_workers: int) -> None:
-    def compute(job: Job) -> xr.Dataset:
-        progress.start(job.name)
-        try:
-            return job.compute(archive)
-        except Exception as error:
-            progress.failed(job.name, error)
-            raise
-
-    def keep(job: Job, dataset: xr.Dataset) -> None:
-        facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
-        archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
-        progress.done(job.name)
-
-    free = _free_devices(num_workers, on_cpu=any(job.stage.on_cpu for job in jobs))
-    if free[True] is free[False] and (num_workers == 1 or len(jobs) == 1):
-        for job in jobs:
-            keep(job, compute(job))
-            evict_compiled_programs()
-        return
-    pools = {kind: ThreadPoolExecutor(max(devices.qsize(), 1)) for kind, devices in free.items()}
-    if free[True] is free[False]:
-        pools[True] = pools[False]
-    try:
-        futures = {pools[job.stage.on_cpu].submit(_on_free_device, free[job.stage.on_cpu], compute, job): job for job in jobs}
-        while futures:
-            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in sorted(
-                finished, key=lambda future: future.exception() is not None
-            ):  # what is done is kept before a failure ends all
-                keep(futures.pop(future), future.result())
-            evict_compiled_programs()
-    finally:
-        for pool in pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _free_devices(num_workers: int, *, on_cpu: bool) -> dict[bool, queue.SimpleQueue]:
-    """The devices for jobs of either kind, by `Stage.on_cpu`; one queue for both where there are CPUs alone.
-
-    Each worker has an accelerator of its own. On a host without accelerators all workers share the first CPU device, which serves
-    several threads: programs are compiled for each device anew.
-    """
-    devices = jax.local_devices()
-    if devices[0].platform == "cpu":
-        shared = _queue(devices[:1] * num_workers)
-        return {False: shared, True: shared}
-    cpus = jax.local_devices(backend="cpu") if on_cpu else []
-    return {
-        False: _queue([devices[worker % len(devices)] for worker in range(num_workers)]),
-        True: _queue(cpus[:1] * min(len(cpus), _MOST_ON_CPU)),
-    }
-
-
-def _queue(devices: Iterable[Any]) -> queue.SimpleQueue:
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
-    return free
-
-
-def _on_free_device(free: queue.SimpleQueue, compute: Callable, job: Job) -> xr.Dataset:
-    device = free.get()
-    try:
-        with jax.default_device(device):
-            return compute(job)
-    finally:
-        free.put(device)

@@ -29,6 +29,7 @@ class StudySection:
       sections: figures, tables beside the paper's, method.
       settings: what the run's config.json holds, which may nest.
       command: what to type to reproduce it.
+      controls: what came out of the study's controls.
     """
 
     id: str
@@ -38,6 +39,7 @@ class StudySection:
     sections: Sequence[Section] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    controls: Sequence[claims.ControlVerdict] = ()
 
     def anchored_sections(self) -> list[tuple[str, Section]]:
         """The sections and what links to them name."""

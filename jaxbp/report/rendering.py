@@ -27,7 +27,9 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "all_passed": lambda controls: all(control.passed for control in controls),
         "cell_text": blocks.cell_text,
+        "facts": outcomes.facts,
         "fragment": text.fragment,
         "interval_text": text.format_interval,
         "plural": text.plural,

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxbp.runtime import processes
-from jaxbp.runtime.program_cache import evict_compiled_programs
 from jaxbp.sweep import plans
 from jaxbp.sweep._checkpoints import Checkpoints
 from jaxbp.sweep._chunk import Chunk
@@ -81,7 +80,6 @@ class Engine:
                 self._in_segments(task, task.fn.num_segments)
             else:
                 self._whole(task)
-            evict_compiled_programs()
 
     def _whole(self, task: Task) -> None:
         placement, (program,) = self._place(task, [DeviceProgram(task.functions, task.runs, self.shared)])

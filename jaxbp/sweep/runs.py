@@ -1,5 +1,6 @@
 """`run`: settings times seeds of a function on the available devices, with a folder that survives kills."""
 
+import functools
 import shutil
 import socket
 import types
@@ -15,7 +16,7 @@ from jaxbp.runtime import jax_setup, preemption, processes
 from jaxbp.runtime.progress import Progress, Work
 from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import Memory, Store
-from jaxbp.sweep import _memory, plans, results
+from jaxbp.sweep import _memory, plans, results, scheduler
 from jaxbp.sweep._engine import Engine, Options
 from jaxbp.sweep._recorder import NOT_FINITE, Recorder
 from jaxbp.sweep._tasks import Task, tasks_of
@@ -123,14 +124,11 @@ def run(
 
 def _compute(engine: Engine, tasks: Sequence[Task]) -> dict[str, str]:
     """Compute all tasks; returns the errors of the device (above all, lack of memory) by task. Several processes end together instead."""
-    errors = {}
+    tolerated = (jax.errors.JaxRuntimeError,) if jax.process_count() == 1 else ()
+    work = [scheduler.Work(task.label, compute=functools.partial(engine.compute, task), keep=lambda _: None) for task in tasks]
+    errors = {label: str(error).splitlines()[0] for label, error in scheduler.run(work, together=True, tolerated=tolerated).items()}
     for task in tasks:
-        try:
-            engine.compute(task)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() > 1:
-                raise
-            errors[task.label] = str(error).splitlines()[0]
+        if task.label in errors:
             engine.recorder.fail(task.names, errors[task.label])
     return errors
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 import functools
-import queue
 import threading
-from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +15,7 @@ from jaxbp.lab import execute, jobs
 from jaxbp.lab.archive import Archive
 from jaxbp.runtime import progress
 from jaxbp.runtime.store import Store, StoreError
+from jaxbp.sweep import scheduler
 from tests.helpers import studies
 
 
@@ -34,7 +32,7 @@ class Settings(lab.Settings):
 
 
 def study(*stages, measures=(), figures=(), tables=()):
-    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, figures, tables, ())
+    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, (), figures, tables, ())
 
 
 def stage(name, fn, **options):
@@ -130,24 +128,10 @@ def test_a_job_that_fails_in_a_thread_is_told_and_those_beside_it_are_left(compu
     assert (status.state, status.failed, status.left) == ("failed", {"digits; bad": "ValueError: no data"}, ("digits; slow",))
 
 
-def test_every_worker_has_an_accelerator_and_cpu_workers_share_one(monkeypatch):
-    devices = [SimpleNamespace(platform="gpu", number=n) for n in range(2)]
-    cpus = [SimpleNamespace(platform="cpu", number=n) for n in range(3)]
-    monkeypatch.setattr(jax, "local_devices", lambda backend=None: devices if backend is None else cpus)
-    free = jobs._free_devices(3, on_cpu=True)
-    assert [free[False].get().number for _ in range(3)] == [0, 1, 0]
-    assert [free[True].get() for _ in range(3)] == cpus[:1] * 3
-    assert not jobs._free_devices(3, on_cpu=False)[True].qsize()
-    monkeypatch.setattr(jax, "local_devices", lambda backend=None: cpus)
-    free = jobs._free_devices(2, on_cpu=True)
-    assert free[True] is free[False]
-    assert [free[True].get() for _ in range(2)] == cpus[:1] * 2
-
-
 def test_jobs_for_the_cpu_do_not_wait_for_an_accelerator(compute, monkeypatch):
     host, accelerator = jax.local_devices()
-    free = {False: jobs._queue([accelerator]), True: jobs._queue([host] * 2)}
-    monkeypatch.setattr(jobs, "_free_devices", lambda num_workers, on_cpu: free)
+    free = {False: scheduler._queue([accelerator]), True: scheduler._queue([host] * 2)}
+    monkeypatch.setattr(scheduler, "_free_devices", lambda num_workers, on_cpu: free)
     both_there = threading.Barrier(2, timeout=20)
 
     def meet():  # returns only if two of them run beside each other
@@ -160,17 +144,6 @@ def test_jobs_for_the_cpu_do_not_wait_for_an_accelerator(compute, monkeypatch):
     stages = [stage(name, where, group="all") for name in "cde"] + [stage(name, meet, group="all", on_cpu=True) for name in "ab"]
     (results,) = compute(study(*stages)).cases
     assert [int(getattr(results, name).device) for name in "cdeab"] == [accelerator.id] * 3 + [host.id] * 2
-
-
-def test_a_job_runs_on_the_device_of_its_worker():
-    last = jax.local_devices()[-1]
-    free = queue.SimpleQueue()
-    free.put(last)
-    result = jobs._on_free_device(free, lambda job: {"device": lab.device(), "array": jnp.ones(2) + 1}, None)
-    assert result["device"] == last
-    assert result["array"].devices() == {last}
-    assert free.get() == last
-    assert lab.device() == jax.local_devices()[0]
 
 
 def draw(case, settings, seed):

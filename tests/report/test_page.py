@@ -152,7 +152,7 @@ def test_page_of_several_studies_has_all_verdicts_first(write, study):
     page = write(study, second)
     parsed = Page(page)
     assert parsed.headings == [1, 2, 3, 3, 2, 3, 4, 3, 2, 3]
-    assert "6 claims: 2 supported, 1 contradicted, 3 undecided." in page
+    assert "6 claims: 2 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     assert "1 claim: 1 supported, 0 contradicted, 0 undecided" in page
     assert page.index('id="S2.a"') < page.index('id="S1-1"') < page.index('id="S2"')
     assert page.index("Its lead") > page.index('id="S2"')
@@ -225,7 +225,7 @@ def test_page_fetches_nothing(page):
 
 
 def test_page_tells_verdicts_in_words_and_drawings(page):
-    assert "5 claims: 1 supported, 1 contradicted, 3 undecided." in page
+    assert "5 claims: 1 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
     counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]

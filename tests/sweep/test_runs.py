@@ -18,7 +18,7 @@ import pytest
 from jaxbp import sweep
 from jaxbp.runtime import progress
 from jaxbp.runtime.store import StoreError
-from jaxbp.sweep import _checkpoints, _engine, _memory, runs
+from jaxbp.sweep import _checkpoints, _memory, runs, scheduler
 
 DATA = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
@@ -706,7 +706,7 @@ def test_the_most_demanding_program_decides_how_many_runs_fit(tmp_path, capsys):
 
 def test_room_is_made_after_every_program(monkeypatch):
     calls = []
-    monkeypatch.setattr(_engine, "evict_compiled_programs", lambda: calls.append(1))
+    monkeypatch.setattr(scheduler, "evict_compiled_programs", lambda: calls.append(1))
     sweep.run(lambda key, *, width: jnp.ones(width).sum(), {"width": [1, 2, 3]}, seeds=1)
     assert len(calls) == 3
 
