@@ -145,17 +145,28 @@ class Subspace:
     def params(self, z: Float[Array, " d"]) -> PyTree:
         """The parameters of coordinates z (d,); differentiable in z."""
         flat, unravel = ravel_pytree(self.start)
-        num_blocks = -(-self.dimension // _BLOCK)
-        padded = jnp.pad(z, (0, num_blocks * _BLOCK - self.dimension)).reshape(num_blocks, _BLOCK)
+        padded = jnp.pad(z, (0, self._num_blocks * _BLOCK - self.dimension)).reshape(self._num_blocks, _BLOCK)
 
         def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             index, coordinates = block
-            columns = jax.random.normal(jax.random.fold_in(self.key, index), (_BLOCK, flat.size), flat.dtype)
-            columns /= jnp.linalg.norm(columns, axis=1, keepdims=True)
-            return total + coordinates.astype(flat.dtype) @ columns, None
+            return total + coordinates.astype(flat.dtype) @ self._block(index, flat), None
 
-        total, _ = jax.lax.scan(add, jnp.zeros_like(flat), (jnp.arange(num_blocks), padded))
+        total, _ = jax.lax.scan(add, jnp.zeros_like(flat), (jnp.arange(self._num_blocks), padded))
         return unravel(flat + self.scale * total)
+
+    def columns(self) -> Float[Array, "d p"]:
+        """All columns at once, one a row, for a training that holds them: `params` is start + scale z @ columns."""
+        flat, _ = ravel_pytree(self.start)
+        blocks = jax.lax.map(lambda index: self._block(index, flat), jnp.arange(self._num_blocks))
+        return blocks.reshape(-1, flat.size)[: self.dimension]
+
+    @property
+    def _num_blocks(self) -> int:
+        return -(-self.dimension // _BLOCK)
+
+    def _block(self, index: jax.Array, flat: jax.Array) -> jax.Array:
+        columns = jax.random.normal(jax.random.fold_in(self.key, index), (_BLOCK, flat.size), flat.dtype)
+        return columns / jnp.linalg.norm(columns, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,6 +89,7 @@ def test_a_subspace_is_linear_and_its_columns_are_of_unit_length(problem):
     assert columns.shape == (48, 20)
     assert np.allclose(np.linalg.norm(columns, axis=0), 2.0, rtol=1e-5)
     assert np.allclose(flat(z), flat(jnp.zeros(20)) + columns @ z, atol=1e-5)
+    assert np.allclose(columns, 2.0 * subspace.columns().T, atol=1e-6)
     assert len(np.unique(np.round(np.asarray(columns[0]), 6))) == 20
 
 
