@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import local_minima, norm_bias, ntk_width, power_iteration, rank_robustness, soft_biases, sparse_bounds
+from experiments import local_minima, low_rank_bounds, norm_bias, ntk_width, power_iteration, rank_robustness, soft_biases, sparse_bounds
 from jaxbp import lab
 
-STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration, sparse_bounds, soft_biases)  # in order
+STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration, low_rank_bounds, sparse_bounds, soft_biases)  # in order
 NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (

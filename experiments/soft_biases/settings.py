@@ -67,7 +67,7 @@ class Settings(lab.Settings):
     num_train: int = 200
     counts: tuple[int, ...] = (20, 50, 100, 150, 180, 200, 220, 260, 400, 800, 2000)
     feature_ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-    widths: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128)
+    widths: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
     width_train: int = 300
     width_epochs: int = 400
     learning_rate: float = 0.02

@@ -69,8 +69,8 @@ _LEVELS = {
     NOISE: (0.0, 0.1, 0.2, 0.4),
     DECAY: (0.0, 2e-4, 5e-4, 1e-3),
     DEPTH: (1, 2, 3, 4),
-    WIDTH: (8, 16, 32, 64),
-    EXAMPLES: (150, 250, 500, 1000),
+    WIDTH: (8, 12, 20, 32),
+    EXAMPLES: (150, 250, 400, 600),
 }
 QUICK = Settings(
     "quick",

@@ -22,7 +22,7 @@ from experiments.sparse_bounds.settings import DECAY, DEPTH, EXAMPLES, NOISE, WI
 from jaxbp import bounds, data, lab, losses, models, pac_bayes, report, training
 from jaxbp.claims import Above, Below
 
-SPARSE, PATH, UNION, PUBLISHED = "sparse, proven", "sparse, path", "sparse, union", "sparse, as published (no bound here)"
+SPARSE, PATH, UNION, PUBLISHED = "sparse, proven", "sparse, path", "sparse, union", "as published, no bound here"
 PEELING, COUNTING, LOW_RANK, OCCAM, WITNESS = "operator norms", "parameters", "ranks", "32 bits a parameter", "lower bound"
 RIVALS = (PEELING, COUNTING, LOW_RANK, OCCAM)
 CHANCE = 0.9  # error of guessing one of ten classes
@@ -354,15 +354,17 @@ STUDY = lab.Study(
         report.SeedStrip(
             ladder("complexity", "bound"),
             log=True,
+            stacked=True,
             name="complexity",
             xlabel="Rademacher complexity",
             alt="bounds of the Rademacher complexity, and a lower bound",
             caption="Bounds of the complexity of all networks with the norms of the trained one, and a lower bound of it. A formula to the "
-            "left of the lower bound is no bound.",
+            "left of the lower bound is no bound, but for ranks and parameters: they bound another class, that of the spectral norms.",
         ),
         report.SeedStrip(
             ladder("risk", "risk_bound"),
             log=True,
+            stacked=True,
             lines=CHANCE,
             name="risk",
             xlabel="bound of the test error",
