@@ -84,6 +84,7 @@ PRESETS = {
         ranks=(8,),
         num_train=300,
         num_epochs=40,
+        target_loss=0.3,
         learning_rates=(0.03,),
         num_tuning_seeds=1,
         decays=(0.0, 5e-3),

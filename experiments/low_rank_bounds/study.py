@@ -132,7 +132,7 @@ def compare(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
             point = judge(case, settings, kernels(params, (0, s, at)), rows[s])
             curve = curves.isel(arm=0, seed=s, epoch=at, drop=True)
             point = point.assign(test_accuracy=100 * curve.test_accuracy, stop_epoch=int(curves.epoch[at]))
-            points.append(point if len(reached) else point.where(False))
+            points.append(point if len(reached) else point.where(False).assign(factors=point.factors))
         parts.append(xr.concat(points, xr.IndexVariable("seed", list(settings.seeds))))
     return xr.concat(parts, xr.IndexVariable("arm", list(settings.arms)))
 
