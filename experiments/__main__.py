@@ -33,7 +33,11 @@ class Arguments:
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
     seeds: int | None = None
-    """Number of seeds of every study; default its preset's, 5 or 10."""
+    """Number of seeds of every study; default its preset's, 5 or 10. Of the first look with --until-decided."""
+    until_decided: bool = False
+    """Add seeds, at looks of 10, 20, 40, ..., until every claim of a study is decided or on the line."""
+    most_seeds: int = 160
+    """Seeds of the last look of --until-decided."""
     cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/lab-PRESET."""
@@ -59,7 +63,8 @@ def main() -> None:
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
-            command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}"
+            more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
+            command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"
             options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}
             sections.append(execute.run(study, its, folder / study.name, **options))
         if all(sections):  # in the first process
@@ -87,7 +92,8 @@ def _settings(package: Any, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
     presets = package.Arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]
-    return package.Arguments(preset=preset, seeds=arguments.seeds, data_dir=arguments.data_dir).settings()
+    names = ("seeds", "until_decided", "most_seeds", "data_dir")
+    return package.Arguments(preset=preset, **{name: getattr(arguments, name) for name in names}).settings()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def take(run: Path) -> None:
     known = {name: first[name] for name in _FACTS if name in first}
     known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in by_time))
     known["preset"] = first["settings"]["preset"]
-    claims.write_verdicts(FOLDER / "verdicts.json", verdicts)
+    controls = [control for name in NAMES for control in claims.read_controls(run / name / "verdicts.json")]
+    claims.write_verdicts(FOLDER / "verdicts.json", verdicts, controls)
     write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
 
 

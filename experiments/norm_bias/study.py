@@ -8,7 +8,7 @@ their own and evaluates them, once, on the test set. All runs of a case are one 
 import functools
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def measure_norms(rate_at: optax.Schedule, state: training.TrainState) -> dict[s
     }
 
 
-def train_all(case: Case, settings: Settings, arms: Mapping[Any, Arm], seeds: range, part: str) -> xr.Dataset:
+def train_all(case: Case, settings: Settings, arms: Mapping[Any, Arm], seeds: Sequence[int], part: str) -> xr.Dataset:
     """All arms on all seeds, paired; accuracy in per cent on a ``part`` of the data, and curves along training."""
     dataset = load(case, settings)
     labels = dataset.train.labels
@@ -111,7 +111,7 @@ def _at_end(results: xr.Dataset) -> xr.Dataset:
 
 
 def tune(case: Case, settings: Settings) -> xr.Dataset:
-    """Validation accuracy of every setting of both regularisers, (setting, seed), and the settings that won, (arm,)."""
+    """Validation accuracy of every setting of both regularisers, (setting, tuning_seed), and the settings that won, (arm,)."""
     plain = train_all(case, settings, {NONE: NO_REGULARISER}, settings.tuning_seeds, "validation")
     unit = float(np.mean(_at_end(plain).norm.values))
     grids = {
@@ -120,7 +120,7 @@ def tune(case: Case, settings: Settings) -> xr.Dataset:
     }
     tried = [(regulariser, arm) for regulariser, arms in grids.items() for arm in arms]
     arms = {f"{regulariser}, coefficient {arm['coefficient']:.3g}, mu {arm['mu']:.3g}": arm for regulariser, arm in tried}
-    runs = train_all(case, settings, arms, settings.tuning_seeds, "validation").rename(arm="setting")
+    runs = train_all(case, settings, arms, settings.tuning_seeds, "validation").rename(arm="setting", seed="tuning_seed")
     means = runs.accuracy.values.mean(1)
     first = {DECAY: 0, BIAS: len(grids[DECAY])}
     best = {name: first[name] + int(np.argmax(means[first[name] :][: len(grids[name])])) for name in grids}  # the first of equals
@@ -128,7 +128,7 @@ def tune(case: Case, settings: Settings) -> xr.Dataset:
         {
             "accuracy": runs.accuracy,
             "final_norm": _at_end(runs).norm,
-            "none_accuracy": plain.accuracy.sel(arm=NONE, drop=True),
+            "none_accuracy": plain.accuracy.sel(arm=NONE, drop=True).rename(seed="tuning_seed"),
             "none_norm": unit,
             "coefficient": ("arm", [tried[best[name]][1]["coefficient"] for name in grids]),
             "mu": ("arm", [tried[best[name]][1]["mu"] for name in grids]),
@@ -146,7 +146,7 @@ def scan(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({"accuracy": runs.accuracy, "reached": _at_end(runs).norm / unit})
 
 
-def compare(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
+def compare(case: Case, settings: Settings, tuned: xr.Dataset, seed: tuple[int, ...]) -> xr.Dataset:
     """Test accuracy, (arm, seed), and curves along training, (arm, seed, epoch)."""
     arms = {NONE: NO_REGULARISER}
     arms |= {name: {key: float(tuned[key].sel(arm=name)) for key in ("coefficient", "mu")} for name in (DECAY, BIAS)}
@@ -154,7 +154,7 @@ def compare(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
         squared_norm, coefficient, usual = case.published
         arms[f"{DECAY}, published"] = {"coefficient": usual, "mu": 0.0}
         arms[f"{BIAS}, published"] = {"coefficient": coefficient, "mu": squared_norm**0.5}
-    return train_all(case, settings, arms, settings.seeds, "test")
+    return train_all(case, settings, arms, seed, "test")
 
 
 def gain(arm: str, over: str) -> Any:
@@ -237,10 +237,10 @@ def case_title(m: Any) -> str:
 def runs_of(stage: str) -> Any:
     """The number of trainings of a stage times the cost of each."""
 
-    def cost(case: Case, settings: Settings) -> float:
+    def cost(case: Case, settings: Settings, seed: tuple[int, ...] = ()) -> float:
         tuning, arms = settings.num_tuning_seeds, len(ARMS) + 2 * bool(case.published)
         number = {"tune": tuning * (1 + 2 * len(settings.decay_grid)), "scan": tuning * len(settings.scan_ratios)}
-        return case.cost * number.get(stage, settings.num_seeds * arms)
+        return case.cost * number.get(stage, len(seed) * arms)
 
     return cost
 
@@ -267,7 +267,9 @@ STUDY = lab.Study(
     module="experiments.norm_bias",
     stages=(
         lab.Stage(tune, cost=runs_of("tune")),
-        lab.Stage(compare, needs=(tune,), cost=runs_of("compare"), group="tuned"),  # the longer of the two comes first
+        lab.Stage(  # the longer of the two comes first
+            compare, over=lambda case, settings: {"seed": settings.seed_blocks}, needs=(tune,), cost=runs_of("compare"), group="tuned",
+        ),
         lab.Stage(scan, needs=(tune,), cost=runs_of("scan"), group="tuned"),
     ),
     measures=(

@@ -203,10 +203,10 @@ STUDY = lab.Study(
         ),
         lab.Stage(
             compare_with_exact,
-            over=lambda case, settings: {"width": case.widths},
+            over=lambda case, settings: {"width": case.widths, "seed": settings.seed_blocks},
             where=lambda case, settings: case.exact,
-            cost=lambda case, settings, width: 15 * case.cost(width),
-            reads=(*_KERNEL, "exact_probes", "num_seeds"),
+            cost=lambda case, settings, width, seed: 15 * case.cost(width),
+            reads=(*_KERNEL, "exact_probes"),
             group="all",
         ),
         lab.Stage(

@@ -1,6 +1,5 @@
 """Do layers of low rank generalise better, or resist attack? Paper: "Truth or Backpropaganda?", section on rank, Figure 2 and Table 4."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -168,7 +167,6 @@ METHOD = (
     f"{claims.ROBUST_MARGIN:g}. A claim is supported only if it is in every case. Seeds draw training and test examples, initial "
     "parameters and the order of the data.",
 )
-_NOT_READ = ("preset", "cases", "num_seeds", "data_dir")  # so that more seeds keep the jobs of the first ones
 _PANELS = {"panel_by": "training", "title": lambda m: m.case.network}
 _ROWS = {"rows": ("training", "arm"), "headings": ("network", "training", "arm")}
 
@@ -182,7 +180,6 @@ STUDY = lab.Study(
     stages=(
         lab.Stage(
             compare, over=lambda case, settings: {"training": TRAININGS, "seed": settings.seeds}, cost=cost,
-            reads=tuple(field.name for field in dataclasses.fields(Settings) if field.name not in _NOT_READ),
         ),
     ),
     measures=(

@@ -97,7 +97,7 @@ def judge(
     outcome = _outcome(cases)
     worst = _least_favourable(cases, rule, outcome)
     suspects = [name for name, known in evidence.items() if known.suspect and known.decision != "contradicted"]
-    shown = (worst.interval, worst.num_seeds) if worst else (None, cases[0].num_seeds if len(cases) == 1 else 0)
+    shown = (worst.interval, worst.num_seeds) if worst else (None, max(case.num_seeds for case in cases))
     return Verdict(
         claim,
         *shown,

@@ -29,7 +29,7 @@ from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
-_FRAME = ("archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
+_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in _FRAME),
     "jaxbp.sweep.scheduler",

@@ -113,7 +113,7 @@ class Measure:
         values: dict[str, Any] = {}
         for results in run.cases:
             if self.where(results.case):
-                values |= _by_case(results.name, self.fn(results))
+                values |= by_case(results.name, self.fn(results))
         return values
 
 
@@ -158,15 +158,20 @@ class Control:
         return Measure(self.named(id_).claim, self.fn, self.where, self.across, self.interval_fn, self.resolution)
 
 
-def _by_case(name: str, values: Values) -> dict[str, Any]:
+def by_case(name: str, values: Values) -> dict[str, Any]:
+    """The values (S,) of each case: ``name`` with the labels of a mapping, or the coordinates of the axes beside ``seed``."""
     if isinstance(values, Mapping):
-        return {f"{name}: {label}": array for label, array in values.items()}
+        return {_label(name, label): array for label, array in values.items()}
     others = [axis for axis in values.dims if axis != "seed"]
     if not others:
         return {name: values.values}
     stacked = values.stack(case=others)
-    labels = [": ".join([name, *map(str, point)]) for point in stacked["case"].values]
+    labels = [_label(name, *point) for point in stacked["case"].values]
     return {label: stacked.isel(case=i).values for i, label in enumerate(labels)}
+
+
+def _label(*parts: Any) -> str:
+    return ": ".join(filter(None, map(str, parts)))
 
 
 @dataclass(frozen=True)

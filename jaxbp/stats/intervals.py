@@ -66,7 +66,9 @@ def sign_flip_interval(values: ArrayLike, *, confidence: float = CONFIDENCE, see
     rank = math.floor((len(means) + 1) * (1 - confidence) / 2 + 1e-9)  # the 1-based place of the lower end
     if rank < 1:
         raise SampleError(f"{num_seeds} seeds are too few for an interval by sign flips at {100 * confidence:.4g} %")
-    return Interval(float(values.mean()), float(means[rank - 1]), float(means[-rank]), confidence, num_seeds, "sign flips")
+    rounding = 1e-12 * float(np.abs(values).max())  # a mean that is a limit in exact numbers must touch it, and so decide nothing
+    low, high = float(means[rank - 1]) - rounding, float(means[-rank]) + rounding
+    return Interval(float(values.mean()), low, high, confidence, num_seeds, "sign flips")
 
 
 def mean_interval(values: ArrayLike, *, resolution: float, confidence: float = CONFIDENCE) -> Interval:

@@ -76,6 +76,19 @@ class Results(Sequence[Record]):
     settings: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Results"]) -> "Results":
+        """The records of sweeps of the same settings over different seeds, in the order of settings and then of the parts.
+
+        Raises:
+          ValueError: there are no parts, or settings differ.
+        """
+        if not parts or any(part.settings != parts[0].settings for part in parts):
+            raise ValueError(f"sweeps with the same settings can be joined, one at least, got {[part.settings for part in parts]}")
+        settings = parts[0].settings
+        records = (record for setting in settings for part in parts for record in part.records if record.setting == setting)
+        return cls(tuple(records), settings, tuple(seed for part in parts for seed in part.seeds))
+
     def __len__(self) -> int:
         return len(self.records)
 

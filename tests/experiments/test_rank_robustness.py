@@ -191,7 +191,7 @@ def test_verdicts_follow_the_rules():
         "S4.e": "supported",
     }
     other = made_up(lambda training, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if training == NATURAL else 0.0))
-    assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("contradicted",) * 3
+    assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("mixed",) * 3
     harmless = made_up(lambda training, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
     assert harmless["S4.c"] == "supported"  # whatever RankMax does
     near = made_up(lambda training, arm: (0.01, 1.0, 2.0))

@@ -229,8 +229,8 @@ def test_page_tells_verdicts_in_words_and_drawings(page):
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
     counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]
-    assert counts == [3, 2, 4]  # S1.b and S1.c list two cases each
-    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 3
+    assert counts == [3, 1, 1, 4, 0, 0]  # S1.b and S1.c list two cases each
+    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 4
     cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
     assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
     assert "0.62 [0.38, 0.86]" in page
