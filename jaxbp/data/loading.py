@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxbp.data import files, tfds
 from jaxbp.data.files import DataError, RawData, RawSplit
@@ -142,18 +143,21 @@ def balanced_subset(split: Split, num_examples: int, *, seed: int) -> Split:
     """Draw examples without repetition, in random order; the counts of any two classes differ by at most one.
 
     Raises:
-      DataError: a class has too few examples.
+      DataError: a class has too few examples, or the split is none.
     """
-    if not 1 <= num_examples <= len(split.labels):
-        raise DataError(f"num_examples must be from 1 to the split's {len(split.labels)}, got {num_examples}")
-    order = _stratified_order(split.labels, np.random.default_rng(seed), balanced=True)[:num_examples]
-    counts = np.bincount(split.labels[order], minlength=split.labels.max() + 1)
+    inputs, labels = _host_array("inputs", split.inputs), _class_indices(split.labels)
+    if len(inputs) != len(labels):
+        raise DataError(f"a split has one label per input, got inputs of shape {inputs.shape} and {len(labels)} labels")
+    if not 1 <= num_examples <= len(labels):
+        raise DataError(f"num_examples must be from 1 to the split's {len(labels)}, got {num_examples}")
+    order = _stratified_order(labels, np.random.default_rng(seed), balanced=True)[:num_examples]
+    counts = np.bincount(labels[order], minlength=labels.max() + 1)
     if np.ptp(counts) > 1:
         raise DataError(
             f"{num_examples} examples of {len(counts)} classes need {num_examples // len(counts)} or more of each, "
             f"but class {counts.argmin()} has only {counts.min()}: ask for fewer, or take a larger split"
         )
-    return Split(split.inputs[order], split.labels[order])
+    return Split(inputs[order], labels[order])
 
 
 def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
@@ -162,11 +166,33 @@ def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> n
     With the same seed, fewer examples are the first of more examples.
 
     Raises:
-      DataError: ``num_examples`` is not from 1 to N.
+      DataError: ``num_examples`` is not from 1 to N, or labels that are no classes.
     """
+    labels = _class_indices(labels)
     if not 1 <= num_examples <= len(labels):
         raise DataError(f"num_examples must be from 1 to the {len(labels)} there are, got {num_examples}")
     return _stratified_order(labels, np.random.default_rng(seed))[:num_examples]
+
+
+def _host_array(name: str, value: ArrayLike) -> np.ndarray:
+    """An array (N, ...) of real numbers on the host."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # ragged lists, random keys, traced values
+        raise DataError(f"{name} must be one array on the host, got {type(value).__name__}") from error
+    if array.ndim < 1 or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        raise DataError(f"{name} must be an array (N, ...) of real numbers, got {type(value).__name__} {array.dtype}{list(array.shape)}")
+    return array
+
+
+def _class_indices(labels: ArrayLike) -> np.ndarray:
+    """Labels (N,) as integers of at least 0."""
+    array = _host_array("labels", labels)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < 0:
+        raise DataError(
+            f"labels must be class indices (N,), integers of at least 0, got {array.dtype}{list(array.shape)}: cast by .astype(int)"
+        )
+    return array
 
 
 def _check_settings(seed: int, validation: float, test: float, num_train: int | None) -> None:
