@@ -232,7 +232,9 @@ def second_descent(m: Any) -> xr.DataArray:
 def rise(m: Any) -> xr.DataArray:
     """Largest rise of the error with ridge from one number of features to a larger one, log2."""
     error = np.log2(m.random_features.error.sel(arm=RIDGE, drop=True))
-    least = xr.apply_ufunc(np.minimum.accumulate, error, input_core_dims=[["features"]], output_core_dims=[["features"]])
+    least = xr.apply_ufunc(
+        functools.partial(np.minimum.accumulate, axis=-1), error, input_core_dims=[["features"]], output_core_dims=[["features"]]
+    )
     return (error - least).max("features")
 
 

@@ -7,6 +7,7 @@ r_i (h_{i-1} + h_i + 1) log(1 + 6 L / eps). With log K their sum,
     one_scale:  N R <= A min over eps of (eps sqrt(N C) + sqrt(2 log K))            (Massart)
     dudley:     N R <= 12 A sqrt(sum_i r_i (h_{i-1} + h_i + 1) (1 + log(1 + 6 L)))
 
+With few examples all of them exceed A sqrt(C / N), which needs no cover: there parameters and ranks have no say, and the note says so.
 "chain" is the bound of Pinto, Rangamani and Poggio (ALT 2025) as rebuilt from its public abstract and from Maurer's chain rule (2016),
 
     N G <= A (C1^(L-1) sqrt(r_1 h_1) + 2 C2 sum_{i >= 2} C1^(L-i) sqrt(r_i h_i)),
@@ -24,7 +25,7 @@ from scipy.optimize import minimize_scalar
 from jaxbp.bounds._anatomy import Anatomy
 from jaxbp.bounds._bound import PROVEN, PUBLISHED, Bound, log, note_on
 
-_LOG_ACCURACIES = (-23.0, 0.0)  # of eps; at eps = 1 the net 0 alone covers, and complexity costs nothing
+_LOG_ACCURACIES = (-23.0, 0.0)  # of eps
 
 
 def counting(anatomy: Anatomy, inputs: Any) -> Bound:
@@ -88,7 +89,9 @@ def _bound(name: str, anatomy: Anatomy, inputs: Any, more: dict[str, float], cho
         "examples": -math.log(len(inputs)),
     }
     status = PUBLISHED if chain else PROVEN
-    return Bound(name, factors, len(inputs), status, "gaussian" if chain else "rademacher", choices, note_on(norms))
+    trivial = math.log(len(inputs) * anatomy.num_outputs) / 2
+    note = note_on(norms) or ("" if chain or more["covering"] < trivial else "above ||X|| prod ||W|| sqrt(C / N), which needs no cover")
+    return Bound(name, factors, len(inputs), status, "gaussian" if chain else "rademacher", choices, note)
 
 
 def _checked_ranks(anatomy: Anatomy, ranks: Sequence[int] | None) -> list[int]:
@@ -113,4 +116,4 @@ def _one_scale(sizes: Sequence[Sequence[tuple[float, float]]], num_examples: int
         return eps * scatter + math.sqrt(2 * log_cover)
 
     best = minimize_scalar(width, bounds=_LOG_ACCURACIES, method="bounded").fun
-    return log(min(float(best), scatter))
+    return log(float(best))

@@ -40,10 +40,10 @@ def test_only_networks_that_fit_are_ranked():
         arrays = {name: (axes, np.reshape(array, (1, 4, 1))) for name, array in values.items()}
         return types.SimpleNamespace(vary=xr.Dataset(arrays, {"hyperparameter": ["depth"], "seed": [0]}))
 
-    assert float(sparse.ranking(results([0.0] * 4))) == pytest.approx(4 / 6)
-    assert float(sparse.ranking(results([0.0, 0, 0, 0.5]))) == 1
-    assert math.isnan(sparse.ranking(results([0.0, 0, 0.5, 0.5])))
-    assert -1 <= float(sparse.ranking(results([0.0] * 4), shuffled=True)) <= 1
+    assert sparse.ranking(results([0.0] * 4)).item() == pytest.approx(4 / 6)
+    assert sparse.ranking(results([0.0, 0, 0, 0.5])).item() == 1
+    assert math.isnan(sparse.ranking(results([0.0, 0, 0.5, 0.5])).item())
+    assert -1 <= sparse.ranking(results([0.0] * 4), shuffled=True).item() <= 1
 
 
 def test_factors_multiply_to_kernels_of_exact_rank():
@@ -63,7 +63,7 @@ def test_factors_multiply_to_kernels_of_exact_rank():
 def test_the_largest_rise_is_from_any_number_to_a_larger_one():
     error = xr.DataArray(2.0 ** np.array([[3.0, 1.0, 0.5, 2.0, 1.75]]), {"seed": [0], "features": range(5)}, ("seed", "features"))
     m = types.SimpleNamespace(random_features=xr.Dataset({"error": error.expand_dims(arm=[soft.RIDGE])}))
-    assert float(soft.rise(m)) == pytest.approx(1.5)
+    assert soft.rise(m).item() == pytest.approx(1.5)
 
 
 def test_widths_before_the_first_that_fits_do_not_count():
@@ -75,9 +75,9 @@ def test_widths_before_the_first_that_fits_do_not_count():
             "effective_dimension": (("seed", "exponent", "width"), [[[9.0, 1, 2, 3], [9.0, 3, 2, 1]]]),
         }
     )
-    assert float(soft.tracking(types.SimpleNamespace(width_sweep=results))) == 1  # of the two alphas the one that favours the claim
+    assert soft.tracking(types.SimpleNamespace(width_sweep=results)).item() == 1  # of the two alphas the one that favours the claim
     fits_late = results.assign(train_accuracy=(axes, [[0.5, 0.5, 1.0, 1.0]]))
-    assert math.isnan(soft.tracking(types.SimpleNamespace(width_sweep=fits_late)))
+    assert math.isnan(soft.tracking(types.SimpleNamespace(width_sweep=fits_late)).item())
 
 
 def test_polynomials_without_a_preference_fit_noise_and_overfit():
