@@ -114,7 +114,7 @@ def tune(case: Case, settings: Settings) -> xr.Dataset:
     chosen = []
     for rank in settings.arms.values():
         curves, _, _ = train_all(case, settings, rank, arms, settings.tuning_seeds, part="validation", epochs=settings.num_epochs)
-        chosen.append(settings.learning_rates[int(curves.test_accuracy.isel(epoch=-1).mean("seed").argmax())])
+        chosen.append(settings.learning_rates[int(curves.test_accuracy.isel(epoch=-1).mean("seed").values.argmax())])
     return xr.Dataset({"rate": ("arm", chosen)}, {"arm": list(settings.arms)})
 
 

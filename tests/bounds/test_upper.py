@@ -205,6 +205,7 @@ def test_ranks_are_exact_or_given(two_layers):
     net, _, inputs = two_layers
     assert [layer.rank for layer in net.layers] == [2, 2]
     assert bounds.low_rank(net, inputs, ranks=[2, 2]) == bounds.low_rank(net, inputs)
+    assert "needs no cover" in bounds.low_rank(net, inputs).note  # 40 examples
     assert bounds.low_rank(net, inputs, ranks=[4, 2]).log_value >= bounds.low_rank(net, inputs).log_value
     with pytest.raises(ValueError, match="ranks must not be below those of the layers, got 1 for 0 of rank 2: truncate it"):
         bounds.low_rank(net, inputs, ranks=[1, 2])
