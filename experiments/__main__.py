@@ -12,10 +12,32 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import local_minima, low_rank_bounds, norm_bias, ntk_width, power_iteration, rank_robustness, soft_biases, sparse_bounds
+from experiments import (
+    algorithmic_stability,
+    local_minima,
+    low_rank_bounds,
+    norm_bias,
+    ntk_width,
+    power_iteration,
+    rank_robustness,
+    soft_biases,
+    sparse_bounds,
+    unlearnable,
+)
 from jaxbp import lab
 
-STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration, low_rank_bounds, sparse_bounds, soft_biases)  # in order
+STUDIES = (  # in order
+    local_minima,
+    norm_bias,
+    ntk_width,
+    rank_robustness,
+    power_iteration,
+    low_rank_bounds,
+    algorithmic_stability,
+    unlearnable,
+    sparse_bounds,
+    soft_biases,
+)
 NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (
@@ -28,7 +50,7 @@ LEAD = (
 class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
+    preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
     """smoke: minutes, to see it run. quick: twenty minutes on two CPU cores, embedded data. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""

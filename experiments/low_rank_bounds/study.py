@@ -248,9 +248,8 @@ def draw_tails(run: Any) -> Any:
         for ax, m in zip(axes, cases, strict=True):
             end = m.follow_collapse.sel(when="end")
             for decay in end.decay.values:
-                ax.plot(end.nc1.sel(decay=decay), end.beyond.sel(decay=decay), "o", markersize=4, alpha=0.7, label=str(decay))
-            ax.set_xscale("log")
-            ax.set_xlabel("NC1 of the last features")
+                ax.plot(np.log10(end.nc1.sel(decay=decay)), end.beyond.sel(decay=decay), "o", markersize=4, alpha=0.7, label=str(decay))
+            ax.set_xlabel("log10 of NC1 of the last features")
             ax.set_ylabel("share beyond C")
             ax.set_ylim(0, None)
         axes[0].legend(fontsize=7)

@@ -72,6 +72,7 @@ class Dataset:
       train, validation, test: the parts.
       num_classes: C of the labels 0, ..., C - 1.
       mean, std: (channels,), the constants of the normalisation; None for raw inputs.
+      fixed_test: whether the test part belongs to the data set, so that it is the same for every seed.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Dataset:
     num_classes: int
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
+    fixed_test: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -135,7 +137,7 @@ def load(
     parts = {part: _inputs_and_labels(raw.train, index, size) for part, index in indices.items()}
     if raw.test:
         parts["test"] = _inputs_and_labels(raw.test, slice(None), size)
-    dataset = Dataset(name, parts["train"], parts["validation"], parts["test"], raw.num_classes)
+    dataset = Dataset(name, parts["train"], parts["validation"], parts["test"], raw.num_classes, fixed_test=raw.test is not None)
     return _normalised(dataset) if normalise else dataset
 
 

@@ -151,8 +151,9 @@ class Arguments:
 
     presets: ClassVar[Mapping[str, Any]]
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: the paper's scale, CIFAR-10, accelerators."""
+    preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
+    """smoke: a minute, to see it run. quick: minutes on two CPU cores, embedded data. standard: Fashion-MNIST, hours on two cores,
+    minutes on a GPU. paper: the paper's scale, CIFAR-10, accelerators."""
     dataset: str | None = None
     """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
     num_train: int | None = None

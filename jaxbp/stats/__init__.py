@@ -9,7 +9,7 @@ Every seed is one independent observation, so average over examples or epochs fi
 """
 
 from jaxbp.stats.anytime import anytime_event_interval, anytime_t_interval, event_e_value, t_e_value
-from jaxbp.stats.comparisons import Alternative, holm, p_value, paired_difference, slopes, trend
+from jaxbp.stats.comparisons import Alternative, holm, kendall, p_value, paired_difference, slopes, trend
 from jaxbp.stats.intervals import (
     bootstrap_interval,
     event_interval,

@@ -88,3 +88,22 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
+
+
+def kendall(x: ArrayLike, y: ArrayLike) -> float:
+    """Kendall's rank correlation tau-b of ``x`` and ``y``, both (N,): a measure of one seed, whose interval is over seeds.
+
+    NaN where either is constant or holds a value that is not finite.
+
+    Raises:
+      ValueError: shapes that differ, or fewer than two values.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
+        raise ValueError(f"rank correlation needs two lists of one length, at least 2, got shapes {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
+    first, second = np.triu_indices(len(x), 1)
+    a, b = np.sign(x[first] - x[second]), np.sign(y[first] - y[second])
+    ties = np.count_nonzero(a) * np.count_nonzero(b)
+    return float(a @ b / np.sqrt(ties)) if ties else float("nan")
