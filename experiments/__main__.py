@@ -12,10 +12,32 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import local_minima, norm_bias, ntk_width, power_iteration, rank_robustness
+from experiments import (
+    algorithmic_stability,
+    local_minima,
+    low_rank_bounds,
+    norm_bias,
+    ntk_width,
+    power_iteration,
+    rank_robustness,
+    soft_biases,
+    sparse_bounds,
+    unlearnable,
+)
 from jaxbp import lab
 
-STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration)  # in order
+STUDIES = (  # in order
+    local_minima,
+    norm_bias,
+    ntk_width,
+    rank_robustness,
+    power_iteration,
+    low_rank_bounds,
+    algorithmic_stability,
+    unlearnable,
+    sparse_bounds,
+    soft_biases,
+)
 NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (
@@ -28,12 +50,16 @@ LEAD = (
 class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
+    preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
     """smoke: minutes, to see it run. quick: twenty minutes on two CPU cores, embedded data. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
     seeds: int | None = None
-    """Number of seeds of every study; default its preset's, 5 or 10."""
+    """Number of seeds of every study; default its preset's, 5 or 10. Of the first look with --until-decided."""
+    until_decided: bool = False
+    """Add seeds, at looks of 10, 20, 40, ..., until every claim of a study is decided or on the line."""
+    most_seeds: int = 160
+    """Seeds of the last look of --until-decided."""
     cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/lab-PRESET."""
@@ -59,7 +85,8 @@ def main() -> None:
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
-            command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}"
+            more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
+            command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"
             options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}
             sections.append(execute.run(study, its, folder / study.name, **options))
         if all(sections):  # in the first process
@@ -87,7 +114,8 @@ def _settings(package: Any, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
     presets = package.Arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]
-    return package.Arguments(preset=preset, seeds=arguments.seeds, data_dir=arguments.data_dir).settings()
+    names = ("seeds", "until_decided", "most_seeds", "data_dir")
+    return package.Arguments(preset=preset, **{name: getattr(arguments, name) for name in names}).settings()
 
 
 if __name__ == "__main__":

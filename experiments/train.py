@@ -47,7 +47,11 @@ class Arguments:
     epochs: int = 20
     """Passes over the training data."""
     seeds: int = 8
-    """Seeds 0, 1, ... of every setting."""
+    """Seeds 0, 1, ... of every setting; of the first look with --until-decided."""
+    until_decided: bool = False
+    """Add seeds, at looks, until it is decided for every setting whether it tests better or worse than the first."""
+    most_seeds: int = 160
+    """Seeds of the last look of --until-decided."""
     num_train: int | None = None
     """Training examples, default all; the same for all seeds."""
     plan: str = "auto"
@@ -102,14 +106,55 @@ def main() -> None:
         lab.start_jax(arguments.cluster)
         from jaxbp.runtime import processes
 
-        found = train_all(arguments)
+        found, verdict = train_until_decided(arguments) if arguments.until_decided else (train_all(arguments), None)
         if processes.is_first():
             print_table(found)
+            for case in verdict.cases if verdict else ():
+                print(f"{case.case}: {_WORDS[case.verdict]} than the first setting, {case.num_seeds} seeds; {case.note}".rstrip("; "))
             print(f"results: {arguments.folder}")
 
 
-def train_all(arguments: Arguments) -> Any:
-    """The records of all runs; their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,)."""
+def train_until_decided(arguments: Arguments) -> tuple[Any, Any]:
+    """As `train_all`, look by look, each look's seeds in a folder of its own; also the verdict, a case for each setting but the first.
+
+    Raises:
+      SettingsError: there is one setting, or the numbers of seeds make no schedule.
+    """
+    import numpy as np
+    import xarray as xr
+
+    from jaxbp import sweep
+    from jaxbp.claims import Above, Claim
+
+    arguments.validate()
+    looks, blocks = lab.looks_of(arguments.seeds, arguments.most_seeds), []
+    if math.prod(map(len, arguments.grid().values())) < 2:
+        raise lab.SettingsError("--until-decided compares settings with the first: give an option several values")
+
+    def compute(seeds: tuple[int, ...]) -> Any:
+        blocks.append(train_all(arguments, seeds=seeds, out=arguments.out / f"seeds-{seeds[0]}-{seeds[-1]}"))
+        varying = [name for name in blocks[0].settings[0] if len({setting[name] for setting in blocks[0].settings}) > 1]
+        labels = [", ".join(f"{name} {setting[name]}" for name in varying) for setting in blocks[0].settings]
+        last = np.asarray(blocks[-1].stack("test_accuracy"))[..., -1]
+        return xr.Dataset({"accuracy": (("setting", "seed"), 100 * last)}, {"setting": labels, "seed": list(seeds)})
+
+    def gain(results: Any) -> Any:
+        return results.accuracy.isel(setting=slice(1, None)) - results.accuracy.isel(setting=0, drop=True)
+
+    measure = "test accuracy minus that of the first setting, percentage points"
+    claim = Claim("train", "The setting tests better than the first.", "the command", measure, Above(0.0))
+    _, (verdict,) = lab.until_decided(compute, {claim: gain}, looks=looks, folder=arguments.out)
+    return sweep.Results.joined(blocks), verdict
+
+
+_WORDS = {"supported": "better", "contradicted": "worse", "undecided": "not known to be better or worse"}
+
+
+def train_all(arguments: Arguments, *, seeds: Any = None, out: Path | None = None) -> Any:
+    """The records of all runs, or of some ``seeds`` in a folder ``out``.
+
+    Their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,).
+    """
     arguments.validate()
     from jaxbp import data, models, sweep, training
 
@@ -126,8 +171,8 @@ def train_all(arguments: Arguments) -> Any:
     return sweep.run(
         segments(arguments, dataset.num_classes, mesh),
         arguments.grid(),
-        seeds=arguments.seeds,
-        out=arguments.out,
+        seeds=arguments.seeds if seeds is None else seeds,
+        out=out or arguments.out,
         shared=[(split.inputs, split.labels) for split in (dataset.train, dataset.test)],
         plan=arguments.plan,
         mesh=mesh,
@@ -144,12 +189,14 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
     from jaxbp import models, sweep, training
     from jaxbp.training import parallel
 
+    model, num_epochs = arguments.model, arguments.epochs  # what decides results: a folder with another function is refused
+
     def recipe_fn(num_examples: int, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any) -> tuple:
-        net = models.create(arguments.model, num_classes=num_classes, width=width, depth=depth)
+        net = models.create(model, num_classes=num_classes, width=width, depth=depth)
         if mesh is not None:
             net = parallel.data_parallel(net, mesh=mesh)
-        steps = training.num_steps(num_examples, arguments.epochs, batch_size)
-        settings = training.Settings(num_epochs=arguments.epochs, batch_size=batch_size)
+        steps = training.num_steps(num_examples, num_epochs, batch_size)
+        settings = training.Settings(num_epochs=num_epochs, batch_size=batch_size)
         return net, training.sgd(**numbers, decay_steps=steps), settings
 
     return sweep.Segments(*training.segmented(recipe_fn, arguments.epochs))

@@ -178,7 +178,8 @@ def _medians(certificates: xr.Dataset) -> str:
 def end_points(m: Any) -> dict[str, xr.DataArray]:
     """What the end points of each arm are, and the losses there."""
     kinds = m.certify_end["class"]
-    return {"end points": by_arm(m, lambda arm: counts(kinds.sel(arm=arm))), "loss at the end": final_losses(m)}
+    losses = by_arm(m, lambda arm: report.cell_text(report.geometric_mean_cell(final_loss(m, arm).values, "diverged")))
+    return {"end points": by_arm(m, lambda arm: counts(kinds.sel(arm=arm))), "loss at the end": losses}
 
 
 def counts(words: xr.DataArray) -> str:
@@ -270,6 +271,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S1D, of_arms(ends_badly, *SHIFTED), interval_fn=stats.event_interval),
         lab.Measure(claims.S1E, momentum_gains),
     ),
+    controls=(),
     figures=(
         report.SeedStrip(
             affine_to_trained, name="losses", where=lambda case: {EMBEDDED, DEFAULT} <= set(case.arms), stacked=True, log=True,

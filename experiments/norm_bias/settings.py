@@ -1,20 +1,27 @@
 """Cases, presets and command line of the study of norm-bias.
 
-Each regulariser is tuned on validation data over the same number of settings, on seeds that are not used again: weight decay over
-``decay_grid``, norm-bias over every pair of ``bias_grid`` and ``norm_ratios``. Both grids of coefficients span the same range, the grid
-of weight decay more finely. All arms share the learning rate. The test set is part of no choice. The paper preset adds, as arms of
-their own, the paper's norms and coefficients of norm-bias, and each network's usual weight decay. A pilot of the quick preset, half as
-long and with a narrower grid for norm-bias than for weight decay, served to find the running time and that flaw, not the outcome. The
-share of the whole lab's twenty minutes decides the epochs and tuning seeds.
+Every seed is an experiment of its own: a split, a tuning, a comparison. Each regulariser is tuned on the seed's validation data over
+``num_settings`` settings: weight decay's coefficient over `DECAYS`, norm-bias's coefficient and norm over `BIASES` and `NORM_RATIOS`, as
+evenly spread draws. All arms share the learning rate. The test set is part of no choice. A preset may let groups of
+``seeds_per_tuning`` seeds share a tuning; the group is then the unit of replication. Label noise replaces a share of the training and
+validation labels by other classes; test labels are clean. The paper preset adds, as arms of their own, the paper's norms and
+coefficients of norm-bias, and each network's usual weight decay.
 """
 
 import dataclasses
+
+import numpy as np
+import scipy  # loads scipy.stats, which takes a second, at its first use
 
 from jaxbp import lab
 
 NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
 ARMS = (NONE, DECAY, BIAS)
-FIRST_TUNING_SEED = 1000
+OTHER_ORDER, FIXED_DECAY = "none, another order", "weight decay, fixed"  # arms of the controls
+KNOWN_DECAY = 0.03  # gains about 7 points in an MLP on data with 30 % label noise
+DECAYS = (1e-3, 0.1)  # in a pilot no network learnt at 0.3, and 1e-4 was none
+BIASES = (1e-3, 0.1)
+NORM_RATIOS = (0.2, 1.5)  # norms to pull to, relative to the initial norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Case:
     """A network on a data set.
 
     Attributes:
+      label_noise: share of the training and validation labels that are replaced by another class.
       options: of `jaxbp.models.create`, as pairs.
       published: the paper's norm mu^2 and coefficient of norm-bias, and the usual coefficient of weight decay, for arms of their own.
       paper: the paper's accuracies by arm.
@@ -31,9 +39,10 @@ class Case:
     dataset: str
     model: str
     width: int
-    normalise: bool
-    batch_norm: bool
     learning_rate: float
+    label_noise: float = 0.0
+    normalise: bool = True
+    batch_norm: bool = False
     options: tuple[tuple[str, object], ...] = ()
     published: tuple[float, float, float] | None = None
     paper: tuple[float, float, float] | None = None
@@ -41,7 +50,8 @@ class Case:
     @property
     def name(self) -> str:
         """The case in words."""
-        return f"{self.network}, {self.dataset}, {'normalised' if self.normalise else 'raw'} inputs"
+        inputs = "" if self.normalise else ", raw inputs"
+        return f"{self.network}, {self.dataset}{inputs}" + (f", {100 * self.label_noise:g} % label noise" if self.label_noise else "")
 
     @property
     def cost(self) -> float:
@@ -55,8 +65,8 @@ class Settings(lab.Settings):
 
     Attributes:
       num_train: examples that each seed draws from the training part, None for all.
-      norm_ratios: norms to tune norm-bias over, relative to the norm at which the unregularised network ends.
-      scan_ratios: norms, relative likewise, of the scan over mu with the chosen coefficient.
+      num_settings: settings that each regulariser is tuned over.
+      seeds_per_tuning: seeds that share a split and a tuning.
       crop, flip: augmentation.
       num_pauses: times along a run at which norms are measured.
       validation: share of the training data.
@@ -66,51 +76,53 @@ class Settings(lab.Settings):
     num_train: int | None
     num_epochs: int
     batch_size: int
-    num_tuning_seeds: int
-    decay_grid: tuple[float, ...]
-    bias_grid: tuple[float, ...]
-    norm_ratios: tuple[float, ...]
-    scan_ratios: tuple[float, ...]
+    num_settings: int
+    seeds_per_tuning: int = 1
     momentum: float = 0.9
     crop: int = 0
     flip: bool = False
     num_pauses: int = 10
-    validation: float = 0.2
-
-    @property
-    def tuning_seeds(self) -> range:
-        """The seeds on which regularisers are tuned."""
-        return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
+    validation: float = 0.25
 
     @property
     def measure_epochs(self) -> tuple[int, ...]:
         """When norms are measured, from before training to its end."""
         return tuple(sorted({round(self.num_epochs * i / self.num_pauses) for i in range(self.num_pauses + 1)}))
 
+    @property
+    def tried(self) -> dict[str, list[tuple[float, float]]]:
+        """Coefficients and ratios that each regulariser is tuned over, spread over the logarithms of their ranges."""
+        low, high = np.log([BIASES, NORM_RATIOS]).T
+        points = scipy.stats.qmc.Sobol(2, rng=0).random_base2((self.num_settings - 1).bit_length())[: self.num_settings]
+        pairs = np.exp(scipy.stats.qmc.scale(points, low, high)).tolist()
+        return {DECAY: [(c, 0.0) for c in np.geomspace(*DECAYS, self.num_settings).tolist()], BIAS: [tuple(pair) for pair in pairs]}
+
+    def leader(self, seed: int) -> int:
+        """The seed whose split and tuning a seed uses."""
+        return seed - seed % self.seeds_per_tuning
+
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""
         super().validate()
-        if self.num_seeds > FIRST_TUNING_SEED:
-            raise lab.SettingsError(f"seeds from {FIRST_TUNING_SEED} on are for tuning, so at most as many, got {self.num_seeds}")
-        if len(self.decay_grid) != len(self.bias_grid) * len(self.norm_ratios):
-            raise lab.SettingsError(
-                f"both regularisers must be tuned over as many settings, got {len(self.decay_grid)} for weight decay and "
-                f"{len(self.bias_grid)} x {len(self.norm_ratios)} for norm-bias"
-            )
+        if self.num_settings < 2:
+            raise lab.SettingsError(f"tuning needs at least 2 settings, got {self.num_settings}")
+        if self.num_seeds < 2 * self.seeds_per_tuning:
+            raise lab.SettingsError(f"{self.seeds_per_tuning} seeds share a tuning: give at least twice as many, got {self.num_seeds}")
 
 
-def _log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
-    return tuple(float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count))
+_SMALL = (("stages", 2), ("depth", 1))
 
 
-def _embedded(dataset: str, width: int, hidden: int) -> tuple[Case, ...]:
-    """The small networks on a small data set."""
-    small = (("stages", 2), ("depth", 1))
-    return (
-        Case("ResNet", dataset, "resnet", width, True, True, 0.1, small),
-        Case("ResNet, Fixup", dataset, "resnet", width, True, False, 0.05, (*small, ("norm", "fixup"))),
-        Case("MLP", dataset, "mlp", hidden, True, False, 0.02),
-    )
+def _mlp(dataset: str, noise: float, width: int = 64, **options: object) -> Case:
+    return Case("MLP", dataset, "mlp", width, 0.02, noise, **options)
+
+
+def _resnet(dataset: str, noise: float, width: int = 8) -> Case:
+    return Case("ResNet", dataset, "resnet", width, 0.1, noise, batch_norm=True, options=_SMALL)
+
+
+def _fixup(dataset: str, noise: float, width: int = 8) -> Case:
+    return Case("ResNet, Fixup", dataset, "resnet", width, 0.05, noise, options=(*_SMALL, ("norm", "fixup")))
 
 
 def _cifar10() -> tuple[Case, ...]:
@@ -122,44 +134,56 @@ def _cifar10() -> tuple[Case, ...]:
         "MobileNetV2": ("mobilenetv2", 32, (5000, 0.001, 4e-5), (92.88, 92.88, 93.50), (92.84, 93.64, 93.64)),
     }
     with_batch_norm = [
-        Case(network, data, model, width, normalise, True, 0.1, (), published, accuracies[normalise])
+        Case(network, data, model, width, 0.1, 0.0, normalise, True, (), published, accuracies[normalise])
         for normalise in (False, True)
         for network, (model, width, published, *accuracies) in networks.items()
     ]
     return (
         *with_batch_norm,
-        Case("ResNet-20, Fixup", data, "resnet20", 16, True, False, 0.1, fixup, (1000, 5e-4, 5e-4), (10.0, 91.42, 91.55)),
-        Case("MLP", data, "mlp", 2048, True, False, 0.01, (("depth", 4),), None, (58.88, 58.95, 59.13)),
+        Case("ResNet-20, Fixup", data, "resnet20", 16, 0.1, options=fixup, published=(1000, 5e-4, 5e-4), paper=(10.0, 91.42, 91.55)),
+        Case("MLP", data, "mlp", 2048, 0.01, options=(("depth", 4),), paper=(58.88, 58.95, 59.13)),
     )
 
 
-_DIGITS = _embedded("digits", 8, 64)
 QUICK = Settings(
     preset="quick",
-    cases=(*_DIGITS, dataclasses.replace(_DIGITS[0], normalise=False), *_embedded("mnist5k@7", 8, 64)),
+    cases=(_mlp("mnist5k@7", 0.0), _mlp("mnist5k@7", 0.3), _mlp("digits", 0.3), _resnet("mnist5k@7", 0.3)),
     num_train=500,
-    num_epochs=20,
+    num_epochs=40,
     batch_size=50,
     num_seeds=10,
-    num_tuning_seeds=2,
-    decay_grid=_log_grid(1e-4, 1e-1, 9),
-    bias_grid=_log_grid(1e-4, 1e-1, 3),
-    norm_ratios=(0.75, 1.0, 1.5),
-    scan_ratios=(0.25, 0.5, 1.0, 2.0),
+    num_settings=6,
 )
-_SMOKE_GRIDS = {"decay_grid": (1e-3, 1e-2), "bias_grid": (1e-3, 1e-2), "norm_ratios": (1.0,), "scan_ratios": (0.5, 1.5)}
-_PAPER_GRIDS = {"decay_grid": _log_grid(3e-5, 1e-2, 9), "bias_grid": _log_grid(3e-5, 1e-2, 3)}
+_FASHION = (
+    *(_mlp("tfds:fashion_mnist@14", noise, 256, options=(("depth", 2),)) for noise in (0.0, 0.2)),
+    *(make("tfds:fashion_mnist@7", noise) for make in (_resnet, _fixup) for noise in (0.0, 0.2)),
+)
 PRESETS = {
     "smoke": dataclasses.replace(
-        QUICK, preset="smoke", cases=_embedded("digits@4", 4, 16)[::2], num_train=200, num_epochs=2, num_seeds=3, num_tuning_seeds=1,
-        **_SMOKE_GRIDS,
+        QUICK,
+        preset="smoke",
+        cases=(_resnet("digits@4", 0.3, 4), _mlp("digits@4", 0.3, 16)),
+        num_train=200,
+        num_epochs=2,
+        num_seeds=3,
+        num_settings=2,
     ),
     "quick": QUICK,
+    "standard": dataclasses.replace(QUICK, preset="standard", cases=_FASHION, num_train=2000, num_epochs=60, num_settings=12),
     "paper": dataclasses.replace(
-        QUICK, preset="paper", cases=_cifar10(), num_train=None, num_epochs=200, batch_size=128, num_tuning_seeds=1, **_PAPER_GRIDS,
-        scan_ratios=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0), crop=4, flip=True, validation=0.1,
+        QUICK,
+        preset="paper",
+        cases=_cifar10(),
+        num_train=None,
+        num_epochs=200,
+        batch_size=128,
+        num_settings=9,
+        seeds_per_tuning=2,
+        crop=4,
+        flip=True,
+        validation=0.1,
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)

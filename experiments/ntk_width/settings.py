@@ -85,7 +85,7 @@ class Settings(lab.Settings):
     def groups(self) -> list[tuple[int, ...]]:
         """Seeds that are trained together."""
         size = self.seeds_together
-        return [tuple(self.seeds[start : start + size]) for start in range(0, self.num_seeds, size)]
+        return [block[start : start + size] for block in self.seed_blocks for start in range(0, len(block), size)]
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""

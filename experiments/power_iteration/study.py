@@ -100,6 +100,7 @@ STUDY = lab.Study(
         lab.Measure(SIGN, _share(lambda ratio: ratio > 0), interval_fn=stats.event_interval),
         lab.Measure(SIZE, _share(lambda ratio: (ratio > 0.5) & (ratio < 2)), interval_fn=stats.event_interval),
     ),
+    controls=(),
     figures=(report.ClaimStrips(),),
     tables=(report.ClaimMeans(),),
     method=(),

@@ -12,20 +12,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxbp.lab.cli import guarded, load, main
-from jaxbp.lab.settings import Arguments, Settings, SettingsError
+from jaxbp.lab.settings import Arguments, Settings, SettingsError, looks_of
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 
 if TYPE_CHECKING:
+    from jaxbp.lab.adaptive import until_decided
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
     from jaxbp.lab.run import CaseResults, Run
     from jaxbp.lab.run import open_run as open  # noqa: A004 - read as ``lab.open``
-    from jaxbp.lab.study import Measure, Stage, Study
+    from jaxbp.lab.study import Control, Measure, Stage, Study
     from jaxbp.runtime.jax_setup import start_jax
 
 _LATE = {
+    "until_decided": "jaxbp.lab.adaptive",
     **dict.fromkeys(("along", "device", "program", "sweep", "to_dataset"), "jaxbp.lab.arms"),
     **dict.fromkeys(("CaseResults", "Run", "open"), "jaxbp.lab.run"),
-    **dict.fromkeys(("Measure", "Stage", "Study"), "jaxbp.lab.study"),
+    **dict.fromkeys(("Control", "Measure", "Stage", "Study"), "jaxbp.lab.study"),
     "start_jax": "jaxbp.runtime.jax_setup",
 }
 

@@ -1,5 +1,6 @@
 """From a study and its settings to verdicts and a page."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,31 +28,58 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
-    with open_together(folder, {"study": study.id, **as_json(settings)}, jax_setup.provenance(devices)) as store:
+    with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
         changed_rules = _note_rules(store, study)
-        jobs = plan(study, settings)
-        run_jobs(archive, jobs, num_workers=len(devices), **flags)
+        results = _compute(study, settings, archive, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
-        results = Run(study, settings, jobs, archive)
-        verdicts = results.verdicts()
+        verdicts, controls = results.verdicts(), results.controls
         store.write("measurements.parquet", results.parquet())
-        claims.write_verdicts(folder / "verdicts.json", verdicts)
+        claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
         sections = report.build_sections(
             results, folder / "figures", figures=study.figures, tables=study.tables, method=[*study.method, *changed_rules]
         )
         wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
         peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
         store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
-        section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command)
+        section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command, controls)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
 
 
+def _identity(settings: Any) -> dict[str, Any]:
+    """The settings as config.json holds them; with a schedule of looks it stands for the number of seeds."""
+    values = as_json(settings)
+    del values["num_seeds" if settings.looks else "looks"]
+    return values
+
+
+def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> Run:
+    """All jobs; with a schedule of looks, those of one look after the other until no claim is open.
+
+    The first process judges, so all stop at the same look.
+    """
+    for num_seeds in settings.looks.sizes if settings.looks else [settings.num_seeds]:
+        at_look = dataclasses.replace(settings, num_seeds=num_seeds)
+        jobs = plan(study, at_look)
+        run_jobs(archive, jobs, **options)
+        results = Run(study, at_look, jobs, archive)
+        if not (settings.looks and processes.from_first(processes.is_first() and _look(results))):
+            break
+    return results
+
+
+def _look(results: Run) -> bool:
+    """Whether a claim is open; prints what the look shows."""
+    print(f"look at {results.settings.num_seeds} seeds: {report.tally(results.verdicts())}", flush=True)
+    return results.is_open
+
+
 def _note_rules(store: Any, study: Study) -> list[str]:
     """Write the rules of the claims into config.json before the first job; returns what was changed since, a sentence each, and says so."""
-    rules = {measure.claim.id: measure.claim.rule.text(measure.claim.measure) for measure in study.measures}
+    judged = [measure.claim for measure in study.measures] + [control.named(name).claim for name, control in study.named_controls.items()]
+    rules = {claim.id: claim.rule.text(claim.measure) for claim in judged}
     first = store.config.get("rules")
     if first is None:
         if processes.is_first():
@@ -69,13 +97,16 @@ def _note_rules(store: Any, study: Study) -> list[str]:
 
 def print_outcome(section: Any, folder: Path) -> None:
     """The table of verdicts, the place of the page, time and memory."""
-    print_verdicts(section.verdicts, folder / "report.html")
+    if section.is_smoke:
+        print("A smoke run: it decides nothing.")
+    print_verdicts(section.verdicts, folder / "report.html", section.controls)
     print(f"wall time {section.settings['wall_seconds']:.0f} s, peak memory {section.settings['peak_memory_mib']} MiB")
 
 
 def write_page(folder: Path, title: str, lead: str, sections: Sequence[Any]) -> list[claims.Verdict]:
     """Write verdicts.json and report.html of several studies; returns all verdicts."""
     verdicts = [verdict for section in sections for verdict in section.verdicts]
-    claims.write_verdicts(folder / "verdicts.json", verdicts)
+    controls = [control for section in sections for control in section.controls]
+    claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
     report.write_page(folder / "report.html", title=title, lead=lead, studies=sections)
     return verdicts

@@ -1,7 +1,7 @@
 """From a study's stages to jobs with an identity, of which a run computes those that the folder lacks.
 
 A job is a stage of a case at one point of the stage's axes. Its digest is a hash of all that its result depends on: the code of the
-stage and of what that code calls (`jaxbp.lab.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
+stage and of what that code calls (`jaxbp.runtime.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
 the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 """
 
@@ -20,15 +20,16 @@ import xarray as xr
 
 from jaxbp.lab.archive import Archive, combine, read
 from jaxbp.lab.arms import to_dataset
-from jaxbp.lab.fingerprint import explain, fingerprint
-from jaxbp.lab.settings import View, as_json
+from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
+from jaxbp.runtime.fingerprint import explain, fingerprint
 from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
-_FRAME = ("archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
+_NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
+_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study", "verdict_changes")
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in _FRAME),
     "jaxbp.sweep.scheduler",
@@ -68,7 +69,7 @@ class Job:
     def compute(self, archive: Archive) -> xr.Dataset:
         """The result."""
         needed = [_at(self.point, gather(archive, jobs)) for jobs in self.needs]
-        settings = View(self.settings, self.stage.reads)
+        settings = View(self.settings, self.stage.reads, over_seeds=_over_seeds(self.point, self.settings))
         dataset = self._with_point(to_dataset(self.stage.fn(self.case, settings, *needed, **self.point)))
         if "seed" not in dataset.coords and dataset.sizes.get("seed") == self.settings.num_seeds:
             dataset = dataset.assign_coords(seed=list(self.settings.seeds))
@@ -102,6 +103,11 @@ def plan(study: Study, settings: Any) -> list[Job]:
     jobs: list[Job] = []
     by_stage: dict[tuple[Callable, str], list[Job]] = {}
     for stage in study.stages:
+        if settings.looks and "num_seeds" in (stage.reads or ()):
+            raise SettingsError(
+                f"seeds cannot be added to stage {stage.name} of {study.id}, which reads num_seeds: put `settings.seed_blocks` "
+                "on the axis seed of its `over`, or run a fixed number of seeds"
+            )
         code = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
         of_stage: list[Job] = []
         for case in settings.cases:
@@ -135,7 +141,7 @@ def _in_groups(jobs: Sequence[Job]) -> list[Job]:
 
 def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: Sequence[Sequence[Job]], basis: Mapping[str, Any]) -> Job:
     needs = tuple(tuple(job for job in jobs if _agree(job.point, point)) for jobs in needed)
-    view = View(settings, stage.reads)
+    view = View(settings, stage.reads, over_seeds=_over_seeds(point, settings))
     parts = dict(basis["code"].parts)
     parts["case"] = _text([as_json(case), _properties(case, case)])
     parts["point"] = _text(as_json(point))
@@ -148,12 +154,17 @@ def _job(stage: Stage, case: Any, point: dict[str, Any], settings: Any, needed: 
     return Job(stage, case, point, settings, needs, _digest({"code": basis["code"].digest, **parts}), parts)
 
 
+def _over_seeds(point: Mapping[str, Any], settings: Any) -> bool:
+    """Whether a job must not know how many seeds there are: its seeds are its own, or more of them may be added."""
+    return "seed" in point or settings.looks is not None
+
+
 def _properties(readable: Any, owner: Any) -> dict[str, Any]:
     """The values of an owner's properties, through which code of a case or of settings decides results; costs decide none."""
     values: dict[str, Any] = {}
     for cls in type(owner).__mro__:
         for name, member in vars(cls).items():
-            if isinstance(member, property) and name != "cost" and name not in values:
+            if isinstance(member, property) and name not in (*_NOT_DECISIVE, *values):
                 with contextlib.suppress(AttributeError, TypeError):  # reads what the stage does not read, or is nothing that JSON writes
                     values[name] = json.loads(json.dumps(as_json(member.__get__(readable))))
     return values

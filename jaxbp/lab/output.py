@@ -10,7 +10,14 @@ from rich.table import Table
 
 from jaxbp.report import format_interval
 
-_COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+_COLOURS = {
+    "supported": "green",
+    "contradicted": "red",
+    "mixed": "magenta",
+    "undecided": "yellow",
+    "not tested": "bright_black",
+    "void": "bright_black",
+}
 
 
 def outcome(word: str) -> str:
@@ -18,20 +25,26 @@ def outcome(word: str) -> str:
     return f"[{_COLOURS[word]}]{word}[/]"
 
 
-def print_verdicts(verdicts: Sequence[Any], page: Path) -> None:
-    """The table of verdicts, and where the page is."""
-    table = Table(title="Verdicts (95 % intervals over seeds)", title_justify="left")
-    for column in ("id", "claim", "interval", "seeds", "verdict"):
-        table.add_column(column, no_wrap=column in ("id", "verdict"))
+def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] = ()) -> None:
+    """What came out of the controls, the table of verdicts, and where the page is."""
+    for result in controls:
+        told = "[green]passed[/]" if result.passed else f"[red]failed[/], {escape(result.reason)}"
+        Console().print(f"{result.control.id} {escape(result.control.statement)} {told}", soft_wrap=True)
+    levels = "intervals of the looks" if any(verdict.looks for verdict in verdicts) else "95 % intervals"
+    table = Table(title=f"Verdicts ({levels} over seeds)", title_justify="left")
+    for column in ("id", "claim", "interval", "seeds", "power", "verdict"):
+        table.add_column(column, no_wrap=column in ("id", "power"))
     for v in verdicts:
         claim, interval = escape(v.claim.statement), escape(format_interval(v.interval))
-        table.add_row(v.claim.id, claim, interval, str(v.num_seeds), outcome(v.verdict))
+        power = f"{100 * v.power.chance:.0f} %" if v.power else "-"
+        table.add_row(escape(v.claim.id), claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
     print_table(table)
     print(f"page: {page}")
 
 
 def print_table(table: Any) -> None:
-    """Print a table of rich, wide enough to be read where the output is no terminal."""
+    """Print a table of rich as wide as the terminal, and wide enough to be read where the output is none."""
     console = Console()
-    console.width = max(console.width, 110)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
     console.print(table)

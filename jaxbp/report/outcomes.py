@@ -10,21 +10,51 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from jaxbp import claims, stats
-from jaxbp.report.text import format_number, plural
+from jaxbp.report.text import format_interval, format_number, plural
 
 EXPLANATION = (
     "A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region, whose limits were fixed before "
-    "the run: it is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided."
+    "the run: a case is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided. A claim is "
+    "supported if every case is, contradicted if some case is and none is supported, mixed if some cases are each. Where not all cases are "
+    "supported, each is judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not "
+    "supported, and void where a control of its study has failed."
 )
 _Result = claims.Verdict | claims.CaseVerdict
 
 
 def tally(verdicts: Sequence[claims.Verdict]) -> str:
-    """Count the outcomes, as in "3 claims: 1 supported, 2 contradicted, 0 undecided"."""
-    outcomes = get_args(claims.Outcome)
-    counts = [sum(verdict.verdict == outcome for verdict in verdicts) for outcome in outcomes]
-    words = ", ".join(f"{count} {outcome}" for count, outcome in zip(counts, outcomes, strict=True))
+    """Count the outcomes, as in "3 claims: 1 supported, 2 contradicted, 0 undecided"; of the others those that are there."""
+    counts = {outcome: sum(verdict.verdict == outcome for verdict in verdicts) for outcome in get_args(claims.Outcome)}
+    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count or outcome in get_args(claims.Decision))
     return f"{plural(len(verdicts), 'claim')}: {words}"
+
+
+def facts(verdict: claims.Verdict) -> list[str]:
+    """What else there is to know about a verdict, a sentence each: looks, the effect over cases, power."""
+    sentences = []
+    if verdict.looks and verdict.look is not None:
+        level = f"{100 * verdict.looks.confidence(verdict.look):.4g} %"
+        sizes = verdict.looks.sizes
+        sentences.append(f"Look {verdict.look + 1} of at most {len(sizes)}, at {sizes[verdict.look]} seeds and {level}.")
+    if verdict.summary:
+        summary = verdict.summary
+        new = f"; a new case {text_of_ends(summary.prediction)}" if summary.prediction else ""
+        sentences.append(f"Over cases: {format_interval(summary.mean)}, spread between cases {format_number(summary.tau, 2)}{new}.")
+    if verdict.power:
+        sentences.append(power_sentence(verdict.power))
+    return sentences
+
+
+def power_sentence(power: claims.Power) -> str:
+    """The chance of finding the smallest effect worth finding, and the seeds that it takes."""
+    needed = "more than 2000" if power.seeds_needed is None else str(power.seeds_needed)
+    chance = f"{100 * power.chance:.0f} %"
+    return f"Chance of finding an effect of {format_number(power.effect)} beyond the limit: {chance}; {needed} seeds make it 80 %."
+
+
+def text_of_ends(interval: stats.Interval) -> str:
+    """Both ends of an interval, as `format_interval` writes them."""
+    return format_interval(interval).partition(" ")[2]
 
 
 @dataclass(frozen=True)
@@ -88,7 +118,7 @@ def _describe(interval: stats.Interval, limits: Sequence[float], rule: claims.Ru
     side = "between" if len(limits) == 2 else "above" if math.isfinite(rule.region[0]) else "below"
     ends = " and ".join(f"{end:.4g}" for end in limits)
     low, high = format_number(interval.low), format_number(interval.high)
-    return f"95 % interval from {low} to {high}; the claim holds {side} {ends}"
+    return f"{100 * interval.confidence:.4g} % interval from {low} to {high}; the claim holds {side} {ends}"
 
 
 def _labels(places: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:

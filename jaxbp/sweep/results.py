@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from jaxbp.ops import dtypes
 from jaxbp.runtime.store import CONFIG, Reader, StoreError
 from jaxbp.sweep import grid
 
@@ -75,6 +76,19 @@ class Results(Sequence[Record]):
     records: tuple[Record, ...]
     settings: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Results"]) -> "Results":
+        """The records of sweeps of the same settings over different seeds, in the order of settings and then of the parts.
+
+        Raises:
+          ValueError: there are no parts, or settings differ.
+        """
+        if not parts or any(part.settings != parts[0].settings for part in parts):
+            raise ValueError(f"sweeps with the same settings can be joined, one at least, got {[part.settings for part in parts]}")
+        settings = parts[0].settings
+        records = (record for setting in settings for part in parts for record in part.records if record.setting == setting)
+        return cls(tuple(records), settings, tuple(seed for part in parts for seed in part.seeds))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -223,6 +237,7 @@ def flat(tree: Any) -> dict[str, jax.Array]:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
         if name in named:
             raise ValueError(f"two results are called {name!r}: rename one")
+        dtypes.check_range(f"the result {name!r}", leaf)
         named[name] = _to_file_dtype(jnp.asarray(leaf))
     return named
 
@@ -278,6 +293,11 @@ def to_parquet(results: Results) -> bytes:
     return buffer.getvalue()
 
 
+def _from_json(value: Any) -> Any:
+    """A value of a setting from config.json, which holds infinite numbers as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else grid.fixed(value)
+
+
 def load(folder: str | Path) -> Results:
     """Load the results of a sweep's folder, also while the sweep runs.
 
@@ -289,7 +309,7 @@ def load(folder: str | Path) -> Results:
         settings = json.loads(path.read_text("utf-8"))["settings"]
         by_name, seeds = settings["grid"], settings["seeds"]
         rows = [
-            {name: grid.fixed(value) for name, value in zip(by_name, values, strict=True)} for values in zip(*by_name.values(), strict=True)
+            {name: _from_json(value) for name, value in zip(by_name, values, strict=True)} for values in zip(*by_name.values(), strict=True)
         ] or [{}]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} holds no sweep that can be read ({error!r}): give the folder of one") from error

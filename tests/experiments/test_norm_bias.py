@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from experiments.norm_bias import study
-from experiments.norm_bias.settings import ARMS, BIAS, DECAY, NONE, PRESETS, Arguments, Case
+from experiments.norm_bias.settings import ARMS, BIAS, DECAY, FIXED_DECAY, NONE, OTHER_ORDER, PRESETS, Arguments, Case
 from jaxbp import claims, data
 from tests.helpers import run_processes, studies
 
@@ -42,28 +42,24 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert config["settings"]["num_seeds"] == 3
     assert 100 < config["peak_memory_mib"] < 24_000
     assert str(folder / "report.html") in said
-    assert "6 of 6 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
+    assert "4 of 4 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(
-    PRESETS["smoke"],
-    cases=(Case("MLP", "digits@4", "mlp", 8, True, False, 0.05),),
-    num_epochs=6,
-    decay_grid=(5.0, 1e-2),
-    bias_grid=(5.0, 1e-2),
-    norm_ratios=(0.01,),
-)  # the first setting of each grid kills the network
+    PRESETS["smoke"], cases=(Case("MLP", "digits@4", "mlp", 8, 0.05, 0.3),), num_epochs=6, num_seeds=4, seeds_per_tuning=2
+)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of one small case; the test set may be read in the last stage only."""
+    """A run of one small case; test examples may be read in the last stage only."""
     patch = pytest.MonkeyPatch()
-    train_all, load = study.train_all, study.load
+    train_all, split = study.train_all, study.split
 
-    def hides_the_test_set(case, settings, arms, seeds, part):
-        patch.setattr(study, "load", lambda *args: dataclasses.replace(load(*args), **({} if part == "test" else {"test": None})))
-        return train_all(case, settings, arms, seeds, part)
+    def hides_the_test_set(case, settings, arms, seeds, part, *tuned):
+        parts = lambda *args: split(*args) if part == "test" else {**split(*args), "test": None}  # noqa: E731
+        patch.setattr(study, "split", parts)
+        return train_all(case, settings, arms, seeds, part, *tuned)
 
     patch.setattr(study, "train_all", hides_the_test_set)
     with patch.context():
@@ -72,27 +68,64 @@ def finished(tmp_path_factory):
     return results
 
 
-def test_tuning_tries_both_grids_and_takes_the_best(finished):
+def test_every_group_of_seeds_takes_its_own_best_setting(finished):
     tuned = finished.tune
-    unit = float(tuned.none_norm)
-    means = tuned.accuracy.mean("seed").values
-    assert means[1] > means[0] + 5  # so that the choice can be seen
-    assert means[3] > means[2] + 5
-    assert tuned.coefficient.values.tolist() == [SMALL.decay_grid[1], SMALL.bias_grid[1]]
-    assert tuned.mu.values.tolist() == [0.0, 0.01 * unit]
-    assert tuned.best_accuracy.values.tolist() == pytest.approx([means[1], means[3]])
-    assert np.ptp(tuned.final_norm.values) > 0
+    for name, pairs in SMALL.tried.items():
+        row = tuned.sel(arm=name)
+        best = row.accuracy.values.argmax(0)
+        np.testing.assert_array_equal(row.chosen.values, np.array(pairs)[best])
+        np.testing.assert_array_equal(row.best_accuracy.values, row.accuracy.values.max(0))
+    np.testing.assert_array_equal(tuned.accuracy.sel(seed=0), tuned.accuracy.sel(seed=1))  # they share a tuning
+    assert (tuned.accuracy.sel(seed=0) != tuned.accuracy.sel(seed=2)).any()
+    strong = tuned.reached.sel(arm=DECAY)  # a weight decay of 0.1 against one of 0.001
+    assert (strong[1] < strong[0] - 0.02).all()
+
+
+def test_parts_of_a_split_are_disjoint_and_of_the_seed_alone():
+    case, settings = SMALL.cases[0], SMALL
+    one, again, other = (study.split(case, settings, seed) for seed in (0, 0, 2))
+    for part, rows in one.items():
+        np.testing.assert_array_equal(rows, again[part])
+        assert set(rows) != set(other[part])
+    rows = np.concatenate(list(one.values()))
+    assert len(np.unique(rows)) == len(rows)
+    assert len(one["train"]) == settings.num_train
+
+
+def test_label_noise_spares_the_test_labels(finished):
+    case, pool = SMALL.cases[0], study.load(SMALL.cases[0], SMALL)[0]
+    noisy = study.noisy_labels(case, SMALL, 0)
+    assert abs((noisy != pool.labels).mean() - 0.3) < 0.05
+    more = study.noisy_labels(dataclasses.replace(case, label_noise=0.6), SMALL, 0)
+    assert (more != pool.labels)[noisy != pool.labels].all()
+    np.testing.assert_array_equal(study.noisy_labels(dataclasses.replace(case, label_noise=0.0), SMALL, 0), pool.labels)
 
 
 def test_arms_are_paired_and_do_what_they_say(finished):
-    norm = {arm: finished.compare.norm.sel(arm=arm).values for arm in ARMS}
-    for arm in (DECAY, BIAS):
-        np.testing.assert_array_equal(norm[arm][:, 0], norm[NONE][:, 0])  # one initialisation
-        assert (norm[arm][:, -1] != norm[NONE][:, -1]).all()
-    assert (norm[DECAY][:, -1] < norm[NONE][:, -1]).all()
+    norm = {name: finished.compare.norm.sel(arm=name).values for name in finished.compare.arm.values}
+    for name, values in norm.items():
+        np.testing.assert_array_equal(values[:, 0], norm[NONE][:, 0])  # one initialisation
+        assert name == NONE or (values[:, -1] != norm[NONE][:, -1]).all()
+    assert (norm[FIXED_DECAY][:, -1] < norm[NONE][:, -1]).all()
     assert len(np.unique(norm[NONE][:, 0])) == SMALL.num_seeds
     assert finished.compare.accuracy.sel(arm=NONE).max() > 15  # of 10 for chance
     assert (finished.compare.angle.sel(arm=NONE)[:, 1:] > 0).all()
+
+
+def test_a_tuned_arm_runs_with_what_was_chosen_on_its_seed(finished):
+    case = SMALL.cases[0]
+    ours = finished.compare.norm.sel(arm=BIAS)
+    for seed in (0, 2):
+        pair = finished.tune.chosen.sel(arm=BIAS, seed=seed).values.tolist()
+        alone = study.train_all(case, SMALL, {"alone": study.arm(*pair)}, [seed], "test")
+        np.testing.assert_allclose(alone.norm.values[0, 0], ours.sel(seed=seed).values, rtol=1e-5)
+
+
+def test_seeds_that_share_a_tuning_count_as_one(finished):
+    gains = study.gain(DECAY, NONE)(finished)
+    assert gains.seed.values.tolist() == [0, 2]
+    each = finished.compare.accuracy.sel(arm=DECAY) - finished.compare.accuracy.sel(arm=NONE)
+    np.testing.assert_allclose(gains.values, each.values.reshape(2, 2).mean(1))
 
 
 def test_the_effective_rate_is_the_learning_rate_over_the_kernels_squared_norm(finished):
@@ -106,53 +139,39 @@ def test_the_effective_rate_is_the_learning_rate_over_the_kernels_squared_norm(f
     np.testing.assert_allclose(rate[:, -1], 0, atol=1e-7)
 
 
-def test_the_seeds_of_tuning_are_not_those_of_the_comparison(finished):
-    assert set(finished.tune.seed.values) == set(finished.scan.seed.values) == set(SMALL.tuning_seeds)
-    assert set(finished.compare.seed.values) == set(SMALL.seeds)
-    assert not set(SMALL.seeds) & set(SMALL.tuning_seeds)
-    assert finished.compare.epoch.values.tolist() == list(SMALL.measure_epochs)
-
-
 def made_up(gains):
-    """Verdicts where each case gains so many points by weight decay, and by norm-bias over it."""
+    """Verdicts where each case gains so many points by weight decay, and by norm-bias over it; weight decay in the control gains 5."""
     settings = PRESETS["quick"]
     noise = np.linspace(-0.2, 0.2, settings.num_seeds)
+    names = [*ARMS, OTHER_ORDER, FIXED_DECAY]
     results = []
     for case in settings.cases:
         decay, bias = gains(case)
-        accuracy = 90 + np.stack([0 * noise, decay + noise, decay + bias + 2 * noise])
-        norms = np.broadcast_to(np.array([2.0, 1.0, 3.0])[:, None, None], (3, settings.num_seeds, 2))
+        accuracy = 90 + np.stack([0 * noise, decay + noise, decay + bias + 2 * noise, noise, 5 + noise])
+        norms = np.broadcast_to(np.array([2.0, 1.0, 3.0, 2.0, 1.0])[:, None, None], (5, settings.num_seeds, 2))
         variables = {"accuracy": (("arm", "seed"), accuracy), "norm": (("arm", "seed", "epoch"), norms)}
-        results.append(studies.made_up(case, settings, compare=xr.Dataset(variables, {"arm": list(ARMS)})))
+        coordinates = {"arm": names, "seed": list(settings.seeds)}
+        results.append(studies.made_up(case, settings, compare=xr.Dataset(variables, coordinates)))
     return studies.verdicts(study.STUDY, results, settings)
 
 
 def test_verdicts_follow_the_rules():
-    assert made_up(lambda case: (1.0, 0.4)) == {
-        "S2.a": "supported",
-        "S2.b": "supported",
-        "S2.c": "supported",
-        "S2.d": "supported",
-        "S2.e": "supported",
-    }
-    assert made_up(lambda case: (0.05, -0.3)) == {
-        "S2.a": "undecided",
-        "S2.b": "supported",
-        "S2.c": "contradicted",
-        "S2.d": "supported",
-        "S2.e": "supported",
-    }
-    mixed = made_up(lambda case: (-1.0, -2.0 if case.batch_norm else 0.0))
-    assert mixed["S2.a"] == mixed["S2.b"] == "contradicted"
-    assert mixed["S2.d"] == "supported"
+    assert set(made_up(lambda case: (1.0, 0.4)).values()) == {"supported"}
+    untested = made_up(lambda case: (0.05, -0.3))  # where weight decay does not help, nothing is said of its rival
+    assert untested == {"S2.a": "undecided"} | dict.fromkeys(["S2.b", "S2.c", "S2.d", "S2.e"], "not tested")
+    mixed = made_up(lambda case: (1.0, -2.0 if case.batch_norm else 0.3))
+    assert mixed == {"S2.a": "supported", "S2.b": "mixed", "S2.c": "mixed", "S2.d": "supported", "S2.e": "supported"}
+    assert made_up(lambda case: (-1.0, 0.0))["S2.a"] == "contradicted"
 
 
-def test_budgets_are_equal_and_seeds_disjoint():
+def test_budgets_are_equal_and_names_differ():
     for settings in PRESETS.values():
-        assert len(settings.decay_grid) == len(settings.bias_grid) * len(settings.norm_ratios)
-        assert not set(settings.seeds) & set(settings.tuning_seeds)
+        assert len(settings.tried[DECAY]) == len(settings.tried[BIAS]) == settings.num_settings
         assert len({case.name for case in settings.cases}) == len(settings.cases)
-    assert len(Arguments(preset="quick", dataset="digits").settings().cases) == 4
+    ratios = np.array(dataclasses.replace(SMALL, num_settings=16).tried[BIAS])[:, 1]
+    assert 0.2 <= ratios.min() < 0.3
+    assert 1.2 < ratios.max() <= 1.5
+    assert len(Arguments(preset="quick", dataset="digits").settings().cases) == 3  # two become one
 
 
 @pytest.mark.parametrize(
@@ -193,8 +212,8 @@ def test_cifar10_from_tfds_to_the_end_of_a_run(tmp_path, monkeypatch):
     out = tmp_path / "run"
     run("--preset", "smoke", "--dataset", "tfds:cifar10", "--data-dir", tmp_path / "tfds", "--out", out)
     rows = pd.read_parquet(out / "measurements.parquet")
-    assert set(rows.case) == {"ResNet, tfds:cifar10, normalised inputs", "MLP, tfds:cifar10, normalised inputs"}
-    assert len(rows[(rows.stage == "compare") & (rows.measure == "accuracy")]) == 2 * 3 * 3
+    assert set(rows.case) == {"ResNet, tfds:cifar10, 30 % label noise", "MLP, tfds:cifar10, 30 % label noise"}
+    assert len(rows[(rows.stage == "compare") & (rows.measure == "accuracy")]) == 2 * 5 * 3
 
 
 @pytest.mark.slow

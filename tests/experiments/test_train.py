@@ -13,6 +13,7 @@ import pytest
 
 from experiments import train
 from jaxbp import data, lab, models, training
+from jaxbp.runtime.store import StoreError
 
 SMALL = train.Arguments(
     dataset="digits@4", width=(4,), depth=(1,), learning_rate=(0.1, 0.02), weight_decay=(1e-3,), epochs=3, seeds=2, num_train=200
@@ -116,3 +117,18 @@ def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
     assert "asked to stop: saving what there is" in out
     (digests,) = (tmp_path / "checkpoints").glob("*/*/digests.json")
     assert int(digests.parent.name) > 1
+
+
+def test_seeds_are_added_until_settings_are_told_apart(tmp_path, capsys):
+    few = dataclasses.replace(
+        SMALL, width=(32,), num_train=800, learning_rate=(0.1, 0.0), epochs=8, seeds=4, most_seeds=8, until_decided=True, out=tmp_path
+    )
+    found, verdict = train.train_until_decided(few)
+    assert [(case.case, case.verdict, case.num_seeds) for case in verdict.cases] == [("learning_rate 0.0", "contradicted", 4)]
+    assert (len(found), found.seeds) == (8, (0, 1, 2, 3))
+    assert (tmp_path / "seeds-0-3/results.parquet").exists()
+    assert train.train_until_decided(few)[1] == verdict
+    with pytest.raises(lab.SettingsError, match="give an option several values"):
+        train.train_until_decided(dataclasses.replace(few, learning_rate=(0.1,)))
+    with pytest.raises(StoreError, match="other settings"):
+        train.train_until_decided(dataclasses.replace(few, most_seeds=12))

@@ -25,4 +25,5 @@ def made_up(case, settings, **stages):
 def verdicts(study, results, settings):
     """The verdict of each claim from made-up results of all cases."""
     run = SimpleNamespace(settings=settings, cases=results)
-    return {m.claim.id: claims.judge(m.claim, m.values(run), interval_fn=m.interval_fn).verdict for m in study.measures}
+    interval_fns = {m.claim: m.resolved_interval_fn for m in study.measures}
+    return {v.claim.id: v.verdict for v in claims.judge_all({m.claim: m.values(run) for m in study.measures}, interval_fns=interval_fns)}

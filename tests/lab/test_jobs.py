@@ -32,7 +32,7 @@ class Settings(lab.Settings):
 
 
 def study(*stages, measures=(), figures=(), tables=()):
-    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, figures, tables, ())
+    return lab.Study("T", "Title", "Lead", "tests.toy", stages, measures, (), figures, tables, ())
 
 
 def stage(name, fn, **options):

@@ -77,8 +77,9 @@ def test_pooling_and_flattening_images_or_their_covariance(x64):
     [
         models.ConvNet(3, 4, depth=3, pool="average", parametrisation="standard"),
         models.ResNet(3, 4, (1, 1), norm="layer", shortcut="projection", parametrisation="ntk"),
+        models.ResNet(3, 4, (1, 1), norm="layer", pre_activation=True, parametrisation="ntk"),
     ],
-    ids=["convnet", "resnet"],
+    ids=["convnet", "resnet", "pre-activation"],
 )
 def test_without_batch_norm_it_is_the_kernel_of_neural_tangents(net, x64):
     x = jnp.asarray(inputs_of(2, (4, 3, 2)))
@@ -187,6 +188,7 @@ NETS = {  # name: network of a width, statistics, shape of an input, width, netw
     "projection": (functools.partial(models.ResNet, 2, stage_sizes=(1, 1), shortcut="projection"), "batch", (4, 4, 1), 32, 150),
     "projection, stored": (functools.partial(models.ResNet, 2, stage_sizes=(1, 1), shortcut="projection"), "stored", (3, 3, 1), 32, 200),
     "identity": (functools.partial(models.ResNet, 2, stage_sizes=(2, 1)), "batch", (4, 4, 1), 32, 150),
+    "pre-activation": (functools.partial(models.ResNet, 2, stage_sizes=(2, 1), pre_activation=True), "batch", (4, 4, 1), 32, 150),
     "identity, stored": (functools.partial(models.ResNet, 2, stage_sizes=(2,)), "stored", (3, 3, 1), 32, 200),
     "identity, no norm": (functools.partial(models.ResNet, 2, stage_sizes=(2,), norm="none"), None, (3, 3, 1), 32, 200),
     "identity, layer norm": (functools.partial(models.ResNet, 2, stage_sizes=(2,), norm="layer"), None, (3, 3, 1), 32, 200),

@@ -152,7 +152,7 @@ def test_page_of_several_studies_has_all_verdicts_first(write, study):
     page = write(study, second)
     parsed = Page(page)
     assert parsed.headings == [1, 2, 3, 3, 2, 3, 4, 3, 2, 3]
-    assert "6 claims: 2 supported, 1 contradicted, 3 undecided." in page
+    assert "6 claims: 2 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     assert "1 claim: 1 supported, 0 contradicted, 0 undecided" in page
     assert page.index('id="S2.a"') < page.index('id="S1-1"') < page.index('id="S2"')
     assert page.index("Its lead") > page.index('id="S2"')
@@ -225,12 +225,12 @@ def test_page_fetches_nothing(page):
 
 
 def test_page_tells_verdicts_in_words_and_drawings(page):
-    assert "5 claims: 1 supported, 1 contradicted, 3 undecided." in page
+    assert "5 claims: 1 supported, 0 contradicted, 1 mixed, 3 undecided." in page
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
     counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]
-    assert counts == [3, 2, 4]  # S1.b and S1.c list two cases each
-    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 3
+    assert counts == [3, 1, 1, 4, 0, 0]  # S1.b and S1.c list two cases each
+    assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 4
     cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
     assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
     assert "0.62 [0.38, 0.86]" in page
@@ -387,13 +387,6 @@ def test_curve_has_a_band_where_there_are_three_seeds():
     assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
 
 
-def test_paired_lines_count_risers():
-    _, ax = report.figure()
-    report.paired_lines(ax, [1.0, 2.0, 3.0], [2.0, 1.0, 4.0], labels=("none", "decay"))
-    assert ax.get_title(loc="left") == "higher with decay in 2 of 3 seeds"
-    assert [line.get_linestyle() for line in ax.get_lines()] == ["-", "--", "-"]
-
-
 def test_long_titles_of_panels_stay_inside():
     title = "ResNet, Fixup, mnist5k@7, normalised"
     fig, axes = report.panels([title, title, "short"])
@@ -438,3 +431,21 @@ def test_heavy_drawings_are_embedded_as_bitmaps(picture, monkeypatch):
     assert ' width="614" height="403"' in found
     data = re.search(r"base64,([^\"]+)", found)[1]
     assert base64.b64decode(data) == picture.path.with_suffix(".png").read_bytes()
+
+
+def test_a_strip_without_logarithms_and_of_events_can_be_saved(tmp_path):
+    fig, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 0.0], "b": [-1.0, -2.0]}, log=True)
+    assert [text.get_text() for text in ax.texts] == ["no value has a logarithm"]
+    report.save_figure(fig, tmp_path, "x")
+    _, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 1.0]})
+    assert 0 <= min(ax.lines[0].get_xdata()) < max(ax.lines[0].get_xdata()) <= 1
+    assert report.mean_cell([1.0], "diverged") == "1.00 (1 seed)"
+
+
+def test_losses_have_a_geometric_mean():
+    cell = report.geometric_mean_cell([0.01, 1.0, 100.0], "diverged")
+    assert cell.estimate == pytest.approx(1)
+    assert 0 < cell.low < 1 < cell.high
+    assert report.geometric_mean_cell([1.0, np.nan], "diverged") == "1 of 2 diverged"

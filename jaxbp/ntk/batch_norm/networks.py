@@ -34,7 +34,7 @@ from jaxbp.ops import dtypes
 
 def needs_channels(net: nn.Module, statistics: str | None) -> bool:
     """Whether the network has sums without a closed form: identity shortcuts that carry rectified maps, or sums of normalised maps."""
-    if not isinstance(net, ResNet) or not net.skip or getattr(net, "pre_activation", False):
+    if not isinstance(net, ResNet) or not net.skip or net.pre_activation:
         return False
     return net.shortcut == "identity" or statistics in COUPLED
 
@@ -137,7 +137,7 @@ def _resnet(walk: Propagation, net: ResNet, images: Map) -> Map:
     def convolve(features: Map, channels: int, **options: int) -> Map:
         return walk.convolve(features, channels, bias=net.norm != "batch", **options)
 
-    if getattr(net, "pre_activation", False):
+    if net.pre_activation:
         return _pre_activation(walk, net, images, convolve, normalised)
     carries = [*_carries(net), False]
     features, carried = walk.activate_sum([normalised(convolve(images, net.width))], None, carry=carries[0])

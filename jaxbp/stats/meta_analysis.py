@@ -1,0 +1,91 @@
+"""A random-effects summary over cases: the mean effect, its spread between cases, and what to expect of a new case.
+
+>>> from jaxbp import stats
+>>> cases = [stats.t_interval([0.4, 0.7, 0.5, 0.9]), stats.t_interval([1.6, 1.9, 1.7, 1.8]), stats.t_interval([-0.3, 0.2, 0.1, 0.2])]
+>>> summary = stats.random_effects(cases)
+>>> print(f"{summary.mean.estimate:.2f} [{summary.mean.low:.2f}, {summary.mean.high:.2f}], tau {summary.tau:.2f}")
+0.81 [-1.34, 2.97], tau 0.86
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence
+
+_GRID = 200  # values of tau that are tried before the best is refined
+
+
+@dataclass(frozen=True)
+class RandomEffects:
+    """Effects of cases as draws from a normal law.
+
+    Attributes:
+      mean: the mean over cases like these, with its interval; ``num_seeds`` is the number of cases.
+      tau: the standard deviation between cases.
+      prediction: the interval for the effect in a new case; None with two cases.
+    """
+
+    mean: Interval
+    tau: float
+    prediction: Interval | None
+
+
+def random_effects(intervals: Sequence[Interval], *, confidence: float = CONFIDENCE) -> RandomEffects:
+    """Summarise the effects of cases, given by an interval each.
+
+    A case's standard error is its half width over Student's quantile. tau maximises the restricted likelihood (REML; Viechtbauer, J. Educ.
+    Behav. Stat. 30, 2005). The interval of the mean is that of Hartung and Knapp (Statistics in Medicine 20, 2001), whose scale factor
+    counts as no less than 1, so it is never narrower than that of a common effect. The prediction interval takes Student's quantile of
+    num_cases - 1 degrees of freedom. Cases count as independent: where they share seeds or data, read the summary as a description.
+
+    Raises:
+      SampleError: fewer than two cases.
+    """
+    check_confidence(confidence)
+    if len(intervals) < 2:
+        raise SampleError(f"a summary over cases needs at least 2 of them, got {len(intervals)}")
+    effects = np.array([interval.estimate for interval in intervals])
+    variances = np.array([_standard_error(interval) ** 2 for interval in intervals])
+    scale = max(float(np.ptp(effects)) ** 2, float(variances.max()))
+    tau2 = _restricted_maximum(effects, np.maximum(variances, 1e-12 * scale)) if scale else 0.0
+    mean, error = _mean(effects, np.maximum(variances, 1e-12 * scale), tau2) if scale else (float(effects[0]), 0.0)
+    num_cases = len(effects)
+    quantile = float(scipy.stats.t.ppf((1 + confidence) / 2, num_cases - 1))
+
+    def around(width: float, method: str) -> Interval:
+        return Interval(mean, mean - quantile * width, mean + quantile * width, confidence, num_cases, method)
+
+    prediction = around(float(np.sqrt(tau2 + error**2)), "prediction") if num_cases > 2 else None
+    return RandomEffects(around(error, "REML, Hartung-Knapp"), float(np.sqrt(tau2)), prediction)
+
+
+def _standard_error(interval: Interval) -> float:
+    quantile = scipy.stats.t.ppf((1 + interval.confidence) / 2, max(interval.num_seeds - 1, 1))
+    return float((interval.high - interval.low) / 2 / quantile)
+
+
+def _mean(effects: np.ndarray, variances: np.ndarray, tau2: float) -> tuple[float, float]:
+    """The weighted mean, and Hartung and Knapp's standard error."""
+    weights = 1 / (variances + tau2)
+    mean = float(weights @ effects / weights.sum())
+    factor = float(weights @ (effects - mean) ** 2 / (len(effects) - 1))
+    return mean, float(np.sqrt(max(factor, 1.0) / weights.sum()))
+
+
+def _restricted_maximum(effects: np.ndarray, variances: np.ndarray) -> float:
+    """The variance between cases of the greatest restricted likelihood."""
+
+    def loss(tau: float) -> float:
+        weights = 1 / (variances + tau**2)
+        mean = weights @ effects / weights.sum()
+        return float(np.log(weights.sum()) - np.log(weights).sum() + weights @ (effects - mean) ** 2) / 2
+
+    most = 2 * float(np.ptp(effects)) + 1e-300  # the likelihood falls beyond: tau^2 is at most the effects' spread
+    grid = np.linspace(0, most, _GRID)
+    best = int(np.argmin([loss(tau) for tau in grid]))
+    ends = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    refined = scipy.optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-10 * most})
+    return 0.0 if loss(0.0) <= refined.fun else float(refined.x) ** 2
