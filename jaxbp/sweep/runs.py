@@ -94,6 +94,7 @@ def run(
     _check(shared, keep, checkpoint_every, memory, mesh)
     spec = SweepSpec.create(fn, grid, seeds=seeds, shared=shared, static=static, identity=identity)
     tasks = tasks_of(spec)
+    code = code_of(fn) if out is not None else {}  # before the function is traced, which may fill what the function holds
     mesh = mesh or _default_mesh(plan)
     options = Options(
         plan=plan,
@@ -111,7 +112,7 @@ def run(
         task.cost_per_run(shared_on_devices)  # traces the function: errors appear before any work
     with _store(out, spec.identity) as store:
         if isinstance(store, Store):
-            _compare_code(store, code_of(fn), mixed=mixed)
+            _compare_code(store, code, mixed=mixed)
         exit_message = _EXIT_MESSAGE.format(out) if out else ""
         with (
             _progress(out, spec.runs, store, tensorboard=tensorboard, quiet=quiet) as progress,
