@@ -219,7 +219,7 @@ def _power(
     num_cases: int,
 ) -> Power | None:
     """The chance of *supported* with the seeds of the last look at every tested case."""
-    fns = [_chance_fn(claim, np.asarray(values, float), interval_fn) for values in values_by_case.values()]
+    fns = [_chance_fn(claim, stats.numbers(values), interval_fn) for values in values_by_case.values()]
     if claim.smallest_effect is None or not fns or any(fn is None for fn in fns):
         return None
     errors = [known.last.error / (num_cases if strict else 1) for known in evidence.values()]

@@ -91,6 +91,7 @@ def probe(
         raise ValueError(f"radii must be positive numbers, got {radii}")
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
     position = ravel_pytree(params)[0]
+    checks.refuse_traced("params, data and key", position, key, *data)
     directions = jax.random.normal(checks.prng_key(key), (num_directions, position.size), position.dtype)
     if direction is not None:
         given = jnp.atleast_2d(jnp.asarray(direction, position.dtype))
@@ -119,7 +120,10 @@ def losses_at(
       ValueError: as `hessian`.
     """
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
-    return _losses_at(loss_fn, chunk_size, params, data, jnp.asarray(offsets))
+    offsets, dimension = checks.examples(offsets, "offsets"), ravel_pytree(params)[0].size
+    if offsets.shape[1:] != (dimension,):
+        raise ValueError(f"offsets must be (M, {dimension}), an offset of all parameters each, got shape {offsets.shape}")
+    return _losses_at(loss_fn, chunk_size, params, data, offsets)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -131,6 +131,8 @@ def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, s
         raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"examples of x1 and x2 must have one shape, got {x1.shape[1:]} and {x2.shape[1:]}")
+    if x2 is not None and x1.dtype != x2.dtype:
+        raise ValueError(f"x1 and x2 must have one dtype, got {x1.dtype} and {x2.dtype}: cast one of them")
     num_outputs = output_type(spec.apply_fn, params, x1, state).shape[1]
     is_name = spec.logits in (*_contraction.LOGITS, "sum")
     if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < num_outputs):

@@ -181,7 +181,7 @@ def feature_maps(features: Float[ArrayLike, "N ..."]) -> dict[str, Float[Array, 
     pairs would be lost in rounding.
     """
     features = _real(features, "features")
-    if features.ndim < 2:
+    if features.ndim < 2 or not len(features):
         raise ValueError(f"features must be (N, ...), got shape {features.shape}")
     features = features.reshape(len(features), -1)
     units = jax.vmap(scaling.unit)(features)
@@ -197,6 +197,9 @@ def compare_feature_maps(before: Mapping[str, jax.Array], after: Mapping[str, ja
 
     The diagonals are excluded: a distance of 0 and a cosine of 1 agree in any two networks.
     """
+    for name, maps in (("before", before), ("after", after)):
+        if not isinstance(maps, Mapping):
+            raise ValueError(f"{name} must be maps by name, as feature_maps returns them, got {type(maps).__name__}")
     if before.keys() != after.keys():
         raise ValueError(f"maps must have the same names, got {sorted(before)} and {sorted(after)}")
     return {name: _pair_correlation(before[name], after[name]) for name in before}

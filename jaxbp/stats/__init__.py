@@ -22,4 +22,4 @@ from jaxbp.stats.intervals import (
 from jaxbp.stats.looks import Looks, chance_of_deciding
 from jaxbp.stats.meta_analysis import RandomEffects, random_effects
 from jaxbp.stats.power import chance_inside, event_chance_inside, seeds_needed
-from jaxbp.stats.sample import CONFIDENCE, Interval, IntervalFn, SampleError
+from jaxbp.stats.sample import CONFIDENCE, Interval, IntervalFn, SampleError, numbers

@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, at its first use
 from numpy.typing import ArrayLike
 
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings, scaled
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings, numbers, scaled
 
 _MOST_ENUMERATED = 14  # seeds whose subsets are all enumerated
 _NUM_SUBSETS = 2**15 - 1  # of more seeds, drawn at random
@@ -169,7 +169,8 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 def _checked_counts(successes: int, trials: int, confidence: float) -> tuple[int, int]:
     for name, count in (("successes", successes), ("trials", trials)):
-        if not (np.ndim(count) == 0 and np.isfinite(count) and count == int(count)):
+        number = numbers(count, name)
+        if number.ndim or not np.isfinite(number) or number != np.floor(number):
             raise ValueError(f"{name} must be a whole number, got {count!r}: give counts, not shares")
     successes, trials = int(successes), int(trials)
     if not 0 <= successes <= trials:
