@@ -85,7 +85,7 @@ def judge(
         return Verdict(claim, None, 0, "undecided", (), "No case was run.", looks=looks)
     num_cases, rule = len(values_by_case), claim.rule
     tested = {name: values for name, values in values_by_case.items() if name not in untested}
-    evidence = {name: _gather(np.asarray(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
+    evidence = {name: _gather(_known(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
     strict = len(tested) < num_cases
     passes = bool(tested) and not strict and all(known.cleared for known in evidence.values())
     cases = tuple(
@@ -207,6 +207,13 @@ def _notes(cases: Sequence[CaseVerdict], worst: CaseVerdict | None, suspects: Se
 def _summary(cases: Sequence[CaseVerdict]) -> stats.RandomEffects | None:
     intervals = [case.interval for case in cases if case.interval]
     return stats.random_effects(intervals) if len(intervals) > 1 else None
+
+
+def _known(values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except TypeError as error:
+        raise ValueError(f"values must be numbers that are known, got {type(values).__name__}") from error
 
 
 def _power(

@@ -92,6 +92,8 @@ def probe(
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
     position = ravel_pytree(params)[0]
     checks.refuse_traced("params, data and key", position, key, *data)
+    if not position.size:
+        raise ValueError("params hold no number: there is nothing to move")
     directions = jax.random.normal(checks.prng_key(key), (num_directions, position.size), position.dtype)
     if direction is not None:
         given = jnp.atleast_2d(jnp.asarray(direction, position.dtype))

@@ -206,6 +206,7 @@ def spectral_density(
         raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
     num_steps = min(num_steps, dimension)
     nodes, weights = np.zeros((2, num_probes, num_steps))
+    checks.refuse_traced("key", key)
     for i, probe_key in enumerate(jax.random.split(checks.prng_key(key), num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
         for _, (_, entries) in zip(range(num_steps), _steps(matvec, start), strict=False):

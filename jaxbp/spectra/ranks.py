@@ -86,8 +86,9 @@ def numerical_rank(spectrum: Values, tolerance: float | None = None) -> Int[jax.
 
 def _of(spectrum: Values) -> Float[jax.Array, "..."]:
     """The values; integers and booleans as floating-point numbers."""
+    given: Any = spectrum
     holds_values = isinstance(spectrum, HasValues) and not isinstance(spectrum, Mapping)
-    values = checks.numbers(spectrum.values if holds_values else spectrum, "values")
+    values = checks.numbers(given.values if holds_values else given, "values")
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must be (..., count) singular values, at least one, got shape {values.shape}")
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
