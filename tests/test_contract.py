@@ -184,8 +184,14 @@ TRACED = {
     "ntk.regression.centred_squared_error": (regression.centred_squared_error, {"logits": X, "labels": Y}),
     "spectra.singular_values": (spectra.singular_values, {"kernel": W}),
     "spectra.of_network": (lambda params, inputs: spectra.of_network(apply_fn, params, inputs), {"params": PARAMS, "inputs": X}),
-    "spectra.rank_min": (lambda params, inputs: spectra.rank_min(apply_fn, params, inputs, energy=0.9), {"params": PARAMS, "inputs": X}),
-    "spectra.rank_max": (lambda params, inputs: spectra.rank_max(apply_fn, params, inputs, ceiling=1.0), {"params": PARAMS, "inputs": X}),
+    "spectra.rank_min": (
+        lambda params, inputs: spectra.rank_min(apply_fn, params, inputs, pattern=None, energy=0.9),
+        {"params": PARAMS, "inputs": X},
+    ),
+    "spectra.rank_max": (
+        lambda params, inputs: spectra.rank_max(apply_fn, params, inputs, pattern=None, ceiling=1.0),
+        {"params": PARAMS, "inputs": X},
+    ),
     "spectra.nuclear_rank": (spectra.nuclear_rank, {"spectrum": VECTOR}),
     "spectra.stable_rank": (spectra.stable_rank, {"spectrum": VECTOR}),
     "spectra.entropy_rank": (spectra.entropy_rank, {"spectrum": VECTOR}),
