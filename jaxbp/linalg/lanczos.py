@@ -237,8 +237,8 @@ def hutchinson_trace(
 def _check_start(start: jax.Array) -> int:
     if start.ndim != 1 or not start.size:
         raise ValueError(f"start must be a vector, got shape {start.shape}")
-    if not jnp.issubdtype(start.dtype, jnp.floating):
-        raise ValueError(f"start must be real floating-point numbers, got {start.dtype}")
+    if not jnp.issubdtype(start.dtype, jnp.floating) or jnp.finfo(start.dtype).bits < 32:
+        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {start.dtype}")
     checks.refuse_traced("start", start)
     largest = float(jnp.abs(start).max())
     if not (math.isfinite(largest) and largest > 0):

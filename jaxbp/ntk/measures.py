@@ -154,6 +154,7 @@ def parameter_movement(before: PyTree, after: PyTree) -> dict[str, Any]:
       leaves: the relative l2 change of each leaf by path ("Dense_0/kernel"): inf for a leaf that started at 0 and changed, NaN for
         a leaf that stayed 0.
     """
+    before, after = (jax.tree.map(lambda leaf, name=name: _real(leaf, name), tree) for name, tree in (("before", before), ("after", after)))
     trees = jax.tree.map(jnp.shape, (before, after))
     if jax.tree.structure(before) != jax.tree.structure(after) or trees[0] != trees[1] or not jax.tree.leaves(before):
         raise ValueError(f"before and after must be pytrees of equal structure with at least one leaf, got shapes {trees}")
