@@ -22,10 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+_MAX_DEPENDENCE = 1e-3  # relative change of an example's outputs by its companions; rounding stays far below, batch statistics far above
 _ADVICE = {
     "complex": "split real and imaginary parts into two arrays",
     "half": "cast it with .astype(jnp.float32)",
 }
+
+
+class BatchCouplingError(ValueError):
+    """Outputs of an example depend on the other examples of its batch, where each example has to stand for itself."""
 
 
 def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> PyTree:
@@ -102,6 +107,29 @@ def logits_shape(apply_fn: Callable, *args: Any) -> tuple[int, int]:
     return logits.shape
 
 
+def independent_examples(outputs_fn: Callable[..., jax.Array], data: tuple[jax.Array, ...], advice: str) -> None:
+    """Check that ``outputs_fn(*data)``, of shape (N, ...), gives an example the same outputs alone and beside another one.
+
+    The first example is tried with the first one that differs from it. Where all are equal, companions change nothing. Traced values pass.
+
+    Raises:
+      BatchCouplingError: the outputs depend on the companion; the message ends with ``advice``.
+    """
+    if data[0].shape[0] < 2 or any(isinstance(array, jax.core.Tracer) for array in data):
+        return
+    others = [np.asarray(array[1:] != array[:1]).reshape(len(array) - 1, -1).any(1) for array in data]
+    differing = np.flatnonzero(np.any(others, axis=0))
+    if not differing.size:
+        return
+    pair = tuple(array[np.array([0, differing[0] + 1])] for array in data)
+    dependence = float(_dependence(outputs_fn, pair))
+    if dependence > _MAX_DEPENDENCE:
+        raise BatchCouplingError(
+            f"examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
+            f"alone (relative change {dependence:.2g}). {advice}"
+        )
+
+
 def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False) -> Any:
     """One finite real number, at least ``least``, as a float; a tracer as it is, unchecked.
 
@@ -131,6 +159,13 @@ def prng_key(key: Any, name: str = "key") -> jax.Array:
     if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.ndim == 1:
         return key
     raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {_described(key)}")
+
+
+def _dependence(outputs_fn: Callable[..., jax.Array], pair: tuple[jax.Array, ...]) -> jax.Array:
+    """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
+    together = outputs_fn(*pair)
+    alone = jnp.concatenate([outputs_fn(*(array[i : i + 1] for array in pair)) for i in range(2)])
+    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
 def _as_array(value: Any, name: str) -> jax.Array:

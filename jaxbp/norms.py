@@ -15,6 +15,8 @@ alone: the effective learning rate is the learning rate over the squared norm (v
 step turns the weights measures the speed of learning (Wan et al., arXiv 2006.08419). `track_angular_updates` and
 `effective_learning_rates` measure both during a run.
 
+Parameters are real floating-point arrays; squares of float16 and bfloat16 are summed in float32, which they would overflow.
+
 >>> import jax.numpy as jnp, optax
 >>> from jaxbp import norms
 >>> params = {"kernel": jnp.full((4,), 3.0), "bias": jnp.zeros(2)}
@@ -36,6 +38,8 @@ import numpy as np
 import optax
 from jaxtyping import Float, PyTree
 
+from jaxbp import checks
+
 FORMS = ("absolute", "squared")
 CONVENTIONS = ("code", "text")
 Scalar = float | Float[jax.Array, ""] | Float[np.ndarray, ""] | np.floating
@@ -43,8 +47,12 @@ Mask = Any | Callable[[Any], Any] | None  # booleans in the structure of the par
 
 
 def squared_norm(params: PyTree, mask: Mask = None) -> Float[jax.Array, ""]:
-    """Sum of squares of all parameters, or of those of the mask; a scalar."""
-    return functools.reduce(jnp.add, [jnp.sum(leaf**2) for leaf in _masked(params, mask)])
+    """Sum of squares of all parameters, or of those of the mask; a scalar, float32 for shorter parameters.
+
+    Raises:
+      ValueError: parameters of the mask that are no real floating-point arrays, or a mask that does not fit them.
+    """
+    return functools.reduce(jnp.add, [_square(leaf) for leaf in _masked(params, mask)])
 
 
 def norm_penalty(
@@ -79,7 +87,8 @@ def norm_bias(
 
     Before momentum in a chain, the penalty is part of the gradient, as in the paper ("coupled"). After momentum and before the learning
     rate, it acts on the parameters directly ("decoupled", as AdamW's weight decay). At ||theta|| = mu the absolute penalty has a kink; its
-    gradient is taken as 0. mu = 0 equals `optax.add_decayed_weights` to the last bit.
+    gradient is taken as 0. mu = 0 equals `optax.add_decayed_weights` to the last bit. An update that is None, of a frozen parameter, stays
+    None; the parameter counts in the norm all the same.
 
     Args:
       coefficient: lambda; may be traced.
@@ -90,7 +99,8 @@ def norm_bias(
       per_layer: penalise each array separately instead of all together.
 
     Raises:
-      ValueError: for an unknown form or convention, or an update without parameters.
+      ValueError: for an unknown form or convention; by ``update``, for missing parameters, or penalised ones that are no real
+        floating-point arrays.
     """
     _check(form, convention)
     strength = coefficient * (1 if convention == "code" else 2)
@@ -98,13 +108,14 @@ def norm_bias(
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
         if params is None:
             raise ValueError("norm-bias needs the parameters: call update(updates, state, params)")
-        leaves, tree = jax.tree.flatten(params)
         gaps, targets = _gaps(params, mu, mask, per_layer), _targets(params, mu, per_layer)
-        regularised = [
-            step if gap is None else step + (strength * _pull(gap, target, form)).astype(leaf.dtype) * leaf
-            for step, leaf, gap, target in zip(jax.tree.leaves(updates), leaves, gaps, targets, strict=True)
-        ]
-        return jax.tree.unflatten(tree, regularised), state
+        pulls = [None if gap is None else strength * _pull(gap, target, form) for gap, target in zip(gaps, targets, strict=True)]
+
+        def regularise(step: Any, leaf: Any, pull: Any) -> Any:
+            return step if step is None or pull is None else step + pull.astype(leaf.dtype) * leaf
+
+        pulls = jax.tree.unflatten(jax.tree.structure(params), pulls)
+        return jax.tree.map(regularise, updates, params, pulls, is_leaf=_is_none), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -125,7 +136,7 @@ class AngularUpdates(NamedTuple):
 
 
 def track_angular_updates(mask: Mask = kernels_only) -> optax.GradientTransformation:
-    """Leave the updates unchanged and keep the angle (radians) by which each step turns each array of the mask.
+    """Leave the updates unchanged and keep the angle (radians) by which each step turns each array of the mask; 0 for an update of None.
 
     Use it as the last link of a chain; `angular_updates` reads the angles from the optimiser's state.
     """
@@ -134,8 +145,11 @@ def track_angular_updates(mask: Mask = kernels_only) -> optax.GradientTransforma
         return AngularUpdates(jnp.zeros(sum(_flags(params, mask))))
 
     def update(updates: Any, state: AngularUpdates, params: Any = None) -> tuple[Any, AngularUpdates]:
-        pairs = zip(_masked(params, mask), _masked(updates, _flags_tree(params, mask)), strict=True)
-        return updates, AngularUpdates(jnp.stack([_angle(leaf, step) for leaf, step in pairs]).astype(state.last.dtype))
+        steps = jax.tree.structure(params).flatten_up_to(updates)
+        steps = [step for step, flag in zip(steps, _flags(params, mask), strict=True) if flag]
+        pairs = zip(_masked(params, mask), steps, strict=True)
+        angles = [jnp.zeros(()) if step is None else _angle(leaf, step) for leaf, step in pairs]
+        return updates, AngularUpdates(jnp.stack(angles).astype(state.last.dtype))
 
     return optax.GradientTransformation(init, update)
 
@@ -157,7 +171,7 @@ def effective_learning_rates(params: PyTree, learning_rate: Scalar, mask: Mask =
 
     For a scale-invariant array it is the learning rate of the direction on the unit sphere; for other arrays it has no such meaning.
     """
-    return jnp.stack([learning_rate / jnp.sum(leaf**2) for leaf in _masked(params, mask)])
+    return jnp.stack([learning_rate / _square(leaf) for leaf in _masked(params, mask)])
 
 
 def _check(form: str, convention: str) -> None:
@@ -180,10 +194,27 @@ def _flags(params: Any, mask: Mask) -> list[bool]:
 
 
 def _masked(params: Any, mask: Mask) -> list[jax.Array]:
-    masked = [leaf for leaf, flag in zip(jax.tree.leaves(params), _flags(params, mask), strict=True) if flag]
-    if not masked:
+    """The parameters of the mask, as real floating-point arrays."""
+    flags = _flags(params, mask)
+    if not any(flags):
         raise ValueError("the mask leaves no parameter: its flags are all false")
-    return masked
+    chosen = [leaf if flag else None for leaf, flag in zip(jax.tree.leaves(params), flags, strict=True)]
+    return jax.tree.leaves(checks.parameters(jax.tree.unflatten(jax.tree.structure(params), chosen), half=True))
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _square(leaf: jax.Array) -> jax.Array:
+    """Sum of squares, of short floats in float32."""
+    return jnp.sum(_widened(leaf) ** 2)
+
+
+def _widened(value: Any) -> Any:
+    """A short float as float32; other values as they are."""
+    dtype = getattr(value, "dtype", None)
+    return value.astype(jnp.float32) if dtype is not None and jnp.finfo(dtype).bits < 32 else value
 
 
 def _targets(params: Any, mu: Any, per_layer: bool) -> list[Any]:
@@ -197,9 +228,11 @@ def _targets(params: Any, mu: Any, per_layer: bool) -> list[Any]:
 
 def _gaps(params: Any, mu: Any, mask: Mask, per_layer: bool) -> list[jax.Array | None]:
     """||theta||^2 - mu^2 for each leaf, over all parameters of the mask or over the leaf alone; None outside the mask."""
-    shared = None if per_layer else squared_norm(params, mask)
-    leaves = zip(jax.tree.leaves(params), _targets(params, mu, per_layer), _flags(params, mask), strict=True)
-    return [None if not flag else (jnp.sum(leaf**2) if shared is None else shared) - target**2 for leaf, target, flag in leaves]
+    squares = [_square(leaf) for leaf in _masked(params, mask)]
+    shared = None if per_layer else functools.reduce(jnp.add, squares)
+    left = iter(squares)
+    flags = zip(_targets(params, mu, per_layer), _flags(params, mask), strict=True)
+    return [(next(left) if shared is None else shared) - _widened(target) ** 2 if flag else None for target, flag in flags]
 
 
 def _pull(gap: jax.Array, target: Any, form: str) -> jax.Array:
@@ -216,6 +249,7 @@ def _name(key: Any) -> Any:
 
 def _angle(leaf: jax.Array, step: jax.Array) -> jax.Array:
     """Angle between ``leaf`` and ``leaf + step``; accurate for small steps, unlike the arc cosine."""
+    leaf, step = _widened(leaf), _widened(step)
     length = jnp.linalg.norm(leaf.ravel())
     unit = leaf.ravel() / jnp.maximum(length, jnp.finfo(leaf.dtype).tiny)
     along = unit @ step.ravel()

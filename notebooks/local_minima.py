@@ -79,7 +79,7 @@ for seed, (inputs, labels) in zip(SEEDS, splits, strict=True):
         labels,
         loss="cross_entropy",
         key=jax.random.key(seed),
-        lower_bound=fit.lower_bound,
+        fit=fit,
         num_directions=1,
         num_steps=5,
     )

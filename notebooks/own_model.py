@@ -167,7 +167,7 @@ for name, (fn, params) in points.items():
         labels,
         loss="squared_error",
         key=jax.random.key(0),
-        lower_bound=fit.lower_bound,
+        fit=fit,
         max_products=40,
         num_directions=1,
         num_steps=5,

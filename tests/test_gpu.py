@@ -234,7 +234,7 @@ def test_a_certificate_has_the_precision_of_float64():
         labels,
         loss="cross_entropy",
         key=jax.random.key(2),
-        lower_bound=fit.lower_bound,
+        fit=fit,
         num_directions=2,
         num_steps=5,
     )

@@ -195,3 +195,62 @@ def test_annotated_shapes():
 def test_misuse_is_named(message, wrong):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+# Leaves of every kind
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_short_floats_are_squared_in_float32(dtype):
+    params = {"k": jnp.full((1000,), 10.0, dtype)}  # the squared norm is 100,000, more than float16 holds
+    assert float(norms.squared_norm(params)) == 1e5
+    assert float(norms.norm_penalty(params, 400.0, 2.0)) == 400.0**2 - 1e5
+    outwards = gradient(params, 1.0, 400.0)["k"]
+    assert outwards.dtype == dtype
+    assert (outwards == -10).all()
+    assert (gradient(params, 1.0, jnp.asarray(400.0, dtype))["k"] == -10).all()
+    assert float(norms.effective_learning_rates(params, 1.0, None)[0]) == pytest.approx(1e-5)
+    angles = norms.track_angular_updates(None)
+    _, state = angles.update({"k": params["k"] * jnp.tile(jnp.array([1, -1], dtype), 500)}, angles.init(params), params)
+    assert float(state.last[0]) == pytest.approx(math.pi / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "leaf, message",
+    [
+        (jnp.array([3 + 4j]), r"got complex64 at \['w'\]: split real and imaginary parts"),
+        (jnp.arange(3), r"got int32 at \['w'\]: pass it as state"),
+        (jnp.ones(2, bool), "got bool"),
+    ],
+)
+def test_leaves_of_other_kinds_are_refused_where_they_count(leaf, message):
+    params = {"w": leaf, "kernel": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    angles = norms.track_angular_updates(None)
+    for call in (
+        lambda: norms.squared_norm(params),
+        lambda: norms.norm_penalty(params, 5.0, 1.0),
+        lambda: norms.effective_learning_rates(params, 0.1, None),
+        lambda: gradient(params, 1.0, 2.0),
+        lambda: gradient(params, 1.0, 2.0, per_layer=True),
+        lambda: angles.update(zeros, angles.init(params), params),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert float(norms.squared_norm(params, norms.kernels_only)) == 2  # a step counter outside the mask does no harm
+    assert (gradient(params, 1.0, 2.0, mask=norms.kernels_only)["kernel"] == -1).all()
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_updates_of_frozen_parameters_stay_none_as_in_optax(per_layer):
+    params = {"bias": jnp.ones(2), "kernel": jnp.full(4, 1.5)}
+    updates = {"bias": None, "kernel": jnp.full(4, 0.25)}
+    decay = optax.add_decayed_weights(0.1)
+    expected, _ = decay.update(updates, decay.init(params), params)
+    link = norms.norm_bias(0.1, 0.0, per_layer=per_layer)
+    result, _ = link.update(updates, link.init(params), params)
+    assert result["bias"] is None
+    np.testing.assert_array_equal(result["kernel"], expected["kernel"])
+    angles = norms.track_angular_updates(None)
+    _, state = angles.update(updates, angles.init(params), params)
+    np.testing.assert_allclose(state.last, [0, 0], atol=1e-6)

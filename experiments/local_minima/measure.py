@@ -56,14 +56,6 @@ def unravel(net: models.Network, inputs: Any, dtype: Any = np.float32) -> Callab
     return ravel_pytree(jax.tree.map(lambda leaf: np.zeros(leaf.shape, dtype), params))[1]
 
 
-def best_constant_loss(labels: np.ndarray, num_classes: int, loss: str) -> float:
-    """The loss of the best constant logits: the labels' entropy, or half one minus the sum of squared frequencies."""
-    share = np.bincount(labels, minlength=num_classes) / len(labels)
-    if loss == "squared_error":
-        return float(0.5 * (1 - (share**2).sum()))
-    return float(-(share[share > 0] * np.log(share[share > 0])).sum())
-
-
 def embed(case: Case, settings: Settings, seed: int) -> dict[str, Any]:
     """Fit the affine map to the seed's data, embed it, certify the deep network there, in float64."""
     inputs, labels, num_classes = load(case, settings, seed)
@@ -74,11 +66,20 @@ def embed(case: Case, settings: Settings, seed: int) -> dict[str, Any]:
         params = landscape.embed_affine(net.module, fit, wide, key=key, margin=settings.margin)
         flat = np.asarray(ravel_pytree(params)[0])
     certificate = landscape.certify(
-        net.apply, params, inputs, labels, loss=case.loss, key=key, lower_bound=fit.lower_bound, chunk_size=case.chunk_size, **_PROBES
+        net.apply, params, inputs, labels, loss=case.loss, key=key, fit=fit, chunk_size=case.chunk_size, **_PROBES
     )
     affine = {f"affine_{name}": getattr(fit, name) for name in _AFFINE}
-    constant = {"constant_loss": best_constant_loss(labels, num_classes, case.loss)}
+    affine["affine_kernel"] = lab.along(("feature", "logit"), fit.kernel)
+    affine["affine_bias"] = lab.along("logit", fit.bias)
+    constant = {"constant_loss": landscape.best_constant_loss(labels, num_classes, case.loss)[0]}
     return {**constant, **affine, **as_numbers(certificate), "params": lab.along("parameter", flat)}
+
+
+def affine_fit(embedded: xr.Dataset) -> landscape.AffineFit:
+    """The affine minimiser that ``embed`` stored."""
+    numbers = {name: embedded[f"affine_{name}"].item() for name in _AFFINE}
+    kernel, bias = embedded.affine_kernel.values, embedded.affine_bias.values
+    return landscape.AffineFit(kernel, bias, max_rank=None, rank_lower_bound=numbers["lower_bound"], **numbers)
 
 
 def as_numbers(certificate: landscape.Certificate) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _certify(flat: np.ndarray, case: Case, settings: Settings, embedded: xr.Data
     net = network(case, num_classes)
     return landscape.certify(
         net.apply, unravel(net, inputs)(flat), inputs, labels, loss=case.loss, key=jax.random.key(seed),
-        lower_bound=float(embedded.affine_lower_bound), chunk_size=case.chunk_size, max_products=_END_PRODUCTS, **_PROBES,
+        fit=affine_fit(embedded), chunk_size=case.chunk_size, max_products=_END_PRODUCTS, **_PROBES,
     )  # fmt: skip
 
 

@@ -17,18 +17,19 @@ A local minimum of a deep network, built from the best affine map and proven:
 >>> def apply_fn(params, inputs):
 ...     return net.apply({"params": params}, inputs)
 >>> certificate = landscape.certify(apply_fn, landscape.embed_affine(net, fit, x), x, y, loss="squared_error",
-...     key=jax.random.key(0), lower_bound=fit.lower_bound)
+...     key=jax.random.key(0), fit=fit)
 >>> certificate.status
 'proven'
 """
 
 from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
-from jaxbp.landscape.certificate import CLASSES, Certificate, certify, classify, per_example_loss
+from jaxbp.landscape.certificate import CLASSES, GRADES, Certificate, certify, classify, per_example_loss
 from jaxbp.landscape.embedding import NotRepresentableError, embed_affine, embed_mlp
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
 from jaxbp.landscape.inits import INITS, perturb_init
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe
+from jaxbp.landscape.proofs import best_constant_loss
 from jaxbp.linalg.lanczos import (
     Eigenvalue,
     Extremes,

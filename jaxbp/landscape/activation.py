@@ -26,7 +26,7 @@ moves by at most ||W|| d + r (||h|| + d). A ReLU does not enlarge a move. A sign
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Num, PyTree
 
+from jaxbp import checks
 from jaxbp.jaxprs import interpret
 
 Inputs = Num[jax.Array | np.ndarray, "n ..."]
@@ -54,7 +55,8 @@ class ActivationReport(NamedTuple):
       active_share: share of the pre-activations that are positive.
       all_active: whether every pre-activation is positive, so that near these parameters the network is affine in its input.
       num_units: number of ReLUs for one example.
-      max_rank: width of the narrowest place: no parameters give the affine map a higher rank.
+      max_rank: width of the narrowest place, 0 for a layer whose ReLUs are dead (negative) on every example: while no sign changes, no
+        parameters give the affine map a higher rank.
     """
 
     smallest_margin: float
@@ -62,6 +64,11 @@ class ActivationReport(NamedTuple):
     all_active: bool
     num_units: int
     max_rank: int
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether dead layers keep the input from the logits, so that near these parameters all examples have the same logits."""
+        return self.max_rank == 0
 
 
 class _Radius:
@@ -92,11 +99,13 @@ class _Param(NamedTuple):
       value: the array.
       size: number of entries before any broadcast; a broadcast to n entries moves by at most ``entry`` sqrt(n / size) r in norm.
       entry: each entry moves by at most ``entry`` r; 0 for constants.
+      repeats: whether the leading axis repeats one slice, as that of a bias broadcast to all examples does.
     """
 
     value: jax.Array
     size: int
     entry: jax.Array | float
+    repeats: bool = False
 
     @property
     def is_constant(self) -> bool:
@@ -117,11 +126,16 @@ def analyse(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: in
 
     Raises:
       UnsupportedOperationError: for an operation that is not affine, ReLU or average pooling; the message names it.
+      ValueError: parameters that are no real floating-point arrays, or inputs that are no array of examples.
     """
-    margins, active, num_units, max_rank = zip(*(_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)), strict=True)
+    params, inputs = checks.parameters(params), checks.examples(inputs)
+    reports = [_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)]
+    margins, active, num_units, max_ranks, dead = zip(*reports, strict=True)
     total, num_active = int(num_units[0]) * inputs.shape[0], sum(map(int, active))
     margin = float(jnp.min(jnp.stack(margins)))  # a NaN among them stays one
-    return ActivationReport(margin, num_active / max(total, 1), num_active == total, int(num_units[0]), int(max_rank[0]))
+    dead = np.all(dead, axis=0)
+    max_rank = _max_rank(apply_fn, params, inputs[:1], dead.tolist()) if dead.any() else int(max_ranks[0])
+    return ActivationReport(margin, num_active / max(total, 1), num_active == total, int(num_units[0]), max_rank)
 
 
 def stable_radius(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: int | None = None) -> float:
@@ -137,6 +151,7 @@ def stable_radius(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_si
     Raises:
       UnsupportedOperationError: as `analyse`.
     """
+    params, inputs = checks.parameters(params), checks.examples(inputs)
     return min(float(_stable_radius(apply_fn, params, chunk)) for chunk in _chunks(inputs, chunk_size))
 
 
@@ -150,7 +165,15 @@ def _analyse(apply_fn: ApplyFn, params: Any, inputs: jax.Array) -> tuple:
     units, max_rank = _interpret(apply_fn, params, inputs)
     margin = jnp.min(jnp.array([jnp.abs(z.value).min() for z in units] or [jnp.inf]))
     active = sum((z.value > 0).sum() for z in units)
-    return margin, jnp.asarray(active), sum(math.prod(z.value.shape[1:]) for z in units), max_rank
+    dead = jnp.array([jnp.all(z.value < 0) for z in units], bool)
+    return margin, jnp.asarray(active), sum(math.prod(z.value.shape[1:]) for z in units), max_rank, dead
+
+
+def _max_rank(apply_fn: ApplyFn, params: Any, inputs: jax.Array, dead: list[bool]) -> int:
+    """The rank of the narrowest place, by tracing alone; the ReLUs of ``dead`` layers carry nothing."""
+    ranks: list[int] = []
+    jax.eval_shape(lambda p, x: ranks.append(_interpret(apply_fn, p, x, dead)[1]), params, inputs)
+    return ranks[0]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -173,7 +196,7 @@ def _stable_radius(apply_fn: ApplyFn, params: Any, inputs: jax.Array) -> jax.Arr
     return jnp.where(safe(floor), jnp.exp(low), 0.0)
 
 
-def _interpret(apply_fn: ApplyFn, params: Any, inputs: jax.Array) -> tuple[list[_Data], int]:
+def _interpret(apply_fn: ApplyFn, params: Any, inputs: jax.Array, dead: Sequence[bool] = ()) -> tuple[list[_Data], int]:
     """Pre-activations of all ReLUs with their bounds, and the rank of the narrowest place."""
     program = interpret.trace(apply_fn, params, inputs)
     still = jnp.zeros(inputs.shape[0])
@@ -181,17 +204,17 @@ def _interpret(apply_fn: ApplyFn, params: Any, inputs: jax.Array) -> tuple[list[
     arguments.append(_Data(inputs, lambda _: (still, jnp.zeros(())), math.prod(inputs.shape[1:])))
     units: list[_Data] = []
     outputs = program.evaluate(
-        arguments, partial(_evaluate, units), opened=(interpret.CALL, interpret.CUSTOM_DERIVATIVE), constant_fn=_constant
+        arguments, partial(_evaluate, units, dead), opened=(interpret.CALL, interpret.CUSTOM_DERIVATIVE), constant_fn=_constant
     )
     return units, sum(output.rank for output in outputs if isinstance(output, _Data))
 
 
-def _constant(value: Any) -> _Param:
+def _constant(value: Any, repeats: bool = False) -> _Param:
     value = jnp.asarray(value)
-    return _Param(value, max(value.size, 1), 0.0)
+    return _Param(value, max(value.size, 1), 0.0, repeats)
 
 
-def _evaluate(units: list[_Data], operation: interpret.Operation, operands: list) -> list:
+def _evaluate(units: list[_Data], dead: Sequence[bool], operation: interpret.Operation, operands: list) -> list:
     """Value and bounds of one operation's outputs; pre-activations are appended to ``units``."""
     name = operation.name
     if all(isinstance(o, _Param) for o in operands):
@@ -205,19 +228,34 @@ def _evaluate(units: list[_Data], operation: interpret.Operation, operands: list
             f"cannot bound the operation {name!r} applied to data: known are {', '.join(sorted(_RULES))}, with the data "
             "as the first operand. Use a variant of the model without it, such as average pooling or no normalisation"
         )
+    if name in (*_SUMS, "mul", "div", "max"):
+        _refuse_per_example(operands, data[0].value)
+    rank = min(sum(o.rank for o in data), math.prod(operation.output_types[0].shape[1:]))
     if name == "max":
+        rank = 0 if dead and dead[len(units)] else rank
         units.append(_pre_activation(operands))
     (value,) = operation.apply(values)
     bounds = functools.cache(_RULES[name](operation, operands, value))  # every later unit asks for the same radius
-    return [_Data(value, bounds, min(sum(o.rank for o in data), math.prod(value.shape[1:])))]
+    return [_Data(value, bounds, rank)]
+
+
+def _refuse_per_example(operands: list, data: jax.Array) -> None:
+    """Raise for parameters or constants with an entry for each example: with them the logits are no function of the input alone."""
+    for operand in operands:
+        if isinstance(operand, _Param) and operand.value.ndim == data.ndim and not operand.repeats and operand.value.shape[0] > 1:
+            raise UnsupportedOperationError(
+                f"parameters or constants of shape {operand.value.shape} have an entry for each of {data.shape[0]} examples: "
+                "pass what belongs to an example as part of the inputs"
+            )
 
 
 def _rearranged(operation: interpret.Operation, operands: list[_Param]) -> list[_Param]:
     """Parameters after a transposition, reshape, broadcast or multiplication by constants; refuse all other operations."""
     values, name = operation.apply([o.value for o in operands]), operation.name
     moving = [o for o in operands if not o.is_constant]
+    repeats = _repeats_leading(operation, operands)
     if not moving:
-        return [_constant(value) for value in values]
+        return [_constant(value, repeats) for value in values]
     factor: jax.Array | float = 1.0
     if name == "mul" and len(moving) == 1:
         constant = operands[1] if operands[0] is moving[0] else operands[0]
@@ -226,7 +264,17 @@ def _rearranged(operation: interpret.Operation, operands: list[_Param]) -> list[
         factor = 1 / jnp.abs(operands[1].value).min()
     elif name not in _SAME_ENTRIES or not _keeps_digits(operation):
         raise UnsupportedOperationError(f"cannot bound the operation {name!r} applied to parameters: rearrange or rescale them only")
-    return [_Param(values[0], moving[0].size, moving[0].entry * factor)]
+    return [_Param(values[0], moving[0].size, moving[0].entry * factor, repeats)]
+
+
+def _repeats_leading(operation: interpret.Operation, operands: list[_Param]) -> bool:
+    """Whether all slices of the result along its leading axis are equal by construction."""
+    if operation.name == "broadcast_in_dim":
+        axes = operation.params["broadcast_dimensions"]
+        return 0 not in axes or operands[0].value.shape[axes.index(0)] == 1 or operands[0].repeats
+    if operation.name in ("reshape", "transpose", "squeeze", "rev"):
+        return False
+    return all(o.repeats or o.value.ndim == 0 for o in operands)
 
 
 def _pre_activation(operands: list) -> _Data:

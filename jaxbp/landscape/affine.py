@@ -31,6 +31,7 @@ from scipy.special import log_softmax
 from jaxbp.landscape.softmax_regression import minimise_cross_entropy
 
 _RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest one count as 0
+_ROUNDING = 1e-12  # relative loss differences below this are float64 noise
 _MAX_NEWTON = 100
 _MAX_DENSE = 4000  # unknowns up to which the Newton matrix is formed
 
@@ -66,6 +67,24 @@ class AffineFit(NamedTuple):
     max_rank: int | None
     accuracy: float
     rank_lower_bound: float
+
+    @property
+    def is_attained(self) -> bool:
+        """Whether the map attains the lower bound of its rank constraint, up to float64 rounding."""
+        return self.loss - self.rank_lower_bound <= _ROUNDING * self.loss + 1e-30
+
+    def bound_at(self, rank: int) -> float:
+        """The lower bound of the loss of affine maps whose rank is at most ``rank``."""
+        return self.lower_bound if self.max_rank is None or rank > self.max_rank else self.rank_lower_bound
+
+    def check(self, inputs: Num[jax.Array | np.ndarray, "n d"], labels: Int[jax.Array | np.ndarray, " n"], loss: str) -> None:
+        """Raise ValueError if the fit is not one of these examples and this loss."""
+        inputs, labels = _checked(inputs, labels, len(self.bias), loss, self.max_rank)
+        if inputs.shape[1] != len(self.kernel):
+            raise ValueError(f"fit is of inputs with {len(self.kernel)} features, got {inputs.shape[1]}: fit these inputs")
+        value = _evaluate(inputs, labels, self.kernel, self.bias, loss)[0]
+        if not abs(value - self.loss) <= 1e-9 * abs(value) + 1e-13:
+            raise ValueError(f"fit is not of these examples and this loss: its map has a loss of {value:.6g} here, {self.loss:.6g} there")
 
 
 def fit_affine(
@@ -113,6 +132,8 @@ def fit_affine(
 
 
 def _checked(inputs: Any, labels: Any, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if np.iscomplexobj(inputs):
+        raise ValueError("inputs must be real numbers, got complex ones: split real and imaginary parts into two features")
     inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")

@@ -1,16 +1,19 @@
 """A certificate that a point is, or is not, a local minimum, and the name of the kind of point.
 
-Three grades:
+Grades:
 
-- *proven*: every ReLU is strictly active on every example, so within `stable_radius` the network computes only affine maps of its input;
-  no affine map has a smaller loss than ``lower_bound``; and the point attains this bound. Then no point within the radius has a lower
-  loss, up to float64 rounding (Theorem 1 of "Truth or Backpropaganda?", Goldblum et al., ICLR 2020).
-- *supported*: the point is stationary, without negative curvature, away from every kink, and no probe had a lower loss. This is evidence,
-  no proof; ``reasons`` lists what a proof lacks.
-- *refuted*: one of these conditions fails; ``reasons`` lists which.
+- *proven*: a theorem (`proofs`) shows that no point within the stable radius has a lower loss, up to float64 rounding, and that no
+  infimum is taken for a minimum;
+- *supported*: the point is stationary, its smallest eigenvalue has converged and is not negative, all kinks are followed and away, and no
+  probe had a lower loss. This is evidence, no proof; ``reasons`` lists what a proof lacks, and how much negative curvature may have been
+  missed;
+- *undecided*: nothing speaks against a minimum, but not enough is known for support: ``reasons`` lists what;
+- *near*: the point is not stationary, but a proven or supported minimum, ``nearby``, lies at ``distance``: a rounded minimum, say;
+- *refuted*: the loss has a slope, negative curvature, or lower values at every distance; or a theorem excludes a minimum.
 
-Curvature alone cannot prove these minima. They are degenerate (layers can be rescaled against each other), so the smallest eigenvalue is
-exactly 0, and a computation can only show that it is not below -tolerance.
+Nothing depends on units: a gradient counts against loss and curvature (the Newton decrement), an eigenvalue against the largest one, loss
+differences against the loss. Curvature alone cannot prove minima of networks. They are degenerate (layers can be rescaled against each
+other), so the smallest eigenvalue is exactly 0, and a computation can only show that it is not below -tolerance.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp import landscape
@@ -31,34 +34,43 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Num, PyTree
 
-from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
-from jaxbp.landscape.hessian import Hessian, LossFn, hessian
-from jaxbp.landscape.probes import ProbeReport, probe
-from jaxbp.linalg.lanczos import Extremes, extreme_eigenvalues
+from jaxbp import checks
+from jaxbp.landscape import operations
+from jaxbp.landscape.activation import ActivationReport
+from jaxbp.landscape.affine import AffineFit
+from jaxbp.landscape.evidence import Evidence, Problem, gather, scale_of
+from jaxbp.landscape.grades import grade
+from jaxbp.landscape.hessian import LossFn
+from jaxbp.landscape.nearby import stationary_point
+from jaxbp.landscape.probes import ProbeReport
+from jaxbp.linalg.lanczos import Extremes
 from jaxbp.losses import LOSSES
 
-ROUNDING = 1e-12  # relative loss differences below this are float64 noise
-_NOT_FINITE = "the loss, its gradient or its curvature is not finite"
-_PROBE_RADII = (1e-4, 1e-3, 1e-2)  # relative to the parameters' norm, where no radius is proven
-_PROVEN_RADII = (0.01, 0.1, 0.9)  # relative to the stable radius
+GRADES = ("proven", "supported", "undecided", "near", "refuted")
 CLASSES = ("near-global", "suboptimal minimum", "saddle", "not converged", "diverged")
+CONFIDENCE = 0.999  # of what is said about negative curvature that may have been missed
+_MISSED_DIRECTIONS = (1, 10, 100)
+_NEAR = 1e-4  # a Newton decrement up to this share of the loss is worth a search for a minimum nearby
+_NEAR_DISTANCE = 1e-2  # relative to the parameters' norm: largest distance from a supported minimum that counts as near
 
 
 class Certificate(NamedTuple):
     """What is known of a point.
 
-    Where the loss or a derivative is not finite, the status is refuted and the fields that could not be computed are None.
+    Where the loss or a derivative is not finite, the fields that could not be computed are None.
 
     Attributes:
-      status: "proven", "supported" or "refuted", see the module.
-      reasons: what a proof lacks, or why the point is refuted.
+      status: one of `GRADES`, see the module.
+      reasons: what a proof or support lacks, or why the point is refuted.
       loss: mean loss.
       gradient_norm: Euclidean norm of the gradient.
       extremes: ends of the Hessian's spectrum.
       activations: margins of the ReLUs; None where the network has operations that `analyse` does not know.
       radius: `stable_radius`; 0 where ``activations`` is None.
-      gap: loss minus ``lower_bound``; infinite where no bound was given.
+      gap: loss minus the lower bound of ``fit`` for the rank that the network reaches; infinite without a fit.
       probes: losses around the point.
+      distance: from a "near" point to the minimum ``nearby``; 0 of other points.
+      nearby: the certificate of the minimum beside a "near" point; None of other points.
     """
 
     status: str
@@ -70,11 +82,21 @@ class Certificate(NamedTuple):
     radius: float
     gap: float
     probes: ProbeReport | None
+    distance: float = 0.0
+    nearby: "Certificate | None" = None
 
     @property
     def is_minimum(self) -> bool:
         """Whether the point is a local minimum, proven or supported."""
-        return self.status != "refuted"
+        return self.status in ("proven", "supported")
+
+    @property
+    def missed(self) -> tuple[tuple[int, float], ...]:
+        """Pairs (k, c): with a probability of `CONFIDENCE` each, fewer than k orthogonal directions have a curvature below c."""
+        if self.extremes is None:
+            return ()
+        counts = [k for k in _MISSED_DIRECTIONS if k <= self.extremes.dimension]
+        return tuple((k, self.extremes.excluded_below(k, CONFIDENCE)) for k in counts)
 
 
 def certify(
@@ -85,9 +107,8 @@ def certify(
     *,
     loss: str,
     key: jax.Array,
-    lower_bound: float = -math.inf,
-    max_rank: int | None = None,
-    gradient_tolerance: float = 1e-8,
+    fit: AffineFit | None = None,
+    gradient_tolerance: float = 1e-10,
     curvature_tolerance: float = 1e-6,
     max_products: int = 150,
     num_directions: int = 4,
@@ -99,44 +120,48 @@ def certify(
     Args:
       apply_fn: logits (N, C) from parameters and inputs; pass the same object again to reuse the compiled programs.
       params: any floating-point pytree.
-      inputs, labels: (N, ...) and (N,) integers.
+      inputs: (N, ...); integers, such as tokens, stay integers.
+      labels: (N,) integers.
       loss: a name in `losses.LOSSES`.
       key: for the Lanczos start and the probes.
-      lower_bound: of the loss over all affine maps of the input (`AffineFit.lower_bound`); -inf proves nothing.
-      max_rank: rank up to which ``lower_bound`` holds (with `AffineFit.rank_lower_bound`); None if it holds for all affine maps.
-      gradient_tolerance: largest Euclidean norm of the gradient of a stationary point.
-      curvature_tolerance: how far the smallest eigenvalue may lie below 0, relative to the largest absolute one.
+      fit: the best affine map of these inputs by this loss (`fit_affine`), with its lower bound; without it, points with all ReLUs active
+        are not proven.
+      gradient_tolerance: relative: a point is stationary up to a gradient norm of this share of sqrt(2 lambda_max loss) (so that a step
+        down the gradient gains at most the squared share of the loss), if also a step of gradient / lambda_max is at most a hundred
+        times this share of the parameters' norm.
+      curvature_tolerance: accuracy of the smallest eigenvalue, relative to the largest absolute one.
       max_products: of the Lanczos iteration.
       num_directions, num_steps: of the probes, see `probe`.
       chunk_size: number of examples held at a time, see `hessian`.
 
     Raises:
-      ValueError: for an unknown loss, or a network that does not compute in float64.
+      ValueError: for arguments that `jaxbp.checks` refuses, an unknown loss, a fit of other data, logits that are not float64, or
+        parameters or constants with an entry for each example.
+      BatchCouplingError: as `hessian`.
     """
     loss_fn = per_example_loss(apply_fn, loss)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params, inputs = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, inputs))
-        data = (inputs, jnp.asarray(np.asarray(labels), jnp.int32))
-        _refuse_short_floats(apply_fn, params, inputs)
-        operator = hessian(loss_fn, params, data, chunk_size=chunk_size)
-        value, gradient_norm = float(operator.loss), float(jnp.linalg.norm(operator.gradient))
-        start_key, probe_key = jax.random.split(_on_device(key))
-        extremes = _finite_extremes(operator, start_key, curvature_tolerance, max_products)
-        if extremes is None:
-            return Certificate("refuted", (_NOT_FINITE,), value, gradient_norm, None, None, 0.0, math.inf, None)
-        activations, radius, unknown = _activations(apply_fn, params, inputs, chunk_size)
-        radii = _probe_radii(radius, operator)
-        step_size, direction = 0.5 / max(_scale(extremes), 1e-12), extremes.smallest.vector
-        counts: dict[str, Any] = {"num_directions": num_directions, "num_steps": num_steps, "chunk_size": chunk_size}
-        probes = probe(loss_fn, params, data, probe_key, radii=radii, step_size=step_size, direction=direction, **counts)
-    gap = value - lower_bound
-    point = Certificate("refuted", (), value, gradient_norm, extremes, activations, radius, gap, probes)
-    if refutations := _refutations(point, radius if _is_proven(radius) else max(radii), gradient_tolerance, curvature_tolerance):
-        return point._replace(reasons=refutations)
-    lacking = _missing_for_proof(value, gap, max_rank, activations, radius, unknown)
-    if lacking and not extremes.smallest.converged:  # a proof does not use the eigenvalue
-        lacking += (f"the smallest eigenvalue is not converged (residual {extremes.smallest.residual:.2g}): raise max_products",)
-    return point._replace(status="supported" if lacking else "proven", reasons=lacking)
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), checks.parameters(params, half=True))
+        examples = checks.examples(inputs)
+        examples = jnp.asarray(np.asarray(examples), jnp.float64 if jnp.issubdtype(examples.dtype, jnp.floating) else None)
+        facts = operations.facts(apply_fn, params, examples)
+        targets = checks.labels(labels, facts.num_classes, len(examples))
+        if fit is not None:
+            fit.check(np.asarray(examples, float).reshape(len(examples), -1), np.asarray(targets), loss)
+        problem = Problem(
+            apply_fn=apply_fn,
+            loss_fn=loss_fn,
+            facts=facts,
+            inputs=examples,
+            labels=jnp.asarray(np.asarray(targets)),
+            loss=loss,
+            fit=fit,
+            gradient_tolerance=max(gradient_tolerance, 100 * facts.epsilon),
+            curvature_tolerance=curvature_tolerance,
+            max_products=max_products,
+            effort={"num_directions": num_directions, "num_steps": num_steps, "chunk_size": chunk_size},
+        )
+        return _certified(problem, params, _on_device(checks.prng_key(key)), search=True)
 
 
 def classify(
@@ -166,7 +191,7 @@ def classify(
         return "near-global"
     if certificate.gradient_norm > gradient_tolerance:
         return "not converged"
-    negative = certificate.extremes.smallest.value < -curvature_tolerance * _scale(certificate.extremes)
+    negative = certificate.extremes.smallest.value < -curvature_tolerance * scale_of(certificate.extremes)
     escapes = certificate.probes.lowest_change < -drop * abs(certificate.loss)
     kink = certificate.activations is not None and certificate.activations.smallest_margin == 0
     return "saddle" if negative or escapes or kink else "suboptimal minimum"
@@ -180,91 +205,42 @@ def per_example_loss(apply_fn: Callable[[Any, jax.Array], jax.Array], loss: str)
     return lambda params, inputs, labels: LOSSES[loss](apply_fn(params, inputs), labels)
 
 
-def _scale(extremes: Extremes) -> float:
-    return max(abs(extremes.smallest.value), abs(extremes.largest.value))
+def _certified(problem: Problem, params: Any, key: jax.Array, *, search: bool) -> Certificate:
+    """The certificate of one point; ``search``: for a minimum beside points with a small slope."""
+    point = gather(problem, params, key)
+    if point.extremes is None:
+        status, what = ("undecided", "the gradient or the curvature") if math.isfinite(point.value) else ("refuted", "the loss")
+        return Certificate(status, (f"{what} is not finite",), point.value, point.gradient_norm, None, None, 0.0, math.inf, None)
+    status, reasons = grade(problem, point)
+    fields = point.value, point.gradient_norm, point.extremes, point.activations, point.radius, point.value - point.bound, point.probes
+    certificate = Certificate(status, reasons, *fields)
+    if status in ("supported", "undecided"):
+        certificate = certificate._replace(reasons=(*reasons, _undetected(certificate)))
+    if search and point.steepness and point.decrement <= _NEAR and not problem.facts.short:
+        return _searched(problem, point, certificate, key)
+    return certificate
 
 
-def _finite_extremes(operator: Hessian, key: jax.Array, atol: float, max_products: int) -> Extremes | None:
-    """Ends of the Hessian's spectrum; None where the loss, the gradient or the curvature is not finite."""
-    if not (jnp.isfinite(operator.loss) and jnp.isfinite(jnp.linalg.norm(operator.gradient))):
-        return None
-    start = jax.random.normal(key, (operator.dimension,), jnp.float64)
-    extremes = extreme_eigenvalues(operator.matvec, start, atol=atol, max_products=max_products)
-    return extremes if math.isfinite(_scale(extremes)) else None
+def _searched(problem: Problem, point: Evidence, certificate: Certificate, key: jax.Array) -> Certificate:
+    """The certificate of a point with a small slope, "near" if a minimum lies beside it."""
+    end = stationary_point(problem.loss_fn, problem.data, point.operator, point.scale, chunk_size=problem.chunk_size)
+    if not end.gradient_norm < 0.1 * point.gradient_norm:
+        return certificate
+    nearby = _certified(problem, end.params, key, search=False)
+    limit = _NEAR_DISTANCE * point.size
+    limit = min(limit, nearby.radius) if nearby.status == "proven" and nearby.radius > 0 else limit
+    if not (nearby.is_minimum and end.distance <= limit):
+        return certificate
+    reasons = (f"{point.steepness}; a {nearby.status} minimum lies {end.distance:.2g} away", *nearby.reasons)
+    return certificate._replace(status="near", reasons=reasons, distance=end.distance, nearby=nearby)
 
 
-def _probe_radii(radius: float, operator: Hessian) -> tuple[float, ...]:
-    """Distances to probe, relative to the stable radius, or to the norm of the parameters where no radius is proven."""
-    if _is_proven(radius):
-        return tuple(radius * share for share in _PROVEN_RADII)
-    unit = float(jnp.linalg.norm(operator.position)) or 1.0
-    return tuple(unit * share for share in _PROBE_RADII)
-
-
-def _is_proven(radius: float) -> bool:
-    return 0 < radius < math.inf
+def _undetected(certificate: Certificate) -> str:
+    """How much negative curvature may have been missed."""
+    counts = ", ".join(f"{count} below {curvature:.2g}" for count, curvature in certificate.missed)
+    return f"negative curvature may have been missed: with a probability of {CONFIDENCE:.1%} each, in fewer directions than {counts}"
 
 
 def _on_device(key: jax.Array) -> jax.Array:
     """The same key on the default device and in the current precision mode."""
     return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))), impl=jax.random.key_impl(key))
-
-
-def _refuse_short_floats(apply_fn: Callable, params: Any, inputs: jax.Array | np.ndarray) -> None:
-    """Raise ValueError if the logits are not float64."""
-    dtype = jax.eval_shape(apply_fn, params, inputs).dtype
-    if dtype != jnp.float64:
-        raise ValueError(
-            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: "
-            "build it without a dtype of its own (dtype=None)"
-        )
-
-
-def _activations(apply_fn: Callable, params: Any, inputs: Any, chunk_size: int | None) -> tuple[ActivationReport | None, float, str]:
-    """Margins, stable radius, and the reason why they are unknown."""
-    try:
-        report = analyse(apply_fn, params, inputs, chunk_size=chunk_size)
-        return report, stable_radius(apply_fn, params, inputs, chunk_size=chunk_size), ""
-    except UnsupportedOperationError as error:
-        return None, 0.0, str(error)
-
-
-def _refutations(point: Certificate, radius: float, gradient_tolerance: float, curvature_tolerance: float) -> tuple[str, ...]:
-    """Reasons why the point is no local minimum; of the probes, those within ``radius`` count."""
-    assert point.extremes is not None
-    assert point.probes is not None
-    reasons = []
-    if point.gradient_norm > gradient_tolerance:
-        reasons.append(f"not stationary: gradient norm {point.gradient_norm:.2g} > {gradient_tolerance:.2g}")
-    tolerance = curvature_tolerance * _scale(point.extremes)
-    if point.extremes.smallest.value < -tolerance:
-        reasons.append(f"negative curvature {point.extremes.smallest.value:.2g} < -{tolerance:.2g}")
-    if point.activations is not None and point.activations.smallest_margin == 0:
-        reasons.append("a ReLU is exactly at its kink on some example, where no derivative decides")
-    change = point.probes.lowest_change_within(radius)
-    # A change that the gradient explains is judged by gradient_tolerance above.
-    if change < -ROUNDING * max(abs(point.loss), 1.0) - point.gradient_norm * radius:
-        reasons.append(f"a point at most {radius:.2g} away has a loss lower by {-change:.2g}")
-    return tuple(reasons)
-
-
-def _missing_for_proof(
-    value: float, gap: float, max_rank: int | None, activations: ActivationReport | None, radius: float, unknown: str
-) -> tuple[str, ...]:
-    """Conditions of the proof that do not hold."""
-    missing, rounding = [], ROUNDING * max(abs(value), 1.0)
-    if activations is None:
-        missing.append(unknown)
-    elif not activations.all_active:
-        missing.append(f"only {activations.active_share:.1%} of the ReLUs are active, so the network is not affine near the point")
-    elif not radius > 0:
-        missing.append("no radius is known within which the ReLUs stay active")
-    elif max_rank is not None and activations.max_rank > max_rank:
-        missing.append(f"the lower bound holds up to rank {max_rank}, the network can reach {activations.max_rank}")
-    if not math.isfinite(gap):
-        missing.append("no lower bound of the loss over affine maps was given")
-    elif gap > rounding:
-        missing.append(f"the loss is {gap:.2g} above the lower bound over affine maps")
-    elif gap < -rounding and activations is not None and activations.all_active:
-        missing.append(f"the loss is {-gap:.2g} below the lower bound given, which therefore is none")
-    return tuple(missing)

@@ -26,6 +26,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, PyTree, Shaped
 
+from jaxbp import checks
+
 Data = tuple[Shaped[jax.Array | np.ndarray, "n ..."], ...]
 LossFn = Callable[..., jax.Array]  # (params, *data) -> (N,) losses, one for each example
 
@@ -64,43 +66,66 @@ def hessian(
     """The Hessian of the mean of ``loss_fn(params, *data)`` over all N examples.
 
     Args:
-      loss_fn: per-example losses (N,). Compiled once for each function object: pass the same object again to reuse the program. The
-        loss of an example must not depend on other examples (no batch statistics), or the mean over chunks differs from the mean.
+      loss_fn: per-example losses (N,). Compiled once for each function object: pass the same object again to reuse the program. With a
+        ``chunk_size`` the loss of an example must not depend on other examples (no batch statistics), or the mean over chunks differs
+        from the mean.
       params: pytree of floating-point arrays; their dtype is the dtype of every product.
-      data: arrays with the N examples on their leading axis.
+      data: a tuple of arrays with the N examples on their leading axis. Other arguments of the loss belong into a closure.
       chunk_size: number of examples whose activations are held at a time; None holds all and reuses them for every product.
       mesh: devices over which the examples are sharded (first mesh axis); N must be a multiple of their number, without ``chunk_size``.
 
     Raises:
-      ValueError: for data of unequal length, losses that are not (N,), a chunk size below 1, or a mesh that does not divide N.
+      BatchCouplingError: a ``chunk_size`` for losses that depend on the other examples of the batch (not checked on traced values).
+      ValueError: parameters that are no real floating-point arrays, data that are no tuple of arrays of one length, losses that are not
+        (N,), a chunk size below 1, or a mesh that does not divide N; by ``matvec``, an argument that is no vector (P,).
     """
-    num_examples = _num_examples(data)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    params, data = checked_arguments(loss_fn, params, data, chunk_size)
+    num_examples = data[0].shape[0]
     if mesh is not None:
         params, data = _shard(params, data, num_examples, chunk_size, mesh)
     position, unravel = ravel_pytree(params)
     if chunk_size is None or chunk_size >= num_examples:
         loss, gradient, pushforward = _linearise(loss_fn, params, data)
-        return Hessian(loss, gradient, position, partial(_apply, pushforward), unravel)
+        matvec = partial(_multiply, pushforward, product_fn=_apply, dimension=position.size)
+        return Hessian(loss, gradient, position, matvec, unravel)
     loss, gradient = _chunked_gradient(loss_fn, chunk_size, params, data)
-    return Hessian(loss, gradient, position, partial(_chunked_product, loss_fn, chunk_size, params, data), unravel)
+    matvec = partial(_multiply, params, data, product_fn=partial(_chunked_product, loss_fn, chunk_size), dimension=position.size)
+    return Hessian(loss, gradient, position, matvec, unravel)
 
 
 def loss_and_gradient(
     loss_fn: LossFn, params: PyTree, data: Data, *, chunk_size: int | None = None
 ) -> tuple[Float[jax.Array, ""], Float[jax.Array, " p"]]:
     """The mean loss over all examples and its gradient as a flat (P,) vector; arguments as in `hessian`."""
-    return _chunked_gradient(loss_fn, chunk_size or _num_examples(data), params, data)
+    params, data = checked_arguments(loss_fn, params, data, chunk_size)
+    return _chunked_gradient(loss_fn, chunk_size or data[0].shape[0], params, data)
 
 
-def _num_examples(data: Data) -> int:
-    lengths = {array.shape[0] for array in data}
-    if len(lengths) != 1:
+def checked_arguments(loss_fn: LossFn, params: Any, data: Any, chunk_size: int | None) -> tuple[Any, tuple[jax.Array, ...]]:
+    """Parameters and data as JAX arrays, with the errors of `hessian`."""
+    params = checks.parameters(params)
+    if not isinstance(data, tuple | list):
+        raise ValueError(f"data must be a tuple of arrays with the examples first, got {type(data).__name__}: write (inputs, labels)")
+    if any(np.ndim(array) == 0 for array in data if isinstance(array, int | float | np.generic | np.ndarray | jax.Array)):
+        raise ValueError("data must be arrays with the examples first, got a number among them: a number goes into a closure of loss_fn")
+    data = tuple(checks.examples(array, f"data[{i}]") for i, array in enumerate(data))
+    if len(lengths := {array.shape[0] for array in data}) != 1:
         raise ValueError(f"data must share their leading axis, got lengths {sorted(lengths)}")
-    if (length := lengths.pop()) == 0:
-        raise ValueError("data hold no example: a mean loss needs at least one")
-    return length
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params))
+    if chunk_size is not None and chunk_size < data[0].shape[0] and not traced:
+        checks.independent_examples(partial(_losses, loss_fn, params), data, "Use stored statistics, or leave out chunk_size")
+    return params, data
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(loss_fn: LossFn, params: Any, *data: jax.Array) -> jax.Array:
+    """The losses (N,), checked for their shape."""
+    losses = loss_fn(params, *data)
+    if losses.shape != data[0].shape[:1]:
+        raise ValueError(f"loss_fn must return one loss an example, shape {data[0].shape[:1]}, got {losses.shape}: do not average")
+    return losses
 
 
 def _shard(params: Any, data: Data, num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
@@ -119,10 +144,7 @@ def _total_loss(loss_fn: LossFn, unravel: Callable, data: Data) -> Callable[[jax
     """Sum of the losses as a function of the flat parameters."""
 
     def total(position: jax.Array) -> jax.Array:
-        losses = loss_fn(unravel(position), *data)
-        if losses.shape != data[0].shape[:1]:
-            raise ValueError(f"loss_fn must return one loss an example, shape {data[0].shape[:1]}, got {losses.shape}: do not average")
-        return jnp.sum(losses)
+        return jnp.sum(_losses(loss_fn, unravel(position), *data))
 
     return total
 
@@ -139,6 +161,15 @@ def _linearise(loss_fn: LossFn, params: Any, data: Data) -> tuple:
 
     gradient, pushforward, loss = jax.linearize(gradient_fn, position, has_aux=True)
     return loss, gradient, pushforward
+
+
+def _multiply(*arguments: Any, product_fn: Callable[..., jax.Array], dimension: int) -> jax.Array:
+    """``product_fn(*arguments)``, of which the last is the vector."""
+    vector = arguments[-1]
+    if getattr(vector, "shape", None) != (dimension,):
+        got = f"shape {vector.shape}" if hasattr(vector, "shape") else type(vector).__name__
+        raise ValueError(f"matvec takes a vector ({dimension},), got {got}: make one of a tree by jax.flatten_util.ravel_pytree")
+    return product_fn(*arguments)
 
 
 @jax.jit

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxbp import checks
+
 INITS = ("default", "zero", "constant C", "bias +V", "bias -V", "bias U(-V, V)")  # V, C: positive numbers
 
 
@@ -32,8 +34,9 @@ def perturb_init(name: str, params: PyTree, key: jax.Array) -> PyTree:
     - *bias U(-V, V)*: every bias is drawn uniformly; the only form that uses ``key``.
 
     Raises:
-      ValueError: for a name of another form, or for parameters without a bias where biases change.
+      ValueError: for a name of another form, for parameters without a bias where biases change, or that are no real floating-point arrays.
     """
+    params = checks.parameters(params, half=True)
     if name == "default":
         return params
     if name == "zero":

@@ -21,7 +21,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, PyTree
 
-from jaxbp.landscape.hessian import Data, LossFn, loss_and_gradient
+from jaxbp import checks
+from jaxbp.landscape.hessian import Data, LossFn, checked_arguments, loss_and_gradient
 
 
 class ProbeReport(NamedTuple):
@@ -32,12 +33,14 @@ class ProbeReport(NamedTuple):
       line_changes: (D, R) loss change after a straight step.
       descent_changes: (D, R) loss change after gradient descent from the end of the step.
       descent_distances: (D, R) distance between the end of the descent and the point.
+      lowest_offset: (P,) from the point to the lowest probed point within twice the largest radius; None where it was not kept.
     """
 
     radii: Float[np.ndarray, " r"]
     line_changes: Float[np.ndarray, "d r"]
     descent_changes: Float[np.ndarray, "d r"]
     descent_distances: Float[np.ndarray, "d r"]
+    lowest_offset: Float[np.ndarray, " p"] | None = None
 
     @property
     def lowest_change(self) -> float:
@@ -61,13 +64,13 @@ def probe(
     step_size: float,
     num_directions: int = 4,
     num_steps: int = 20,
-    direction: Float[jax.Array, " p"] | None = None,
+    direction: Float[jax.Array | np.ndarray, "*k p"] | None = None,
     chunk_size: int | None = None,
 ) -> ProbeReport:
     """Probe the mean loss around ``params`` along random directions, and by gradient descent from the points reached.
 
-    The cost is D R (num_steps + 2) gradients, with D = num_directions, or num_directions + 2 if ``direction`` is given. The probe holds
-    one offset of P numbers for each of the D directions.
+    The cost is D R (num_steps + 2) gradients, with D = num_directions + 2 k, k the number of given directions. The probe holds one offset
+    of P numbers for each of the D directions.
 
     Args:
       loss_fn: per-example losses (N,), as in `hessian`.
@@ -78,33 +81,47 @@ def probe(
       step_size: of the gradient descent.
       num_directions: number of random directions.
       num_steps: number of full-batch gradient steps from each probed point.
-      direction: (P,), for instance of most negative curvature; added with both signs.
+      direction: (P,) or (k, P), for instance of most negative curvature; added with both signs, after the random ones.
       chunk_size: number of examples whose activations are held at a time; None holds all.
 
     Raises:
-      ValueError: for radii that are not positive.
+      ValueError: as `hessian`; for radii that are not positive, or a direction that is zero.
     """
     if not radii or min(radii) <= 0:
         raise ValueError(f"radii must be positive numbers, got {radii}")
-    size = ravel_pytree(params)[0].size
-    directions = jax.random.normal(key, (num_directions, size), jax.tree.leaves(params)[0].dtype)
+    params, data = checked_arguments(loss_fn, params, data, chunk_size)
+    position = ravel_pytree(params)[0]
+    directions = jax.random.normal(checks.prng_key(key), (num_directions, position.size), position.dtype)
     if direction is not None:
-        directions = jnp.concatenate([directions, direction[None], -direction[None]])
+        given = jnp.atleast_2d(jnp.asarray(direction, position.dtype))
+        directions = jnp.concatenate([directions, *(row for line in given for row in (line[None], -line[None]))])
+    directions /= jnp.abs(directions).max(1, keepdims=True)  # of any scale
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    changes = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
-    return ProbeReport(np.asarray(radii), *(np.asarray(a) for a in changes))  # NumPy keeps float64 when JAX is in 32-bit mode
+    if not jnp.isfinite(directions).all():
+        raise ValueError("direction must be finite and not zero")
+    result = _probe(loss_fn, num_steps, chunk_size, params, data, directions, jnp.asarray(radii), step_size)
+    return ProbeReport(np.asarray(radii), *(np.asarray(a) for a in result))  # NumPy keeps float64 when JAX is in 32-bit mode
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="chunk_size")
 def losses_at(
     loss_fn: LossFn,
     params: PyTree,
     data: Data,
-    offsets: Float[jax.Array, "m p"],
+    offsets: Float[jax.Array | np.ndarray, "m p"],
     *,
     chunk_size: int | None = None,
 ) -> Float[jax.Array, " m"]:
-    """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P); for slices of the landscape along any directions."""
+    """Mean losses (M,) at ``params`` plus each of ``offsets`` (M, P); for slices of the landscape along any directions.
+
+    Raises:
+      ValueError: as `hessian`.
+    """
+    params, data = checked_arguments(loss_fn, params, data, chunk_size)
+    return _losses_at(loss_fn, chunk_size, params, data, jnp.asarray(offsets))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _losses_at(loss_fn: LossFn, chunk_size: int | None, params: Any, data: Any, offsets: jax.Array) -> jax.Array:
     position, unravel = ravel_pytree(params)
 
     def loss(offset: jax.Array) -> jax.Array:
@@ -124,19 +141,25 @@ def _probe(
     radii: jax.Array,
     step_size: jax.Array,
 ) -> tuple:
-    """Loss changes on the lines and after descent, and the distances after descent, each (D, R)."""
+    """Loss changes on the lines and after descent, distances after descent, each (D, R), and the offset of the lowest end."""
     position, unravel = ravel_pytree(params)
+    reference = loss_and_gradient(loss_fn, params, data, chunk_size=chunk_size)[0]
 
     def evaluate(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         return loss_and_gradient(loss_fn, unravel(point), data, chunk_size=chunk_size)
 
-    def descend(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        end, _ = jax.lax.scan(lambda p, _: (p - step_size * evaluate(p)[1], None), start, length=num_steps)
-        return evaluate(start)[0], evaluate(end)[0], jnp.linalg.norm(end - position)
+    def descend(lowest: tuple, start: jax.Array) -> tuple[tuple, tuple]:
+        end, _ = jax.lax.scan(lambda p, _: (p - step_size * evaluate(p)[1], None), position + start, length=num_steps)
+        line, change, offset = evaluate(position + start)[0] - reference, evaluate(end)[0] - reference, end - position
+        distance = jnp.linalg.norm(offset)
+        for height, place, counts in ((line, start, True), (change, offset, distance <= 2 * radii.max())):
+            lower = (height < lowest[0]) & counts  # never for NaN
+            lowest = jnp.where(lower, height, lowest[0]), jnp.where(lower, place, lowest[1])
+        return lowest, (line, change, distance)
 
-    def along(direction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jax.lax.map(lambda radius: descend(position + radius * direction), radii)
+    def along(lowest: tuple, direction: jax.Array) -> tuple[tuple, tuple]:
+        return jax.lax.scan(descend, lowest, radii[:, None].astype(position.dtype) * direction)
 
-    lines, descents, distances = jax.lax.map(along, directions)
-    reference, _ = evaluate(position)
-    return lines - reference, descents - reference, distances
+    nowhere = jnp.array(jnp.inf, reference.dtype), jnp.zeros_like(position)
+    (_, offset), (lines, descents, distances) = jax.lax.scan(along, nowhere, directions)
+    return lines, descents, distances, offset

@@ -5,7 +5,8 @@ vector, in which the operator is tridiagonal. The eigenvalues of this small matr
 once. Shifted power iteration, the method of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), sees one end and stalls where
 eigenvalues lie close together. Every new vector is orthogonalised twice against all earlier ones; without this, finite precision produces
 spurious copies of converged eigenvalues. The basis is stored in a buffer that doubles as it fills, since each step would read a buffer of
-the final size in full.
+the final size in full. Products are divided by their largest entry before anything is squared, and the small matrix is kept in float64 on
+the host, so results scale with the operator over the range of the dtype.
 
 >>> import jax
 >>> import jax.numpy as jnp
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.optimize
+import scipy.special
 from jaxtyping import Float
 
 Matvec = Callable[[jax.Array], jax.Array]
@@ -66,11 +68,37 @@ class Extremes(NamedTuple):
     Attributes:
       smallest, largest: the ends.
       num_products: number of operator products, those for the residuals included.
+      ritz: (k,) Ritz values in ascending order; None where they are not known.
+      log_betas: sum of the logarithms of the k off-diagonal entries of Lanczos' matrix; -inf if the Krylov space became invariant.
+      dimension: P.
     """
 
     smallest: Eigenvalue
     largest: Eigenvalue
     num_products: int
+    ritz: Float[np.ndarray, " k"] | None = None
+    log_betas: float = math.nan
+    dimension: int = 0
+
+    def excluded_below(self, num_directions: int = 1, confidence: float = 0.999) -> float:
+        """With probability ``confidence`` fewer than ``num_directions`` eigenvalues lie below this value; -inf where nothing is known.
+
+        Several eigenvectors are harder to miss than one. Let S be the span of those with eigenvalues of at most l, below all Ritz values
+        t_i, and c the component of the start vector in S. Then |c| prod(t_i - l) <= prod(beta_i), as for one eigenvector in
+        `extreme_eigenvalues`, and |c|^2 has the distribution Beta(dim S / 2, (P - dim S) / 2).
+
+        Raises:
+          ValueError: no number of directions from 1 to P, or no probability.
+        """
+        if self.ritz is None:
+            return -math.inf
+        if not (1 <= num_directions <= self.dimension and 0 < confidence < 1):
+            raise ValueError(
+                f"num_directions must be from 1 to {self.dimension} and confidence between 0 and 1, got {num_directions} and {confidence}"
+            )
+        rest = self.dimension - num_directions
+        share = scipy.special.betaincinv(num_directions / 2, rest / 2, 1 - confidence) if rest else 1.0
+        return -_largest(-self.ritz[::-1], self.log_betas, math.sqrt(share))
 
 
 class SpectralDensity(NamedTuple):
@@ -88,6 +116,9 @@ class SpectralDensity(NamedTuple):
         """The density on ``grid`` (G,) smoothed by a Gaussian of standard deviation ``width``; integrates to 1."""
         if not width > 0:
             raise ValueError(f"width must be positive, got {width}")
+        grid = np.asarray(grid, float)
+        if grid.ndim != 1:
+            raise ValueError(f"grid must be a vector of points, got shape {grid.shape}")
         bumps = np.exp(-0.5 * ((grid[:, None, None] - self.nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
         return (bumps * self.weights).sum(-1).mean(-1)
 
@@ -131,10 +162,10 @@ def extreme_eigenvalues(
     least_component = (
         0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)
     )  # smaller with the probability that the two bounds may fail
-    for step, (basis, alphas, betas) in enumerate(_steps(matvec, start), 1):
+    for step, (basis, entries) in enumerate(_steps(matvec, start), 1):
         if step % _CHECK_EVERY and step != limit:
             continue
-        diagonal, off = np.array(jax.device_get(alphas), float), np.array(jax.device_get(betas), float)
+        diagonal, off = _on_host(entries)
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
             return _not_finite(start, step, confidence)
         diagonal, off = _until_breakdown(diagonal, off, 4 * epsilon)
@@ -144,11 +175,13 @@ def extreme_eigenvalues(
         done = estimates <= rtol * np.abs(ritz[[0, -1]]) + atol * scale
         if done.all() or step >= limit or len(diagonal) < step:
             break
-    bounds = -_largest(-ritz[::-1], off, least_component), _largest(ritz, off, least_component)
+    with np.errstate(divide="ignore"):
+        log_betas = float(np.log(off).sum())
+    bounds = -_largest(-ritz[::-1], log_betas, least_component), _largest(ritz, log_betas, least_component)
     smallest, largest = (
         _eigenvalue(matvec, basis, vectors[:, i], bound, rtol, atol * scale, confidence) for i, bound in zip((0, -1), bounds, strict=True)
     )
-    return Extremes(smallest, largest, step + 2)
+    return Extremes(smallest, largest, step + 2, ritz, log_betas, dimension)
 
 
 def spectral_density(
@@ -173,9 +206,9 @@ def spectral_density(
     nodes, weights = np.zeros((2, num_probes, num_steps))
     for i, probe_key in enumerate(jax.random.split(key, num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
-        for _, (_, alphas, betas) in zip(range(num_steps), _steps(matvec, start), strict=False):
+        for _, (_, entries) in zip(range(num_steps), _steps(matvec, start), strict=False):
             pass
-        diagonal, off = np.array(jax.device_get(alphas), float), np.array(jax.device_get(betas), float)
+        diagonal, off = _on_host(entries)
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
             nodes[i], weights[i] = math.nan, math.nan
             continue
@@ -201,29 +234,39 @@ def hutchinson_trace(
 def _check_start(start: jax.Array) -> int:
     if start.ndim != 1 or not start.size:
         raise ValueError(f"start must be a vector, got shape {start.shape}")
-    norm = float(jnp.linalg.norm(start))
-    if not (math.isfinite(norm) and norm > 0):
-        raise ValueError(f"start must be finite and not zero, got norm {norm}")
+    if not jnp.issubdtype(start.dtype, jnp.floating):
+        raise ValueError(f"start must be real floating-point numbers, got {start.dtype}")
+    largest = float(jnp.abs(start).max())
+    if not (math.isfinite(largest) and largest > 0):
+        raise ValueError(f"start must be finite and not zero, got a largest entry of {largest}")
     return start.size
 
 
-def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[jax.Array], list[jax.Array]]]:
-    """Yield (basis, alphas, betas) after each product; rows of the basis after the number of steps are the next vector, then zeros."""
+def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]]:
+    """Yield (basis, entries) after each product; rows of the basis after the number of steps are the next vector, then zeros.
+
+    The entries are (scale, alpha, beta) for each step: the diagonal of Lanczos' matrix is scale alpha, the off-diagonal scale beta.
+    """
     basis, vector = _first(start)
-    alphas: list[jax.Array] = []
-    betas: list[jax.Array] = []
+    entries: list[tuple[jax.Array, jax.Array, jax.Array]] = []
     while True:
-        step = len(alphas) + 1
+        step = len(entries) + 1
         if step == basis.shape[0]:
             basis = _doubled(basis)
-        basis, vector, alpha, beta = _extend(basis, step, vector, matvec(vector))
-        alphas.append(alpha)
-        betas.append(beta)
-        yield basis, alphas, betas
+        basis, vector, entry = _extend(basis, step, vector, matvec(vector))
+        entries.append(entry)
+        yield basis, entries
+
+
+def _on_host(entries: list[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonal and off-diagonal of Lanczos' matrix in float64."""
+    scales, alphas, betas = np.array(jax.device_get(entries), float).T
+    return scales * alphas, scales * betas
 
 
 @jax.jit
 def _first(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    start = start / jnp.abs(start).max()
     vector = start / jnp.linalg.norm(start)
     return jnp.zeros((_FIRST_CAPACITY, start.size), start.dtype).at[0].set(vector), vector
 
@@ -233,14 +276,22 @@ def _doubled(basis: jax.Array) -> jax.Array:
     return jnp.concatenate([basis, jnp.zeros_like(basis)])
 
 
+def _scaled(product: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The product with entries of at most 1, and its largest entry, 1 if all are zero."""
+    largest = jnp.abs(product).max()
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return product / scale, scale
+
+
 @partial(jax.jit, donate_argnums=0)
 def _extend(basis: jax.Array, step: int, vector: jax.Array, product: jax.Array) -> tuple:
+    product, scale = _scaled(product)
     alpha = _dot(vector, product)
     for _ in range(2):  # "twice is enough": Parlett, The Symmetric Eigenvalue Problem, section 6.9
         product = product - _dot(_dot(basis, product), basis)
     beta = jnp.linalg.norm(product)
     following = product / jnp.where(beta > 0, beta, 1)
-    return basis.at[step].set(following), following, alpha, beta
+    return basis.at[step].set(following), following, (scale, alpha, beta)
 
 
 _dot = partial(jnp.dot, precision="highest")  # the reduced precision that accelerators prefer for float32 loses orthogonality
@@ -254,11 +305,11 @@ def _until_breakdown(diagonal: np.ndarray, off: np.ndarray, tolerance: float) ->
     return diagonal[:end], off[:end]
 
 
-def _largest(ritz: np.ndarray, off: np.ndarray, component: float) -> float:
-    """The largest l >= max(ritz) with component x prod(l - ritz) <= prod(off): no larger one is an eigenvalue."""
-    if not off.all():
+def _largest(ritz: np.ndarray, log_betas: float, component: float) -> float:
+    """The largest l >= max(ritz) with component x prod(l - ritz) <= prod(betas): no larger one is an eigenvalue."""
+    if log_betas == -math.inf:
         return float(ritz[-1])
-    product = np.log(off).sum() - math.log(component)
+    product = log_betas - math.log(component)
 
     def excess(log_gap: float) -> float:
         return np.log(np.exp(log_gap) + (ritz[-1] - ritz)).sum() - product
@@ -281,7 +332,8 @@ def _eigenvalue(
     padded = np.zeros(basis.shape[0], basis.dtype)  # padding to the capacity keeps the number of compiled shapes small
     padded[: len(coefficients)] = coefficients
     vector = _combination(padded, basis)
-    value, residual = map(float, _rayleigh(vector, matvec(vector)))
+    scale, value, residual = map(float, _rayleigh(vector, matvec(vector)))
+    value, residual = scale * value, scale * residual
     return Eigenvalue(value, residual, bool(residual <= rtol * abs(value) + atol), float(bound), confidence, vector)
 
 
@@ -292,9 +344,10 @@ def _combination(coefficients: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _rayleigh(vector: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rayleigh(vector: jax.Array, product: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    product, scale = _scaled(product)
     value = _dot(vector, product)
-    return value, jnp.linalg.norm(product - value * vector)
+    return scale, value, jnp.linalg.norm(product - value * vector)
 
 
 def _not_finite(start: jax.Array, step: int, confidence: float) -> Extremes:

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from jaxbp.checks import BatchCouplingError
 from jaxbp.ntk import _contraction
 from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, outputs, sharded_kernel
 
@@ -39,10 +40,6 @@ _MAX_DEPENDENCE = 1e-3  # largest relative difference between an example alone a
 
 class InsufficientMemoryError(ValueError):
     """The smallest block does not fit the memory bound."""
-
-
-class BatchCouplingError(ValueError):
-    """Outputs depend on the other examples of the batch, but ``coupled=True`` was not given."""
 
 
 def empirical_ntk(

@@ -164,12 +164,6 @@ def test_unequal_widths_need_one_each():
         dataclasses.replace(PRESETS["paper"].cases[0], width=(8, 8)).validate()
 
 
-def test_best_constant_loss_by_hand():
-    labels = np.array([0, 0, 1, 2])
-    assert measure.best_constant_loss(labels, 4, "cross_entropy") == pytest.approx(1.5 * np.log(2))
-    assert measure.best_constant_loss(labels, 4, "squared_error") == pytest.approx(0.5 * (1 - 6 / 16))
-
-
 def made_up(case, embedded, ends):
     """Results of three seeds: the fields of the embedding, and the loss at the end of each arm."""
     seeds, curves = {"seed": range(3)}, [[[3.0, loss] for loss in losses] for losses in ends.values()]

@@ -375,3 +375,42 @@ def test_convolutions_of_other_kinds_are_refused(options, name):
     shape = (1, 1, 1, 2) if "feature_group_count" in options else (2, 1, 1, 2)
     with pytest.raises(UnsupportedOperationError, match=name):
         landscape.analyse(apply_fn, jnp.ones(shape), jnp.ones((2, 3, 3, 2)))
+
+
+# Dead layers, and what belongs to one example
+
+
+def scalars(p, x):
+    return nn.relu(nn.relu(x * p["slope"] + p["shift"]) * p["second slope"] + p["second shift"])
+
+
+def with_skip(p, x):
+    return scalars(p, x) + x
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_layer_that_is_dead_on_all_examples_leaves_rank_zero(x64, chunk_size):
+    def report(shift, slopes=(1.0, 1.0), fn=scalars):
+        params = {"slope": slopes[0], "shift": shift, "second slope": slopes[1], "second shift": 0.5}
+        return landscape.analyse(fn, jax.tree.map(jnp.asarray, params), x, chunk_size=chunk_size)
+
+    x = jnp.array([[1.0, 2.0], [2.0, 1.0], [-1.0, -2.0], [-2.0, -1.0]])
+    assert (report(-9.0).max_rank, report(-9.0).is_constant) == (0, True)
+    assert report(-9.0, fn=with_skip).max_rank == 2  # the input arrives beside the dead layer
+    assert not report(9.0).is_constant
+    # The first layer is dead on the last two examples, the second on the first two: no layer on all of them, and no common constant.
+    mixed = report(0.0, (1.0, -1.0))
+    assert mixed.active_share == 0.5
+    assert not mixed.is_constant
+
+
+def test_what_belongs_to_one_example_is_no_parameter(x64):
+    x, params = jnp.ones((4, 2)), {"w": jnp.ones((2, 3)), "b": jnp.ones((4, 3))}
+    for fn in (
+        lambda p, x: nn.relu(x @ p["w"] + p["b"]),
+        lambda p, x: nn.relu(p["b"] * (x @ p["w"])),
+        lambda p, x: nn.relu(x @ p["w"] + jnp.arange(12.0).reshape(4, 3)),
+    ):
+        with pytest.raises(UnsupportedOperationError, match=r"shape \(4, 3\) have an entry for each of 4 examples"):
+            landscape.analyse(fn, params, x)
+    assert landscape.analyse(lambda p, x: nn.relu(x @ p["w"] + p["c"][None]), {**params, "c": jnp.ones(3)}, x).all_active

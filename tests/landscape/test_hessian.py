@@ -10,7 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
 
-from jaxbp import landscape
+from jaxbp import landscape, ntk
+from jaxbp.checks import BatchCouplingError
 from jaxbp.losses import LOSSES
 from jaxbp.ops.convolution import conv_with
 
@@ -169,14 +170,59 @@ def test_misuse_is_refused():
     mesh = jax.make_mesh((2,), ("examples",), axis_types=(AxisType.Auto,))
     for message, call in {
         "share their leading axis, got lengths .13, 14.": lambda: landscape.hessian(loss_fn, params, (data[0], data[1][1:])),
-        "no example": lambda: landscape.hessian(loss_fn, params, (data[0][:0], data[1][:0])),
+        "must hold examples on its leading axis": lambda: landscape.hessian(loss_fn, params, (data[0][:0], data[1][:0])),
         "chunk_size must be at least 1, got 0": lambda: landscape.hessian(loss_fn, params, data, chunk_size=0),
         "not both": lambda: landscape.hessian(loss_fn, params, data, chunk_size=7, mesh=mesh),
         "13 examples do not divide": lambda: landscape.hessian(loss_fn, params, jax.tree.map(lambda a: a[1:], data), mesh=mesh),
         r"one loss an example, shape \(14,\), got \(\)": lambda: landscape.hessian(lambda *args: loss_fn(*args).mean(), params, data),
-        r"one loss an example, shape \(1,\), got \(\)": lambda: landscape.hessian(
+        r"one loss an example, shape \(2,\), got \(\)": lambda: landscape.hessian(
             lambda *args: loss_fn(*args).mean(), params, data, chunk_size=5
         ),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_arguments_of_other_kinds_are_refused():
+    x, y, params = jnp.ones((6, 4)), jnp.zeros(6, int), {"k": jnp.ones((4, 3))}
+
+    def loss_fn(params, x, *rest):
+        return ((x @ params["k"]) ** 2).sum(-1)
+
+    operator = landscape.hessian(loss_fn, params, (x.tolist(), y.tolist()))  # lists are arrays
+    assert operator.dimension == 12
+    options = {"radii": (0.1,), "step_size": 0.1}
+    for message, call in {
+        "data must be a tuple of arrays with the examples first, got dict": lambda: landscape.hessian(loss_fn, params, {"x": x, "y": y}),
+        "tuple of arrays with the examples first, got ArrayImpl": lambda: landscape.hessian(loss_fn, params, x),
+        "a number goes into a closure": lambda: landscape.hessian(loss_fn, params, (x, y, jnp.float32(0.1))),
+        r"data\[1\] must be one array, got NoneType": lambda: landscape.hessian(loss_fn, params, (x, None)),
+        r"vector \(12,\), got dict: .*ravel_pytree": lambda: operator.matvec(params),
+        r"vector \(12,\), got shape \(4, 3\)": lambda: operator.matvec(params["k"]),
+        r"got int\d+ at \['step'\]: pass it as state": lambda: landscape.hessian(loss_fn, {**params, "step": jnp.int32(7)}, (x, y)),
+        r"got complex\d+": lambda: landscape.probe(loss_fn, {"k": 1j * params["k"]}, (x, y), jax.random.key(0), **options),
+        "got bool": lambda: landscape.losses_at(loss_fn, {"k": jnp.ones((4, 3), bool)}, (x, y), jnp.zeros((1, 12))),
+        "got bfloat16": lambda: landscape.loss_and_gradient(loss_fn, {"k": jnp.ones((4, 3), jnp.bfloat16)}, (x, y)),
+        "examples first, got str": lambda: landscape.losses_at(loss_fn, params, "xy", jnp.zeros((1, 12))),
+        "key must be one random key": lambda: landscape.probe(loss_fn, params, (x, y), 0, **options),
+        "not zero": lambda: landscape.probe(loss_fn, params, (x, y), jax.random.key(0), direction=jnp.zeros(12), **options),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_chunks_refuse_coupled_examples():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)))
+
+    def loss_fn(params, x):
+        h = x @ params
+        return (((h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-3)) ** 3).sum(-1)  # batch statistics
+
+    params = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)))
+    whole = landscape.hessian(loss_fn, params, (x,))
+    assert whole.loss == pytest.approx(float(loss_fn(params, x).mean()))
+    for data in (x, x.at[7].set(x[0]), x.at[1].set(x[0])):
+        for call in (landscape.hessian, landscape.loss_and_gradient):
+            with pytest.raises(BatchCouplingError, match=r"examples are coupled.*leave out chunk_size"):
+                call(loss_fn, params, (data,), chunk_size=4)
+    assert ntk.BatchCouplingError is BatchCouplingError

@@ -205,8 +205,9 @@ def test_misuse_is_refused():
     start = jnp.ones(3)
     for message, call in {
         "vector, got shape .3, 1.": lambda: landscape.extreme_eigenvalues(lambda v: v, start[:, None]),
-        "finite and not zero, got norm 0": lambda: landscape.extreme_eigenvalues(lambda v: v, 0 * start),
-        "finite and not zero, got norm nan": lambda: landscape.extreme_eigenvalues(lambda v: v, math.nan * start),
+        "finite and not zero, got a largest entry of 0": lambda: landscape.extreme_eigenvalues(lambda v: v, 0 * start),
+        "finite and not zero, got a largest entry of nan": lambda: landscape.extreme_eigenvalues(lambda v: v, math.nan * start),
+        "real floating-point numbers, got complex64": lambda: landscape.extreme_eigenvalues(lambda v: v, 1j * start),
         "max_products must be at least 1": lambda: landscape.extreme_eigenvalues(lambda v: v, start, max_products=0),
         "at least 1, got 0 and": lambda: landscape.spectral_density(lambda v: v, 3, jax.random.key(0), num_probes=0),
         "at least 2 for a standard error": lambda: landscape.hutchinson_trace(lambda v: v, 3, jax.random.key(0), num_probes=1),
@@ -293,3 +294,45 @@ def test_the_error_of_a_trace_is_that_of_the_mean_of_its_probes(x64):
 def test_trace_of_a_diagonal_is_exact():
     spectrum = jnp.arange(5.0)
     assert landscape.hutchinson_trace(lambda v: spectrum * v, 5, jax.random.key(0), num_probes=3) == (10.0, 0.0)
+
+
+# Scale, and what may have been missed
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1.0, 1e20, 1e30])
+def test_float32_operators_of_every_scale(scale):
+    spectrum = jnp.float32(scale) * jnp.arange(1.0, 10.0)
+    result = landscape.extreme_eigenvalues(lambda v: multiply(jnp.diag(spectrum), v), gaussian(9, dtype=np.float32))
+    for end, expected in ((result.smallest, 1.0), (result.largest, 9.0)):
+        assert end.converged
+        assert (end.value / scale, end.bound / scale) == pytest.approx((expected, expected), rel=1e-5)
+        assert end.residual < 1e-5 * scale * 9
+    density = landscape.spectral_density(lambda v: multiply(jnp.diag(spectrum), v), 9, jax.random.key(0), num_probes=1)
+    np.testing.assert_allclose(density.nodes[0] / scale, np.arange(1.0, 10.0), rtol=1e-4)
+    small = landscape.extreme_eigenvalues(lambda v: spectrum * v, jnp.float32(1e-30) * gaussian(9, dtype=np.float32))
+    assert small.largest.value == pytest.approx(9 * scale, rel=1e-5)
+
+
+def test_fewer_directions_than_stated_are_missed(x64):
+    # Ten steps see little of 5 eigenvalues of -0.1 among 300: at a confidence of 50 % the bound for k of them fails for at most half of the
+    # starts, and the more directions there are, the nearer it lies.
+    spectrum = jnp.concatenate([jnp.full(5, -0.1), jnp.linspace(0.0, 1.0, 295)])
+    bounds = []
+    for seed in range(40):
+        result = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300, seed), rtol=0, max_products=10)
+        bounds.append([result.excluded_below(k, 0.5) for k in (1, 5, 50)])
+        assert result.excluded_below(1, 0.9995) == pytest.approx(result.smallest.bound, rel=1e-3)  # two ends share 0.1 %
+    one, five, fifty = np.array(bounds).T
+    assert (one < five).all()
+    assert (five < fifty).all()
+    assert (five > -0.1).sum() <= 20 + 4 * 3.2  # binomial, 4 sigma
+    assert (five > -0.11).all()  # not idle: close to the eigenvalue
+    with pytest.raises(ValueError, match="from 1 to 300"):
+        result.excluded_below(301)
+
+
+def test_a_density_takes_a_list_as_grid():
+    density = landscape.SpectralDensity(np.zeros((1, 1)), np.ones((1, 1)))
+    assert density.evaluate([0.0, 1.0], 1.0)[0] == pytest.approx(1 / math.sqrt(2 * math.pi))
+    with pytest.raises(ValueError, match=r"grid must be a vector of points, got shape \(1, 2\)"):
+        density.evaluate([[0.0, 1.0]], 0.1)
