@@ -95,7 +95,7 @@ class Settings(lab.Settings):
     margin: float = 1.0
     stay_passes: int = 1
     perturbations: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0)
-    num_certified: int = 3
+    num_certified: int = 2
     num_densities: int = 1
     slice_points: int = 25
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from experiments.local_minima import measure, study
+from experiments.local_minima import measure, outcomes, study
 from experiments.local_minima.settings import (
     DEFAULT,
     EMBEDDED,
@@ -209,9 +209,9 @@ def values_of(claim, m):
 
 
 def test_measures_by_hand(by_hand):
-    stays = functools.partial(study.stays, by_hand)
-    np.testing.assert_array_equal(stays(study.final_loss(by_hand, EMBEDDED)), [0, 1, np.nan])  # a tenth of 0.9 is 0.09
-    np.testing.assert_array_equal(stays(study.final_loss(by_hand, "bias +20")), [0, 0, np.nan])  # one fell, one diverged
+    stays = functools.partial(outcomes.stays, by_hand)
+    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, EMBEDDED)), [0, 1, np.nan])  # a tenth of 0.9 is 0.09
+    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, "bias +20")), [0, 0, np.nan])  # one fell, one diverged
     (proven,) = values_of("S1.a", by_hand).values()
     np.testing.assert_array_equal(proven, [1, 1, 0])
 
@@ -220,11 +220,11 @@ def test_a_bad_end_is_high_and_stationary():
     case = Case("digits", "mlp", 4, 1, "cross_entropy", 100, arms=(DEFAULT, "bias +20"))
     slopes = [[9.0] * 3, [0.05, 0.07, 0.05]]  # the slope at the end of default training counts for nothing
     m = made_up(case, {"constant_loss": [1.1] * 3}, {DEFAULT: [0.1] * 3, "bias +20": [0.21, 0.21, 0.19]}, gradients=slopes)
-    assert study.kinds_of_end(m, "bias +20").values.tolist() == ["suboptimal", "moving", "low"]
+    assert outcomes.kinds_of_end(m, "bias +20").values.tolist() == ["suboptimal", "moving", "low"]
     (values,) = values_of("S1.d", m).values()
     np.testing.assert_array_equal(values, [1, 0, 0])
     m = made_up(case, {"constant_loss": [1.1] * 3}, {DEFAULT: [0.1, 0.1, np.nan], "bias +20": [np.inf, 5.0, 0.5]})
-    assert study.kinds_of_end(m, "bias +20").values.tolist() == ["diverged", "suboptimal", "no default"]
+    assert outcomes.kinds_of_end(m, "bias +20").values.tolist() == ["diverged", "suboptimal", "no default"]
     (values,) = values_of("S1.d", m).values()
     np.testing.assert_array_equal(values, [0, 1, np.nan])  # one that diverged is no bad end
 
@@ -241,7 +241,7 @@ def test_momentum_is_compared_by_log_losses():
 
 def test_a_gap_that_default_training_does_not_close_decides_nothing(by_hand):
     level = made_up(by_hand.case, {"loss": [1.0] * 3}, {DEFAULT: [1.0, 1.5, 0.5], EMBEDDED: [1.0, 1.0, np.inf]})
-    np.testing.assert_array_equal(study.stays(level, study.final_loss(level, EMBEDDED)), [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(outcomes.stays(level, outcomes.final_loss(level, EMBEDDED)), [np.nan, np.nan, 0])
 
 
 def test_a_diverged_reference_decides_nothing(by_hand):
