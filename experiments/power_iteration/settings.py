@@ -62,7 +62,7 @@ class Arguments(lab.Arguments):
     """Compare the paper's power iteration with Lanczos' method on Hessians of trained networks and of minima. Claims S5.a, S5.b."""
 
     presets: ClassVar = {
-        "smoke": Settings("smoke", 2, _SMOKE, num_steps=20),
+        "smoke": Settings("smoke", 2, _SMOKE, num_steps=100),
         "quick": Settings("quick", 10, _QUICK),
         "standard": Settings("standard", 20, (*_QUICK, Case(*_FASHION, 5), Case(*_FASHION, 500, near_convergence=True), Case(*_FASHION))),
     }

@@ -296,7 +296,8 @@ def test_below_the_limit_a_run_takes_its_share_and_as_many_steps_as_fit(tiny):
     for batches, most in ((SMALL, 8), (FULL, 2)):
         results = measure.stay(TINY, settings, embedded, batches, SEEDS)
         np.testing.assert_allclose(results.travel, rates * np.clip(np.round(wanted / rates), 1, most) / wanted, rtol=1e-6)
-        assert (np.abs(results.end_loss / embedded.loss - 1) < 0.1).all()
+        moved = np.abs(results.end_loss / embedded.loss - 1)
+        assert (moved < 1e-3).all() if batches == FULL else (moved[0] < 0.05).all()  # noise of batches drives it off near the limit
     results = measure.perturb(TINY, settings, embedded, SEEDS)
     assert (results.start_loss[:, 1] > 1.5 * results.start_loss[:, 0]).all()
 
@@ -304,10 +305,10 @@ def test_below_the_limit_a_run_takes_its_share_and_as_many_steps_as_fit(tiny):
 def test_a_run_that_needs_few_steps_stops_there(tiny):
     settings, _ = tiny
     starts = measure.draw(TINY, settings, DEFAULT, SEEDS)
-    whole, early = (measure.train_from(starts, SEEDS, 0.1, 0.9, TINY, settings, num_steps=steps) for steps in (8, 1e-9))
-    np.testing.assert_array_equal(early["params"], starts)
-    assert (whole["train_loss"][:, -1] < whole["train_loss"][:, 0]).all()
-    np.testing.assert_allclose(early["train_loss"][:, -1], early["train_loss"][:, 0])
+    whole, early = (measure.train_from(starts, SEEDS, 0.1, 0.9, TINY, settings, num_steps=steps)["train_loss"] for steps in (8, 1))
+    assert (whole[:, -1] < whole[:, 1]).all()
+    assert (early[:, 1] != early[:, 0]).all()
+    np.testing.assert_array_equal(early[:, 2], early[:, 1])  # one step was made in the first epoch, none in the second
 
 
 def test_arms_say_from_where_and_how_they_train():

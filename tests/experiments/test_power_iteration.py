@@ -43,7 +43,8 @@ def test_planted_spectra():
     np.testing.assert_allclose(results.estimate[2], -5.0, rtol=0.01)
     assert results.estimate[1] > -0.03
     m = studies.made_up(case, None, planted=results.expand_dims("seed"), stages=("planted",))
-    assert [[value.item() for value in control.fn(m).values()] for control in study.STUDY.controls] == [[1.0], [1.0], [0.0]]
+    errors = [value.item() for control in study.STUDY.controls for value in control.fn(m).values()]
+    np.testing.assert_allclose(errors, [0.0, 0.0, 0.0], atol=[1e-3, 1e-2, 1e-9])
 
 
 def test_shifted_power_iteration_by_hand():
