@@ -19,7 +19,7 @@ SHIFTED = ("bias +20", "bias U(-10, 10)", "bias U(-50, 50)")  # the inits that T
 OTHER_INITS = ("bias -20", "bias U(-2, 2)", "zero", "constant 0.001")
 MOMENTUM_INIT = "bias U(-10, 10)"  # the init that Table 1 shows without momentum
 PLAIN = f"{MOMENTUM_INIT}, {NO_MOMENTUM}"
-RATES = (1e-4, 6e-4, 3e-3, 2e-2, 1e-1)  # among which every tuned arm chooses
+RATES = (2e-5, 1e-4, 6e-4, 3e-3, 2e-2, 1e-1, 5e-1)  # among which every tuned arm chooses
 LIMIT_SHARES = (0.1, 0.5, 0.9)  # learning rates below the limit of linear stability
 SMALL, FULL = "small batches", "all examples"
 

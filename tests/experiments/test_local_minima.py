@@ -283,8 +283,8 @@ def test_the_embedded_point_is_proven_and_its_neighbours_are_not(tiny):
 def test_tuning_takes_the_rate_of_the_lowest_loss(tiny):
     settings, _ = tiny
     tuned = measure.tune(TINY, settings, DEFAULT, SEEDS)
-    np.testing.assert_array_equal(tuned.best, np.array(RATES)[tuned.end_loss.values.argmin(0)])
-    assert len(np.unique(tuned.end_loss)) == tuned.end_loss.size
+    np.testing.assert_array_equal(tuned.best, np.array(RATES)[np.nanargmin(tuned.end_loss.values, 0)])
+    assert len(np.unique(tuned.end_loss)) > len(RATES)
     alone = measure.tune(TINY, settings, DEFAULT, (1,))
     np.testing.assert_allclose(alone.end_loss.values[:, 0], tuned.end_loss.values[:, 1], rtol=1e-5)  # a seed knows not of others
 
