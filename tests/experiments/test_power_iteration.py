@@ -24,12 +24,13 @@ def values_of(m):
 
 
 def test_measures_by_hand():
-    estimates, eigenvalues = [-1.0, -0.3, 0.1, -1.0], [-1.5, -1.0, -1.0, np.nan]
-    values = values_of(made_up(TRAINED, estimates, eigenvalues, [True, True, False, True]))
-    np.testing.assert_array_equal(values["S5.a"], [[1, 1, 0, np.nan]])
-    np.testing.assert_array_equal(values["S5.b"], [[1, 0, 0, np.nan]])
+    estimates, eigenvalues = [-1.0, -0.3, 0.1, -1.0, -1.0], [-1.5, -1.0, -1.0, np.nan, 0.5]
+    called = [True, True, False, True, True]
+    values = values_of(made_up(TRAINED, estimates, eigenvalues, called))
+    np.testing.assert_array_equal(values["S5.a"], [[1, 1, 0, np.nan, np.nan]])
+    np.testing.assert_array_equal(values["S5.b"], [[1, 0, 0, np.nan, np.nan]])
     assert values["S5.c"] == []
-    values = values_of(made_up(dataclasses.replace(TRAINED, near_convergence=False), estimates, eigenvalues, [True, True, False, True]))
+    values = values_of(made_up(dataclasses.replace(TRAINED, near_convergence=False), estimates, eigenvalues, called))
     assert values["S5.b"] == []
     values = values_of(made_up(Case("digits", 100), [1e-9, -1.0, 0.0, -1e-9], [0.0] * 4, [False, True, False, False]))
     assert values == {"S5.a": [], "S5.b": [], "S5.c": [[1, 0, 1, 1]]}
