@@ -13,8 +13,9 @@ Traceback (most recent call last):
 ValueError: params must be arrays of real floating-point numbers, got int32 at ['step']: pass it as state, or close over it
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,16 +54,25 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
     return jax.tree.map(jnp.asarray, params)
 
 
-def examples(inputs: Any, name: str = "inputs") -> jax.Array:
-    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers.
+def examples(inputs: Any, name: str = "inputs", *, complex_numbers: bool = False) -> jax.Array:
+    """Examples (N, ...) on the leading axis, N >= 1, of real numbers or integers, or of ``complex_numbers`` where those are right.
 
     Raises:
       ValueError: no array, no examples, complex numbers.
     """
-    array = _as_array(inputs, name)
+    array = _as_array(inputs, name, complex_numbers=complex_numbers)
     if array.ndim < 1 or array.shape[0] == 0:
         raise ValueError(f"{name} must hold examples on its leading axis, got shape {array.shape}")
-    return array
+    return jnp.asarray(array)
+
+
+def numbers(values: Any, name: str) -> jax.Array:
+    """One array of real numbers, integers or booleans.
+
+    Raises:
+      ValueError: no array, complex numbers.
+    """
+    return jnp.asarray(_as_array(values, name))
 
 
 def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels") -> Int[Array, " N"]:
@@ -84,50 +94,144 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
         values = np.asarray(array)
         if bad := values[(values < 0) | (values >= num_classes)].tolist():
             raise ValueError(f"{name} must lie from 0 to {num_classes - 1}, one of {num_classes} logits each, got {bad[0]}")
-    return array.astype(jnp.int32)
+    return jnp.asarray(array).astype(jnp.int32)
 
 
-def logits_shape(apply_fn: Callable, *args: Any) -> tuple[int, int]:
-    """The shape (N, C) of the logits ``apply_fn(*args)``, by tracing alone.
+def logits_with_labels(logits: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Logits (N, C) and class indices (N,) that belong to them, by shape and dtype alone, so that it costs nothing in a loop.
+
+    Raises:
+      ValueError: other shapes, or dtypes.
+    """
+    rows, indices = _as_array(logits, "logits"), _as_array(labels, "labels")
+    if rows.ndim != 2 or not jnp.issubdtype(rows.dtype, jnp.floating):
+        hint = ": add an axis with logits[:, None]" if rows.ndim == 1 else ""
+        raise ValueError(f"logits must be floating-point numbers (N, C), got {rows.dtype} of shape {rows.shape}{hint}")
+    if indices.shape != rows.shape[:1]:
+        hint = ": of one-hot labels take .argmax(-1)" if indices.ndim == 2 else ""
+        raise ValueError(f"labels must be class indices ({len(rows)},), one per row of logits, got shape {indices.shape}{hint}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {indices.dtype}: cast them with .astype(int)")
+    return jnp.asarray(rows), jnp.asarray(indices)
+
+
+def labelled_examples(data: Any, name: str = "data") -> tuple[jax.Array, Any]:
+    """The pair (inputs (N, ...), labels (N,)): inputs as `examples`, labels as they came, to be checked by `labels` once C is known.
+
+    Raises:
+      ValueError: no such pair, or unequally many.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair (inputs (N, ...), labels (N,)), got {_described(data)}")
+    inputs, indices = examples(data[0], f"{name}'s inputs"), _as_array(data[1], f"{name}'s labels")
+    if inputs.shape[:1] != indices.shape[:1]:  # batches are gathered, and gathers past the end are silently clipped
+        raise ValueError(f"{name} must have one label per input, got shapes {inputs.shape} and {indices.shape}")
+    return inputs, indices
+
+
+def on_host(data: Any, name: str = "data") -> tuple[np.ndarray, np.ndarray]:
+    """The pair (inputs (N, ...), labels (N,)) as NumPy's arrays, which may be memory maps.
+
+    Raises:
+      ValueError: no such pair, no numbers, or values that only a run can know (under `jax.jit`).
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair (inputs (N, ...), labels (N,)), got {_described(data)}")
+    inputs, indices = (_as_array(array, f"{name}'s {part}") for array, part in zip(data, ("inputs", "labels"), strict=True))
+    refuse_traced(name, inputs, indices)
+    return np.asarray(inputs), np.asarray(indices)
+
+
+def refuse_traced(name: str, *values: Any) -> None:
+    """Raise ValueError if a value is traced, for functions that compute on the host."""
+    for value in values:
+        if isinstance(value, jax.core.Tracer):
+            raise ValueError(
+                f"{name} must be arrays whose values are known, got a traced one {value.aval}: call this outside of jit and vmap"
+            )
+
+
+def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:
+    """The shape (N, C) of the logits ``apply_fn(*args)``; see `logits_type`."""
+    return logits_type(apply_fn, *args, name=name, num_examples=num_examples).shape
+
+
+def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> jax.ShapeDtypeStruct:
+    """Shape (N, C) and dtype of the logits ``apply_fn(*args)``, by tracing alone; N must be ``num_examples``, if that is given.
 
     Raises:
       ValueError: the function returns something else.
     """
     if not callable(apply_fn):
-        raise ValueError(f"apply_fn must be a function (params, inputs) -> logits (N, C), got {_described(apply_fn)}")
+        raise ValueError(f"{name} must be a function (params, inputs) -> logits (N, C), got {_described(apply_fn)}")
     logits = jax.eval_shape(apply_fn, *args)
     if not isinstance(logits, jax.ShapeDtypeStruct):
         hint = ": of Flax's apply with mutable=[...] take the first entry" if isinstance(logits, tuple) else ""
-        raise ValueError(f"apply_fn must return logits (N, C), got {_described(logits)}{hint}")
+        raise ValueError(f"{name} must return logits (N, C), got {_described(logits)}{hint}")
     if len(logits.shape) != 2:
         hint = ": add an axis with logits[:, None]" if len(logits.shape) == 1 else ""
-        raise ValueError(f"apply_fn must return logits (N, C), got shape {logits.shape}{hint}")
+        raise ValueError(f"{name} must return logits (N, C), got shape {logits.shape}{hint}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"apply_fn must return logits of real floating-point numbers, got {logits.dtype}")
-    return logits.shape
+        raise ValueError(f"{name} must return logits of real floating-point numbers, got {logits.dtype}")
+    if num_examples not in (None, logits.shape[0]):
+        raise ValueError(f"{name} must return logits of each example ({num_examples}, C), got shape {logits.shape}")
+    return logits
 
 
-def independent_examples(outputs_fn: Callable[..., jax.Array], data: tuple[jax.Array, ...], advice: str) -> None:
-    """Check that ``outputs_fn(*data)``, of shape (N, ...), gives an example the same outputs alone and beside another one.
+def independent_examples(
+    outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
+) -> None:
+    """Check that ``outputs_fn(fn, context, *arrays)``, (N, ...), gives an example the same outputs alone and beside another one.
 
-    The first example is tried with the first one that differs from it. Where all are equal, companions change nothing. Traced values pass.
+    The first example is tried with the last one of all sets that differs from it; where all are equal, with a changed copy. Traced values
+    pass. Compiled once for each pair of functions, whatever the context.
+
+    Args:
+      outputs_fn, fn: the two functions, one for the form of the call and one of the user's.
+      context: pytree of arrays on which the outputs depend, such as parameters.
+      sets: tuples of arrays with the examples first, alike but for their length.
+      advice: the end of the message.
 
     Raises:
-      BatchCouplingError: the outputs depend on the companion; the message ends with ``advice``.
+      BatchCouplingError: the outputs depend on the companion.
     """
-    if data[0].shape[0] < 2 or any(isinstance(array, jax.core.Tracer) for array in data):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((context, list(sets)))):
         return
-    others = [np.asarray(array[1:] != array[:1]).reshape(len(array) - 1, -1).any(1) for array in data]
-    differing = np.flatnonzero(np.any(others, axis=0))
-    if not differing.size:
-        return
-    pair = tuple(array[np.array([0, differing[0] + 1])] for array in data)
-    dependence = float(_dependence(outputs_fn, pair))
+    dependence = float(_dependence(outputs_fn, fn, context, _two_examples(sets)))
     if dependence > _MAX_DEPENDENCE:
         raise BatchCouplingError(
-            f"examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
+            "examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
             f"alone (relative change {dependence:.2g}). {advice}"
         )
+
+
+def _two_examples(sets: Sequence[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    """The first example and the last one that differs from it; where all are equal, a changed copy.
+
+    Equal examples have the statistics of each, so that batch statistics make their outputs constant.
+    """
+    first = tuple(array[:1] for array in sets[0])
+    for arrays in sets:
+        different = [np.asarray(array != start).reshape(len(array), -1).any(1) for array, start in zip(arrays, first, strict=True)]
+        if (places := np.flatnonzero(np.any(different, axis=0))).size:
+            pairs = zip(first, arrays, strict=True)
+            return tuple(jnp.concatenate([start, array[places[-1:]]]) for start, array in pairs)
+    return tuple(jnp.concatenate([start, _changed(start)]) for start in first)
+
+
+def _changed(example: jax.Array) -> jax.Array:
+    if jnp.issubdtype(example.dtype, jnp.inexact):
+        return example / 2 + jnp.cos(jnp.arange(example.size, dtype=example.real.dtype)).reshape(example.shape)
+    zeros = jnp.zeros_like(example)  # a token that every vocabulary has, a label of every class
+    return jnp.where(jnp.any(example != zeros), zeros, jnp.ones_like(example))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+def _dependence(outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, pair: tuple[jax.Array, ...]) -> jax.Array:
+    """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
+    together = outputs_fn(fn, context, *pair)
+    alone = jax.lax.map(lambda example: outputs_fn(fn, context, *(array[None] for array in example))[0], pair)  # compiles the body once
+    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
 def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False) -> Any:
@@ -156,25 +260,19 @@ def prng_key(key: Any, name: str = "key") -> jax.Array:
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
-    if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.ndim == 1:
+    if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
         return key
     raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {_described(key)}")
 
 
-def _dependence(outputs_fn: Callable[..., jax.Array], pair: tuple[jax.Array, ...]) -> jax.Array:
-    """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
-    together = outputs_fn(*pair)
-    alone = jnp.concatenate([outputs_fn(*(array[i : i + 1] for array in pair)) for i in range(2)])
-    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
-
-
-def _as_array(value: Any, name: str) -> jax.Array:
+def _as_array(value: Any, name: str, *, complex_numbers: bool = False) -> jax.Array | np.ndarray:
+    """A JAX array as it is, all else in NumPy's own precision: checks of values come before a cast that may wrap them."""
     array = value if isinstance(value, jax.Array) else None if isinstance(value, Mapping | tuple | str | bytes) else _numeric(value)
     if array is None or _kind(array.dtype) == "other":
         raise ValueError(f"{name} must be one array, got {_described(value)}")
-    if _kind(array.dtype) == "complex":
+    if _kind(array.dtype) == "complex" and not complex_numbers:
         raise ValueError(f"{name} must be real numbers, got {array.dtype}: {_ADVICE['complex']}")
-    return jnp.asarray(array)
+    return array
 
 
 def _kind(dtype: Any) -> str:

@@ -6,9 +6,10 @@
 [1.0, 0.0]
 """
 
-import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxbp import checks
 
 
 def accuracy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
@@ -16,7 +17,10 @@ def accuracy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Arr
 
     Of equal logits the first is the largest. Logits with a NaN among them count as wrong: a run that diverged has
     accuracy 0, not the frequency of some class.
+
+    Raises:
+      ValueError: other shapes or dtypes; values are not checked.
     """
-    chex.assert_rank([logits, labels], [2, 1])
+    logits, labels = checks.logits_with_labels(logits, labels)
     correct = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
     return correct.astype(logits.dtype)

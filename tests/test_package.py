@@ -17,7 +17,20 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 CORE = ["landscape", "ntk", "spectra", "attacks", "norms", "models", "training", "sweep", "stats", "claims"]
 HEAVY = ["tensorflow", "tensorflow_datasets", "neural_tangents", "matplotlib"]
-OPTIONAL = [*HEAVY, "tyro", "threadpoolctl", "jinja2", "h5netcdf", "sklearn", "mnist1d", "mlxtend", "tensorboardX", "torch", "foolbox"]
+OPTIONAL = [
+    *HEAVY,
+    "tyro",
+    "threadpoolctl",
+    "jinja2",
+    "h5netcdf",
+    "sklearn",
+    "mnist1d",
+    "mlxtend",
+    "tensorboardX",
+    "safetensors",
+    "torch",
+    "foolbox",
+]
 LIGHT = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for name in ("settings", "claims")
@@ -89,7 +102,7 @@ def test_imports_are_declared(folder):
         needed = {DISTRIBUTIONS.get(package, package) for package in imported_packages(path)}
         assert needed <= declared, path
         if folder == "jaxbp" and path.relative_to(ROOT).parts[1] not in ("report", "lab", "data"):
-            assert needed <= core | {"tensorboardX"}, path  # asked for by an option, with an error that names the extra
+            assert needed <= core | {"tensorboardX", "safetensors"}, path  # asked for by an option, with an error that names the extra
 
 
 def name_of(requirement: str) -> str:

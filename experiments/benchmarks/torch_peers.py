@@ -241,7 +241,7 @@ def forward(plan: Plan, params: Tensors, inputs: torch.Tensor, norm_fn: Norm) ->
         return _resnet_logits(plan, params, inputs, norm_fn)
     features = inputs
     for i, stride in enumerate(plan.strides):
-        features = F.relu(_same_conv(features, params[f"Conv_{i}/kernel"], params[f"Conv_{i}/bias"], stride))
+        features = F.relu(_conv(features, params[f"Conv_{i}/kernel"], params[f"Conv_{i}/bias"], stride))
     features = features.permute(0, 2, 3, 1).flatten(1)  # Flax flattens channels last
     last = (len(params) - 2 * len(plan.strides)) // 2 - 1
     for i in range(last + 1):
@@ -284,7 +284,7 @@ def _by_fresh(features: torch.Tensor, layer: str, scale: torch.Tensor, bias: tor
 def _resnet_logits(plan: Plan, params: Tensors, features: torch.Tensor, norm_fn: Norm) -> torch.Tensor:
     def conv_norm(x: torch.Tensor, prefix: str, layer: int, stride: int = 1) -> torch.Tensor:
         norm = f"{prefix}BatchNorm_{layer}"
-        x = _same_conv(x, params[f"{prefix}Conv_{layer}/kernel"], None, stride)
+        x = _conv(x, params[f"{prefix}Conv_{layer}/kernel"], None, stride)
         return norm_fn(x, norm, params[f"{norm}/scale"], params[f"{norm}/bias"])
 
     features = F.relu(conv_norm(features, "", 0))
@@ -296,13 +296,7 @@ def _resnet_logits(plan: Plan, params: Tensors, features: torch.Tensor, norm_fn:
     return F.linear(features.mean((2, 3)), params["Dense_0/kernel"], params["Dense_0/bias"])
 
 
-def _same_conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
-    """Padding SAME as JAX has it: the odd pixel goes behind."""
-    pads: list[int] = []
-    for size, width in zip(reversed(features.shape[2:]), reversed(kernel.shape[2:]), strict=True):
-        step = stride if size > 1 else 1
-        total = max((-(-size // step) - 1) * step + width - size, 0)
-        pads += [total // 2, total - total // 2]
-    if pads[0::2] == pads[1::2]:
-        return F.conv2d(features, kernel, bias, stride=stride, padding=(pads[2], pads[0]))
-    return F.conv2d(F.pad(features, pads), kernel, bias, stride=stride)
+def _conv(features: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
+    """Zeros on both sides alike, as `jaxbp.models.layers.conv` has them."""
+    padding = [extent // 2 for extent in kernel.shape[2:]]
+    return F.conv2d(features, kernel, bias, stride=[stride if size > 1 else 1 for size in features.shape[2:]], padding=padding)

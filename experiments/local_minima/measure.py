@@ -301,6 +301,14 @@ def density(case: Case, settings: Settings, embedded: xr.Dataset, trained: xr.Da
     return xr.Dataset(quadrature, {"probe": range(num_probes), "step": range(num_steps)})
 
 
+def _grid(low: float, num_points: int, through: Sequence[float]) -> np.ndarray:
+    """Evenly spaced numbers from ``low`` over 1.5 units, of which those nearest to the points ``through`` move onto them."""
+    grid = np.linspace(low, low + 1.5, num_points, dtype=np.float32)
+    for place in through:
+        grid[np.abs(grid - place).argmin()] = place
+    return grid
+
+
 def loss_slice(case: Case, settings: Settings, embedded: xr.Dataset, trained: xr.Dataset, arm: str, seed: int) -> xr.Dataset:
     """Loss (across, along) on a plane through the embedded minimum (0, 0) and the trained point (along 1), in their distance."""
     centre = embedded_params(embedded)
@@ -308,7 +316,7 @@ def loss_slice(case: Case, settings: Settings, embedded: xr.Dataset, trained: xr
     sideways = np.random.default_rng(0).normal(size=centre.shape).astype(np.float32)
     sideways -= towards * (sideways @ towards) / (towards @ towards)
     sideways *= np.linalg.norm(towards) / np.linalg.norm(sideways)
-    along, across = (np.linspace(low, low + 1.5, settings.slice_points, dtype=np.float32) for low in (-0.25, -0.75))
+    along, across = _grid(-0.25, settings.slice_points, (0, 1)), _grid(-0.75, settings.slice_points, (0,))
     inputs, labels, num_classes = load(case, settings, seed)
     net = network(case, num_classes)
     loss_fn = landscape.per_example_loss(net.apply, case.loss)

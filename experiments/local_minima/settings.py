@@ -70,6 +70,8 @@ class Case:
                 raise lab.SettingsError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.num_train is not None and self.num_train < self.batch_size:
             raise lab.SettingsError(f"num_train must be at least the batch size {self.batch_size}, got {self.num_train}")
+        if min(self.width if isinstance(self.width, tuple) else (self.width,), default=0) < 1:
+            raise lab.SettingsError(f"width must be at least 1, got {self.width}")
         if isinstance(self.width, tuple) and len(self.width) != self.depth:
             raise lab.SettingsError(f"{self.depth} hidden layers need as many widths, got {self.width}")
 

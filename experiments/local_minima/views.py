@@ -122,7 +122,8 @@ def _medians(certificates: xr.Dataset) -> str:
 def end_points(m: Any) -> dict[str, xr.DataArray]:
     """What the end points of each arm are, and the losses there."""
     kinds = m.certify_end["class"]
-    return {"end points": by_arm(m, lambda arm: counts(kinds.sel(arm=arm))), "loss at the end": outcomes.final_losses(m)}
+    losses = by_arm(m, lambda arm: report.cell_text(report.geometric_mean_cell(outcomes.final_loss(m, arm).values, "diverged")))
+    return {"end points": by_arm(m, lambda arm: counts(kinds.sel(arm=arm))), "loss at the end": losses}
 
 
 def counts(words: Any) -> str:

@@ -45,7 +45,7 @@ SIZE = Claim(
     "S5.b",
     "Near convergence it tells the eigenvalue's size, to within a factor of two.",
     _SOURCE,
-    "share of seeds whose estimate is negative and lies within a factor of two of the eigenvalue",
+    "share of seeds with a negative estimate within a factor of two",
     Above(0.5),
     "taken for granted, to three digits",
     belief=_BELIEF,

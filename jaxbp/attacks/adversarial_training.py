@@ -27,25 +27,30 @@ import jax
 
 from jaxbp.attacks.attack import Attack, LogitsFn
 from jaxbp.attacks.pgd import fgsm, pgd
-from jaxbp.attacks.threat import Threat
+from jaxbp.attacks.threat import Threat, multiple_of_epsilon
 
 PerturbFn = Callable[[jax.Array, LogitsFn, jax.Array, jax.Array], jax.Array]
 
 
 def pgd_training(threat: Threat, *, num_steps: int = 7, step_size: Any = None, loss: str = "cross_entropy") -> PerturbFn:
     """Madry et al.'s perturbation: the last iterate of PGD from a random start, with steps of epsilon / 4 by default."""
-    step_size = threat.epsilon / 4 if step_size is None else step_size
+    step_size = multiple_of_epsilon(threat, 1 / 4) if step_size is None else step_size
     return adversarial_batch(pgd(threat, num_steps=num_steps, step_size=step_size, loss=loss, keep="last"))
 
 
 def fgsm_training(threat: Threat, *, step_size: Any = None, loss: str = "cross_entropy") -> PerturbFn:
     """Wong et al.'s FGSM-RS: one step, of 1.25 epsilon by default, from a random start."""
-    step_size = 1.25 * threat.epsilon if step_size is None else step_size
+    step_size = multiple_of_epsilon(threat, 1.25) if step_size is None else step_size
     return adversarial_batch(fgsm(threat, step_size=step_size, random_start=True, loss=loss))
 
 
 def adversarial_batch(attack: Attack) -> PerturbFn:
-    """Any attack as a `PerturbFn`. It uses the adversarial inputs only, so under jit the other results cost nothing."""
+    """Any attack as a `PerturbFn`. It uses the adversarial inputs only, so under jit the other results cost nothing.
+
+    Raises:
+      ValueError: an attack with ``targets="given"``, as training hands it the true labels; when called, whatever the attack refuses.
+    """
+    attack = attack.for_true_labels("adversarial_batch")
 
     def perturb(key: jax.Array, logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(attack(logits_fn, key, inputs, labels).adversarial)

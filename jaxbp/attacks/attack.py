@@ -26,13 +26,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxbp import metrics
+from jaxbp import checks, metrics
 from jaxbp.attacks import losses
 from jaxbp.attacks.threat import Threat
 from jaxbp.ops import platform
@@ -78,15 +78,79 @@ class Attack:
     def __call__(
         self, logits_fn: LogitsFn, key: PRNGKeyArray, inputs: Float[ArrayLike, "N ..."], labels: Int[ArrayLike, " N"]
     ) -> AttackResult:
-        """Attack floating-point ``inputs`` (N, ...) with integer ``labels`` (N,); ValueError for other dtypes or shapes."""
-        inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
-        if not jnp.issubdtype(inputs.dtype, jnp.floating):
-            raise ValueError(f"inputs must be of a floating dtype, got {inputs.dtype}: divide images by 255")
-        if inputs.shape[:1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        """Attack floating-point ``inputs`` (N, ...), which lie in the bounds, with integer ``labels`` (N,).
+
+        Values are checked unless they are traced. Where a traced input lies outside the bounds, epsilon holds all the same.
+
+        Raises:
+          ValueError: arguments of other dtypes, shapes or values, or logits that are not (N, C).
+        """
+        checks.prng_key(key)
+        self.threat.check_epsilon()
+        if self.step_size is not None:
+            checks.number(self.step_size, "step_size", least=0)
+        examples, labels = checked_examples(logits_fn, inputs, labels)
+        check_within(inputs, self.threat)
+        return self.method(self.threat, self.step_size, logits_fn, key, examples, labels)
+
+    @property
+    def takes_targets(self) -> bool:
+        """Whether ``labels`` are the classes to reach, not the true ones."""
+        return getattr(self.method, "targets", None) == "given"
+
+    def for_true_labels(self, name: str) -> "Attack":
+        """This attack, where the function ``name`` hands it the true labels.
+
+        Raises:
+          ValueError: an attack with ``targets="given"``, which would push each example towards its own class.
+        """
+        if self.takes_targets:
             raise ValueError(
-                f"labels must be integers, one an input, got {labels.dtype} of shape {labels.shape} for inputs of shape {inputs.shape}"
+                f"{name} hands an attack the true labels, got one with targets='given', which would push each example towards its own "
+                "class: leave targets out, or give a number of likeliest wrong classes"
             )
-        return self.method(self.threat, self.step_size, logits_fn, key, inputs, labels)
+        return self
+
+
+def checked_examples(logits_fn: LogitsFn, inputs: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Floating-point inputs (N, ...) and labels (N,) of one of C classes; the range of labels is checked unless they are traced.
+
+    Raises:
+      ValueError: arguments that are none, or logits that are not (N, C).
+    """
+    examples = checks.examples(inputs)
+    if not jnp.issubdtype(examples.dtype, jnp.floating):
+        raise ValueError(f"inputs must be of a floating dtype, got {examples.dtype}: divide images by 255")
+    num, num_classes = checks.logits_shape(logits_fn, examples, name="logits_fn", num_examples=len(examples))
+    return examples, checks.labels(labels, num_classes, num)
+
+
+def network_of(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    """A function of logits as a pytree, which compiled programs take as an argument; ValueError for what cannot be called."""
+    if isinstance(logits_fn, jax.tree_util.Partial):
+        return logits_fn
+    if not callable(logits_fn):
+        raise ValueError(f"logits_fn must be a function inputs -> logits (N, C), got {type(logits_fn).__name__}")
+    return jax.tree_util.Partial(logits_fn)
+
+
+@jax.jit
+def logits_of(network: jax.tree_util.Partial, inputs: jax.Array) -> jax.Array:
+    """Logits of ``inputs`` (N, ...); networks of one function are traced once."""
+    return network(inputs)
+
+
+def check_within(inputs: ArrayLike, threat: Threat, name: str = "the threat") -> None:
+    """Raise ValueError for inputs (N, ..., C) outside the bounds of a threat, or not finite; values are checked unless traced."""
+    if isinstance(inputs, jax.core.Tracer):
+        return
+    values = np.asarray(inputs)
+    low, high = threat.box(values)
+    if not (np.isfinite(values) & (values >= low) & (values <= high)).all():
+        raise ValueError(
+            f"inputs must be finite and lie in the bounds {threat.bounds} of {name}, got {values.min()} to {values.max()}: normalise "
+            "inside logits_fn, or state other bounds"
+        )
 
 
 class Goal(NamedTuple):
@@ -104,7 +168,6 @@ class Goal(NamedTuple):
 
     def value(self, logits: jax.Array) -> jax.Array:
         """The loss to maximise, (N,)."""
-        chex.assert_rank(logits, 2)
         if self.targets is None:
             return losses.LOSSES[self.loss](logits, self.labels)  # type: ignore[arg-type]  # given if there are no targets
         return losses.TARGETED[self.loss](logits, self.labels, self.targets)

@@ -20,7 +20,7 @@ the target takes their place.
 import jax
 import jax.numpy as jnp
 
-from jaxbp import losses
+from jaxbp import checks, losses
 from jaxbp.losses import Labels, Logits, PerExample
 
 
@@ -33,14 +33,16 @@ def dlr(logits: Logits, labels: Labels) -> PerExample:
     """-(z_y - max_{i != y} z_i) / (z_1st - z_3rd), equation 5 of the source; shape (N,), above 0 for mistakes, at most 1.
 
     Raises:
-      ValueError: when traced, with fewer than 3 classes.
+      ValueError: fewer than 3 classes, or other shapes or dtypes.
     """
+    logits, labels = checks.logits_with_labels(logits, labels)
     top = _largest(logits, 3, "dlr")
     return margin(logits, labels) / _spread(top[:, 0] - top[:, 2])
 
 
 def margin(logits: Logits, labels: Labels) -> PerExample:
     """The largest other logit minus the logit of the label; shape (N,), above 0 for mistakes."""
+    logits, labels = checks.logits_with_labels(logits, labels)
     others = jnp.where(_is(labels, logits), -jnp.inf, logits)
     return others.max(-1) - _at(logits, labels)
 
@@ -54,8 +56,9 @@ def targeted_dlr(logits: Logits, labels: Labels | None, targets: Labels) -> PerE
     """-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), equation 6 of the source; shape (N,).
 
     Raises:
-      ValueError: when traced, with fewer than 4 classes.
+      ValueError: fewer than 4 classes, or other shapes or dtypes.
     """
+    logits, targets = checks.logits_with_labels(logits, targets)
     top = _largest(logits, 4, "targeted dlr")
     return targeted_margin(logits, labels, targets) / _spread(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
@@ -64,6 +67,7 @@ def targeted_margin(logits: Logits, labels: Labels | None, targets: Labels) -> P
     """The logit of the target minus that of the label, or, without labels, minus the largest other logit; shape (N,)."""
     if labels is None:
         return -margin(logits, targets)
+    (logits, labels), (_, targets) = checks.logits_with_labels(logits, labels), checks.logits_with_labels(logits, targets)
     return _at(logits, targets) - _at(logits, labels)
 
 

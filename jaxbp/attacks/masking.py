@@ -29,7 +29,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from jaxbp.attacks.attack import Goal, LogitsFn, gradient_and_result
+from jaxbp import checks
+from jaxbp.attacks.attack import Goal, LogitsFn, check_within, checked_examples, gradient_and_result, logits_of, network_of
 from jaxbp.attacks.pgd import fgsm, pgd
 from jaxbp.attacks.threat import Threat
 
@@ -89,14 +90,21 @@ def gradient_masking_checks(
       inputs, labels: correctly classified examples.
       threat: norm, radius and box.
       gradient_free_share: as `jaxbp.attacks.robust_accuracy` measures it; without it, that check is left out.
+
+    Raises:
+      ValueError: arguments that an attack refuses.
     """
-    checks = []
+    checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
+    threat.check_epsilon()
+    network = network_of(logits_fn)
+    inputs, labels = checked_examples(functools.partial(logits_of, network), inputs, labels)
+    check_within(inputs, threat)
+    results = []
     if gradient_free_share is not None:
-        checks.append(GradientMaskingCheck("gradient_free", float(gradient_free_share), GRADIENT_FREE_SHARE))
-    network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+        results.append(GradientMaskingCheck("gradient_free", float(gradient_free_share), GRADIENT_FREE_SHARE))
     values = _measure(network, key, inputs, labels, threat)
     thresholds = {"zero_gradients": ZERO_GRADIENT_SHARE, "huge_radius": HUGE_RADIUS_ACCURACY, "one_step": ONE_STEP_GAIN}
-    return (*checks, *(GradientMaskingCheck(name, float(values[name]), limit) for name, limit in thresholds.items()))
+    return (*results, *(GradientMaskingCheck(name, float(values[name]), limit) for name, limit in thresholds.items()))
 
 
 @jax.jit
@@ -120,7 +128,7 @@ def _accuracy(logits_fn, attack, key, *, inputs, labels):
 
 def _whole_box(threat: Threat, inputs: jax.Array) -> jax.Array:
     """A radius that holds the box or, where there is none, the extent of the inputs."""
-    low, high = threat.bounds
-    extent = high - low if np.isfinite(high - low) else jnp.ptp(inputs)
+    extents = np.subtract(threat.bounds[1], threat.bounds[0])
+    extent = extents.max() if np.isfinite(extents).all() else jnp.ptp(inputs)
     size = np.prod(inputs.shape[1:]) if threat.norm == "l2" else 1
     return jnp.asarray(extent * np.sqrt(size), inputs.dtype)

@@ -40,7 +40,7 @@ from jaxbp.attacks.attack import (
     gradient_and_result,
     unevaluated_result,
 )
-from jaxbp.attacks.threat import Threat
+from jaxbp.attacks.threat import Threat, multiple_of_epsilon
 
 StepRule = str | Callable[[float], float]  # fraction of the steps done, in [0, 1) -> factor of the step size
 STEP_RULES: dict[str, Callable[[float], float]] = {
@@ -86,7 +86,7 @@ def pgd(
     if keep not in KEEPS:
         raise ValueError(f"keep must be one of {', '.join(KEEPS)}, got {keep!r}")
     if step_size is None:
-        step_size = 2.5 * threat.epsilon / num_steps
+        step_size = multiple_of_epsilon(threat, 2.5 / num_steps)
     method = _Pgd(
         num_steps=num_steps,
         step_rule=step_rule,
@@ -109,7 +109,7 @@ def fgsm(
     targets: Targets = None,
 ) -> Attack:
     """The fast gradient sign method: one step, of length epsilon by default, from the input or a random start."""
-    step_size = threat.epsilon if step_size is None else step_size
+    step_size = multiple_of_epsilon(threat, 1) if step_size is None else step_size
     return pgd(threat, num_steps=1, step_size=step_size, random_start=random_start, loss=loss, targets=targets, keep="last")
 
 
@@ -129,7 +129,7 @@ class _Pgd(RestartedMethod):
         project = threat.projection(inputs)
 
         def run(key: jax.Array, goal: Goal) -> AttackResult:
-            start = threat.random_start(key, inputs) if self.random_start else threat.project(inputs, inputs)
+            start = threat.random_start(key, inputs) if self.random_start else inputs
 
             def ascend(carry: tuple[jax.Array, AttackResult | None], step: jax.Array) -> tuple[Any, None]:
                 iterate, worst = carry

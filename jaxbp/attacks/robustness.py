@@ -19,6 +19,7 @@ networks: `mean_over_seeds` gives Student's interval of their mean, which is the
 0.655
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,9 +29,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from jaxbp import metrics, stats
+from jaxbp import checks, metrics, stats
 from jaxbp.attacks.apgd import apgd
-from jaxbp.attacks.attack import Attack, LogitsFn
+from jaxbp.attacks.attack import Attack, LogitsFn, check_within, checked_examples, logits_of, network_of
 from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks
 from jaxbp.attacks.square import square
 from jaxbp.attacks.threat import Threat
@@ -135,11 +136,17 @@ def robust_accuracy(
       check_masking: measure `gradient_masking_checks` on the first batch of correct examples, under the first threat.
 
     Raises:
-      ValueError: no examples, or inputs outside the bounds, or shapes that do not fit.
+      ValueError: no examples, inputs outside the bounds, labels that are no class, shapes that do not fit, or an attack with
+        ``targets="given"``, whose labels are not the true ones.
     """
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
-    _check(inputs, labels, attacks, batch_size)
-    network = logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+    checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    network = network_of(logits_fn)
+    inputs, labels = map(np.asarray, checked_examples(functools.partial(logits_of, network), inputs, labels))
+    for name, attack in attacks.items():
+        attack.for_true_labels("robust_accuracy").threat.check_epsilon()
+        check_within(inputs, attack.threat, repr(name))
     correct = np.zeros(len(inputs), bool)
     for rows, places in _batches(np.arange(len(inputs)), batch_size):
         correct[places] = np.asarray(_is_right(network, inputs[rows], labels[rows]))[: len(places)]
@@ -156,11 +163,11 @@ def robust_accuracy(
             num_evaluations[name] += int(evaluations) * len(places)
         survivors &= ~broken[name]
 
-    checks: tuple[GradientMaskingCheck, ...] = ()
+    masking: tuple[GradientMaskingCheck, ...] = ()
     if check_masking and attacks and correct.any():
         rows = np.resize(np.flatnonzero(correct), batch_size)  # repeated in turn, which weights examples almost equally
         threat = next(iter(attacks.values())).threat
-        checks = gradient_masking_checks(
+        masking = gradient_masking_checks(
             network,
             jax.random.fold_in(key, len(attacks)),
             inputs[rows],
@@ -168,21 +175,7 @@ def robust_accuracy(
             threat,
             gradient_free_share=_only_without_gradients(attacks, tried, broken),
         )
-    return RobustEvaluation(correct, tried, broken, num_evaluations, checks)
-
-
-def _check(inputs: np.ndarray, labels: np.ndarray, attacks: Mapping[str, Attack], batch_size: int) -> None:
-    if not len(inputs) or labels.shape != inputs.shape[:1]:
-        raise ValueError(f"inputs and labels must be equally many, at least one, got shapes {inputs.shape} and {labels.shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for name, attack in attacks.items():
-        low, high = attack.threat.bounds
-        if not (inputs.min() >= low and inputs.max() <= high):
-            raise ValueError(
-                f"inputs must lie in the bounds {low, high} of {name!r}, got {inputs.min()} to {inputs.max()}: normalise "
-                "inside logits_fn, or state other bounds"
-            )
+    return RobustEvaluation(correct, tried, broken, num_evaluations, masking)
 
 
 def mean_over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:

@@ -124,7 +124,12 @@ class _Square(RestartedMethod):
         del step_size
         shape = _map_shape(inputs.shape)
         maps = inputs.reshape(shape)
-        start, propose = (_corners if threat.norm == "linf" else _mass)(threat, maps)
+        reach = threat.projection(inputs)  # by the shape of the inputs, whose last axis bounds may follow
+
+        def project(candidates: jax.Array) -> jax.Array:
+            return reach(candidates.reshape(inputs.shape)).reshape(shape)
+
+        start, propose = (_corners if threat.norm == "linf" else _mass)(threat, maps, project)
         smallest = 1 if threat.norm == "linf" else _SMALLEST_L2
         sides = jnp.asarray(_sides(shares(self.share, self.num_queries), shape, smallest))
 
@@ -172,11 +177,11 @@ def _sides(covered: np.ndarray, shape: tuple[int, ...], smallest: int) -> np.nda
     return np.stack([side, side], -1).astype(np.int32)
 
 
-def _corners(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
+def _corners(threat: Threat, maps: jax.Array, project: Callable) -> tuple[Callable, Callable]:
     """Start and proposal of "linf": points at the corners of the ball, cut with the box."""
     num, _, columns, channels = maps.shape
     epsilon = jnp.asarray(threat.epsilon, maps.dtype)
-    lower, upper = threat.project(maps - epsilon, maps), threat.project(maps + epsilon, maps)
+    lower, upper = project(maps - epsilon), project(maps + epsilon)
 
     def start(key: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key, shape=(num, 1, columns, channels)), upper, lower)
@@ -190,11 +195,10 @@ def _corners(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
     return start, propose
 
 
-def _mass(threat: Threat, maps: jax.Array) -> tuple[Callable, Callable]:
+def _mass(threat: Threat, maps: jax.Array, project: Callable) -> tuple[Callable, Callable]:
     """Start and proposal of "l2": bumps that together have length epsilon."""
     num, rows, columns, channels = maps.shape
     epsilon = jnp.asarray(threat.epsilon, maps.dtype)
-    project = threat.projection(maps)
     tiny = jnp.finfo(maps.dtype).tiny
 
     def length(step: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:

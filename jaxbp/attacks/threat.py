@@ -28,9 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxbp import checks
+
 NORMS = ("linf", "l2")
 
 Batch = Float[Array, "N ..."]
+Bound = float | tuple[float, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -41,40 +44,55 @@ class Threat:
     Attributes:
       norm: one of `NORMS`, over all entries of an example.
       epsilon: the radius, in units of the inputs, at least 0; one number, may be traced.
-      bounds: the box (low, high) of valid inputs, which must hold the inputs; ``(-inf, inf)`` for none.
+      bounds: the box (low, high) of valid inputs, which must hold the inputs; ``(-inf, inf)`` for none. Each is one number, or (C,)
+        numbers, one for each entry of the inputs' last axis, as where each channel is normalised on its own; kept as tuples.
 
     Raises:
-      ValueError: an unknown norm, a negative epsilon, bounds not in order; when used, an epsilon that is not one number.
+      ValueError: an unknown norm, an epsilon that is negative or text, bounds not in order; when used, an epsilon that is not
+        one number, inputs of another number of channels than the bounds.
     """
 
     norm: str = dataclasses.field(metadata={"static": True})
     epsilon: Any
-    bounds: tuple[float, float] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
+    bounds: tuple[Bound, Bound] = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
 
     def __post_init__(self):
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be (low, high) with low < high, got {self.bounds}")
-        if isinstance(self.epsilon, int | float | np.generic) and not self.epsilon >= 0:
-            raise ValueError(f"epsilon must be at least 0, got {self.epsilon}")
+        object.__setattr__(self, "bounds", _ordered(self.bounds))
+        # JAX builds threats of placeholders, and of many radii at once: only what can be no radius is refused here.
+        is_number = isinstance(self.epsilon, jax.Array | np.ndarray) and self.epsilon.ndim == 0
+        if is_number or isinstance(self.epsilon, str | bytes | int | float | complex | np.generic):
+            self.check_epsilon()
+
+    def check_epsilon(self) -> Any:
+        """The radius as a number, a tracer as it is; ValueError for anything else."""
+        return checks.number(self.epsilon, "epsilon", least=0)
+
+    def box(self, inputs: Batch | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds (low, high) in the dtype of ``inputs`` (N, ..., C), of shape () or (C,); ValueError if C differs."""
+        low, high = (np.asarray(bound, inputs.dtype) for bound in self.bounds)
+        for bound in (low, high):
+            if bound.ndim and bound.shape != inputs.shape[-1:]:
+                raise ValueError(f"bounds of {len(bound)} channels need inputs (N, ..., {len(bound)}), got shape {inputs.shape}")
+        return low, high
 
     def projection(self, inputs: Batch) -> Callable[[jax.Array], jax.Array]:
         """The map of candidates (N, ...) to points within reach of ``inputs`` (N, ...), with its constants computed once.
 
         For "linf" it is the nearest point. For "l2" the candidate is drawn along its ray into the ball and then clipped
-        to the box, which keeps it in the ball; that is not the nearest point where both constraints bind.
+        to the box, which keeps it in the ball; that is not the nearest point where both constraints bind. Where an input lies outside
+        the box, the box is widened up to it, so that epsilon holds in any case.
         """
-        low, high = self.bounds
-        epsilon = jnp.asarray(self.epsilon, inputs.dtype)
-        if epsilon.ndim:
-            raise ValueError(f"epsilon must be one number, got shape {epsilon.shape}: vmap over several")
+        low, high = self.box(inputs)
+        lowest, highest = jnp.minimum(low, inputs), jnp.maximum(high, inputs)
+        epsilon = jnp.asarray(self.check_epsilon(), inputs.dtype)
         if self.norm == "linf":
             lower, upper = inputs - epsilon, inputs + epsilon
             # Where rounding moved these outwards, the next number inwards is within reach.
             lower = jnp.where(inputs - lower > epsilon, jnp.nextafter(lower, inputs), lower)
             upper = jnp.where(upper - inputs > epsilon, jnp.nextafter(upper, inputs), upper)
-            lower, upper = jnp.clip(lower, low, high), jnp.clip(upper, low, high)
+            lower, upper = jnp.clip(lower, lowest, highest), jnp.clip(upper, lowest, highest)
             return lambda candidates: jnp.clip(candidates, lower, upper)
         rounding = jnp.finfo(inputs.dtype).eps * (_length(inputs) + epsilon)
         radius = jnp.maximum(epsilon - rounding, 0)
@@ -83,7 +101,7 @@ class Threat:
             step = candidates - inputs
             length = _length(step)
             step = jnp.where(length > radius, step * (radius / jnp.where(length > 0, length, 1)), step)
-            return jnp.clip(inputs + step, low, high)
+            return jnp.clip(inputs + step, lowest, highest)
 
         return project
 
@@ -120,6 +138,35 @@ class Threat:
         if self.norm == "linf":
             return jnp.max(jnp.abs(step), _axes(step), initial=0)
         return _length(step).reshape(len(step))
+
+
+def multiple_of_epsilon(threat: Threat, factor: float) -> Any:
+    """``factor`` epsilon, the size of a step; of several radii, which come by vmap over attacks, several sizes.
+
+    Raises:
+      ValueError: no threat, or a radius that is none.
+    """
+    if not isinstance(threat, Threat):
+        raise ValueError(f"threat must be an attacks.Threat, such as Threat('linf', 8 / 255), got {type(threat).__name__}")
+    several = isinstance(threat.epsilon, jax.Array | np.ndarray) and threat.epsilon.ndim > 0
+    return factor * (threat.epsilon if several else threat.check_epsilon())
+
+
+def _ordered(bounds: Any) -> tuple[Bound, Bound]:
+    """Bounds as numbers or tuples of numbers, which are hashable.
+
+    Raises:
+      ValueError: bounds that are no pair of numbers or of (C,) numbers, or not in order.
+    """
+    try:
+        low, high = (np.asarray(bound) for bound in bounds)
+        low, high = (bound.astype(float, casting="safe") for bound in (low, high))  # no text, no complex numbers
+        right = max(low.ndim, high.ndim) <= 1 and bool(np.size(low < high)) and bool((low < high).all())
+    except (TypeError, ValueError):  # a pair of something else, traced values among them, or of unequal lengths
+        right = False
+    if not right:
+        raise ValueError(f"bounds must be (low, high) with low < high, numbers or (C,) for C channels, got {bounds!r}")
+    return tuple(bound.item() if bound.ndim == 0 else tuple(bound.tolist()) for bound in (low, high))  # type: ignore[return-value]
 
 
 def _axes(array: jax.Array) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxbp import checks
+
 AugmentFn = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images (N, H, W, C)) -> images
 
 
@@ -37,8 +39,9 @@ def crop_and_flip(padding: int = 4, *, flip: bool = True, fill: tuple[float, ...
         raise ValueError(f"padding must be at least 0, got {padding}")
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        if images.ndim != 4:
-            raise ValueError(f"images must be (N, H, W, C), got shape {images.shape}")
+        key, images = checks.prng_key(key), checks.examples(images, "images")
+        if images.ndim != 4 or images.dtype == bool:
+            raise ValueError(f"images must be numbers (N, H, W, C), got {images.dtype} of shape {images.shape}")
         crop_key, flip_key = jax.random.split(key)
         images = _cropped(crop_key, images, padding, jnp.asarray(fill, images.dtype)) if padding else images
         if not flip or images.shape[2] == 1:

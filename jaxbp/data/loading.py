@@ -28,6 +28,7 @@ import difflib
 import functools
 import gzip
 import importlib.resources
+import numbers
 import os
 import random
 import re
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxbp.data import files, tfds
 from jaxbp.data.files import DataError, RawData, RawSplit
@@ -144,18 +146,21 @@ def balanced_subset(split: Split, num_examples: int, *, seed: int) -> Split:
     """Draw examples without repetition, in random order; the counts of any two classes differ by at most one.
 
     Raises:
-      DataError: a class has too few examples.
+      DataError: a class has too few examples, or the split is none.
     """
-    if not 1 <= num_examples <= len(split.labels):
-        raise DataError(f"num_examples must be from 1 to the split's {len(split.labels)}, got {num_examples}")
-    order = _stratified_order(split.labels, np.random.default_rng(seed), balanced=True)[:num_examples]
-    counts = np.bincount(split.labels[order], minlength=split.labels.max() + 1)
+    inputs, labels = _host_array("inputs", split.inputs), _class_indices(split.labels)
+    if len(inputs) != len(labels):
+        raise DataError(f"a split has one label per input, got inputs of shape {inputs.shape} and {len(labels)} labels")
+    if not 1 <= num_examples <= len(labels):
+        raise DataError(f"num_examples must be from 1 to the split's {len(labels)}, got {num_examples}")
+    order = _stratified_order(labels, np.random.default_rng(seed), balanced=True)[:num_examples]
+    counts = np.bincount(labels[order], minlength=labels.max() + 1)
     if np.ptp(counts) > 1:
         raise DataError(
             f"{num_examples} examples of {len(counts)} classes need {num_examples // len(counts)} or more of each, "
             f"but class {counts.argmin()} has only {counts.min()}: ask for fewer, or take a larger split"
         )
-    return Split(split.inputs[order], split.labels[order])
+    return Split(inputs[order], labels[order])
 
 
 def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> np.ndarray:
@@ -164,16 +169,41 @@ def stratified_indices(labels: np.ndarray, num_examples: int, *, seed: int) -> n
     With the same seed, fewer examples are the first of more examples.
 
     Raises:
-      DataError: ``num_examples`` is not from 1 to N.
+      DataError: ``num_examples`` is not from 1 to N, or labels that are no classes.
     """
+    labels = _class_indices(labels)
     if not 1 <= num_examples <= len(labels):
         raise DataError(f"num_examples must be from 1 to the {len(labels)} there are, got {num_examples}")
     return _stratified_order(labels, np.random.default_rng(seed))[:num_examples]
 
 
+def _host_array(name: str, value: ArrayLike) -> np.ndarray:
+    """An array (N, ...) of real numbers on the host."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # ragged lists, random keys, traced values
+        raise DataError(f"{name} must be one array on the host, got {type(value).__name__}") from error
+    if array.ndim < 1 or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        raise DataError(f"{name} must be an array (N, ...) of real numbers, got {type(value).__name__} {array.dtype}{list(array.shape)}")
+    return array
+
+
+def _class_indices(labels: ArrayLike) -> np.ndarray:
+    """Labels (N,) as integers of at least 0."""
+    array = _host_array("labels", labels)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < 0:
+        raise DataError(
+            f"labels must be class indices (N,), integers of at least 0, got {array.dtype}{list(array.shape)}: cast by .astype(int)"
+        )
+    return array
+
+
 def _check_settings(seed: int, validation: float, test: float, num_train: int | None) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    for part, share in (("validation", validation), ("test", test)):
+        if isinstance(share, bool) or not isinstance(share, numbers.Real):
+            raise ValueError(f"{part} is a share, a number from 0 to below 1, got {share!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation is a share of the training examples, from 0 to below 1, got {validation!r}")
     if not 0 < test < 1:
@@ -183,7 +213,9 @@ def _check_settings(seed: int, validation: float, test: float, num_train: int | 
 
 
 def _parse_name(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)@(\d+)", name, re.DOTALL)
+    if not isinstance(name, str):
+        raise DataError(f"a data set has a name, such as 'digits' or 'file:data.npz', got {name!r}\n{describe()}")
+    match = re.fullmatch(r"(.+)@([0-9]{1,9})", name, re.DOTALL)
     if not match:
         return name, None
     if int(match[2]) == 0:
@@ -208,12 +240,37 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
     if kind == "tfds" and rest:
         return tfds.read(rest, data_dir)
     if kind == "file" and rest:
-        return files.read(Path(rest).expanduser())
-    close = difflib.get_close_matches(base, [*readers, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
+        return files.read(_path(rest))
+    raise _unknown(base)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"file:{text} names the home folder of nobody ({error}): give the path in full") from error
+
+
+def check_name(name: str) -> None:
+    """Look whether a data set can be there, without reading it: its name is known, its file exists.
+
+    Raises:
+      DataError: there is no such data set.
+    """
+    base, _ = _parse_name(name)
+    kind, _, rest = base.partition(":")
+    if kind == "file" and rest:
+        files.check_exists(_path(rest))
+    elif base not in NAMES and not (kind == "tfds" and rest):
+        raise _unknown(base)
+
+
+def _unknown(base: str) -> DataError:
+    close = difflib.get_close_matches(base, [*NAMES, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
     if os.path.exists(base):
         close = [f"file:{base}"]
     hint = f"did you mean {' or '.join(close)}?" if close else "the names are"
-    raise DataError(f"no data set is named {base!r}: {hint}\n{describe()}")
+    return DataError(f"no data set is named {base!r}: {hint}\n{describe()}")
 
 
 @functools.cache

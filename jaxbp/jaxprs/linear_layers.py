@@ -4,9 +4,10 @@ A linear layer is a place where a parameter multiplies data: y = a W, a matrix p
 with respect to W is the sum over positions p of a_p (x) delta_kp, with delta_k the gradient of f_k with respect to y; so it is known
 without being formed. `find` walks through the program of any function of (params, inputs) and lists the parameters whose only use
 is that of a layer's weight. Before this use a parameter may be reshaped, transposed or multiplied by a number (the NTK parametrisation).
-All other parameters need plain Jacobians. `run_fn` evaluates the program with an array added to the output of each such layer:
+A weight that is used several times, arranged in the same way, is one layer whose positions are those of all uses. All other parameters
+need plain Jacobians. `run_fn` evaluates the program with an array added to the output of each such layer:
 derivatives with respect to these arrays (taps) give all deltas in one backward pass, which forms no gradient of a weight.
-`uses` lists every place where a parameter multiplies data, for functions with any outputs, whether or not the parameter has other uses.
+`jaxbp.jaxprs.weight_uses` finds kernels that are other functions of parameters, too, and where they multiply data.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.jaxprs import linear_layers
@@ -16,135 +17,53 @@ derivatives with respect to these arrays (taps) give all deltas in one backward 
 """
 
 import collections
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Num, PyTree
 
 from jaxbp.jaxprs import interpret
+from jaxbp.jaxprs.products import BILINEAR, Convolution, Matmul, geometry_of
 from jaxbp.ops import convolution
 
 _REARRANGING = ("reshape", "transpose", "squeeze", "rev", "copy", "expand_dims", "neg")  # up to the sign, entries keep their values
-_BILINEAR = ("dot_general", "conv_general_dilated", "jaxbp_conv")
+_KEEPING_ORDER = ("mul", "div", "neg", "copy", "convert_element_type")
 
 
-class Matmul(NamedTuple):
-    """A `lax.dot_general` of data and a weight.
-
-    Attributes:
-      contract: axes of the data that are summed over.
-      batch: axes of the data that the weight shares: each slice has a weight of its own.
-      weight_side: 0 if the weight is the first operand, 1 if it is the second.
-      weight_contract: axes of the weight that are summed over.
-      weight_batch: axes of the weight that the data share.
-    """
-
-    contract: tuple[int, ...]
-    batch: tuple[int, ...]
-    weight_side: int
-    weight_contract: tuple[int, ...]
-    weight_batch: tuple[int, ...]
-
-    def patches(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "p g k"]:
-        """Arrange data as the factor that multiplies the weight, (positions P, groups g, K)."""
-        free = [axis for axis in range(data.ndim) if axis not in (*self.contract, *self.batch)]
-        sizes = [math.prod(data.shape[axis] for axis in axes) for axes in (free, self.batch, self.contract)]
-        return data.transpose(*free, *self.batch, *self.contract).reshape(sizes)
-
-    def deltas(self, output: Num[jax.Array, "..."], data: Any) -> Num[jax.Array, "p g o"]:
-        """Arrange a gradient with respect to the output as (P, g, o)."""
-        groups = math.prod(output.shape[: len(self.batch)])
-        positions = math.prod(data.shape) // math.prod(data.shape[axis] for axis in (*self.contract, *self.batch))
-        if self.weight_side == 1:
-            return output.reshape(groups, positions, -1).transpose(1, 0, 2)
-        return output.reshape(groups, -1, positions).transpose(2, 0, 1)
-
-
-class Convolution(NamedTuple):
-    """A convolution of data and a weight in any dimensions and layout, without batch groups.
+class Repeated(NamedTuple):
+    """Several products with one weight; data and outputs are tuples with one array for each.
 
     Attributes:
-      strides: of the window, one an axis.
-      padding: (low, high) zeros of each axis.
-      data_dilation: dilation of the data (transposed convolutions).
-      weight_dilation: dilation of the window.
-      window: extents of the window.
-      groups: groups of channels.
-      data_spec: axes of batch, channels and space of the data.
-      output_spec: axes of batch, channels and space of the output.
-      weight_spec: axes of outputs, inputs and window of the weight.
+      uses: the products, which arrange the weight in the same way.
     """
 
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    data_dilation: tuple[int, ...]
-    weight_dilation: tuple[int, ...]
-    window: tuple[int, ...]
-    groups: int
-    data_spec: tuple[int, ...]
-    output_spec: tuple[int, ...]
-    weight_spec: tuple[int, ...]
+    uses: tuple[Matmul | Convolution, ...]
 
-    def image(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "n ... c"]:
-        """Data as (batch, *space, channels), dilated and padded."""
-        batch, channels, *space = self.data_spec
-        holes = zip(self.padding, self.data_dilation, strict=True)
-        pads = [(0, 0, 0), *((low, high, dilation - 1) for (low, high), dilation in holes), (0, 0, 0)]
-        return lax.pad(data.transpose(batch, *space, channels), jnp.zeros((), data.dtype), pads)
+    def patches(self, data: Any) -> Num[jax.Array, "p g k"]:
+        """Arrange data as the factor that multiplies the weight, (P, g, K); the positions P are those of one use after another."""
+        return jnp.concatenate([use.patches(array) for use, array in zip(self.uses, data, strict=True)])
 
-    def taps(self, extents: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """For each weight of the window, (start, stop) of the pixels that it sees in a padded image of these extents."""
-        sizes = zip(extents, self.window, self.weight_dilation, self.strides, strict=True)
-        counts = [(extent - (width - 1) * dilation - 1) // stride + 1 for extent, width, dilation, stride in sizes]
-        ranges = []
-        for tap in itertools.product(*map(range, self.window)):
-            start = tuple(t * d for t, d in zip(tap, self.weight_dilation, strict=True))
-            ranges.append((start, tuple(a + (n - 1) * s + 1 for a, n, s in zip(start, counts, self.strides, strict=True))))
-        return ranges
-
-    def patches(self, data: Num[jax.Array, "..."]) -> Num[jax.Array, "p g k"]:
-        """Arrange data as the factor that multiplies the weight, (P, g, K); the positions P run over batch and space."""
-        image = self.image(data)
-        steps = (1, *self.strides, 1)
-        cut = [
-            lax.slice(image, (0, *start, 0), (image.shape[0], *stop, image.shape[-1]), steps)
-            for start, stop in self.taps(image.shape[1:-1])
-        ]
-        stacked = jnp.stack([part.reshape(-1, self.groups, image.shape[-1] // self.groups) for part in cut], axis=2)
-        return stacked.reshape(*stacked.shape[:2], -1)
-
-    def deltas(self, output: Num[jax.Array, "..."], data: Any) -> Num[jax.Array, "p g o"]:
-        """Arrange a gradient with respect to the output as (P, g, o)."""
-        del data
-        batch, channels, *space = self.output_spec
-        features = output.shape[channels]
-        return output.transpose(batch, *space, channels).reshape(-1, self.groups, features // self.groups)
+    def deltas(self, output: Any, data: Any) -> Num[jax.Array, "p g o"]:
+        """Arrange gradients with respect to the outputs as (P, g, o)."""
+        return jnp.concatenate([use.deltas(gradient, array) for use, gradient, array in zip(self.uses, output, data, strict=True)])
 
 
 class WeightUse(NamedTuple):
-    """One use of a parameter as the weight of a linear layer.
+    """A parameter that is the weight of a linear layer, and of nothing else.
 
     Attributes:
       leaf: index of the parameter among the leaves of the parameters.
       geometry: the product of data and weight.
-      data: shape and dtype of the data.
-      output: shape and dtype of the output.
-      source: a number that is equal for uses that read the same array.
-      steps: functions that lead from the leaf to the weight, one after another, each a rearrangement or a multiplication by a
-        number; None if a number is known only when the program runs.
+      data: shape and dtype of the data; of a `Repeated` weight a tuple.
+      output: shape and dtype of the output; of a `Repeated` weight a tuple.
     """
 
     leaf: int
-    geometry: Matmul | Convolution
-    data: jax.ShapeDtypeStruct
-    output: jax.ShapeDtypeStruct
-    source: int
-    steps: tuple[Callable, ...] | None
+    geometry: Matmul | Convolution | Repeated
+    data: Any
+    output: Any
 
 
 class LinearLayers(NamedTuple):
@@ -152,7 +71,7 @@ class LinearLayers(NamedTuple):
 
     Attributes:
       program: the traced function.
-      layers: the layers in the order of their use; the weight of each has no other use.
+      layers: the layers in the order of their first use.
       others: indices of the leaves that need a plain Jacobian.
       num_leaves: number of leaves of the parameters.
     """
@@ -173,26 +92,19 @@ def find(fn: Callable, params: PyTree, *arguments: PyTree) -> LinearLayers:
         return walk.output(program, values, num_leaves)
 
     jax.eval_shape(evaluate, *program.input_types)
-    times = collections.Counter(layer.leaf for layer in walk.layers)
-    layers = tuple(layer for layer in walk.layers if times[layer.leaf] == 1 and layer.leaf not in walk.others)
-    others = tuple(sorted((walk.others | set(times)) - {layer.leaf for layer in layers}))
+    layers = tuple(layer for leaf, uses in walk.uses.items() if leaf not in walk.others and (layer := _layer(leaf, uses)) is not None)
+    others = tuple(sorted((walk.others | set(walk.uses)) - {layer.leaf for layer in layers}))
     return LinearLayers(program, layers, others, num_leaves)
 
 
-def uses(fn: Callable, params: PyTree, *arguments: PyTree) -> tuple[WeightUse, ...]:
-    """Trace ``fn(params, *arguments)`` and find every use of a leaf as the weight of a linear layer, in order.
-
-    ``fn`` may return anything. Leaves that have other uses, or several, are included.
-    """
-    program = interpret.trace(fn, params, *arguments)
-    num_leaves = len(jax.tree.leaves(params))
-    walk = _Walk(structured=None)
-
-    def evaluate(*values: jax.Array) -> None:
-        walk.run(program, values, num_leaves)
-
-    jax.eval_shape(evaluate, *program.input_types)
-    return tuple(walk.layers)
+def _layer(leaf: int, uses: Sequence["_Use"]) -> WeightUse | None:
+    """The layer of a parameter; None if its uses arrange it in several ways."""
+    if len(uses) == 1:
+        return WeightUse(leaf, uses[0].geometry, uses[0].data, uses[0].output)
+    if len({(use.order, use.axes) for use in uses}) > 1:
+        return None
+    geometries, data, outputs = zip(*((use.geometry, use.data, use.output) for use in uses), strict=True)
+    return WeightUse(leaf, Repeated(geometries), data, outputs)
 
 
 def run_fn(network: LinearLayers) -> Callable:
@@ -200,23 +112,42 @@ def run_fn(network: LinearLayers) -> Callable:
 
     Arguments of the function:
 
-    - ``taps``: arrays that are added to the layers' outputs (zeros, to differentiate with respect to);
+    - ``taps``: for each layer an array that is added to its output (zeros, to differentiate with respect to), or a tuple of them;
     - ``others``: values of the leaves ``network.others``;
     - ``leaves``: values of all leaves;
     - ``arguments``: the flat arguments of the traced function.
 
-    If a number multiplies a weight, it multiplies the returned data of that layer.
+    If a number multiplies a weight, it multiplies the returned data of that layer. Data of a layer with several uses are a tuple.
     """
     structured = frozenset(layer.leaf for layer in network.layers)
+    repeated = {layer.leaf for layer in network.layers if isinstance(layer.geometry, Repeated)}
 
     def run(taps: Sequence, others: Sequence, leaves: Sequence, arguments: Sequence) -> tuple[jax.Array, list]:
         leaves = list(leaves)
         for leaf, value in zip(network.others, others, strict=True):
             leaves[leaf] = value
-        walk = _Walk(structured=structured, taps=taps)
-        return walk.output(network.program, [*leaves, *arguments], network.num_leaves), walk.data
+        taps_of = {layer.leaf: iter(jax.tree.leaves(tap)) for layer, tap in zip(network.layers, taps, strict=True)}
+        walk = _Walk(structured=structured, taps=taps_of)
+        output = walk.output(network.program, [*leaves, *arguments], network.num_leaves)
+        return output, [tuple(walk.data[leaf]) if leaf in repeated else walk.data[leaf][0] for leaf in taps_of]
 
     return run
+
+
+class _Use(NamedTuple):
+    """One use of a parameter as a weight.
+
+    Attributes:
+      geometry, data, output: as in `WeightUse`.
+      order: the rearrangements that lead from the parameter to the weight.
+      axes: what the product does with the axes of the weight.
+    """
+
+    geometry: Matmul | Convolution
+    data: jax.ShapeDtypeStruct
+    output: jax.ShapeDtypeStruct
+    order: tuple[tuple[str, str], ...]
+    axes: tuple
 
 
 class _Weight(NamedTuple):
@@ -226,13 +157,13 @@ class _Weight(NamedTuple):
       leaf: index of the leaf.
       value: ``scale`` times the leaf's entries in some order.
       scale: the factor.
-      steps: as in `WeightUse`.
+      order: the rearrangements, by name and parameters.
     """
 
     leaf: int
     value: jax.Array
     scale: jax.Array | float
-    steps: tuple[Callable, ...] | None = ()
+    order: tuple[tuple[str, str], ...] = ()
 
 
 class _Walk:
@@ -242,23 +173,17 @@ class _Walk:
     in ``structured``. Wrappers with derivative rules of their own stay closed.
     """
 
-    def __init__(self, structured: frozenset | None, taps: Sequence = ()):
+    def __init__(self, structured: frozenset | None, taps: dict[int, Iterator[jax.Array]] | None = None):
         self.structured = structured
-        self.taps = iter(taps)
-        self.layers: list[WeightUse] = []
+        self.taps = taps or {}
+        self.uses: dict[int, list[_Use]] = collections.defaultdict(list)
         self.others: set[int] = set()
-        self.data: list[jax.Array] = []
-        self.sources: list[jax.Array] = []  # references that keep the ids of the arrays unique
-        self.casts: dict[int, jax.Array] = {}  # from the id of an array to the array before its change of precision
-
-    def run(self, program: interpret.Program, values: Sequence, num_leaves: int) -> list:
-        """Outputs of the program, whose first ``num_leaves`` arguments are the leaves."""
-        weights = [_Weight(leaf, value, 1.0) for leaf, value in enumerate(values[:num_leaves])]
-        return program.evaluate([*weights, *values[num_leaves:]], self._evaluate)
+        self.data: dict[int, list[jax.Array]] = collections.defaultdict(list)
 
     def output(self, program: interpret.Program, values: Sequence, num_leaves: int) -> jax.Array:
         """The one output of the program, whose first ``num_leaves`` arguments are the leaves."""
-        (output,) = self.run(program, values, num_leaves)
+        weights = [_Weight(leaf, value, 1.0) for leaf, value in enumerate(values[:num_leaves])]
+        (output,) = program.evaluate([*weights, *values[num_leaves:]], self._evaluate)
         if isinstance(output, _Weight):  # a function that returns a parameter
             self.others.add(output.leaf)
             return output.value
@@ -269,43 +194,25 @@ class _Walk:
         weights = [o for o in operands if isinstance(o, _Weight)]
         values = [o.value if isinstance(o, _Weight) else o for o in operands]
         outputs = [_convolve(operation, values)] if name == "conv_general_dilated" else operation.apply(values)
-        if not weights:
-            if name == "convert_element_type":
-                self.sources.append(outputs[0])
-                self.casts[id(outputs[0])] = self.casts.get(id(values[0]), values[0])
-            return outputs
         if len(weights) == 1:
+            (weight,) = weights
             if (scale := _rescaled(operation, operands)) is not None:
-                steps = _extended(weights[0].steps, operation, operands)
-                return [_Weight(weights[0].leaf, outputs[0], weights[0].scale * scale, steps)]
-            if name in _BILINEAR and (layer := _weight_use(operation, operands, outputs[0], self._source)) is not None:
-                return [self._tap(layer, operands, outputs[0])]
+                order = weight.order if name in _KEEPING_ORDER else (*weight.order, (name, str(operation.params)))
+                return [_Weight(weight.leaf, outputs[0], weight.scale * scale, order)]
+            if name in BILINEAR and (use := _weight_use(operation, operands, outputs[0])) is not None:
+                return [self._tap(use, operands, outputs[0])]
         self.others.update(weight.leaf for weight in weights)
         return outputs
 
-    def _source(self, data: jax.Array) -> int:
-        data = self.casts.get(id(data), data)
-        known = [index for index, array in enumerate(self.sources) if array is data]
-        self.sources.append(data)
-        return known[0] if known else len(self.sources) - 1
-
-    def _tap(self, layer: WeightUse, operands: list, output: jax.Array) -> jax.Array:
-        if self.structured is None:
-            self.layers.append(layer)
-            return output
-        if layer.leaf not in self.structured:
-            return output
+    def _tap(self, use: _Use, operands: list, output: jax.Array) -> jax.Array:
         weight, data = operands if isinstance(operands[0], _Weight) else operands[::-1]
-        self.data.append(data * jnp.asarray(weight.scale, data.dtype))
-        return output + next(self.taps)
-
-
-def _extended(steps: tuple | None, operation: interpret.Operation, operands: list) -> tuple | None:
-    """The steps and this operation; None if the other operand is known only when the program runs."""
-    rest = [None if isinstance(operand, _Weight) else operand for operand in operands]
-    if steps is None or any(isinstance(operand, jax.core.Tracer) for operand in rest):
-        return None
-    return (*steps, lambda value: operation.apply([value if operand is None else operand for operand in rest])[0])
+        if self.structured is None:
+            self.uses[weight.leaf].append(use)
+            return output
+        if weight.leaf not in self.structured:
+            return output
+        self.data[weight.leaf].append(data * jnp.asarray(weight.scale, data.dtype))
+        return output + next(self.taps[weight.leaf])
 
 
 _CONVOLUTION_OPTIONS = (
@@ -346,45 +253,17 @@ def _rescaled(operation: interpret.Operation, operands: list) -> jax.Array | flo
     return None
 
 
-def _weight_use(operation: interpret.Operation, operands: list, output: Any, source_fn: Callable[[Any], int]) -> WeightUse | None:
+def _weight_use(operation: interpret.Operation, operands: list, output: Any) -> _Use | None:
     side = 0 if isinstance(operands[0], _Weight) else 1
     data, weight = operands[1 - side], operands[side]
-    geometry = _GEOMETRIES[operation.name](operation.params, side, weight.value)
+    if not all(jnp.issubdtype(array.dtype, jnp.floating) for array in (data, weight.value, output)):
+        return None  # complex data: the gradient of a real weight is the real part of the product
+    geometry = geometry_of(operation, side, weight.value.shape)
     if geometry is None:
         return None
     data_type, output_type = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (data, output))
-    return WeightUse(weight.leaf, geometry, data_type, output_type, source_fn(data), weight.steps)
-
-
-def _matmul(params: dict, side: int, weight: Any) -> Matmul:
-    contract, batch = params["dimension_numbers"]
-    return Matmul(tuple(contract[1 - side]), tuple(batch[1 - side]), side, tuple(contract[side]), tuple(batch[side]))
-
-
-def _convolution(params: dict, side: int, weight: Any) -> Convolution | None:
-    if side == 0 or params["batch_group_count"] != 1:
-        return None
-    numbers = params["dimension_numbers"]
-    return Convolution(
-        strides=tuple(params["window_strides"]),
-        padding=tuple(params["padding"]),
-        data_dilation=tuple(params["lhs_dilation"]),
-        weight_dilation=tuple(params["rhs_dilation"]),
-        window=tuple(weight.shape[axis] for axis in numbers.rhs_spec[2:]),
-        groups=params["feature_group_count"],
-        data_spec=tuple(numbers.lhs_spec),
-        output_spec=tuple(numbers.out_spec),
-        weight_spec=tuple(numbers.rhs_spec),
-    )
-
-
-def _channels_last_convolution(params: dict, side: int, weight: Any) -> Convolution | None:
-    spec = params["spec"]
-    if side == 0 or spec.product != "output" or spec.stacked:
-        return None
-    n = len(spec.spatial)
-    last = (0, n + 1, *range(1, n + 1))
-    return Convolution(spec.strides, spec.padding, (1,) * n, spec.dilation, spec.window, 1, last, last, (n + 1, n, *range(n)))
-
-
-_GEOMETRIES = {"dot_general": _matmul, "conv_general_dilated": _convolution, "jaxbp_conv": _channels_last_convolution}
+    if isinstance(geometry, Convolution):
+        axes: tuple = (geometry.weight_spec, geometry.window, geometry.groups)
+    else:
+        axes = (geometry.weight_contract, geometry.weight_batch)
+    return _Use(geometry, data_type, output_type, weight.order, axes)

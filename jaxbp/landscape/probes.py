@@ -94,6 +94,8 @@ def probe(
     directions = jax.random.normal(checks.prng_key(key), (num_directions, position.size), position.dtype)
     if direction is not None:
         given = jnp.atleast_2d(jnp.asarray(direction, position.dtype))
+        if given.ndim != 2 or given.shape[1] != position.size:
+            raise ValueError(f"direction must be ({position.size},) or (k, {position.size}), got shape {jnp.shape(direction)}")
         directions = jnp.concatenate([directions, *(row for line in given for row in (line[None], -line[None]))])
     directions /= jnp.abs(directions).max(1, keepdims=True)  # of any scale
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)

@@ -15,7 +15,8 @@ A network with BatchNorm has a state beside its parameters, and two modes: ``app
 >>> net.features(params, jnp.zeros((5, 8, 8, 1)), state).shape
 (5, 8)
 
-Modules of your own come in by `from_linen` and `from_nnx`, plain functions by `from_functions`.
+Modules of your own come in by `from_linen` and `from_nnx`, plain functions by `from_functions`, weights of PyTorch models by
+`from_torch_names`.
 """
 
 from jaxbp.models.batch_norm import calibrate_batch_norm
@@ -27,4 +28,5 @@ from jaxbp.models.mobilenet import MobileNet
 from jaxbp.models.network import Network, State, from_functions, with_batch_statistics, with_normalised_inputs
 from jaxbp.models.registry import REGISTRY, Width, create
 from jaxbp.models.resnet import ResNet
+from jaxbp.models.torch_names import from_torch_names, resnet_torch_names
 from jaxbp.models.vgg import VGG

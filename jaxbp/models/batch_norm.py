@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from jaxbp import checks
 from jaxbp.models.network import Network, State
 
 
@@ -19,8 +20,9 @@ def calibrate_batch_norm(net: Network, params: Any, state: State, inputs: jax.Ar
       batch_size, num_epochs: of the passes.
 
     Raises:
-      ValueError: ``batch_size`` is not from 1 to N.
+      ValueError: inputs that are none, or ``batch_size`` is not from 1 to N.
     """
+    inputs = checks.examples(inputs)
     if not 1 <= batch_size <= len(inputs):
         raise ValueError(f"batch_size must be from 1 to the number of inputs {len(inputs)}, got {batch_size}")
     num_batches = len(inputs) // batch_size

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from jaxbp.models.layers import check_choice, conv, dense, normalise
+from jaxbp.models.layers import check_choice, check_images, conv, dense, normalise
 
 POOLS = ("max", "average", "stride")
 _MULTIPLIERS = (1, 2, 2, 4, 4)
@@ -52,6 +52,7 @@ class ConvNet(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C); the same whether ``train`` or not."""
         check_choice("pool", self.pool, POOLS)
+        check_images(inputs)
         options: dict[str, Any] = {
             "parametrisation": self.parametrisation,
             "formulation": self.formulation,

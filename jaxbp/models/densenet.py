@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbp.models.layers import conv, dense, normalise, window
+from jaxbp.models.layers import check_images, conv, dense, normalise, window
 
 _BOTTLENECK = 4  # channels between a layer's two convolutions, in growth rates
 _STEM = 2  # channels of the stem, in growth rates
@@ -74,6 +74,7 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
+        check_images(inputs)
         options: dict[str, Any] = {
             "parametrisation": self.parametrisation,
             "formulation": self.formulation,

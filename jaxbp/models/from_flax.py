@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
+from jaxbp import checks
 from jaxbp.models.network import NO_STATE, Network, State
 
 TRAINING_VALUES = {  # arguments of a module's call that tell its mode, and what each is in training
@@ -49,7 +50,8 @@ def from_linen(module: nn.Module, *, mode_argument: str | None = None, training_
     Raises:
       TypeError: not a linen module.
       ValueError: the call has no argument ``mode_argument``; when traced, a function called without the state that the module
-        keeps, a BatchNorm fixed to the other statistics, random numbers in training (dropout), features that are not sown.
+        keeps, parameters or inputs that do not fit the module, a BatchNorm fixed to the other statistics, random numbers in
+        training (dropout), features that are not sown.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_linen takes a module of flax.linen, got {type(module).__name__}")
@@ -72,6 +74,7 @@ def _linen_network(module: nn.Module, modes: tuple[tuple[str, bool], ...]) -> Ne
     in_evaluation: dict[str, Any] = {name: not value for name, value in modes}
 
     def call(params: Any, inputs: jax.Array, state: State, *, train: bool, mutable: Any = False) -> Any:
+        inputs = checks.examples(inputs)
         with nn.intercept_methods(functools.partial(_steer_batch_norm, train)):
             try:
                 return module.apply({"params": params, **state}, inputs, mutable=mutable, **(in_training if train else in_evaluation))
@@ -80,6 +83,11 @@ def _linen_network(module: nn.Module, modes: tuple[tuple[str, bool], ...]) -> Ne
                     f"{type(module).__name__} keeps a state beside its parameters (BatchNorm's statistics), got the collections "
                     f"{sorted(state)}: pass the state that init or update returned, as in apply(params, inputs, state)"
                 ) from error
+            except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
+                raise ValueError(
+                    f"the parameters do not fit {type(module).__name__} and inputs of shape {inputs.shape}: {error}: draw them by init for "
+                    "inputs of this shape"
+                ) from error
             except flax.errors.InvalidRngError as error:
                 raise ValueError(
                     f"{type(module).__name__} draws random numbers (dropout), for which a network's functions have no key: set its "
@@ -87,6 +95,7 @@ def _linen_network(module: nn.Module, modes: tuple[tuple[str, bool], ...]) -> Ne
                 ) from error
 
     def init(key: jax.Array, inputs: jax.Array) -> tuple[Any, State]:
+        key, inputs = checks.prng_key(key), checks.examples(inputs)
         with nn.intercept_methods(functools.partial(_steer_batch_norm, False)):
             variables = module.init(key, inputs, **in_evaluation)
         return variables.get("params", {}), {name: value for name, value in variables.items() if name != "params"}
@@ -160,21 +169,21 @@ def from_nnx(build: Callable[..., nnx.Module]) -> Network:
         return module
 
     def init(key: jax.Array, inputs: jax.Array) -> tuple[Any, State]:
-        _, params, state = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)  # type: ignore[misc]  # as many states as filters
+        _, params, state = nnx.split(build(rngs=nnx.Rngs(checks.prng_key(key))), nnx.Param, ...)  # type: ignore[misc]  # as many states as filters
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params: Any, inputs: jax.Array, state: State = NO_STATE) -> jax.Array:
-        return merged(params, state, train=False)(inputs)
+        return merged(params, state, train=False)(checks.examples(inputs))
 
     def update(params: Any, inputs: jax.Array, state: State) -> tuple[jax.Array, State]:
         module = merged(params, state, train=True)
-        logits = module(inputs)
+        logits = module(checks.examples(inputs))
         return logits, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
     def features(params: Any, inputs: jax.Array, state: State = NO_STATE) -> jax.Array:
         module = merged(params, state, train=False)
         if not hasattr(module, "features"):
             raise ValueError(f"{type(module).__name__} has no features: give it a method features(inputs), which returns (N, F)")
-        return module.features(inputs)
+        return module.features(checks.examples(inputs))
 
     return Network(init, apply, update, features, build)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
+from jaxbp import checks
 from jaxbp.ops import convolution
 
 PARAMETRISATIONS = ("standard", "ntk")
@@ -57,19 +58,23 @@ def conv(
     formulation: str = "auto",
     dtype: str = "float32",
 ) -> nn.Conv:
-    """An `nn.Conv`, padding SAME, for maps of extents ``spatial``, through `jaxbp.ops.convolution`.
+    """An `nn.Conv` for maps of extents ``spatial``, through `jaxbp.ops.convolution`; ``kernel_size`` is odd.
 
-    An axis of extent 1 (signals are laid out (N, L, 1, C)) gets kernel and stride 1: anything more would see padding only.
+    Zeros stand around the map on both sides alike, half a window deep, as in He's, PyTorch's and the paper's networks: output j of a
+    stride of 2 is centred on pixel 2j, which a 1x1 convolution of the same stride reads. JAX's SAME pads even maps (0, 1) there. An
+    axis of extent 1 (signals are laid out (N, L, 1, C)) gets kernel and stride 1: anything more would see padding only.
     ``gain`` multiplies the kernel as it is drawn. With ``groups`` XLA's own convolution serves, whatever the formulation.
     ``dtype``: one of `DTYPES`, of the computation.
     """
     convolve = convolution.conv_with(formulation if groups == 1 else "auto")
+    extents = window(kernel_size, spatial)
     if parametrisation == "ntk":
         convolve = _NtkConvolution(convolve)
     return nn.Conv(
         features,
-        window(kernel_size, spatial),
+        extents,
         window(stride, spatial),
+        padding=tuple((extent // 2, extent // 2) for extent in extents),
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=_computed_in(dtype),
@@ -102,6 +107,12 @@ def normalise(features: jax.Array, norm: str, *, train: bool) -> jax.Array:
 def dtype_beside(features: jax.Array) -> Any:
     """Flax's ``dtype`` for what meets a map: bfloat16 beside such a map, else None, the result's inferred from all operands."""
     return jnp.bfloat16 if features.dtype == jnp.bfloat16 else None
+
+
+def check_images(inputs: jax.Array) -> None:
+    """Raise a ValueError for inputs that are no images (N, H, W, C) of real numbers."""
+    if checks.examples(inputs).ndim != 4:
+        raise ValueError(f"inputs must be images (N, H, W, C) or signals (N, L, 1, C), got shape {inputs.shape}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxbp.models.layers import conv, dense, normalise
+from jaxbp.models.layers import check_images, conv, dense, normalise
 
 _STEM = 32
 _LAST = 1280
@@ -71,6 +71,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
+        check_images(inputs)
         options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
         features = nn.relu6(_conv_norm(inputs, self.width, train=train, **options))
         for expansion, channels, num_blocks, stride in _STAGES[: self.stages]:

@@ -19,6 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbp import checks
 
 State = Mapping[str, Any]  # the collections of a network beside its parameters: {"batch_stats": ...}, or {}
 NO_STATE: State = {}
@@ -113,17 +116,53 @@ def with_batch_statistics(net: Network) -> Callable[[Any, jax.Array, State], jax
     return apply
 
 
-@functools.cache
-def with_normalised_inputs(net: Network, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Network:
+def with_normalised_inputs(net: Network, mean: ArrayLike, std: ArrayLike) -> Network:
     """A network of raw inputs: ``net`` of ``(inputs - mean) / std``; the same object for equal arguments.
 
     Args:
       net: a network of normalised inputs.
-      mean, std: a number, or one for each entry of the last axis of the inputs, for instance each channel.
+      mean, std: a number, or (C,), one for each entry of the last axis of the inputs, for instance each channel.
+
+    Raises:
+      ValueError: a mean or std that is no such numbers, a std that is not positive; when called, inputs of another number of channels.
     """
+    shift, scale = _channel_numbers(mean, "mean"), _channel_numbers(std, "std")
+    if np.min(scale) <= 0:
+        raise ValueError(f"std must be positive, got {std}")
+    return _normalised(net, shift, scale)
+
+
+@functools.cache
+def _normalised(net: Network, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Network:
     shift, scale = np.asarray(mean, np.float32)[()], np.asarray(std, np.float32)[()]
 
     def normalised(fn: Callable) -> Callable:
-        return lambda params, inputs, state=NO_STATE: fn(params, (inputs - shift) / scale, state)
+        def of_raw(params: Any, inputs: jax.Array, state: State = NO_STATE) -> Any:
+            for numbers in (shift, scale):
+                if numbers.ndim and numbers.shape != inputs.shape[-1:]:
+                    raise ValueError(
+                        f"mean and std of {len(numbers)} channels need inputs (N, ..., {len(numbers)}), got shape {inputs.shape}"
+                    )
+            return fn(params, (inputs - shift) / scale, state)
+
+        return of_raw
 
     return dataclasses.replace(net, apply=normalised(net.apply), update=normalised(net.update), features=normalised(net.features))
+
+
+def _channel_numbers(value: ArrayLike, name: str) -> float | tuple[float, ...]:
+    """A finite number, or a tuple of at least one: hashable.
+
+    Raises:
+      ValueError: something else.
+    """
+    checks.refuse_traced(name, value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # ragged lists, random keys
+        raise ValueError(f"{name} must be one number or (C,), one for each channel, got {value!r}") from error
+    if array.ndim == 0:
+        return checks.number(value, name)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"{name} must be one number or (C,), one for each channel, got shape {array.shape}")
+    return tuple(checks.number(entry, name) for entry in array)

@@ -59,6 +59,10 @@ def _fixed(family: type[nn.Module], **settled: Any) -> Callable[..., nn.Module]:
     return build
 
 
+def _wide_resnet(name: str, num_classes: int, width: _OneOrEach, depth: int | None, options: dict) -> nn.Module:
+    return _fixed(ResNet, stage_sizes=(2, 2, 2, 2))(name, num_classes, width, depth, {"widening": 2} | options)
+
+
 def _build(family: type[_Net], name: str, num_classes: int, width: _OneOrEach, options: dict) -> _Net:
     if isinstance(width, tuple) and family is not MLP:
         raise ValueError(f"the {name} takes one width, of its first convolution, got {width}")
@@ -73,7 +77,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "convnet": _convnet,
     "resnet": _staged(ResNet, "stage_sizes", "stages", each="blocks of every stage"),
     "resnet18": _fixed(ResNet, stage_sizes=(2, 2, 2, 2)),
-    "wideresnet": _fixed(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "wideresnet": _wide_resnet,
     "resnet20": _fixed(ResNet, stage_sizes=(3, 3, 3)),
     "resnet34": _fixed(ResNet, stage_sizes=(3, 4, 6, 3)),
     "vgg11": _fixed(VGG),
@@ -87,9 +91,9 @@ def create(name: str, *, num_classes: int, width: Width, depth: int | None = Non
     """The network ``name`` of `REGISTRY`.
 
     Args:
-      name: a family, or a network of fixed depth: "resnet18" and the paper's "wideresnet" (both four stages of two
-        basic blocks; the names tell which widths are meant), "resnet20" (three stages of three; norm="fixup" is the
-        paper's), "resnet34", "vgg11", "mobilenetv2", "densenet40".
+      name: a family, or a network of fixed depth: "resnet18" and the paper's "wideresnet" (both four stages of two basic blocks; in
+        the second, stages 2 to 4 are wider by ``widening``, default 2), "resnet20" (three stages of three; norm="fixup" is
+        the paper's), "resnet34", "vgg11", "mobilenetv2", "densenet40".
       num_classes: logits.
       width: hidden units, of every layer or of each ("mlp": ``(2048, 2048, 1024)`` is that of Goldblum et al., ICLR 2020); channels of
         the first convolution (all others; the sources have 64 for "resnet18", "resnet34" and "vgg11", 32 for
@@ -97,7 +101,8 @@ def create(name: str, *, num_classes: int, width: Width, depth: int | None = Non
       depth: hidden layers ("mlp", default 2, or as many as there are widths); convolutions ("convnet", default 5);
         blocks of every stage ("resnet", default 2); layers of every block ("densenet", default 6).
       options: ``parametrisation``, ``dtype`` ("float32", or "bfloat16" for mixed precision, see `jaxbp.models.layers`) and the
-        family's own fields; for "resnet" also ``stages``, their number (default 4), unless ``stage_sizes`` gives the
+        family's own fields; for all ResNets
+        ``pre_activation`` and ``stem``; for "resnet" also ``stages``, their number (default 4), unless ``stage_sizes`` gives the
         blocks of each; likewise for "densenet" ``blocks`` (default 3) or ``block_sizes``.
 
     Raises:

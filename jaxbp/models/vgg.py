@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from jaxbp.models.convnet import Step, plain_features
-from jaxbp.models.layers import check_choice, dense
+from jaxbp.models.layers import check_choice, check_images, dense
 
 NORMS = ("none", "batch")
 POOLS = ("max", "average")
@@ -52,6 +52,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits of ``inputs`` (N, H, W, C), with batch statistics if ``train``, else with the stored ones."""
+        check_images(inputs)
         options = {"parametrisation": self.parametrisation, "formulation": self.formulation, "dtype": self.dtype}
         features = plain_features(inputs, self.steps(), pool=self.pool, norm=self.norm, train=train, **options)
         self.sow("intermediates", "features", features)

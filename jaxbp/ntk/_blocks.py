@@ -102,7 +102,7 @@ class LayerFlows(NamedTuple):
         leaves = jax.tree.leaves(params)
         dtype = jnp.result_type(*leaves)
         others = [leaves[i] for i in self.layers.others]
-        taps = [jnp.zeros(layer.output.shape, layer.output.dtype) for layer in self.layers.layers]
+        taps = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), [layer.output for layer in self.layers.layers])
 
         def flow(example: jax.Array) -> list:
             arguments = jax.tree.leaves((example, state))
@@ -121,7 +121,8 @@ class LayerFlows(NamedTuple):
         shares: list[jax.Array] = []
         for rule, r, c in zip(self.rules, rows[:num_layers], second, strict=True):
             if shares:  # one layer after another needs less memory
-                r = r._replace(data=r.data + _ordering_dependency(shares[-1]))
+                zero = _ordering_dependency(shares[-1])
+                r = r._replace(data=jax.tree.map(lambda array, zero=zero: array + zero, r.data))
             shares.append(rule.contract(r, c, self.reduction))
         rest = zip(rows[num_layers:], (rows if columns is None else columns)[num_layers:], strict=True)
         return functools.reduce(jnp.add, shares + [_contraction.gram(r, c, self.reduction) for r, c in rest])
@@ -139,7 +140,7 @@ def plan_flows(spec: KernelSpec, params: Any, state: Any, x: Any, directions: An
     rules = [_contraction.plan(layer, num_examples, num_outputs, spec.reduction, spec.method) for layer in layers.layers]
     if spec.coupled:  # batches of different sizes need the same contractions
         rules = [rule._replace(from_pixels=False) for rule in rules]
-    largest = max((math.prod(layer.output.shape) * layer.output.dtype.itemsize for layer in layers.layers), default=1)
+    largest = max((_num_bytes(layer.output) for layer in layers.layers), default=1)
     fitting = max(_CACHE_BYTES // (largest * num_outputs), 1) if platform.current() == "cpu" else num_examples
     chunk_size = next(n for n in range(min(fitting, num_examples), 0, -1) if num_examples % n == 0)
     return LayerFlows(layers, tuple(rules), spec.reduction, chunk_size)
@@ -203,8 +204,11 @@ def flow_bytes(spec: KernelSpec, params: Any, state: Any, *sides: tuple | None) 
 def _bytes_per_example(spec: KernelSpec, num_directions: int, tree: Any, avals: tuple) -> int:
     params, example, state = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
     layers = linear_layers.find(spec.example_outputs, params, example, state).layers
-    sizes = [math.prod(layer.data.shape) + num_directions * math.prod(layer.output.shape) for layer in layers]
-    return sum(size * layer.output.dtype.itemsize for size, layer in zip(sizes, layers, strict=True))
+    return sum(_num_bytes(layer.data) + num_directions * _num_bytes(layer.output) for layer in layers)
+
+
+def _num_bytes(arrays: Any) -> int:
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(arrays))
 
 
 @functools.lru_cache(maxsize=8)  # each program holds one or two thousand memory maps; Linux allows 65,530

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbp.jaxprs.linear_layers import Convolution, WeightUse
+from jaxbp.jaxprs.linear_layers import WeightUse
+from jaxbp.jaxprs.products import Convolution
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
@@ -94,7 +95,8 @@ class Operand(NamedTuple):
     """The data and output gradients of a layer for n examples, in the form that its contraction needs.
 
     Attributes:
-      data: (n, ...) as the layer receives them for the method "gradients"; else images (n, \\*space, c) or patches (n, P, K).
+      data: (n, ...) as the layer receives them for the method "gradients" (a tuple for a weight with several uses); else images
+        (n, \\*space, c) or patches (n, P, K).
       deltas: output gradients, (n, P, G, C, o) for the method "gradients", else (n, C, P, o).
     """
 

@@ -18,6 +18,7 @@ with N C outputs, which is the right kernel for batch statistics.
 """
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,14 +29,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxbp.checks import BatchCouplingError
+from jaxbp import checks
 from jaxbp.ntk import _contraction
 from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, outputs, sharded_kernel
 
 MEMORY = 2 * 2**30
 FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
 METHODS = _contraction.METHODS
-_MAX_DEPENDENCE = 1e-3  # largest relative difference between an example alone and in a batch that rounding can explain
 
 
 class InsufficientMemoryError(ValueError):
@@ -62,8 +62,8 @@ def empirical_ntk(
     Args:
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given. Compiled once
         for each function object.
-      params: pytree of floating-point arrays, all differentiated.
-      x1, x2: examples on the leading axis.
+      params: pytree of float32 or float64 arrays, all differentiated.
+      x1, x2: examples on the leading axis, of real or complex numbers or integers (tokens).
       state: further arguments of the function, not differentiated (stored batch statistics).
       logits: "full", shape (N, M, C, C); "trace", the sum over k = l, (N, M); "diagonal", (N, M, C); "sum", the
         kernel of the sum of all logits, (N, M); an integer k, the kernel of logit k, (N, M).
@@ -79,12 +79,16 @@ def empirical_ntk(
         kernels computed a few times.
 
     Raises:
-      BatchCouplingError: outputs depend on the other examples of the batch and ``coupled`` is not set.
+      BatchCouplingError: outputs depend on the other examples of the batch and ``coupled`` is not set. Two different examples are
+        evaluated together and alone; under `jax.jit`, where values are not known, nothing is checked.
       InsufficientMemoryError: the smallest block does not fit ``memory``.
-      ValueError: arguments that do not fit one another.
+      ValueError: arguments that do not fit one another, parameters that are no real floating-point numbers of 32 bits or more, outputs
+        that are not one real array (N, C).
     """
-    params, state = jax.tree.map(jnp.asarray, (params, state))
-    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+    params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
+    x1 = checks.examples(x1, "x1", complex_numbers=True)
+    x2 = None if x2 is None else checks.examples(x2, "x2", complex_numbers=True)
+    logits = _logit_index(logits)
     devices = tuple(devices or ())
     options = tuple(sorted((compiler_options or {}).items()))
     spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
@@ -125,57 +129,65 @@ def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, s
         raise ValueError(f"method must be auto or one of {', '.join(_contraction.METHODS)}, got {spec.method!r}")
     if spec.pairs == "same" and (x2 is not None or spec.coupled or spec.devices):
         raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None and (x.ndim < 1 or len(x) == 0):
-            raise ValueError(f"{name} must hold examples on its leading axis, got shape {x.shape}")
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"examples of x1 and x2 must have one shape, got {x1.shape[1:]} and {x2.shape[1:]}")
-    leaves = jax.tree.leaves(params)
-    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        kinds = sorted({str(leaf.dtype) for leaf in leaves})
-        raise ValueError(f"params must be floating-point arrays, got {kinds or 'none'}: pass the rest as state")
-    shapes, tree = jax.tree.flatten((params, x1, state))
-    out = _output_shape(spec.apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in shapes))
-    if len(out.shape) != 2 or out.shape[0] != len(x1):
-        raise ValueError(f"apply_fn must return (N, C) for N = {len(x1)} examples, got {out.shape}: reshape its outputs")
+    num_outputs = output_type(spec.apply_fn, params, x1, state).shape[1]
     is_name = spec.logits in (*_contraction.LOGITS, "sum")
-    if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < out.shape[1]):
-        raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {out.shape[1] - 1}, got {spec.logits!r}")
+    if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < num_outputs):
+        raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {num_outputs - 1}, got {spec.logits!r}")
     if not spec.coupled:
-        refuse_coupling(spec.apply_fn, params, x1, state)
-    return out.shape[1]
+        refuse_coupling(spec.apply_fn, params, [x for x in (x1, x2) if x is not None], state)
+    return num_outputs
+
+
+def _logit_index(logits: Any) -> Any:
+    """A whole number of any type as an int, all else as it is; a boolean, which is a number to Python, as text."""
+    if isinstance(logits, bool | np.bool_):
+        return repr(logits)
+    try:
+        return logits if isinstance(logits, str) else operator.index(logits)
+    except TypeError:
+        return repr(logits)
+
+
+def output_type(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.ShapeDtypeStruct:
+    """Shape (N, C) and dtype of the outputs for N examples x, traced once.
+
+    Raises:
+      ValueError: a function that returns something else, or that cannot be hashed.
+    """
+    try:
+        hash(apply_fn)
+    except TypeError as error:
+        raise ValueError(
+            f"apply_fn must be hashable, as it is compiled once, got {type(apply_fn).__name__}: wrap it in a function"
+        ) from error
+    leaves, tree = jax.tree.flatten((params, x, state))
+    logits = _traced_type(apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if logits.shape[0] != len(x):
+        raise ValueError(f"apply_fn must return logits (N, C) for N = {len(x)} examples, got shape {logits.shape}")
+    return logits
 
 
 @functools.lru_cache(maxsize=256)
-def _output_shape(apply_fn: ApplyFn, tree: Any, avals: tuple) -> jax.ShapeDtypeStruct:
-    """Shape of the outputs, traced once."""
-    arguments = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    return jax.eval_shape(functools.partial(outputs, apply_fn), *arguments)
+def _traced_type(apply_fn: ApplyFn, tree: Any, avals: tuple) -> jax.ShapeDtypeStruct:
+    params, x, state = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    return checks.logits_type(apply_fn, *((params, x) if state is None else (params, x, state)))
 
 
 def _traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def refuse_coupling(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any = None) -> None:
-    """Raise `BatchCouplingError` if the outputs of the first and last example differ alone and in a batch; traced values pass."""
-    if len(x) < 2 or _traced(params, x, state):
-        return
-    dependence = float(_batch_dependence(apply_fn, params, x[np.array([0, -1])], state))
-    if dependence > _MAX_DEPENDENCE:
-        raise BatchCouplingError(
-            f"apply_fn gives an example other outputs alone than in a batch of two (relative change {dependence:.2g}), so "
-            "examples are coupled, for instance by batch statistics: use stored statistics, or take the batch as a whole "
-            "(coupled=True for a kernel, no chunk_size for its products)"
-        )
+def refuse_coupling(apply_fn: ApplyFn, params: Any, sets: Sequence[jax.Array], state: Any = None) -> None:
+    """Raise `BatchCouplingError` if the outputs of two different examples of the sets differ alone and in a batch; traced values pass."""
+    advice = "Use stored statistics, or take the batch as a whole (coupled=True for a kernel, no chunk_size for its products)"
+    checks.independent_examples(_outputs_of, apply_fn, (params, state), [(x,) for x in sets], advice)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE_OPTIONS)
-def _batch_dependence(apply_fn: ApplyFn, params: Any, examples: jax.Array, state: Any) -> jax.Array:
-    """Relative difference between the outputs of examples in a batch and alone."""
-    together = outputs(apply_fn, params, examples, state)
-    alone = jax.lax.map(lambda example: outputs(apply_fn, params, example[None], state)[0], examples)  # compiles the body once
-    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
+def _outputs_of(apply_fn: ApplyFn, context: tuple[Any, Any], x: jax.Array) -> jax.Array:
+    params, state = context
+    return outputs(apply_fn, params, x, state)
 
 
 def _placed(spec: KernelSpec, arrays: tuple) -> tuple:

@@ -52,8 +52,8 @@ def infinite_width_kernel(net: nn.Module, input_shape: Sequence[int], *, normal_
     normal weights of the same variance, and only with ``normal_kernels=True``.
 
     Args:
-      net: an `MLP`; a `ConvNet` or `VGG` without max-pooling; a `ResNet` whose norm is "none" or "layer" and
-        whose shortcuts are projections or absent. Widths matter in the "standard" parametrisation only; ``dtype`` is
+      net: an `MLP`; a `ConvNet` or `VGG` without max-pooling; a `ResNet` whose norm is "none" or "layer" and which has
+        pre-activation, or whose shortcuts are projections or absent. Widths matter in the "standard" parametrisation only; ``dtype`` is
         ignored: the limit is that of exact arithmetic, computed in the precision of the inputs.
       input_shape: of one example, (H, W, C); any shape for an MLP.
       normal_kernels: accept, for "standard", the kernel of normal weights. The error is about 5 % / n in a first layer of n inputs.
@@ -90,8 +90,9 @@ def _refuse(net: nn.Module, normal_kernels: bool) -> None:
         "BatchNorm couples examples at every width: choose norm='none'": getattr(net, "norm", "") == "batch",
         "Fixup starts with branches and logits of 0: choose norm='none' (or 'layer')": getattr(net, "norm", "") == "fixup",
         "an identity shortcut adds a rectified map, which is not Gaussian, to the block's: choose shortcut='projection' or skip=False": (
-            isinstance(net, ResNet) and net.skip and net.shortcut == "identity"
+            isinstance(net, ResNet) and net.skip and net.shortcut == "identity" and not net.pre_activation
         ),
+        "the stem for large images pools by maxima: choose stem='small'": getattr(net, "stem", "") == "large",
         "BatchNorm couples examples, and depthwise convolutions sum over too few terms: take a ResNet with norm='none'": (
             isinstance(net, MobileNet)
         ),
@@ -121,8 +122,12 @@ class _Layers:
         return self._biased(self.stax.Dense(features, **self._law))
 
     def conv(self, features: int, spatial: tuple[int, ...], *, kernel_size: int = 3, stride: int = 1) -> Any:
-        extents, strides = window(kernel_size, spatial), window(stride, spatial)
-        return self._biased(self.stax.Conv(features, extents, strides, "SAME", **self._law))
+        """Of pixels 0, ``stride``, ... of a convolution without stride: zeros on both sides alike, where SAME pads even maps (0, 1)."""
+        layer = self._biased(self.stax.Conv(features, window(kernel_size, spatial), padding="SAME", **self._law))
+        strides = window(stride, spatial)
+        if max(strides) == 1:
+            return layer
+        return self.stax.serial(layer, self.stax.AvgPool((1,) * len(strides), strides, "VALID"))
 
     def normalised(self, layer: Any, norm: str) -> Any:
         return self.stax.serial(layer, self.stax.LayerNorm(eps=EPSILON)) if norm == "layer" else layer
@@ -159,20 +164,45 @@ def _plain(layers: _Layers, net: ConvNet | VGG, input_shape: tuple[int, ...]) ->
 
 def _resnet(layers: _Layers, net: ResNet, input_shape: tuple[int, ...]) -> list[Any]:
     stax, spatial = layers.stax, input_shape[:2]
-    stack = [layers.normalised(layers.conv(net.width, spatial), net.norm), stax.Relu()]
+    stack, num_inputs = [layers.conv(net.width, spatial)], net.width
+    if not net.pre_activation:
+        stack = [layers.normalised(stack[0], net.norm), stax.Relu()]
     for channels, stride in net.blocks():
-        after = _strided(spatial, stride)
-        first = layers.normalised(layers.conv(channels, spatial, stride=stride), net.norm)
-        second = layers.normalised(layers.conv(channels, after), net.norm)
-        block = stax.serial(first, stax.Relu(), second)
-        if net.skip:
-            shortcut = layers.normalised(layers.conv(channels, spatial, kernel_size=1, stride=stride), net.norm)
-            block = stax.serial(stax.FanOut(2), stax.parallel(block, shortcut), stax.FanInSum())
-        stack += [block, stax.Relu()]
-        spatial = after
+        changed = stride > 1 or channels != num_inputs
+        build = _pre_activation_block if net.pre_activation else _basic_block
+        stack += build(layers, net, channels, stride, spatial, changed)
+        spatial, num_inputs = _strided(spatial, stride), channels
+    if net.pre_activation:
+        stack.append(layers.normalised(stax.Identity(), net.norm))
+        stack.append(stax.Relu())
     return [*stack, stax.GlobalAvgPool(), layers.dense(net.num_classes)]
 
 
+def _basic_block(layers: _Layers, net: ResNet, channels: int, stride: int, spatial: tuple[int, ...], changed: bool) -> list[Any]:
+    del changed  # shortcuts are projections, or there are none
+    stax = layers.stax
+    first = layers.normalised(layers.conv(channels, spatial, stride=stride), net.norm)
+    second = layers.normalised(layers.conv(channels, _strided(spatial, stride)), net.norm)
+    block = stax.serial(first, stax.Relu(), second)
+    if net.skip:
+        shortcut = layers.normalised(layers.conv(channels, spatial, kernel_size=1, stride=stride), net.norm)
+        block = stax.serial(stax.FanOut(2), stax.parallel(block, shortcut), stax.FanInSum())
+    return [block, stax.Relu()]
+
+
+def _pre_activation_block(layers: _Layers, net: ResNet, channels: int, stride: int, spatial: tuple[int, ...], changed: bool) -> list[Any]:
+    stax = layers.stax
+    rectify = stax.serial(layers.normalised(stax.Identity(), net.norm), stax.Relu())
+    first = layers.normalised(layers.conv(channels, spatial, stride=stride), net.norm)
+    branch = stax.serial(first, stax.Relu(), layers.conv(channels, _strided(spatial, stride)))
+    if not net.skip:
+        return [rectify, branch]
+    if net.shortcut == "projection" or changed:
+        shortcut = layers.conv(channels, spatial, kernel_size=1, stride=stride)
+        return [rectify, stax.FanOut(2), stax.parallel(branch, shortcut), stax.FanInSum()]
+    return [stax.FanOut(2), stax.parallel(stax.serial(rectify, branch), stax.Identity()), stax.FanInSum()]
+
+
 def _strided(spatial: tuple[int, ...], stride: int) -> tuple[int, ...]:
-    """Extents of a map after a convolution with padding SAME."""
+    """Extents of a map after a convolution with a stride."""
     return tuple(-(-extent // step) for extent, step in zip(spatial, window(stride, spatial), strict=True))

@@ -13,7 +13,7 @@ kernel, a change relative to zero) is NaN or inf, never an exception.
 (2.0, 0.0, 3.0)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
+
+from jaxbp import checks
+from jaxbp.linalg import scaling
 
 Kernel = Float[ArrayLike, "N M *logits"]
 Scalar = Float[Array, ""]
@@ -53,7 +56,7 @@ class SpectralRanks(NamedTuple):
 def relative_change(before: Kernel, after: Kernel) -> Scalar:
     """||after - before||_F / ||before||_F (Goldblum et al., 2020, section 4); inf or NaN for a zero ``before``."""
     before, after = _alike(before, after)
-    return _norm(after - before) / _norm(before)
+    return scaling.norm(after - before) / scaling.norm(before)
 
 
 def rescaled_change(before: Kernel, after: Kernel) -> Rescaling:
@@ -64,19 +67,22 @@ def rescaled_change(before: Kernel, after: Kernel) -> Rescaling:
     half of the digits where kernels are nearly parallel.
     """
     before, after = _alike(before, after)
-    scale = jnp.sum(before * after) / jnp.sum(before * before)
-    return Rescaling(_norm(after - scale * before) / _norm(after), scale)
+    units = [scaling.power_of_two(array) for array in (before, after)]  # squares of 1e30 would overflow in float32
+    old, new = before / units[0], after / units[1]
+    scale = jnp.sum(old * new) / jnp.sum(old * old)
+    return Rescaling(scaling.norm(new - scale * old) / scaling.norm(new), scale * (units[1] / units[0]).reshape(()))
 
 
 def cosine(before: Kernel, after: Kernel) -> Scalar:
     """``<before, after> / (||before||_F ||after||_F)``, from -1 to 1: alignment (Cristianini et al., NeurIPS 2001)."""
     before, after = _alike(before, after)
-    return jnp.sum(_unit(before) * _unit(after))
+    return jnp.sum(scaling.unit(before) * scaling.unit(after))
 
 
 def correlation(before: Kernel, after: Kernel) -> Scalar:
     """Pearson correlation over all entries (Goldblum et al., 2020, section 4), from -1 to 1; NaN if all entries are equal."""
     before, after = _alike(before, after)
+    before, after = (array / scaling.power_of_two(array) for array in (before, after))  # sums of 1e30 might overflow
     return cosine(before - before.mean(), after - after.mean())
 
 
@@ -92,7 +98,7 @@ def centred_alignment(before: Kernel, after: Kernel) -> Scalar:
 
 def as_matrix(kernel: Kernel) -> Float[Array, "rows columns"]:
     """(N, M, C, D) as (N C, M D), rows in the order (example, logit), logits fastest; (N, M) stays as it is."""
-    kernel = jnp.asarray(kernel)
+    kernel = _real(kernel, "kernel")
     if kernel.ndim == 2:
         return kernel
     if kernel.ndim != 4:
@@ -113,10 +119,11 @@ def spectral_ranks(eigenvalues: Float[ArrayLike, " n"]) -> SpectralRanks:
     values), ``participation_ratio`` is (sum of eigenvalues)^2 / sum of their squares. Negative eigenvalues count as 0, as they come
     from rounding.
     """
-    eigenvalues = jnp.asarray(eigenvalues)
+    eigenvalues = _real(eigenvalues, "eigenvalues")
     if eigenvalues.ndim != 1:
         raise ValueError(f"eigenvalues must be (n,), got shape {eigenvalues.shape}: take those of a kernel by `spectrum`")
     shares = jnp.maximum(eigenvalues, 0)  # NaN stays NaN
+    shares = shares / scaling.power_of_two(shares)
     shares = shares / jnp.sum(shares)
     return SpectralRanks(jnp.exp(jnp.sum(jax.scipy.special.entr(shares))), 1 / jnp.sum(shares**2))
 
@@ -129,10 +136,10 @@ def velocity(kernels: Float[ArrayLike, "T ..."], times: Float[ArrayLike, " T"]) 
     It grows as the square of the angle, so half the time between measurements of a steady rotation gives half the
     value: compare at equal time steps.
     """
-    kernels, times = jnp.asarray(kernels), jnp.asarray(times)
+    kernels, times = _real(kernels, "kernels"), _real(times, "times")
     if times.ndim != 1 or kernels.shape[:1] != times.shape or len(times) < 2:
         raise ValueError(f"velocity needs (T, ...) kernels at (T,) times, T at least 2, got shapes {kernels.shape} and {times.shape}")
-    units = jax.vmap(_unit)(kernels)
+    units = jax.vmap(scaling.unit)(kernels)
     return jax.vmap(lambda step: jnp.sum(step**2) / 2)(jnp.diff(units, axis=0)) / jnp.diff(times)
 
 
@@ -155,10 +162,10 @@ def parameter_movement(before: PyTree, after: PyTree) -> dict[str, Any]:
         for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     }
     changes = [new - old for old, new in pairs.values()]
-    norm, distance = _total_norm(before), _total_norm(changes)
+    norm, distance = _total_norm(old for old, _ in pairs.values()), _total_norm(changes)
     return {
         "norm_before": norm,
-        "norm_after": _total_norm(after),
+        "norm_after": _total_norm(new for _, new in pairs.values()),
         "l2": distance,
         "relative_l2": distance / norm,
         "l_inf": jnp.max(jnp.stack([jnp.max(jnp.abs(change)) for change in changes])),
@@ -173,13 +180,13 @@ def feature_maps(features: Float[ArrayLike, "N ..."]) -> dict[str, Float[Array, 
     has the cosine NaN. Distances are computed from differences, one row at a time; from inner products, the distances of close
     pairs would be lost in rounding.
     """
-    features = jnp.asarray(features)
+    features = _real(features, "features")
     if features.ndim < 2:
         raise ValueError(f"features must be (N, ...), got shape {features.shape}")
     features = features.reshape(len(features), -1)
-    units = jax.vmap(_unit)(features)
+    units = jax.vmap(scaling.unit)(features)
     return {
-        "distance": jax.lax.map(lambda row: jax.vmap(_norm)(features - row), features),
+        "distance": jax.lax.map(lambda row: jax.vmap(scaling.norm)(features - row), features),
         "cosine": jnp.matmul(units, units.T, precision="highest"),
         "inner_product": jnp.matmul(features, features.T, precision="highest"),
     }
@@ -204,7 +211,7 @@ def _pair_correlation(before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _alike(before: ArrayLike, after: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    before, after = jnp.asarray(before), jnp.asarray(after)
+    before, after = _real(before, "before"), _real(after, "after")
     if before.shape != after.shape:
         raise ValueError(f"before and after must have one shape, got {before.shape} and {after.shape}")
     return before, after
@@ -218,18 +225,21 @@ def _square(kernel: Kernel) -> jax.Array:
 
 
 def _centred(matrix: jax.Array) -> jax.Array:
-    """H K H, without forming H."""
+    """H K H, without forming H, divided by a power of two near the largest entry of K."""
+    matrix = matrix / scaling.power_of_two(matrix)
     matrix = matrix - matrix.mean(0, keepdims=True)
     return matrix - matrix.mean(1, keepdims=True)
 
 
-def _norm(array: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(array**2))
+def _total_norm(leaves: Iterable[jax.Array]) -> jax.Array:
+    return scaling.norm(jnp.stack([scaling.norm(leaf) for leaf in leaves]))
 
 
-def _total_norm(tree: Any) -> jax.Array:
-    return _norm(jnp.stack([_norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _real(value: ArrayLike, name: str) -> jax.Array:
+    """The value as an array of real floating-point numbers; integers, whose differences may wrap, and short floats are converted.
 
-
-def _unit(array: jax.Array) -> jax.Array:
-    return array / _norm(array)
+    Raises:
+      ValueError: complex numbers, or no array of numbers.
+    """
+    array = checks.numbers(value, name)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits >= 32 else array.astype(float)

@@ -24,9 +24,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from jaxbp import landscape
+from jaxbp import checks, landscape
 from jaxbp.ntk._blocks import ApplyFn, outputs
-from jaxbp.ntk.empirical import refuse_coupling
+from jaxbp.ntk.empirical import output_type, refuse_coupling
 
 
 def ntk_vector_product(
@@ -43,7 +43,7 @@ def ntk_vector_product(
     Args:
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once for each
         function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` does not.
-      params: pytree of floating-point arrays, all differentiated.
+      params: pytree of float32 or float64 arrays, all differentiated.
       x1, x2: N and M examples on the leading axis; ``x2`` is by default ``x1``, whose linearisation then serves both.
       state: further arguments of the function, not differentiated.
       chunk_size: examples whose activations are held at a time. None takes each set as one batch and keeps its
@@ -52,21 +52,22 @@ def ntk_vector_product(
     Raises:
       BatchCouplingError: a ``chunk_size`` for a function whose outputs depend on the other examples of the batch (not checked on
         traced values).
-      ValueError: a chunk size below 1, no examples, outputs that are not (N, C); by ``matvec``, a vector that is not
-        (M, C).
+      ValueError: a chunk size below 1, no examples, parameters that are no real floating-point numbers of 32 bits or more, outputs that
+        are not one real array (N, C); by ``matvec``, a vector that is not (M, C).
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    params, state = jax.tree.map(jnp.asarray, (params, state))
-    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
-    out = _checked_outputs(apply_fn, params, x1 if x2 is None else x2, state)
+    params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
+    x1 = checks.examples(x1, "x1", complex_numbers=True)
+    x2 = None if x2 is None else checks.examples(x2, "x2", complex_numbers=True)
+    out = [output_type(apply_fn, params, x, state) for x in (x1, x2) if x is not None][-1]
     if chunk_size is None:
         rows = _linearise(apply_fn, params, x1, state)
         columns = rows if x2 is None else _linearise(apply_fn, params, x2, state)
         product = partial(_product, rows, columns, params)
     else:
         sets = x1, x1 if x2 is None else x2
-        refuse_coupling(apply_fn, params, max(sets, key=len), state)
+        refuse_coupling(apply_fn, params, sets, state)
         product = partial(_chunked_product, apply_fn, chunk_size, params, *sets, state)
 
     def matvec(vector: jax.Array) -> jax.Array:
@@ -98,19 +99,9 @@ def ntk_extremes(
       options: passed to `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
     """
     matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
-    out = _checked_outputs(apply_fn, params, x, state)
+    out = output_type(apply_fn, params, jnp.asarray(x), state)
     start = jax.random.normal(key, (out.shape[0] * out.shape[1],), out.dtype)
     return landscape.extreme_eigenvalues(lambda v: matvec(v.reshape(out.shape)).reshape(-1), start, **options)
-
-
-def _checked_outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the outputs for x."""
-    if x.ndim < 1 or len(x) == 0:
-        raise ValueError(f"examples must be on the leading axis, at least one, got shape {x.shape}")
-    out = jax.eval_shape(partial(outputs, apply_fn), params, x, state)
-    if len(out.shape) != 2 or out.shape[0] != len(x):
-        raise ValueError(f"apply_fn must return (N, C) for N = {len(x)} examples, got {out.shape}: reshape its outputs")
-    return out
 
 
 # Matrix products at full precision: the reduced precision of accelerators would make the kernel unsymmetric.

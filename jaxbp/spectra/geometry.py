@@ -12,6 +12,7 @@ their difference. A dense layer is a convolution without axes.
 ((16, 16), (32768, 65536), (16, 16))
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -40,6 +41,7 @@ class Geometry:
       groups: groups of channels.
       inputs: input channels of all groups.
       outputs: output channels of all groups.
+      pixels: for each axis, the pixel of the map that each pixel of the padded map copies, -1 for zeros; None where ``padding`` says all.
     """
 
     window: tuple[int, ...]
@@ -50,6 +52,7 @@ class Geometry:
     groups: int
     inputs: int
     outputs: int
+    pixels: tuple[tuple[int, ...], ...] | None = None
 
     @classmethod
     def of(
@@ -107,9 +110,33 @@ class Geometry:
             raise ValueError(f"the window reaches over {reach} pixels, more than the padded map {spatial} has")
         return geometry
 
+    def padded_by(self, pixels: Sequence[Sequence[int]]) -> "Geometry":
+        """This layer on a map that is padded by copies of its pixels; where that is the same, a circular layer or one padded with zeros.
+
+        Raises:
+          ValueError: the window reaches over the padded map.
+        """
+        lines = [np.asarray(line) for line in pixels]
+        if all(np.array_equal(line[line >= 0], np.arange(n)) and _contiguous(line) for line, n in zip(lines, self.spatial, strict=True)):
+            ends = [(int(np.argmax(line >= 0)), len(line) - n) for line, n in zip(lines, self.spatial, strict=True)]
+            return self._checked(padding=tuple((low, both - low) for low, both in ends), pixels=None)
+        copied = self._checked(padding=((0, 0),) * len(lines), pixels=tuple(tuple(line.tolist()) for line in lines))
+        axes = zip(copied.sights(), self.spatial, self.strides, copied.output_spatial, strict=True)
+        if all(n == m * s and _wrapped(sight, n, s, self.dilation[axis]) for axis, (sight, n, s, m) in enumerate(axes)):
+            return dataclasses.replace(copied, padding="circular", pixels=None)
+        return copied
+
+    def _checked(self, **changes: Any) -> "Geometry":
+        geometry = dataclasses.replace(self, **changes)
+        if min(geometry.output_spatial, default=1) < 1:
+            raise ValueError(f"the window reaches over {geometry.reach} pixels, more than the padded map {geometry.spatial} has")
+        return geometry
+
     @property
     def circular(self) -> bool:
         """Whether indices are taken modulo the map; also True for a layer whose taps never leave the map."""
+        if self.pixels is not None:
+            return False
         return self.padding == "circular" or all(pads == (0, 0) and w == 1 for pads, w in zip(self.zeros, self.window, strict=True))
 
     @property
@@ -127,6 +154,9 @@ class Geometry:
         """The extents of the output map."""
         if self.padding == "circular":
             return tuple(n // s for n, s in zip(self.spatial, self.strides, strict=True))
+        if self.pixels is not None:
+            lengths = zip(self.pixels, self.reach, self.strides, strict=True)
+            return tuple((len(line) - reach) // s + 1 for line, reach, s in lengths)
         sizes = zip(self.spatial, self.zeros, self.reach, self.strides, strict=True)
         return tuple((n + sum(pads) - reach) // s + 1 for n, pads, reach, s in sizes)
 
@@ -151,6 +181,9 @@ class Geometry:
         batch = features[None]
         if self.padding == "circular":
             batch = jnp.pad(batch, [(0, 0), *((0, reach - 1) for reach in self.reach), (0, 0)], mode="wrap")
+        for axis, line in enumerate(self.pixels or (), start=1):
+            places = np.where(np.asarray(line) < 0, batch.shape[axis], line)  # beyond the map: zeros
+            batch = jnp.take(batch, places, axis, mode="fill", fill_value=0)
         last = (0, axes + 1, *range(1, axes + 1))
         return lax.conv_general_dilated(
             batch,
@@ -170,6 +203,14 @@ class Geometry:
         sights = zip(self.sights(), self.spatial, strict=True)
         counts = [np.sum((sight >= 0) & (sight < n), axis=0, dtype=float) for sight, n in sights]
         return functools.reduce(np.multiply, np.ix_(*counts))
+
+    def shared_sights(self) -> np.ndarray:
+        """(taps, taps) number of outputs that see one pixel through both taps; the diagonal is `tap_counts`."""
+        counts = [
+            np.sum((sight[:, :, None] == sight[:, None, :]) & (sight >= 0)[:, :, None] & (sight < n)[:, :, None], axis=0, dtype=float)
+            for sight, n in zip(self.sights(), self.spatial, strict=True)
+        ]
+        return functools.reduce(np.kron, counts)
 
     def changed_rank(self) -> int:
         """Upper bound on the rank of the circular convolution on `torus` minus this layer, extended by zeros."""
@@ -205,8 +246,23 @@ class Geometry:
 
     def sights(self) -> list[np.ndarray]:
         """For each axis (outputs, taps): the pixel that an output sees through a tap, on the map or outside."""
+        if self.pixels is not None:
+            places = zip(self.pixels, self.output_spatial, self.window, self.strides, self.dilation, strict=True)
+            return [np.asarray(line)[np.arange(m)[:, None] * s + np.arange(w) * d] for line, m, w, s, d in places]
         sizes = zip(self.output_spatial, self.window, self.strides, self.dilation, self.zeros, strict=True)
         return [np.arange(m)[:, None] * s + np.arange(w) * d - low for m, w, s, d, (low, _) in sizes]
+
+
+def _contiguous(line: np.ndarray) -> bool:
+    """Whether zeros (-1) stand at the ends of a line only."""
+    inside = np.flatnonzero(line >= 0)
+    return len(inside) == inside[-1] - inside[0] + 1
+
+
+def _wrapped(sight: np.ndarray, extent: int, stride: int, dilation: int) -> bool:
+    """Whether pixels (outputs, taps) are those of a circular convolution, from any start."""
+    outputs, taps = (np.arange(count) for count in sight.shape)
+    return np.array_equal(sight, (sight[0, 0] + outputs[:, None] * stride + taps * dilation) % extent)
 
 
 def _per_axis(name: str, value: Any, axes: int) -> tuple[int, ...]:

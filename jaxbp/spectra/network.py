@@ -1,8 +1,10 @@
 """The linear layers of a network as operators, at the map sizes that occur in the network, and the spectra of all layers.
 
-`jaxbp.jaxprs.linear_layers` traces the function and finds each place where a parameter multiplies data, with window, strides, padding,
-dilation, groups and the extents of the map, in any Flax model or plain function. Rearranged or rescaled parameters (the NTK
-parametrisation) are followed: the spectrum is that of the effective operator. Layers of equal geometry are stacked and decomposed together.
+`jaxbp.jaxprs.weight_uses` traces the function and finds each place where a kernel multiplies data, with window, strides, padding,
+dilation, groups and the extents of the map, in any Flax model or plain function. The kernel may be a parameter, rearranged or scaled (the
+NTK parametrisation), a slice of a stack, or a function of several parameters (weight normalisation, masks): the spectrum is that of the
+effective operator, on the map before padding. A parameter that multiplies data in a way that cannot be followed is an error, unless a
+pattern leaves it out. Layers of equal geometry are stacked and decomposed together.
 
 >>> import jax, jax.numpy as jnp
 >>> from jax import lax
@@ -29,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxbp.jaxprs import linear_layers
+from jaxbp.jaxprs import expressions, products, weight_uses
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.spectrum import Spectrum, of_geometry
 
@@ -41,14 +43,18 @@ class Layer:
     """One linear layer of a network.
 
     Attributes:
-      name: path of the parameter, joined by "/"; a further use of the same parameter with another geometry is "... (use 2)".
+      name: path of the parameter, joined by "/"; "...[2]" for the third kernel of a stack, "a + b" for a kernel of several parameters with
+        two or more axes; a further use of the same parameter as another operator is "... (use 2)".
       kind: "conv" or "dense".
       geometry: the layer as an operator.
-      leaf: index of the parameter among the leaves of the parameters.
+      leaf: index of the first parameter of ``leaves``.
       first: whether the layer is the first of its kind.
       shortcut: whether the layer is a convolution that reads the same map as another convolution, with a smaller window, or with an equal
         window and more outputs.
-      kernel_fn: from the parameter to the kernel (\\*window, inputs / groups, outputs) of the geometry; a rearrangement times a number.
+      kernel_fn: from the parameters ``leaves`` to the kernel (\\*window, inputs / groups, outputs) of the geometry.
+      leaves: indices of the parameters of the kernel among the leaves of the parameters, the ones with most entries first.
+      part: where the kernel is one parameter, or a slice of a stack, rearranged and multiplied by a number: the indices of the slice along
+        the leading axes; None for a kernel that is another function of its parameters.
     """
 
     name: str
@@ -57,15 +63,21 @@ class Layer:
     leaf: int
     first: bool
     shortcut: bool
-    kernel_fn: Callable[[jax.Array], jax.Array]
+    kernel_fn: Callable[..., jax.Array]
+    leaves: tuple[int, ...] = ()
+    part: tuple[int, ...] | None = ()
+
+    def kernel(self, leaves: Sequence[jax.Array]) -> jax.Array:
+        """The kernel for all ``leaves`` of the network's parameters."""
+        return self.kernel_fn(*(leaves[index] for index in self.leaves))
 
     def changed(self, parameter: jax.Array, change: jax.Array) -> jax.Array:
-        """The parameter whose kernel is the kernel of ``parameter`` plus ``change``."""
+        """The parameter whose kernel is the kernel of ``parameter`` plus ``change``; for a ``part`` that is not None."""
         kernel, pullback = jax.vjp(self.kernel_fn, parameter)
         (pulled_back,) = pullback(change.astype(kernel.dtype))
-        # kernel_fn is scale times a permutation, so its adjoint is scale^2 times its inverse.
+        # kernel_fn picks entries and multiplies them by a number, so its adjoint is scale^2 times its inverse.
         (squared_scale,) = pullback(self.kernel_fn(jnp.ones_like(parameter)))
-        return parameter + pulled_back / squared_scale
+        return parameter + pulled_back / jnp.where(squared_scale == 0, 1, squared_scale)
 
 
 Pattern = str | Callable[[Layer], bool] | None
@@ -80,52 +92,72 @@ def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern 
       pattern: a regular expression that is searched in the names, or a function of a `Layer`; None selects all layers.
 
     Raises:
-      ValueError: if no layer fits the pattern, or if a layer that the pattern names has no fixed geometry: its weight is multiplied by a
-        number known only at run time, or the layer has both strides and input dilation.
+      ValueError: if no layer fits the pattern, or if the pattern fits a parameter of two or more axes that multiplies data and is no fixed
+        operator: it is multiplied by a number known only at run time, picked by the inputs, multiplies data entry by entry, enters an
+        operation that is not followed, or belongs to a layer with both strides and input dilation. A function of a `Layer` is asked with
+        a stand-in that has the parameter's name and shape.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes[0])]
-    uses = linear_layers.uses(fn, *shapes)
+    reading, parameters = weight_uses.read(fn, *shapes), jax.tree.leaves(shapes[0])
     readers: dict[int, list[_Reader]] = collections.defaultdict(list)
-    for use in uses:
-        if isinstance(use.geometry, linear_layers.Convolution):
+    for use in reading.uses:
+        if isinstance(use.geometry, products.Convolution):
             readers[use.source].append(_Reader(use, use.geometry))
     layers: list[Layer] = []
-    refused: dict[str, str] = {}
-    for use in uses:
-        kind = "conv" if isinstance(use.geometry, linear_layers.Convolution) else "dense"
-        name, earlier = paths[use.leaf], [layer for layer in layers if layer.leaf == use.leaf]
+    refused = [(paths[leaf], parameters[leaf].shape, reason) for leaf, reason in reading.refused.items()]
+    for use in reading.uses:
+        kind = "conv" if isinstance(use.geometry, products.Convolution) else "dense"
+        leaves = tuple(sorted(use.kernel.leaves, key=lambda leaf: (-parameters[leaf].size, leaf)))
+        name = _name(use.kernel, leaves, paths, parameters)
         try:
-            geometry, kernel_fn = _operator(use)
+            geometry, arrange_fn = _operator(use)
         except _NotFixedError as reason:
-            refused[name] = str(reason)
+            refused.append((name, use.kernel.shape, str(reason)))
             continue
-        if any(layer.geometry == geometry for layer in earlier):
+        if math.prod(geometry.window) * geometry.inputs * geometry.outputs == 0:
             continue
-        name += f" (use {len(earlier) + 1})" if earlier else ""
+        earlier = sum(layer.name.split(" (use ")[0] == name for layer in layers)
+        name += f" (use {earlier + 1})" if earlier else ""
         shortcut = kind == "conv" and _is_shortcut(use, readers[use.source])
         first = all(layer.kind != kind for layer in layers)
-        layers.append(Layer(name, kind, geometry, use.leaf, first, shortcut, kernel_fn))
-    selected = select_layers(layers, pattern)
-    named = [name for name in refused if pattern is None or (isinstance(pattern, str) and re.search(pattern, name))]
+        kernel_fn = _kernel_fn(use.kernel, leaves, arrange_fn)
+        layers.append(Layer(name, kind, geometry, leaves[0], first, shortcut, kernel_fn, leaves, use.kernel.part))
+    named = [(name, reason) for name, shape, reason in refused if _fits(_stand_in(name, shape), pattern)]
     if named:
-        raise ValueError(f"{named[0]} is no fixed operator: {refused[named[0]]}; leave it out by a pattern")
-    return selected
+        names = ", ".join(name for name, _ in named)
+        raise ValueError(
+            f"{named[0][0]} is no fixed operator: {named[0][1]}; leave it out by a pattern, for instance r'^(?!{re.escape(named[0][0])})'"
+            + (f" (parameters that no layer accounts for: {names})" if len(named) > 1 else "")
+        )
+    return select_layers(layers, pattern)
 
 
 def select_layers(layers: Sequence[Layer], pattern: Pattern) -> tuple[Layer, ...]:
     """The layers that fit the pattern (see `layers_of`); ValueError if there are none."""
-
-    def fits(layer: Layer) -> bool:
-        if pattern is None:
-            return True
-        return pattern(layer) if callable(pattern) else re.search(pattern, layer.name) is not None
-
-    selected = tuple(layer for layer in layers if fits(layer))
+    selected = tuple(layer for layer in layers if _fits(layer, pattern))
     if not selected:
         names = ", ".join(layer.name for layer in layers) or "none"
         raise ValueError(f"no layer fits the pattern {pattern!r}; linear layers found: {names}")
     return selected
+
+
+def _fits(layer: Layer, pattern: Pattern) -> bool:
+    if pattern is None:
+        return True
+    return bool(pattern(layer)) if callable(pattern) else re.search(pattern, layer.name) is not None
+
+
+def _stand_in(name: str, shape: Sequence[int]) -> Layer:
+    """A parameter that is no layer, as a layer for a pattern to be asked about."""
+    *window, inputs, outputs = shape
+    geometry = Geometry.of((*window, inputs, outputs), window, padding="VALID")
+    return Layer(name, "conv" if window else "dense", geometry, -1, False, False, lambda parameter: parameter)
+
+
+def _name(kernel: expressions.Expression, leaves: Sequence[int], paths: Sequence[str], parameters: Sequence) -> str:
+    matrices = [leaf for leaf in leaves if len(parameters[leaf].shape) > 1] or leaves
+    return " + ".join(paths[leaf] for leaf in matrices) + "".join(f"[{number}]" for number in kernel.part or ())
 
 
 def inner_convolutions(layer: Layer) -> bool:
@@ -154,7 +186,7 @@ def of_network(
     geometry_of = {layer.name: layer.geometry if padding is None else as_circular(layer.geometry) for layer in layers}
     spectrum_of: dict[str, Spectrum] = {}
     for members in grouped(layers, leaves, key=lambda layer: geometry_of[layer.name]):
-        stack = jnp.stack([layer.kernel_fn(leaves[layer.leaf]) for layer in members])
+        stack = jnp.stack([layer.kernel(leaves) for layer in members])
         stacked = of_geometry(stack, geometry_of[members[0].name], **options)
         for index, layer in enumerate(members):
             spectrum_of[layer.name] = jax.tree.map(lambda a, index=index: a[index], stacked)
@@ -165,7 +197,7 @@ def grouped(layers: Sequence[Layer], leaves: Sequence, key: Callable[[Layer], An
     """Groups of layers that can be stacked: layers of equal ``key`` and dtype."""
     groups = collections.defaultdict(list)
     for layer in layers:
-        groups[key(layer), jnp.result_type(leaves[layer.leaf])].append(layer)
+        groups[key(layer), jnp.result_type(*(leaves[leaf] for leaf in layer.leaves))].append(layer)
     return list(groups.values())
 
 
@@ -182,22 +214,14 @@ class _NotFixedError(ValueError):
     """The operator of a parameter's use is not known before the program runs."""
 
 
-def _operator(use: linear_layers.WeightUse) -> tuple[Geometry, Callable[[jax.Array], jax.Array]]:
-    """The geometry of a use, and the function from the parameter to the kernel."""
-    if use.steps is None:
-        raise _NotFixedError("its weight is multiplied by a number that is known only at run time")
-    if isinstance(use.geometry, linear_layers.Convolution):
-        geometry, arrange = _convolution(use, use.geometry)
-    else:
-        geometry, arrange = _matmul(use, use.geometry)
-    return geometry, _chained((*use.steps, arrange))
+def _operator(use: weight_uses.WeightUse) -> tuple[Geometry, Callable[[jax.Array], jax.Array]]:
+    """The geometry of a use, and the function from the kernel in the program to the kernel of the geometry."""
+    return _convolution(use, use.geometry) if isinstance(use.geometry, products.Convolution) else _matmul(use, use.geometry)
 
 
-def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
-    def kernel_fn(parameter: jax.Array) -> jax.Array:
-        for step in steps:
-            parameter = step(parameter)
-        return parameter
+def _kernel_fn(kernel: expressions.Expression, leaves: Sequence[int], arrange_fn: Callable[[jax.Array], jax.Array]) -> Callable:
+    def kernel_fn(*parameters: jax.Array) -> jax.Array:
+        return arrange_fn(expressions.evaluate(kernel, dict(zip(leaves, parameters, strict=True))))
 
     return kernel_fn
 
@@ -205,27 +229,34 @@ def _chained(steps: tuple[Callable, ...]) -> Callable[[jax.Array], jax.Array]:
 class _Reader(NamedTuple):
     """A convolution and the map that it reads."""
 
-    use: linear_layers.WeightUse
-    geometry: linear_layers.Convolution
+    use: weight_uses.WeightUse
+    geometry: products.Convolution
 
     @property
     def size(self) -> tuple[int, int]:
         return math.prod(self.geometry.window), -self.use.output.shape[self.geometry.output_spec[1]]
 
 
-def _is_shortcut(use: linear_layers.WeightUse, readers: Sequence[_Reader]) -> bool:
+def _is_shortcut(use: weight_uses.WeightUse, readers: Sequence[_Reader]) -> bool:
     return len(readers) > 1 and use is min(readers, key=lambda reader: reader.size).use
 
 
-def _convolution(use: linear_layers.WeightUse, g: linear_layers.Convolution) -> tuple[Geometry, Callable]:
+def _convolution(use: weight_uses.WeightUse, g: products.Convolution) -> tuple[Geometry, Callable]:
     """The geometry, and the function from the weight to the kernel; a transposed convolution is represented by its adjoint."""
     extents = [use.data.shape[axis] for axis in g.data_spec[2:]]
     outward, inward, *space = g.weight_spec
     if max(g.data_dilation, default=1) == 1:
         inputs, outputs = use.data.shape[g.data_spec[1]], use.output.shape[g.output_spec[1]]
         shape = (*g.window, inputs // g.groups, outputs)
-        geometry = Geometry.of(shape, extents, strides=g.strides, padding=g.padding, dilation=g.weight_dilation, groups=g.groups)
+        if use.pixels is None:
+            geometry = Geometry.of(shape, extents, strides=g.strides, padding=g.padding, dilation=g.weight_dilation, groups=g.groups)
+        else:
+            room = [(0, len(line) + low + high) for line, (low, high) in zip(use.pixels, g.padding, strict=True)]
+            alone = Geometry.of(shape, extents, strides=g.strides, padding=room, dilation=g.weight_dilation, groups=g.groups)
+            geometry = alone.padded_by([_widened(line, *pads) for line, pads in zip(use.pixels, g.padding, strict=True)])
         return geometry, lambda weight: weight.transpose(*space, inward, outward)
+    if use.pixels is not None:
+        raise _NotFixedError("it has input dilation and reads a padded map")
     if max(g.strides) > 1 or g.groups > 1:
         raise _NotFixedError("it has input dilation together with strides or groups")
     outer = [use.output.shape[axis] for axis in g.output_spec[2:]]
@@ -239,7 +270,13 @@ def _convolution(use: linear_layers.WeightUse, g: linear_layers.Convolution) -> 
     return geometry, lambda weight: jnp.flip(weight.transpose(*space, outward, inward), axes)
 
 
-def _matmul(use: linear_layers.WeightUse, g: linear_layers.Matmul) -> tuple[Geometry, Callable]:
+def _widened(line: Sequence[int], low: int, high: int) -> list[int]:
+    """A line of pixels with zeros (-1) before and after it; negative numbers cut."""
+    cut = list(line)[max(-low, 0) : len(line) - max(-high, 0)]
+    return [-1] * low + cut + [-1] * high
+
+
+def _matmul(use: weight_uses.WeightUse, g: products.Matmul) -> tuple[Geometry, Callable]:
     """The geometry of a dense layer, and the function from the weight to the kernel; axes shared with the data become groups."""
     groups, inputs = (math.prod(use.data.shape[axis] for axis in axes) for axes in (g.batch, g.contract))
     positions = math.prod(use.data.shape) // (groups * inputs)

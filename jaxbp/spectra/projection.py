@@ -23,17 +23,18 @@ convolution, as in the paper, but with the network's map sizes and strides.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxbp.linalg import scaling
 from jaxbp.spectra import rules
 from jaxbp.spectra.geometry import Geometry
-from jaxbp.spectra.network import Pattern, as_circular, grouped, inner_convolutions, layers_of
+from jaxbp.spectra.network import Layer, Pattern, as_circular, grouped, inner_convolutions, layers_of
 from jaxbp.spectra.ranks import nuclear_rank, numerical_rank
-from jaxbp.spectra.spectrum import of_geometry
+from jaxbp.spectra.spectrum import of_geometry, real_kernel
 from jaxbp.spectra.symbol import Transform
 from jaxbp.spectra.values import decompose_sequentially
 
@@ -68,6 +69,11 @@ class LayerReport(NamedTuple):
     removed_after: jax.Array
     num_projections: jax.Array
 
+    def scaled(self, factor: jax.Array) -> "LayerReport":
+        """The report on a layer that is ``factor`` times as large."""
+        sizes = {name: factor * getattr(self, name) for name in ("norm_before", "norm_after", "largest", "smallest")}
+        return self._replace(**sizes)
+
 
 def rank_min(
     fn: Callable,
@@ -98,7 +104,8 @@ def rank_min(
       tolerance: stop when the next projection would remove less than this share of the norm.
 
     Raises:
-      ValueError: for no rule or several, a value out of range, a name that is no layer, or a parameter used in two geometries.
+      ValueError: for no rule or several, a value out of range, a name that is no layer, a parameter used in two geometries, or a selected
+        layer whose kernel is a function of its parameters (weight normalisation, masks); as `spectra.layers_of`.
     """
     choices = {"threshold": threshold, "energy": energy, "target_rank": target_rank, "relative_rank": relative_rank}
     return _projection("rank_min", choices, fn, params, inputs, pattern, num_projections, tolerance)
@@ -159,20 +166,22 @@ def _projection(
     targets = {layer.name: target[layer.name] if isinstance(target, Mapping) else target for layer in layers}
     for value in targets.values():
         rules.check_target(name, rule, value)
-    leaves_used = [layer.leaf for layer in layers]
+    parameters = jax.tree.leaves(params)
     for layer in layers:
-        if leaves_used.count(layer.leaf) > 1:
-            raise ValueError(f"{layer.name} is used in two geometries: leave it out by a pattern")
-    groups = grouped(layers, jax.tree.leaves(params), key=lambda layer: as_circular(layer.geometry))
+        _check_projectable(layer, layers, parameters)
+    groups = grouped(layers, parameters, key=lambda layer: as_circular(layer.geometry))
 
     def project(params: Any) -> tuple[Any, dict[str, LayerReport]]:
         leaves, tree = jax.tree.flatten(params)
         reports: dict[str, LayerReport] = {}
         for members in groups:
-            stack = jnp.stack([layer.kernel_fn(leaves[layer.leaf]) for layer in members])
+            stack = real_kernel(jnp.stack([layer.kernel(leaves) for layer in members]))
             stack_targets = jnp.asarray([targets[layer.name] for layer in members], stack.dtype)
-            rule_fn = functools.partial(rules.RULES[name, rule], stack_targets)
-            changes, stack_report = _project(stack, as_circular(members[0].geometry), rule_fn, num_projections, tolerance)
+            scale = scaling.power_of_two(stack, tuple(range(1, stack.ndim)))  # squares of 1e30 would overflow in float32
+            scales = scale.reshape(-1)
+            rule_fn = functools.partial(rules.RULES[name, rule], stack_targets / scales if rule in rules.ABSOLUTE else stack_targets)
+            changes, scaled_report = _project(stack / scale, as_circular(members[0].geometry), rule_fn, num_projections, tolerance)
+            changes, stack_report = changes * scale, scaled_report.scaled(scales)
             for index, layer in enumerate(members):
                 report = jax.tree.map(lambda a, index=index: a[index], stack_report)
                 leaf = leaves[layer.leaf]
@@ -182,6 +191,21 @@ def _projection(
         return jax.tree.unflatten(tree, leaves), {layer.name: reports[layer.name] for layer in layers}
 
     return project
+
+
+def _check_projectable(layer: Layer, layers: Sequence[Layer], parameters: Sequence[Any]) -> None:
+    """Raise ValueError unless a change of the layer's kernel is a change of one parameter that no other layer shares."""
+    if layer.part is None:
+        raise ValueError(
+            f"{layer.name} has a kernel that is a function of its parameters (a norm, a mask, a sum): leave it out by a pattern"
+        )
+    dtype = jnp.result_type(parameters[layer.leaf])
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{layer.name} must be an array of real floating-point numbers, got {dtype}: leave it out by a pattern")
+    parts = [other.part or () for other in layers if layer.leaf in other.leaves]
+    length = min(len(part) for part in parts)
+    if len({part[:length] for part in parts}) < len(parts):
+        raise ValueError(f"{layer.name} is used in two geometries: leave it out by a pattern")
 
 
 class _Parts(NamedTuple):

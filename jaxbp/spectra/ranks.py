@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxbp.linalg import scaling
+
 
 @runtime_checkable
 class HasValues(Protocol):
@@ -45,13 +47,14 @@ def nuclear_norm(spectrum: Values) -> Float[jax.Array, "..."]:
 
 def frobenius_norm(spectrum: Values) -> Float[jax.Array, "..."]:
     """Square root of the sum of squares of the values; the gradient at 0 is 0."""
-    squares = jnp.sum(_of(spectrum) ** 2, -1)
-    return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
+    return scaling.norm(_of(spectrum), -1)
 
 
 def nuclear_rank(spectrum: Values) -> Float[jax.Array, "..."]:
     """Nuclear norm over Frobenius norm; 0 for a zero operator."""
-    return _ratio(nuclear_norm(spectrum), frobenius_norm(spectrum))
+    values = _of(spectrum)
+    values = values / scaling.power_of_two(values, -1)
+    return _ratio(nuclear_norm(values), frobenius_norm(values))
 
 
 def stable_rank(spectrum: Values) -> Float[jax.Array, "..."]:

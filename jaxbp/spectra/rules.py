@@ -100,6 +100,8 @@ def _cap_to_share(target: jax.Array, start: jax.Array) -> Callable:
     return _cap_to_rank(target * nuclear_rank(start), start)
 
 
+ABSOLUTE = ("threshold", "ceiling")  # targets in units of the singular values; all others do not change with their scale
+
 RULES: dict[tuple[str, str], Callable] = {
     ("rank_min", "threshold"): _cut_below,
     ("rank_min", "energy"): _cut_to_energy,

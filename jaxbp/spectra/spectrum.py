@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
+from jaxbp.linalg import scaling
 from jaxbp.linalg.golub_kahan import golub_kahan
 from jaxbp.spectra.geometry import Geometry, Padding
 from jaxbp.spectra.symbol import Transform
@@ -109,7 +110,7 @@ def singular_values(
       key: for the start vector of "extremes"; default `jax.random.key(0)`.
 
     Raises:
-      ValueError: for a geometry that does not fit, an unknown method or route, or a dense matrix that is too large.
+      ValueError: for a complex kernel, a geometry that does not fit, an unknown method or route, or a dense matrix that is too large.
     """
     kernel = jnp.asarray(kernel)
     shape = kernel.shape[max(kernel.ndim - len(spatial) - 2, 0) :]
@@ -128,6 +129,7 @@ def of_geometry(
     key: jax.Array | None = None,
 ) -> Spectrum:
     """`singular_values` of a layer with this geometry; ``ends`` are (num_largest, num_smallest, num_steps)."""
+    kernel = real_kernel(kernel)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     group = dataclasses.replace(geometry, groups=1, inputs=geometry.inputs // geometry.groups, outputs=geometry.outputs // geometry.groups)
@@ -135,17 +137,37 @@ def of_geometry(
     if method == "auto":
         small = min(group.shape) <= _DENSE_LIMIT and entries <= _DENSE_ENTRIES
         method = "dense" if small and not geometry.circular else "circular"
+    if method == "circular" and geometry.pixels is not None:
+        raise ValueError(
+            f"a layer of shape {group.shape} whose map is padded by copies of its pixels has no circular bounds: choose method 'extremes' "
+            "for the ends of the spectrum, 'dense' for all of it, or in of_network padding='circular' for that of the circular convolution"
+        )
     if method == "dense" and entries > 16 * _DENSE_ENTRIES:
         raise ValueError(
             f"the matrix would have shape {group.shape}: choose method 'extremes' for the ends of the spectrum, or 'circular' "
             "for all of it with bounds"
         )
-    if not jnp.issubdtype(kernel.dtype, jnp.floating) or jnp.finfo(kernel.dtype).bits < 32:
-        kernel = kernel.astype(jnp.float32)
+    scale = scaling.power_of_two(kernel, _kernel_axes(kernel, geometry))  # squares of 1e30 would overflow in float32
+    kernel, scale = kernel / scale, scale.reshape(kernel.shape[: -len(_kernel_axes(kernel, geometry))])
     if method == "extremes":
         key = jax.random.key(0) if key is None else key
-        return _extremes(kernel, key, geometry, ends)
-    return _dense(kernel, geometry, group, route) if method == "dense" else _circular(kernel, geometry, route)
+        spectrum = _extremes(kernel, key, geometry, ends)
+    else:
+        spectrum = _dense(kernel, geometry, group, route) if method == "dense" else _circular(kernel, geometry, route)
+    return jax.tree.map(lambda field: field * scale.reshape(*scale.shape, *[1] * (field.ndim - scale.ndim)), spectrum)
+
+
+def real_kernel(kernel: Num[jax.Array, "..."]) -> Float[jax.Array, "..."]:
+    """The kernel in float32 or float64; integers and short floats in float32.
+
+    Raises:
+      ValueError: complex numbers, or no numbers.
+    """
+    if jnp.issubdtype(kernel.dtype, jnp.complexfloating) or not jnp.issubdtype(kernel.dtype, jnp.number):
+        raise ValueError(f"kernels must be real numbers, got {kernel.dtype}: convert them, or take values of matrices by numpy.linalg.svd")
+    if not jnp.issubdtype(kernel.dtype, jnp.floating) or jnp.finfo(kernel.dtype).bits < 32:
+        return kernel.astype(jnp.float32)
+    return kernel
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -221,6 +243,11 @@ def frobenius_norm(kernel: jax.Array, geometry: Geometry) -> jax.Array:
     if geometry.circular and any(reach > n for reach, n in zip(geometry.reach, geometry.spatial, strict=True)):
         own, paired = Transform(geometry).symbols(kernel)  # taps at the same pixel add up before the square
         squares = jnp.sum(own**2, (-4, -3, -2, -1)) + 2 * jnp.sum(jnp.abs(paired) ** 2, (-4, -3, -2, -1))
+        return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
+    if geometry.pixels is not None:  # an output may see a pixel through several taps, which add up before the square
+        taps = kernel.reshape(*kernel.shape[: kernel.ndim - len(geometry.window) - 2], -1, *kernel.shape[-2:])
+        pairs = jnp.asarray(geometry.shared_sights(), kernel.dtype)
+        squares = jnp.einsum("...tio,tu,...uio->...", taps, pairs, taps, precision="highest")
         return jnp.where(squares != 0, jnp.sqrt(jnp.where(squares != 0, squares, 1)), 0)
     counts = jnp.asarray(geometry.tap_counts()[..., None, None], kernel.dtype)
     squares = jnp.sum(counts * kernel**2, axis=_kernel_axes(kernel, geometry))

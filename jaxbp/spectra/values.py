@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
+from jaxbp.linalg import scaling
 from jaxbp.ops import platform
 
 ROUTES = ("auto", "svd", "gram")
@@ -66,7 +67,7 @@ def decompose_sequentially(decompose_fn: Callable, matrices: jax.Array) -> Any:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _values(route: str, matrices: jax.Array) -> jax.Array:
     if min(matrices.shape[-2:]) == 1:
-        return jnp.sqrt(jnp.sum(jnp.abs(matrices) ** 2, axis=(-2, -1)))[..., None]
+        return scaling.norm(matrices, (-2, -1))[..., None]
     if matrices.size == 0:
         return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
     if route == "svd":

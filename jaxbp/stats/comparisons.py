@@ -8,7 +8,7 @@ import scipy  # loads scipy.stats, which takes a second, at its first use
 from numpy.typing import ArrayLike
 
 from jaxbp.stats.intervals import t_interval
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked, no_runtime_warnings
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked, no_runtime_warnings, scaled, unmasked
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -18,7 +18,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
 
     Effects that paired runs share (initialisation, data order) cancel. The matching p value is `p_value` of a - b.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = unmasked(a), unmasked(b)
     if a.shape != b.shape:
         raise ValueError(f"pairs need the same seeds in the same order, got shapes {a.shape} and {b.shape}")
     return dataclasses.replace(t_interval(a - b, confidence=confidence), method="paired t")
@@ -71,6 +71,7 @@ def p_value(values: ArrayLike, *, threshold: float = 0.0, alternative: Alternati
     if np.ptp(values) == 0:
         on_side = {"two-sided": values[0] != threshold, "greater": values[0] > threshold, "less": values[0] < threshold}
         return 0.0 if on_side[alternative] else 1.0
+    *values, threshold = scaled(np.append(values, threshold))[0]
     with no_runtime_warnings():
         return float(scipy.stats.ttest_1samp(values, threshold, alternative=alternative).pvalue)
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, at its first use
 from numpy.typing import ArrayLike
 
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings, scaled
 
 _MOST_ENUMERATED = 14  # seeds whose subsets are all enumerated
 _NUM_SUBSETS = 2**15 - 1  # of more seeds, drawn at random
@@ -36,9 +36,10 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE, resolution:
     if np.ptp(values) == 0:  # the computed mean of equal numbers may differ from them in the last bit
         mean = low = high = float(values[0])
     else:
-        mean = float(values.mean())
+        units, scale = scaled(values)
+        mean = float(units.mean()) * scale
         with no_runtime_warnings():
-            low, high = map(float, scipy.stats.ttest_1samp(values, 0.0).confidence_interval(confidence))
+            low, high = (float(end) * scale for end in scipy.stats.ttest_1samp(units, 0.0).confidence_interval(confidence))
     if floor and values.std(ddof=1) < floor:
         half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * floor / math.sqrt(len(values))
         low, high = mean - half, mean + half
@@ -110,6 +111,9 @@ def bootstrap_interval(
     (a median under ties may ignore every single seed), the ends are percentiles of the same resamples, and ``method`` says so.
     """
     values = checked(values, confidence)
+    fewest = math.ceil(2 / (1 - confidence) - 1e-9)  # one resample beyond each end
+    if isinstance(num_resamples, bool) or not isinstance(num_resamples, int | np.integer) or num_resamples < fewest:
+        raise ValueError(f"num_resamples must be a whole number of at least {fewest} at confidence {confidence}, got {num_resamples!r}")
     estimate = float(statistic(values))
     if np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, confidence, len(values), "bootstrap, no spread")
@@ -187,6 +191,9 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 
 def _checked_counts(successes: int, trials: int, confidence: float) -> tuple[int, int]:
+    for name, count in (("successes", successes), ("trials", trials)):
+        if not (np.ndim(count) == 0 and np.isfinite(count) and count == int(count)):
+            raise ValueError(f"{name} must be a whole number, got {count!r}: give counts, not shares")
     successes, trials = int(successes), int(trials)
     if not 0 <= successes <= trials:
         raise ValueError(f"successes lie between 0 and trials = {trials}, got {successes}")

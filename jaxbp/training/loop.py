@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxbp import losses, metrics
+from jaxbp import checks, losses, metrics
 from jaxbp.models.network import Network, State
 from jaxbp.ops.dtypes import in_dtype_of
 from jaxbp.training.settings import Settings, num_steps
@@ -79,11 +79,13 @@ def train(
       measure_fn: any further measurement, of the `TrainState`.
 
     Raises:
-      ValueError: labels that do not fit the inputs, or a batch larger than the data.
+      ValueError: labels that do not fit the inputs or are no class, logits that are not (N, C), or a batch larger than the data.
     """
-    data = _checked_split("data", data)
-    test_data = None if test_data is None else _checked_split("test_data", test_data)
+    data = checks.labelled_examples(data)
     state, order_key = begin(net, optimizer, data[0][:1], key, start)
+    data = checked_labels(net, state, data)
+    if test_data is not None:
+        test_data = checked_labels(net, state, checks.labelled_examples(test_data, "test_data"), "test_data")
     train_epoch = epoch_fn(step_fn(net, optimizer, settings), data, settings)
 
     def epoch(state: TrainState, plan: tuple[jax.Array, jax.Array]) -> TrainState:
@@ -103,6 +105,7 @@ def begin(
     net: Network, optimizer: optax.GradientTransformation, inputs: jax.Array, key: jax.Array, start: tuple[Any, State] | None
 ) -> tuple[TrainState, jax.Array]:
     """Where `train` starts, and the key of its shuffles; of ``inputs`` (N, ...) only the shape matters."""
+    checks.prng_key(key)
     if start is None:
         init_key, key = jax.random.split(key)
         start = net.init(init_key, inputs)
@@ -178,11 +181,15 @@ def project(settings: Settings, state: TrainState, projects: jax.Array | bool) -
     return state._replace(params=jax.lax.cond(projects, settings.project_fn, lambda params: params, state.params))
 
 
-def _checked_split(name: str, split: Arrays) -> Arrays:
-    inputs, labels = map(jnp.asarray, split)
-    if inputs.shape[:1] != labels.shape[:1]:  # batches are gathered, and gathers past the end are silently clipped
-        raise ValueError(f"{name} must have one label per input, got shapes {inputs.shape} and {labels.shape}")
-    return inputs, labels
+def checked_labels(net: Network, state: TrainState, data: tuple[jax.Array, Any], name: str = "data") -> Arrays:
+    """Inputs (N, ...), and labels (N,) that are classes of the network; their range is checked unless they are traced.
+
+    Raises:
+      ValueError: other labels, or logits that are not (N, C).
+    """
+    inputs, labels = data
+    _, num_classes = checks.logits_shape(net.apply, state.params, inputs[:1], state.model_state, name="the network", num_examples=1)
+    return inputs, checks.labels(labels, num_classes, len(inputs), f"{name}'s labels")
 
 
 def _scan_with_pauses(
@@ -217,13 +224,18 @@ def _scan_with_pauses(
 
 
 def evaluate(logits_fn: Callable[[jax.Array], jax.Array], loss_fn: losses.Loss, **splits: Arrays | None) -> dict[str, jax.Array]:
-    """Mean loss and accuracy of each split, as "NAME_loss" and "NAME_accuracy", from one pass over all of them together."""
-    given = {name: split for name, split in splits.items() if split is not None}
+    """Mean loss and accuracy of each split, as "NAME_loss" and "NAME_accuracy", from one pass over all of them together.
+
+    Raises:
+      ValueError: a split that is no pair of inputs (N, ...) and labels (N,), labels that are no class, or logits that are not (N, C).
+    """
+    given = {name: checks.labelled_examples(split, name) for name, split in splits.items() if split is not None}
     logits = logits_fn(jnp.concatenate([inputs for inputs, _ in given.values()]))
     measures, start = {}, 0
-    for name, (_, labels) in given.items():
-        part = logits[start : start + len(labels)]
-        start += len(labels)
+    for name, (_, indices) in given.items():
+        part = logits[start : start + len(indices)]
+        start += len(indices)
+        labels = checks.labels(indices, part.shape[-1], len(part), f"{name}'s labels")
         measures[f"{name}_loss"] = loss_fn(part, labels).mean()
         measures[f"{name}_accuracy"] = metrics.accuracy(part, labels).mean()
     return measures

@@ -40,7 +40,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxbp import metrics
+from jaxbp import checks, metrics
 from jaxbp.models.network import NO_STATE, Network, State
 from jaxbp.training import loop
 from jaxbp.training.settings import Settings, num_steps
@@ -170,7 +170,7 @@ def stream(
       ValueError: ``memory`` is less than two batches take, and whatever `training.train` refuses.
     """
     given = {"train": data} | ({"test": test_data} if test_data else {})
-    splits = {name: (np.asarray(inputs), np.asarray(labels)) for name, (inputs, labels) in given.items()}
+    splits = {name: checks.on_host(split, name) for name, split in given.items()}
     _check_as_resident(net, optimizer, splits, key, settings, start, measure_fn)
     mesh = mesh or make_mesh(settings.batch_size, jax.local_devices()[:1])
     most = _batches_in_chunk(memory, settings.batch_size, splits, mesh)
@@ -202,12 +202,16 @@ def _check_as_resident(
     start: Any,
     measure_fn: Callable | None,
 ) -> None:
-    """Raise what `training.train` raises: it is traced, shapes standing for the data, and never compiled."""
+    """Raise what `training.train` raises: it is traced, shapes standing for the inputs, and never compiled."""
+    checks.prng_key(key)
+    train_labels, test_labels = splits["train"][1], splits.get("test", (None, None))[1]
 
     def resident(key: jax.Array, start: Any, train: Any, test: Any = None) -> Any:
-        return loop.train(net, optimizer, train, key, settings, start=start, test_data=test, measure_fn=measure_fn)
+        data: Any = (train, train_labels)  # labels are on the host, so that their values are checked
+        test_data: Any = None if test is None else (test, test_labels)
+        return loop.train(net, optimizer, data, key, settings, start=start, test_data=test_data, measure_fn=measure_fn)
 
-    jax.eval_shape(resident, key, start, **jax.tree.map(_on_device, splits))
+    jax.eval_shape(resident, key, start, **{name: _on_device(inputs) for name, (inputs, _) in splits.items()})
 
 
 def _measurement(

@@ -527,7 +527,8 @@ def test_bumps_are_equation_2():
 def test_a_proposal_in_l2_moves_mass_between_its_windows_and_adds_what_was_unused():
     """What lies outside both windows stays, and the whole step has the length epsilon: each channel has its part of the rest."""
     key, maps = jax.random.key(0), jnp.zeros((3, 8, 8, 2))
-    _, propose = _mass(attacks.Threat("l2", 1.0, FREE), maps)
+    threat = attacks.Threat("l2", 1.0, FREE)
+    _, propose = _mass(threat, maps, threat.projection(maps))
     step = jax.random.normal(key, maps.shape)
     best = 0.6 * step / jnp.linalg.norm(step.reshape(3, -1), axis=1).reshape(3, 1, 1, 1)  # 0.64 of 1 is unused
     side = jnp.array([3, 3])
@@ -590,9 +591,9 @@ def test_the_attack_in_training_computes_no_gradient_of_the_parameters():
     list(
         {
             "norm must be one of linf, l2, got 'l1'": lambda t: attacks.Threat("l1", 0.1),
-            "epsilon must be at least 0, got -1": lambda t: attacks.Threat("l2", -1),
-            "epsilon must be one number": lambda t: call(attacks.fgsm(attacks.Threat("linf", np.ones(2)), step_size=0.1)),
-            "low < high, got": lambda t: attacks.Threat("l2", 0.1, (1.0, 0.0)),
+            "epsilon must be one finite number, at least 0, got -1": lambda t: attacks.Threat("l2", -1),
+            "epsilon must be one finite number, at least 0, got an array": lambda t: call(attacks.fgsm(attacks.Threat("linf", np.ones(2)))),
+            r"low < high, numbers or \(C,\) for C channels, got": lambda t: attacks.Threat("l2", 0.1, (1.0, 0.0)),
             "loss must be one of cross_entropy, dlr, margin, got 'ce'": lambda t: attacks.pgd(t, loss="ce"),
             "targets must be None, 'given' or a number": lambda t: attacks.apgd(t, targets=0),
             "targets must be at most 3": lambda t: call(attacks.pgd(t, targets=4)),
@@ -605,7 +606,7 @@ def test_the_attack_in_training_computes_no_gradient_of_the_parameters():
             "share must be above 0": lambda t: attacks.square(t, share=0.0),
             "inputs of shape": lambda t: call(attacks.square(t), jnp.zeros((2, 2, 1, 1, 1))),
             "inputs must be of a floating dtype": lambda t: call(attacks.pgd(t), jnp.zeros((2, 4), int)),
-            "labels must be integers": lambda t: call(attacks.pgd(t), jnp.zeros((3, 4))),
+            r"labels must be class indices \(3,\), one per example": lambda t: call(attacks.pgd(t), jnp.zeros((3, 4))),
             "dlr needs at least 3 classes": lambda t: call(attacks.pgd(t, loss="dlr"), jnp.zeros((2, 2))),
         }.items()
     ),

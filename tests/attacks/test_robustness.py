@@ -200,8 +200,8 @@ def test_the_mean_over_seeds_has_students_interval():
     "message, wrong",
     list(
         {
-            "inputs must lie in the bounds": lambda: evaluate_on(INPUTS * 255),
-            "inputs and labels must be equally many": lambda: evaluate_on(INPUTS[:5]),
+            r"lie in the bounds \(0.0, 1.0\) of 'fgsm'": lambda: evaluate_on(INPUTS * 255),
+            r"labels must be class indices \(5,\), one per example": lambda: evaluate_on(INPUTS[:5]),
             "batch_size must be at least 1": lambda: evaluate_on(INPUTS, batch_size=0),
         }.items()
     ),

@@ -57,5 +57,5 @@ def test_equal_arguments_are_one_function_and_misuse_is_named():
     assert augment.crop_and_flip(4, flip=False) is augment.crop_and_flip(4, flip=False)
     with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
         augment.crop_and_flip(-1)
-    with pytest.raises(ValueError, match=r"images must be \(N, H, W, C\), got shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"images must be numbers \(N, H, W, C\), got float32 of shape \(2, 3\)"):
         augment.crop_and_flip(1)(jax.random.key(0), jnp.ones((2, 3)))

@@ -114,6 +114,8 @@ def test_clipping_and_headroom():
     np.testing.assert_allclose(poisoned.inputs, [[0, 0.75, 0.75, 1]])
     np.testing.assert_allclose(poisoned.perturbation, [[0, 0.25, -0.25, 0.1]])
     assert poisoned.clipped == 0.5
+    image, wave = np.float32(0.7) * np.ones((1, 2), np.float32), np.array([[0.1, -0.1]], np.float32)
+    np.testing.assert_array_equal(poisons.apply(image, wave, 0, 1).perturbation, wave)  # pairs of opposite sign stay exact
     assert poisons.apply(poisons.headroom(inputs, 0.25), noise, 0, 1).clipped == 0
     assert poisons.budget(noise) == {"rms": 0.25, "l_inf": 0.25, "l_0": 4.0}
 
@@ -145,9 +147,15 @@ def test_error_minimising_noise_of_a_linear_model_ends_at_the_corner_of_its_clas
 
 def test_error_minimising_stops_when_nothing_is_left_to_learn_and_stays_in_its_budget():
     result = poisons.error_minimising(
-        KEY, lambda key, x: jnp.zeros((6, 2)), lambda weights, x: x @ weights, optax.sgd(0.5), (POINTS, SIDES),
-        threat=attacks.Threat("linf", 0.3), step_size=0.1, stop_error=0.05,
-    )  # fmt: skip
+        KEY,
+        lambda key, x: jnp.zeros((6, 2)),
+        lambda weights, x: x @ weights,
+        optax.sgd(0.5),
+        (POINTS, SIDES),
+        threat=attacks.Threat("linf", 0.3),
+        step_size=0.1,
+        stop_error=0.05,
+    )
     assert result.error <= 0.05
     assert result.num_rounds < 100
     assert poisons.budget(result.perturbation)["l_inf"] <= 0.3 + 1e-6

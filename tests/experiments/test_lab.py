@@ -13,10 +13,11 @@ main = importlib.import_module("experiments.__main__")
 
 
 def test_studies_are_chosen_by_id_in_the_labs_order():
-    assert [package.ID for package in main.choose(None)] == ["S1", "S2", "S3", "S4", "S5"]
+    ids = ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10"]
+    assert [package.ID for package in main.choose(None)] == ids
     assert [package.ID for package in main.choose("s3, S1")] == ["S1", "S3"]
-    for wrong in ("S9", "", "S1,norm_bias"):
-        with pytest.raises(SettingsError, match=f"--only takes ids out of S1,S2,S3,S4,S5, got '{wrong}'"):
+    for wrong in ("S99", "", "S1,norm_bias"):
+        with pytest.raises(SettingsError, match=f"--only takes ids out of {','.join(ids)}, got '{wrong}'"):
             main.choose(wrong)
 
 

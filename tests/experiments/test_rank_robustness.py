@@ -14,18 +14,21 @@ import xarray as xr
 from experiments.rank_robustness import measure, study
 from experiments.rank_robustness.settings import (
     ADVERSARIAL,
+    ALL_ARMS,
     ARMS,
     CONTROL,
     NATURAL,
+    OTHER_WAY,
     PRESETS,
     RANK_MAX,
     RANK_MIN,
+    ROTATED,
     TRAININGS,
     UNTRAINED,
     Arguments,
     Case,
 )
-from jaxbp import attacks, claims
+from jaxbp import attacks, claims, spectra
 from jaxbp.lab import jobs
 from tests.helpers import run_processes, studies
 
@@ -40,7 +43,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert [v.claim.id for v in verdicts] == ["S4.a", "S4.b", "S4.c", "S4.d", "S4.e"]
     rows = pd.read_parquet(folder / "measurements.parquet")
     assert {"case", "stage", "training", "arm", "weights", "layer", "radius", "seed", "epoch", "measure", "value"} <= set(rows.columns)
-    assert not rows.value.isna().any()
+    assert not rows[rows.measure != "pgd_accuracy"].value.isna().any()
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "rank_by_layer",
         "accuracy_by_radius",
@@ -51,7 +54,7 @@ def test_a_run_leaves_what_the_contract_says(smoke_folder):
     assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
     assert json.loads((folder / "config.json").read_text())["settings"]["num_seeds"] == 2
     assert str(folder / "report.html") in said
-    assert "8 of 8 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
+    assert "4 of 4 jobs are in" in run("--preset", "smoke", "--out", folder).stdout
 
 
 SMALL = dataclasses.replace(
@@ -62,8 +65,8 @@ SMALL = dataclasses.replace(
     project_epochs=(1, 3),
     radius=0.2,
     curve=(0.05, 0.2),
-    threshold=0.6,
-    ceiling=0.9,
+    lower=("threshold", 0.6),
+    upper=("ceiling", 0.9),
     num_train=400,
     learning_rate=0.02,
 )  # projected at the very end, so that what is measured there is what the projection left
@@ -89,9 +92,10 @@ def test_arms_start_alike_and_end_as_projected(finished, natural):
     for arm in (RANK_MIN, RANK_MAX):
         np.testing.assert_array_equal(along[arm][:, 0], along[CONTROL][:, 0])
     assert (along[RANK_MIN][:, -1] < along[CONTROL][:, -1]).any()
-    control, lower, higher = (study.log_rank(finished.cases[0], arm) for arm in ARMS)
+    control, lower, higher, rotated, _ = (study.log_rank(finished.cases[0], arm) for arm in ALL_ARMS)
     assert (lower < control).all()
     assert (higher > control).all()
+    assert (abs(rotated - control) < 0.1).all()
     assert len(np.unique(along[CONTROL][:, 0, 0])) == SMALL.num_seeds
 
 
@@ -108,29 +112,44 @@ def test_ranks_are_those_of_the_values_kept(natural):
 
 @pytest.mark.slow
 def test_attacks_take_away_and_the_strongest_the_most(natural):
-    clean = natural.test_accuracy
-    pgd, strongest = (
-        natural[name].transpose(..., axis) for name, axis in (("pgd_accuracy", "radius"), ("robust_accuracy", "judged_radius"))
-    )
+    clean, strongest = natural.test_accuracy.sel(arm=list(ARMS)), natural.robust_accuracy.sel(arm=list(ARMS))
+    pgd = natural.pgd_accuracy.sel(arm=list(ARMS)).transpose(..., "radius")
     assert clean.min() > 40  # of 10 for chance
     assert (pgd[..., 0] <= clean).all()
     assert (np.diff(pgd, axis=-1) <= 0).all()
-    assert (strongest[..., 0] <= pgd[..., 0] + 100 * 2 / SMALL.num_test).all()  # PGD may find two more
-    assert (strongest[..., 1] < clean - 10).all()
+    assert SMALL.judged_radius(NATURAL) == pgd.radius[0]
+    assert (strongest <= pgd[..., 0] + 100 * 2 / SMALL.num_test).all()  # PGD may find two more
 
 
 @pytest.mark.slow
 def test_rows_hold_everything(finished, natural):
     rows = finished.table()
-    assert not rows.value.isna().any()
     assert set(rows.training) == {NATURAL}
-    assert set(rows.weights.dropna()) == {UNTRAINED, *ARMS}
+    assert set(rows.weights.dropna()) == {UNTRAINED, *ALL_ARMS}
     of_run = rows[(rows.arm == RANK_MIN) & (rows.seed == 1)]
     assert of_run[of_run.measure == "test_accuracy"].value.item() == natural.test_accuracy.sel(arm=RANK_MIN, seed=1)
     layer = natural.layer.values[0]
     assert of_run[(of_run.measure == "effective_rank_along") & (of_run.layer == layer)].epoch.tolist() == [0, 1, 3]
-    strongest = of_run[(of_run.measure == "robust_accuracy") & (of_run.judged_radius == "0.2")].value.item()
-    assert strongest == natural.robust_accuracy.sel(arm=RANK_MIN, seed=1, judged_radius=0.2)
+    assert of_run[of_run.measure == "robust_accuracy"].value.item() == natural.robust_accuracy.sel(arm=RANK_MIN, seed=1)
+
+
+def test_projections_keep_norms_and_rotations_keep_ranks():
+    net, (inputs, _) = measure.network(SMALL.cases[0], SMALL), measure.examples(SMALL.cases[0], SMALL, "train", 10, 0)
+    params, state = measure.initialise(net, jax.random.key(0), inputs)
+    apply_fn = functools.partial(net.apply, state=state)
+    keep, *others = measure.projections(apply_fn, params, inputs[:1], dataclasses.replace(SMALL, lower=("relative_rank", 0.7)))
+    assert keep(params) is params
+    weights = {"start": params} | {arm: fn(params) for arm, fn in zip(ALL_ARMS[1:], others, strict=False)}
+    by_layer = {name: measure.layer_spectra(net, changed, inputs, state).values() for name, changed in weights.items()}
+    ranks = {name: np.array([float(spectra.nuclear_rank(spectrum)) for spectrum in several]) for name, several in by_layer.items()}
+    assert (ranks[RANK_MIN] < ranks["start"]).all()
+    np.testing.assert_allclose(ranks[ROTATED], ranks["start"], rtol=1e-5)
+    for fn in others:
+        changed = fn(params)
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(changed), strict=True):
+            np.testing.assert_allclose(np.linalg.norm(new), np.linalg.norm(old), rtol=1e-5, err_msg=str(path))
+    first, second = (jax.tree.leaves(fn(params)) for fn in (keep, others[2]))
+    assert sum((a != b).any() for a, b in zip(first, second, strict=True)) == 2  # the kernels of the treated layers alone
 
 
 @pytest.mark.slow
@@ -154,53 +173,54 @@ def test_more_seeds_need_no_job_anew():
     assert {job.digest for job in few} < {job.digest for job in more}
 
 
-RADIUS_EFFECT = {
-    NATURAL: 9.0,
-    ADVERSARIAL: -1.0,
-}  # on RankMin at the larger radius, which natural training is not judged at
-
-
 def made_up(change):
-    """Verdicts where each arm differs from the control by ``change(training, arm)``: log2 of rank, clean, robust."""
+    """Verdicts where each arm differs from the control by ``change(training, arm)``: log2 of rank, clean, share withstood."""
     settings = PRESETS["quick"]
-    noise = 0.02 * (np.arange(settings.num_seeds) - 2)
+    noise = 0.02 * (np.arange(settings.num_seeds) - 4.5)
     of_training = []
     for training in TRAININGS:
-        changes = np.array([[0.0, 0.0, 0.0] if arm == CONTROL else change(training, arm) for arm in ARMS])
+        changes = np.array([change(training, arm) if arm in (RANK_MIN, RANK_MAX) else (0.0, 0.0, 0.0) for arm in ALL_ARMS])
         by_arm = changes[:, :, None] + noise * np.arange(3)[:, None]  # arm, quantity, seed
         ranks = np.stack([3 + noise, *((2.0 if training == NATURAL else 2.3) + by_arm[:, 0])])
-        radius_effect = RADIUS_EFFECT[training] * (np.array(ARMS) == RANK_MIN)[:, None, None] * np.array([0, 1])
+        clean = 90 + by_arm[:, 1]
         variables = {
             "effective_rank": (("weights", "seed", "layer"), 2 ** np.repeat(ranks[..., None], 4, axis=-1)),
             "train_loss": (("arm", "seed"), by_arm.sum(1)),
-            "test_accuracy": (("arm", "seed"), 90 + by_arm[:, 1]),
-            "robust_accuracy": (("arm", "seed", "judged_radius"), 50 + by_arm[:, 2][..., None] + radius_effect),
+            "test_accuracy": (("arm", "seed"), clean),
+            "robust_accuracy": (("arm", "seed"), clean * (50 + by_arm[:, 2]) / 100),
         }
-        radii = [settings.small_radius, settings.radius]
-        of_training.append(xr.Dataset(variables, {"arm": list(ARMS), "weights": [UNTRAINED, *ARMS], "judged_radius": radii}))
+        of_training.append(xr.Dataset(variables, {"arm": list(ALL_ARMS), "weights": [UNTRAINED, *ALL_ARMS]}))
     compared = xr.concat(of_training, xr.DataArray(list(TRAININGS), dims="training", name="training"))
     return studies.verdicts(study.STUDY, [studies.made_up(case, settings, compare=compared) for case in settings.cases], settings)
 
 
 def test_verdicts_follow_the_rules():
-    assert made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.5, 0.3, -1.0)) == {
-        "S4.a": "supported",
-        "S4.b": "supported",
-        "S4.c": "supported",
-        "S4.d": "supported",
-        "S4.e": "supported",
-    }
-    other = made_up(lambda training, arm: (0.5, -2.0 if arm == RANK_MAX else 0.0, 3.0 if training == NATURAL else 0.0))
-    assert (other["S4.a"], other["S4.b"], other["S4.c"]) == ("mixed",) * 3
-    harmless = made_up(lambda training, arm: (0.1, 0.0, 5.0 if arm == RANK_MAX else 0.0))
-    assert harmless["S4.c"] == "supported"  # whatever RankMax does
-    near = made_up(lambda training, arm: (0.01, 1.0, 2.0))
-    assert (near["S4.b"], near["S4.c"]) == ("undecided",) * 2
+    as_in_the_paper = made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.5, 0.3, -1.0))
+    assert set(as_in_the_paper.values()) == {"supported"}
+    harmed = made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.5, -2.0 if arm == RANK_MAX else 0.0, -4.0))
+    assert (harmed["S4.b"], harmed["S4.c"]) == ("mixed", "contradicted")  # less robust is no more "as robust" than more is
+    unmoved = made_up(lambda training, arm: (-0.1 if arm == RANK_MIN else 0.1, 5.0, 5.0))
+    assert unmoved["S4.a"] == "contradicted"
+    assert (unmoved["S4.b"], unmoved["S4.c"]) == ("not tested",) * 2
+    half = made_up(lambda training, arm: (-0.5 if arm == RANK_MIN else 0.1, 0.0 if arm == RANK_MIN else 5.0, 0.0))
+    assert (half["S4.a"], half["S4.b"], half["S4.c"]) == ("mixed", "supported", "supported")  # judged where the rank moved
 
 
 def test_a_network_that_diverged_decides_nothing():
     verdicts = made_up(lambda training, arm: (np.nan if arm == RANK_MIN else 1.0, 0.0, 0.0))
-    assert [verdicts[claim] for claim in ("S4.a", "S4.b", "S4.c")] == ["undecided"] * 3
+    assert verdicts["S4.a"] == "undecided"
+    assert verdicts["S4.c"] == "not tested"
+
+
+def test_the_control_of_robustness_asks_for_the_right_sign():
+    settings = PRESETS["quick"]
+    arrays = {name: xr.DataArray(np.zeros((2, 5, 3)), dims=("training", "arm", "seed")) for name in ("train_loss", "robust_accuracy")}
+    arrays["robust_accuracy"].loc[{"arm": 4, "training": 0}] += 10  # adversarial fine-tuning of a natural network
+    arrays["robust_accuracy"].loc[{"arm": 4, "training": 1}] -= 7
+    compared = xr.Dataset(arrays).assign_coords(arm=list(ALL_ARMS), training=list(TRAININGS))
+    change = study.intended_robustness(studies.made_up(settings.cases[0], settings, compare=compared))
+    assert change.sel(training=NATURAL, arm=OTHER_WAY).values.tolist() == [10.0] * 3
+    assert change.sel(training=ADVERSARIAL, arm=OTHER_WAY).values.tolist() == [7.0] * 3
 
 
 def test_presets_are_consistent():

@@ -30,5 +30,7 @@ def inputs_of(num, *shape):
 
 
 def convolve(x, layer, stride=1):
-    y = jax.lax.conv_general_dilated(x, layer["kernel"], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    """Zeros on both sides alike, as PyTorch's padding=1 around a window of 3."""
+    pads = [(extent // 2, extent // 2) for extent in layer["kernel"].shape[:2]]
+    y = jax.lax.conv_general_dilated(x, layer["kernel"], (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return y + layer.get("bias", 0)

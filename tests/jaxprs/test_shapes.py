@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxbp.jaxprs import linear_layers
+from jaxbp.jaxprs import linear_layers, weight_uses
 from tests.helpers.typechecked import refuses_shapes, typechecked
 
 LAYERS = {
@@ -26,7 +26,7 @@ def test_patches_and_deltas(name):
     data = jax.random.normal(jax.random.key(0), data_shape)
     network = typechecked(linear_layers.find)(fn, jnp.zeros(weight_shape), data)
     (layer,) = network.layers
-    (use,) = typechecked(linear_layers.uses)(fn, jnp.zeros(weight_shape), data)
+    (use,) = typechecked(weight_uses.read)(fn, jnp.zeros(weight_shape), data).uses
     assert use.geometry == layer.geometry
     cotangent = jax.random.normal(jax.random.key(1), layer.output.shape)
     patches = typechecked(type(layer.geometry).patches)(layer.geometry, data)

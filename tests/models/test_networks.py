@@ -94,11 +94,10 @@ def test_mlp_is_the_formula(x64):
     np.testing.assert_allclose(found, hidden @ head[0] + head[1], rtol=1e-12)
 
 
-def same_convolution(x, kernel, strides):
-    """Zero-padded cross-correlation, position by position."""
+def padded_convolution(x, kernel, strides):
+    """Cross-correlation, position by position, with zeros on both sides alike."""
     sizes = [-(-extent // stride) for extent, stride in zip(x.shape[1:3], strides, strict=True)]
-    wider = [max((size - 1) * s + k - h, 0) for size, s, k, h in zip(sizes, strides, kernel.shape, x.shape[1:3], strict=False)]
-    x = np.pad(x, ((0, 0), *((total // 2, total - total // 2) for total in wider), (0, 0)))
+    x = np.pad(x, ((0, 0), *((extent // 2, extent // 2) for extent in kernel.shape[:2]), (0, 0)))
     out = np.zeros((len(x), *sizes, kernel.shape[-1]))
     for i, j in np.ndindex(*sizes):
         top, left = i * strides[0], j * strides[1]
@@ -118,7 +117,7 @@ def test_convnet_is_the_formula(pool, input_shape, x64):
         pooled, (height, width) = layer >= 3, features.shape[1:3]
         stride = 2 if pooled and pool == "stride" else 1
         kernel, bias = params[f"Conv_{layer}"]["kernel"], params[f"Conv_{layer}"]["bias"]
-        features = relu(same_convolution(features, kernel, (stride, stride if width > 1 else 1)) + bias)
+        features = relu(padded_convolution(features, kernel, (stride, stride if width > 1 else 1)) + bias)
         if pooled and pool != "stride":
             a, b = min(3, height), min(3, width)
             features = features[:, : height // a * a, : width // b * b]

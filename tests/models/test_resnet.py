@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxbp import models
+from jaxbp.models import layers
 from jaxbp.models.resnet import NORMS, ResNet
 from tests.helpers.networks import convolve, drawn, inputs_of, num_parameters, shapes_of
 
@@ -54,6 +55,14 @@ def test_projections_in_every_block():
     )
     more = sum((width + 1) * width for width in (64, *WIDTHS))  # one in each second block, and in the first of all
     assert num_parameters(projected, (32, 32, 3)) - num_parameters(free, (32, 32, 3)) == more
+
+
+def test_a_wideresnet_is_wide_from_its_second_stage_on():
+    net = models.create("wideresnet", num_classes=10, width=16, widening=4)
+    assert [channels for channels, _ in net.module.blocks()[::2]] == [16, 2 * 64, 4 * 64, 8 * 64]
+    kernel_shapes = [shapes_of(net, (8, 8, 3))[name]["Conv_0"]["kernel"].shape for name in ("BasicBlock_0", "BasicBlock_2", "BasicBlock_4")]
+    assert kernel_shapes == [(3, 3, 16, 16), (3, 3, 16, 128), (3, 3, 128, 256)]
+    assert shapes_of(net, (8, 8, 3))["Dense_0"]["kernel"].shape == (512, 10)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -109,6 +118,40 @@ def test_projection_shortcuts_are_the_formula(x64):
     (params, _), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
     assert "Conv_2" in params["BasicBlock_0"]
     np.testing.assert_allclose(net.apply(params, inputs), spelled_out(params, {}, inputs, net, False), rtol=1e-10)
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_pre_activation_is_the_formula(norm, skip, x64):
+    """Stem - [norm - relu - conv - norm - relu - conv + shortcut] twice - norm - relu; a projection reads what the branch reads."""
+    net = models.from_linen(ResNet(3, 4, (1, 1), norm=norm, skip=skip, pre_activation=True))
+    (params, state), inputs = drawn(net, (5, 4, 2)), inputs_of(3, 5, 4, 2)
+    stored = state.get("batch_stats", {})
+
+    def rectified(x, owner, stats, name):
+        if norm == "layer":
+            return jax.nn.relu((x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5))
+        x = (x - stats[name]["mean"]) / jnp.sqrt(stats[name]["var"] + 1e-5)
+        return jax.nn.relu(x * owner[name]["scale"] + owner[name]["bias"])
+
+    x = convolve(inputs, params["Conv_0"])
+    for index in range(2):
+        owner, stats = params[f"PreActivationBlock_{index}"], stored.get(f"PreActivationBlock_{index}")
+        read = rectified(x, owner, stats, "BatchNorm_0")
+        y = convolve(rectified(convolve(read, owner["Conv_0"], 1 + index), owner, stats, "BatchNorm_1"), owner["Conv_1"])
+        x = y + (convolve(read, owner["Conv_2"], 2) if "Conv_2" in owner else x) if skip else y
+    x = rectified(x, params, stored, "BatchNorm_0").mean((1, 2))
+    expected = x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    np.testing.assert_allclose(jax.jit(net.apply)(params, inputs, state), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_branch_and_its_shortcut_read_the_same_pixels(x64):
+    """One bright pixel at an even place: of a kernel that is 1 at its centre and of a 1x1 kernel the maps are the same."""
+    image = jnp.zeros((1, 6, 6, 1)).at[0, 2, 4, 0].set(1.0)
+    for size in (3, 1, 7):
+        conv = layers.conv(1, (6, 6), kernel_size=size, stride=2, use_bias=False)
+        kernel = jnp.zeros((size, size, 1, 1)).at[size // 2, size // 2].set(1.0)
+        np.testing.assert_array_equal(conv.apply({"params": {"kernel": kernel}}, image), image[:, ::2, ::2])
 
 
 @pytest.mark.parametrize("change", [{"skip": False}, {"norm": "layer"}], ids=str)
@@ -209,7 +252,7 @@ def test_fixup_is_the_formula(shortcut, x64):
 def test_equal_resnets_share_one_trace():
     first, second = (models.create("resnet", num_classes=3, width=4, stage_sizes=[1, 2]) for _ in range(2))
     assert first.update is second.update
-    assert models.create("resnet", num_classes=3, width=4) == models.create("wideresnet", num_classes=3, width=4)
+    assert models.create("resnet", num_classes=3, width=4) == models.create("resnet18", num_classes=3, width=4)
     assert [shape[1:] for shape in first.module.blocks()] == [(1,), (2,), (1,)]
     assert [shape[0] for shape in first.module.blocks()] == [4, 8, 8]
 

@@ -10,6 +10,7 @@ from jaxbp import models
 from jaxbp.models import layers
 from jaxbp.models.densenet import DenseNet
 from jaxbp.models.mobilenet import InvertedResidual, MobileNet
+from jaxbp.models.resnet import ResNet
 from jaxbp.models.vgg import VGG
 from jaxbp.ntk.infinite_width import NoExactKernelError, infinite_width_kernel
 from tests.helpers.networks import convolve, drawn, inputs_of, num_parameters, shapes_of
@@ -368,7 +369,8 @@ def test_names():
     others = {"wideresnet", "vgg11", "mobilenetv2", "densenet", "densenet40"}
     assert set(models.REGISTRY) == {"mlp", "convnet", "resnet", "resnet18", "resnet20", "resnet34"} | others
     nets = {name: models.create(name, num_classes=3, width=4) for name in models.REGISTRY}
-    assert nets["resnet18"] == nets["wideresnet"] == nets["resnet"]
+    assert nets["resnet18"] == nets["resnet"]
+    assert nets["wideresnet"].module == ResNet(3, 4, widening=2)
     stages = {"resnet18": (2, 2, 2, 2), "resnet20": (3, 3, 3), "resnet34": (3, 4, 6, 3)}
     assert {name: nets[name].module.stage_sizes for name in stages} == stages
     assert nets["densenet40"] == nets["densenet"] == models.from_linen(DenseNet(3, 4, (6, 6, 6)))
@@ -402,6 +404,10 @@ def test_names():
             "convnet",
             {"norm": "batch"},
         ),
+        ("widening must be at least 1, got 0", "wideresnet", {"widening": 0}),
+        ("the depth of wideresnet is part of its name: leave out stage_sizes", "wideresnet", {"stage_sizes": (1,)}),
+        (r"stem must be one of \('small', 'large'\), got 'imagenet'", "resnet18", {"stem": "imagenet"}),
+        ("fixup has blocks of its own: leave pre_activation out", "resnet20", {"norm": "fixup", "pre_activation": True}),
         (r"the vgg11 takes one width, of its first convolution, got \(4, 3\)", "vgg11", {"width": (4, 3)}),
         (r"the mobilenetv2 takes one width, .* got \(4,\)", "mobilenetv2", {"width": [4]}),
         ("width must be at least 1, got 0", "mobilenetv2", {"width": 0}),

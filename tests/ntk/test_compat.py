@@ -93,3 +93,61 @@ def test_predictions_interpolate(x):
     _, apply_fn, _ = network(8)
     _, params = network(8)[0](jax.random.PRNGKey(0), x.shape)
     np.testing.assert_allclose(nt.linearize(apply_fn, params)(params, x), apply_fn(params, x), rtol=1e-6)
+
+
+STRUCTURED = {
+    "dense": (lambda s: [s.Dense(7), s.Erf(), s.LayerNorm(), s.Dense(2)], (5,)),
+    "skip": (lambda s: [s.Dense(4), s.FanOut(2), s.parallel(s.serial(s.Relu(), s.Dense(4)), s.Identity()), s.FanInSum(), s.Dense(2)], (5,)),
+    "convolution": (lambda s: [s.Conv(3, (3, 3), (2, 2), padding="SAME"), s.Relu(), s.Flatten(), s.Dense(2)], (4, 4, 2)),
+    "circular, pooled": (lambda s: [s.Conv(3, (3, 3), padding="CIRCULAR"), s.Gelu(), s.GlobalAvgPool(), s.Dense(2)], (4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_derivatives_are_jacobian_contractions(x64, name):
+    layers_fn, shape = STRUCTURED[name]
+    init_fn, apply_fn, _ = nt.stax.serial(*layers_fn(nt.stax))
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, *shape)))
+    params = jax.tree.map(lambda leaf: leaf.astype(float), init_fn(jax.random.PRNGKey(0), inputs.shape)[1])
+    for trace_axes in ((), (-1,)):
+        kernel_fn = [nt.empirical_ntk_fn(apply_fn, trace_axes, vmap_axes=0, implementation=number) for number in (1, 3)]
+        expected = jax.jit(kernel_fn[0])(inputs, inputs[:2] / 2, params)
+        np.testing.assert_allclose(jax.jit(kernel_fn[1])(inputs, inputs[:2] / 2, params), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_implementations_are_chosen_by_counted_operations(x):
+    init_fn, apply_fn, _ = network(8)
+    _, params = init_fn(jax.random.PRNGKey(0), x.shape)
+    chosen = nt.empirical_ntk_fn(apply_fn, trace_axes=(), vmap_axes=0, implementation=nt.NtkImplementation.AUTO)(x, None, params)
+    np.testing.assert_allclose(chosen, ntk.empirical_ntk(apply_fn, params, x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_largest_learning_rate_is_that_of_the_largest_eigenvalue():
+    kernel = jnp.diag(jnp.array([1.0, 2.0, 4.0]))
+    for learning_rate_fn in (nt.predict.max_learning_rate, jax.jit(nt.predict.max_learning_rate)):
+        assert float(learning_rate_fn(kernel)) == pytest.approx(2 * 3 / 4)
+    assert float(nt.predict.max_learning_rate(kernel, momentum=0.5)) == pytest.approx(1.5 * 2 * 3 / 4)
+
+
+@pytest.mark.parametrize("time", [2.0, None])
+def test_predictions_from_a_traced_kernel(x64, time):
+    """Gradient flow of squared error / N for time t: f(t) = (I - exp(-K t / N)) y from f(0) = 0."""
+    rng = np.random.default_rng(0)
+    root, targets = rng.normal(size=(3, 3)), jnp.asarray(rng.normal(size=(3, 1)))
+    kernel = jnp.asarray(root @ root.T + np.eye(3))
+
+    def predicted(kernel):
+        return nt.predict.gradient_descent_mse(kernel, targets)(time, jnp.zeros((3, 1)), jnp.zeros((3, 1)), kernel)[1]
+
+    values, vectors = np.linalg.eigh(kernel)
+    decay = np.zeros(3) if time is None else np.exp(-values * time / 3)
+    expected = vectors @ np.diag(1 - decay) @ vectors.T @ targets
+    predict_fn = nt.predict.gradient_descent_mse(kernel, targets)
+    for result in (
+        predicted(kernel),
+        jax.jit(predicted)(kernel),
+        jax.vmap(predicted)(jnp.stack([2 * kernel, kernel]))[1],
+        jax.jit(lambda k: predict_fn(time, jnp.zeros((3, 1)), jnp.zeros((3, 1)), k)[1])(kernel),
+        predict_fn(time, jnp.zeros((3, 1)), jnp.zeros((3, 1)), kernel)[1],  # nothing leaked from the compiled call before
+    ):
+        np.testing.assert_allclose(result, expected, rtol=1e-8)

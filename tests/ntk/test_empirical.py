@@ -419,8 +419,8 @@ def test_no_weight_gradient_is_formed_for_layers():
         ({"pairs": "same", "x2": np.ones((2, 6))}, "leave out x2"),
         ({"x2": np.ones((2, 5))}, "examples of x1 and x2 must have one shape"),
         ({"x1": np.ones((0, 6))}, "x1 must hold examples"),
-        ({"params": {"w": np.ones(3, int)}}, "params must be floating-point arrays"),
-        ({"apply_fn": lambda p, x: x.sum(-1)}, r"must return \(N, C\) for N = 5 examples, got \(5,\)"),
+        ({"params": {"w": np.ones(3, int)}}, "params must be arrays of real floating-point numbers, got int"),
+        ({"apply_fn": lambda p, x: x.sum(-1)}, r"must return logits \(N, C\), got shape \(5,\)"),
     ],
 )
 def test_misuse_is_named(options, message):

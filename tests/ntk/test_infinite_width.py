@@ -19,6 +19,7 @@ CASES = {
     "convnet, stride": (24, (7, 1, 2), {"depth": 2, "pool": "stride"}),
     "resnet, no skip": (24, (4, 3, 1), {"depth": 1, "stages": 1, "norm": "none", "skip": False}),
     "resnet, skip": (24, (3, 4, 1), {"depth": 1, "stages": 2, "norm": "none", **PROJECTED}),
+    "resnet, pre-activation": (24, (3, 4, 1), {"depth": 1, "stages": 2, "norm": "none", "pre_activation": True}),
     "resnet, layer norm": (32, (4, 4, 1), {"depth": 1, "stages": 1, "norm": "layer", **PROJECTED}),
 }
 
@@ -97,6 +98,40 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
         np.testing.assert_allclose(infinite_width_kernel(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shortcut", ["identity", "projection"])
+def test_a_pre_activation_network_is_the_recursion(shortcut, x64):
+    def dense(k, t):
+        return 2 * k, 2 * k + 1 + 2 * t
+
+    def relu(k, t):
+        norms = np.sqrt(np.outer(np.diag(k), np.diag(k)))
+        angle = np.arccos(np.clip(k / norms, -1, 1))
+        return norms * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / (2 * math.pi), t * (math.pi - angle) / (2 * math.pi)
+
+    x = np.asarray(inputs_of(4, (1, 1, 6)))
+    kernels = dense((x[:, 0, 0] @ x[:, 0, 0].T) / 6, 0.0)
+    for _ in range(2):
+        read = relu(*kernels)
+        branch, side = dense(*relu(*dense(*read))), dense(*read) if shortcut == "projection" else kernels
+        kernels = branch[0] + side[0], branch[1] + side[1]
+    net = models.ResNet(3, 4, (2,), norm="none", shortcut=shortcut, pre_activation=True, parametrisation="ntk")
+    for get, expected in zip(("nngp", "ntk"), dense(*relu(*kernels)), strict=True):
+        np.testing.assert_allclose(infinite_width_kernel(net, (1, 1, 6))(x, get=get), expected, rtol=1e-6)
+
+
+def test_a_stride_takes_the_pixels_that_a_centred_window_takes(x64):
+    """The covariance of a strided convolution's outputs on an even map, summed by hand over windows around pixels 0, 2, ..."""
+    shape, x = (4, 6, 2), np.asarray(inputs_of(3, (4, 6, 2)))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = np.stack([padded[:, r : r + 3, c : c + 3].reshape(3, -1) for r in (0, 2) for c in (0, 2, 4)], 1)
+    covariance = 2 * np.einsum("npi,mpi->nmp", patches, patches) / 18
+    own = np.sqrt(np.einsum("nnp->np", covariance))
+    angle = np.arccos(np.clip(covariance / (own[:, None] * own[None]), -1, 1))
+    expected = own[:, None] * own[None] * (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / math.pi
+    net = models.ConvNet(3, 4, depth=1, pool="stride", parametrisation="ntk")
+    np.testing.assert_allclose(infinite_width_kernel(net, shape)(x, get="nngp"), expected.mean(-1), rtol=1e-6)
+
+
 # Against finite networks
 
 
@@ -115,7 +150,7 @@ def finite_kernels(name, parametrisation):
     return dict(zip(("ntk", "nngp"), jax.jit(jax.vmap(kernels))(keys), strict=True))
 
 
-LONG = ("resnet, skip", "resnet, no skip", "resnet, layer norm", "convnet, average")  # to compile
+LONG = ("resnet, skip", "resnet, pre-activation", "resnet, no skip", "resnet, layer norm", "convnet, average")  # to compile
 
 
 @pytest.mark.parametrize(
@@ -175,6 +210,7 @@ def test_kernels_compile(x64):
         ("BatchNorm couples .* choose norm='none'", models.ResNet(3, 4, skip=False)),
         ("Fixup starts with .* choose norm='none'", models.ResNet(3, 4, norm="fixup", shortcut="projection")),
         ("choose shortcut='projection' or skip=False", models.ResNet(3, 4, norm="none")),
+        ("choose stem='small'", models.ResNet(3, 4, norm="none", skip=False, stem="large")),
         ("MobileNet has .* depthwise .*: take a ResNet with norm='none'", models.MobileNet(3)),
         ("Dense has .* build it with neural_tangents.stax", nn.Dense(3)),
         ("uniform kernels .*: choose parametrisation='ntk', or .* normal_kernels=True", models.MLP(3, (4,))),

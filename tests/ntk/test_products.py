@@ -147,10 +147,8 @@ def test_misuse_is_refused():
     for message, call in {
         r"\(M, C\) = \(4, 3\), got \(5, 3\)": lambda: products.ntk_vector_product(apply_fn, params, x, x[:4])(x @ params),
         "chunk_size must be at least 1, got 0": lambda: products.ntk_vector_product(apply_fn, params, x, chunk_size=0),
-        r"at least one, got shape \(0, 2\)": lambda: products.ntk_vector_product(apply_fn, params, x[:0]),
-        r"return \(N, C\) for N = 5 examples, got \(5,\)": lambda: products.ntk_vector_product(
-            lambda p, x: apply_fn(p, x)[:, 0], params, x
-        ),
+        r"x1 must hold examples on its leading axis, got shape \(0, 2\)": lambda: products.ntk_vector_product(apply_fn, params, x[:0]),
+        r"return logits \(N, C\), got shape \(5,\)": lambda: products.ntk_vector_product(lambda p, x: apply_fn(p, x)[:, 0], params, x),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

@@ -131,7 +131,7 @@ def test_one_projection_is_the_papers_route(x64, padding):
         pads = "VALID" if padding == "circular" else "SAME"
         return lax.conv_general_dilated(x, p["w"], (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    n = 8 if padding == "SAME" else 10  # the padded map is what the layer reads
+    n = 8  # the map before padding
     symbols = np.fft.fft2(kernel, (n, n), axes=(0, 1))
     left, values, right = np.linalg.svd(symbols, full_matrices=False)
     for project, changed in (

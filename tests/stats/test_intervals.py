@@ -230,3 +230,24 @@ def test_the_interval_of_a_median_inverts_the_sign_test(num_seeds, confidence):
 def test_five_seeds_are_too_few_for_a_median():
     with pytest.raises(SampleError, match="5 seeds are too few"):
         stats.median_interval(FIVE)
+
+
+def test_what_is_no_count_or_no_sample_is_refused():
+    for count in (stats.proportion_interval, stats.wilson_interval):
+        assert count(93.0, 100).estimate == 0.93
+        for successes, trials in ((0.93, 100), (5, 9.9)):
+            with pytest.raises(ValueError, match="must be a whole number"):
+                count(successes, trials)
+    masked = np.ma.masked_greater(np.array([1.0, 2.0, 3.0, 1000.0]), 100)
+    for interval in (stats.t_interval, stats.bootstrap_interval, stats.event_interval):
+        with pytest.raises(stats.SampleError, match="1 of 4 seeds"):
+            interval(masked)
+    with pytest.raises(ValueError, match="num_resamples must be a whole number of at least 40"):
+        stats.bootstrap_interval([1.0, 2.0, 3.0], num_resamples=1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_a_spread_of_any_scale_has_width(scale):
+    unit, scaled = stats.t_interval([1.0, 2.0, 3.0]), stats.t_interval(scale * np.array([1.0, 2.0, 3.0]))
+    assert (scaled.low, scaled.high) == pytest.approx((scale * unit.low, scale * unit.high), rel=1e-12)
+    assert stats.p_value(scale * np.array([1.0, -2.0, 3.0])) == pytest.approx(stats.p_value([1.0, -2.0, 3.0]))

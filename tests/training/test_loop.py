@@ -190,7 +190,7 @@ def test_each_epoch_visits_whole_batches_of_a_fresh_shuffle():
         data,
         jax.random.key(2),
         training.Settings(num_epochs, batch_size, loss_fn=lambda logits, labels: -logits[:, 0]),
-        start=(jnp.zeros((num_examples, 1)), {}),
+        start=(jnp.zeros((num_examples, 2)), {}),
         measure_fn=lambda now: now.params[:, 0],
     )
     visits = np.diff(found.measured, axis=0)  # of each example, in each epoch

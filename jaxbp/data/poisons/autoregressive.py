@@ -18,8 +18,8 @@ def ar_coefficients(
     *,
     window: tuple[int, int] = (3, 3),
     max_growth: float = 10.0,
-    min_response: float = 1.0,
-    max_draws: int = 1000,
+    min_response: float = 0.3,
+    max_draws: int = 100,
     crop: int = 4,
 ) -> Float[np.ndarray, "C c kh kw"]:
     """Filters for `autoregressive`, (C, channels, kh, kw): normal entries divided by their sum, the last entry 0.

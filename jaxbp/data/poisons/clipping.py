@@ -12,7 +12,7 @@ class Poisoned(NamedTuple):
 
     Attributes:
       inputs: (N, ...).
-      perturbation: (N, ...), the difference to the clean inputs.
+      perturbation: (N, ...), as it was given where it was not clipped, without the rounding of the sum.
       clipped: the share of entries that clipping changed.
     """
 
@@ -33,7 +33,8 @@ def apply(inputs: Float[ArrayLike, "N ..."], perturbation: Float[ArrayLike, "N .
     if inputs.shape != perturbation.shape or not low < high:
         raise ValueError(f"inputs and perturbation need one shape and low < high, got {inputs.shape}, {perturbation.shape}, {low}, {high}")
     poisoned = np.clip(inputs + perturbation, low, high)
-    return Poisoned(poisoned, poisoned - inputs, float((poisoned != inputs + perturbation).mean()))
+    clipped = poisoned != inputs + perturbation
+    return Poisoned(poisoned, np.where(clipped, poisoned - inputs, perturbation), float(clipped.mean()))
 
 
 def headroom(inputs: Float[ArrayLike, "N ..."], margin: float) -> Float[np.ndarray, "N ..."]:

@@ -84,7 +84,7 @@ def error_minimising(
       threat: what perturbations may be.
       train_steps, attack_steps: of a round.
       step_size: of a step of the perturbations.
-      batch_size: of a training step, at most N.
+      batch_size: of a training step, and of what is in memory at a time.
       stop_error: rounds end when the share of errors on the perturbed data is at most this.
       max_rounds: rounds end here anyway.
       per_class: one perturbation for each class (box bounds aside); its gradient is the mean over the class.
@@ -96,6 +96,7 @@ def error_minimising(
     labels = checks.labels(data[1], num_classes, len(inputs))
     members = jax.nn.one_hot(labels, num_classes) if per_class else None
     size = min(batch_size, len(inputs))
+    rows = jnp.arange(-(-len(inputs) // size) * size).reshape(-1, size) % len(inputs)  # all examples, some twice, in batches
 
     def loss(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         return losses.cross_entropy(apply_fn(params, inputs), labels).sum()
@@ -111,14 +112,19 @@ def error_minimising(
 
         (params, opt_state), _ = jax.lax.scan(train, (params, opt_state), jax.random.split(round_key, train_steps))
 
+        def batched(fn: Callable[[jax.Array, jax.Array], jax.Array], perturbed: jax.Array) -> jax.Array:
+            parts = jax.lax.map(lambda batch: fn(perturbed[batch], labels[batch]), rows)
+            return parts.reshape(-1, *parts.shape[2:])[: len(inputs)]
+
         def descend(perturbed: jax.Array, _: None) -> tuple[jax.Array, None]:
-            gradient = jax.grad(loss, 1)(params, perturbed, labels)
+            gradient = batched(lambda *batch: jax.grad(loss, 1)(params, *batch), perturbed)
             if members is not None:
                 gradient = jnp.einsum("nc,mc,m...->n...", members, members / jnp.maximum(members.sum(0), 1), gradient)
             return threat.project(perturbed - step_size * threat.steepest_ascent(gradient), inputs), None
 
         perturbed, _ = jax.lax.scan(descend, perturbed, length=attack_steps)
-        return params, opt_state, perturbed, 1 - metrics.accuracy(apply_fn(params, perturbed), labels).mean()
+        right = batched(lambda inputs, labels: metrics.accuracy(apply_fn(params, inputs), labels), perturbed)
+        return params, opt_state, perturbed, 1 - right.mean()
 
     perturbed, opt_state, error, number = inputs, optimizer.init(params), jnp.ones(()), 0
     while number < max_rounds and error > stop_error:

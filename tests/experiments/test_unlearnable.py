@@ -1,0 +1,134 @@
+"""The study of unlearnable data: one small seed against trainings made one by one, and verdicts from made-up measurements."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments.unlearnable import study
+from experiments.unlearnable.settings import FIRST_SEED, Arguments, Case, Poison, Settings
+from jaxbp import data, lab, training, unlearnable
+from tests.helpers import run_processes, studies
+
+LSP, WAVES = Poison("LSP", "patches", 0.3, 2), Poison("waves", "waves", 0.3)
+CASE = Case("digits", (LSP, WAVES), "mlp", 16, (), num_epochs=4)
+SMALL = Settings("small", 2, (CASE,), num_train=200, batch_size=20)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return study.learn(CASE, SMALL, 0)
+
+
+def test_perturbations_are_proven_one_way_and_the_other(results):
+    assert results.separable.values.tolist() == [1, 0]
+    assert results.inseparable.values.tolist() == [0, 1]
+    assert results.linear_accuracy.sel(poison="LSP") == 100
+    assert results.linear_accuracy.sel(poison="waves") < 50
+    assert (results.clipped == 0).all()
+
+
+def test_arms_are_trainings_on_the_sets_that_they_name(results, monkeypatch):
+    """The clean arm, and the head of the untrained network, by the functions of the library one after another."""
+    split = data.load("digits", seed=FIRST_SEED, num_train=200)
+    captured = {}
+
+    def keep(fn, **options):
+        captured.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(study.lab, "sweep", keep)
+    with pytest.raises(InterruptedError):
+        study.learn(CASE, SMALL, 0)
+    arms, net = captured["arms"], study.network(CASE, 10)
+    key = captured["keys"][0]
+    run = training.train(
+        net,
+        training.sgd(0.05, momentum=0.9, weight_decay=5e-4, decay_steps=40),
+        (split.train.inputs, split.train.labels),
+        key,
+        training.Settings(num_epochs=4, batch_size=20, measure_epochs=(4,)),
+        test_data=(split.test.inputs, split.test.labels),
+    )
+    assert results.clean == pytest.approx(100 * float(run.history["test_accuracy"][-1]), abs=0.6)  # 2 of 359: rounding
+    np.testing.assert_array_equal(arms["subset"]["inputs"][20:40], split.train.inputs[:20])
+    assert sorted(np.bincount(arms["subset"]["labels"][:20], minlength=10)) == [2] * 10
+    np.testing.assert_allclose(
+        arms["LSP"]["inputs"] - split.train.inputs,
+        np.repeat(np.repeat((arms["LSP"]["inputs"] - split.train.inputs)[:, ::2, ::2], 2, 1), 2, 2),
+        atol=1e-6,
+    )  # patches
+    Q = unlearnable.projection(np.linalg.svd((split.train.inputs - arms["clean, projected"]["inputs"]).reshape(200, -1))[2][:10].T)
+    assert np.abs(arms["clean, projected"]["inputs"].reshape(200, -1) @ Q).max() < 1e-5
+
+
+SEEDS = np.random.default_rng(0).normal(0, 0.1, 10)
+
+
+def made_up(**changes):
+    """Results of one case in which every claim holds, but for ``changes``."""
+    values = {"clean": 90.0, "subset": 50.0, "refitted_untrained": 40.0, "refitted": [60.0, 60.0], "perturbed": [20.0, 30.0]}
+    values |= {"inseparable": [0.0, 1.0], "projected": [[85.0, 85.0], [31.0, 32.0]], "clean_projected": [[88.0, 88.0]] * 2}
+    values |= {"own_projected": [90.5, 89.5]} | changes
+    axes = {0: (), 1: ("poison",), 2: ("poison", "test")}
+    variables = {}
+    for name, value in values.items():
+        array = np.asarray(value, float)
+        dims = ("test",) if name == "own_projected" else axes[array.ndim]
+        noise = 0 if name == "inseparable" else SEEDS
+        variables[name] = ((*dims, "seed"), array[..., None] + noise * np.ones(10) * (1 + 0.1 * len(name)))
+    dataset = xr.Dataset(variables, {"poison": ["LSP", "waves"], "test": list(study.TESTS)})
+    return [studies.made_up(CASE, SMALL, learn=dataset)]
+
+
+def outcomes(**changes):
+    return {name.removeprefix("S8."): verdict for name, verdict in studies.verdicts(study.STUDY, made_up(**changes), SMALL).items()}
+
+
+def test_verdicts_follow_the_measurements():
+    assert set(outcomes().values()) == {"supported"}
+    for letter, changes in {
+        "b": {"refitted_untrained": 70.0},
+        "c": {"subset": 70.0},
+        "d": {"inseparable": [0.0, 0.0]},
+        "e": {"projected": [[60.0, 60.0], [31.0, 32.0]]},
+        "f": {"projected": [[85.0, 85.0], [60.0, 60.0]]},
+        "g": {"own_projected": [80.0, 80.0]},
+    }.items():
+        assert {name for name, outcome in outcomes(**changes).items() if outcome != "supported"} == {letter}, letter
+
+
+def test_poisons_too_weak_to_matter_leave_the_claims_untested():
+    weak = outcomes(perturbed=[89.0, 89.0])
+    assert weak["a"] == "contradicted"
+    assert {weak[letter] for letter in "bcdef"} == {"not tested"}
+    assert weak["g"] == "supported"  # clean data have no premise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["error-minimising", "error-minimising, class-wise", "error-maximising"])
+def test_perturbations_by_networks_stay_within_their_budget(kind, monkeypatch):
+    monkeypatch.setattr(study, "ROUNDS", 2)
+    monkeypatch.setattr(study, "ATTACK_STEPS", 3)
+    case = Case("digits", (Poison(kind, kind, 0.05),), "resnet", 4, (("stages", 2), ("depth", 1)), num_epochs=2)
+    split = data.load("digits", seed=0, num_train=100)
+    result = study.perturb(case.poisons[0], study.jax.random.key(0), split, split.train.labels, case, SMALL)
+    assert result.shape == split.train.inputs.shape
+    assert 0.01 < np.abs(result).max() <= 0.05 + 1e-6
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_contract_says(smoke_folder):
+    folder = smoke_folder("unlearnable")
+    run_processes.study("unlearnable", "--preset", "smoke", "--out", folder)
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names == {"accuracy", "pictures_mnist5k_14", "separability", "heads", "projection"}
+    assert "S8.positive" in (folder / "report.html").read_text()
+
+
+def test_presets_are_valid_and_too_few_clean_examples_are_not():
+    for preset in Arguments.presets.values():
+        preset.validate()
+    with pytest.raises(lab.SettingsError, match=r"20 clean examples, got 0\.1 of 190"):
+        dataclasses.replace(SMALL, num_train=190).validate()

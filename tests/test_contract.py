@@ -1,0 +1,413 @@
+"""Hostile arguments in every public function that takes arrays: a result, or an error of this project that says what it got.
+
+An error is the project's own if its class is defined in jaxbp, or if it is a ValueError or TypeError that a ``raise`` statement of jaxbp
+raised. An error inside a function that the caller passed (a network, a loss) is the caller's. Everything else is foreign.
+
+Most calls are traced only, so that nothing is compiled; functions that compute on the host run as they are.
+"""
+
+import collections
+import dis
+import types
+from pathlib import Path
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbp
+from jaxbp import attacks, claims, data, landscape, losses, metrics, models, norms, ntk, spectra, stats, training
+from jaxbp.attacks import losses as attack_losses
+from jaxbp.attacks import masking, robustness
+from jaxbp.data import augment, loading
+from jaxbp.linalg import golub_kahan, lanczos, newton_cg
+from jaxbp.ntk import measures, regression
+from jaxbp.training import parallel
+
+PACKAGE = str(Path(jaxbp.__file__).parent)
+
+KEY = jax.random.key(0)
+X = np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(4, 3)
+Y = np.array([0, 1, 0, 1])
+W = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
+PARAMS = {"kernel": jnp.asarray(W)}
+IMAGES = np.linspace(0, 1, 4 * 4 * 4, dtype=np.float32).reshape(4, 4, 4, 1)
+KERNEL = np.eye(4, dtype=np.float32) + 0.1
+VECTOR = np.array([1.0, 2.0, 4.0], np.float32)
+THREAT = attacks.Threat("linf", 0.1)
+CLAIM = claims.Claim("X.a", "statement", "source", "measure", claims.Above(0.0))
+
+
+def network(inputs):
+    return inputs @ W
+
+
+def apply_fn(params, inputs):
+    return inputs @ params["kernel"]
+
+
+def loss_fn(params, inputs, labels):
+    return ((inputs @ params["kernel"]) ** 2).sum(-1) + labels
+
+
+def matvec(vector):
+    return jnp.arange(1.0, 4.0) * vector
+
+
+NET = models.from_functions(apply_fn)
+MLP = models.create("mlp", num_classes=2, width=3, depth=1)
+CONVNET = models.create("convnet", num_classes=2, width=1, depth=2, pool="stride")
+NORMALISED = models.from_linen(nn.Sequential([nn.Dense(3), nn.BatchNorm(), nn.Dense(2)]))
+MLP_START = jax.eval_shape(MLP.init, KEY, X)
+WEIGHTS, STATISTICS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(NORMALISED.init, KEY, X))
+SETTINGS = training.Settings(num_epochs=1, batch_size=2)
+START = (PARAMS, {})
+MODULE = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+FIT = landscape.AffineFit(np.zeros((3, 2)), np.zeros(2), 0, 0.5, 0.0, 0.5, None, 0.5, 0.5)
+MAPS = {"distance": KERNEL, "cosine": KERNEL, "inner_product": KERNEL}
+
+
+def train(inputs, labels, key):
+    return training.train(NET, training.sgd(0.1), (inputs, labels), key, SETTINGS, start=START)
+
+
+def stream(inputs, labels):
+    """Of too little memory, which is refused last, before anything is compiled."""
+    return parallel.stream(NET, training.sgd(0.1), (inputs, labels), KEY, SETTINGS, memory=1, start=START)
+
+
+def evaluate(inputs, labels):
+    return training.loop.evaluate(network, losses.cross_entropy, test=(inputs, labels))
+
+
+def robust_accuracy(inputs, labels, key):
+    with mock.patch.multiple(robustness, _is_right=of_zeros(robustness._is_right), _try=of_zeros(robustness._try)):
+        return attacks.robust_accuracy(network, key, inputs, labels, {"a": attacks.fgsm(THREAT)}, batch_size=4, check_masking=False)
+
+
+def gradient_masking_checks(inputs, labels, key):
+    with mock.patch.object(masking, "_measure", of_zeros(masking._measure)):
+        return attacks.gradient_masking_checks(network, key, inputs, labels, THREAT)
+
+
+def of_zeros(program):
+    """A compiled program that is traced but not compiled: results are zeros."""
+    return lambda *args: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(program, *args))
+
+
+def fgsm(inputs, labels, key):
+    return attacks.fgsm(THREAT)(network, key, inputs, labels)
+
+
+def fit_affine(inputs, labels):
+    return landscape.fit_affine(inputs, labels, 2, loss="squared_error")
+
+
+def certify(params, inputs, labels, key):
+    return landscape.certify(apply_fn, params, inputs, labels, loss="squared_error", key=key)
+
+
+def norm_bias(params, updates):
+    transformation = norms.norm_bias(0.1, 1.0)
+    return transformation.update(updates, transformation.init(params), params)
+
+
+def regress(k_train_train, k_test_train, targets):
+    return regression.kernel_regression(k_train_train, k_test_train, targets, ridge=0.1)
+
+
+# name: function of one argument or more, whose good values follow. TRACED functions are pure; the others compute on the host.
+TRACED = {
+    "losses.cross_entropy": (losses.cross_entropy, {"logits": X, "labels": Y}),
+    "losses.squared_error": (losses.squared_error, {"logits": X, "labels": Y}),
+    "metrics.accuracy": (metrics.accuracy, {"logits": X, "labels": Y}),
+    "attacks.losses.dlr": (attack_losses.dlr, {"logits": X, "labels": Y}),
+    "attacks.losses.margin": (attack_losses.margin, {"logits": X, "labels": Y}),
+    "attacks.losses.targeted_margin": (attack_losses.targeted_margin, {"logits": X, "labels": Y, "targets": Y}),
+    "attacks.fgsm": (fgsm, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.pgd": (
+        lambda epsilon, step_size: attacks.pgd(attacks.Threat("l2", epsilon), step_size=step_size)(network, KEY, X, Y),
+        {"epsilon": np.float32(0.1), "step_size": np.float32(0.1)},
+    ),
+    "attacks.apgd": (lambda inputs, labels: attacks.apgd(THREAT, num_steps=2)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.square": (lambda inputs, labels: attacks.square(THREAT)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.pgd_training": (
+        lambda key, inputs, labels: attacks.pgd_training(THREAT)(key, network, inputs, labels),
+        {"key": KEY, "inputs": X, "labels": Y},
+    ),
+    "attacks.Threat": (lambda low, high: attacks.Threat("linf", 0.1, (low, high)), {"low": np.zeros(3), "high": np.ones(3)}),
+    "data.augment.crop_and_flip": (lambda key, images: augment.crop_and_flip()(key, images), {"key": KEY, "images": IMAGES}),
+    "models mlp.init": (MLP.init, {"key": KEY, "inputs": X}),
+    "models mlp.apply": (lambda inputs: MLP.apply(*_drawn(MLP_START, inputs)), {"inputs": X}),
+    "models convnet.init": (CONVNET.init, {"key": KEY, "inputs": IMAGES}),
+    "models linen.update": (lambda inputs: NORMALISED.update(WEIGHTS, inputs, STATISTICS), {"inputs": X}),
+    "models.calibrate_batch_norm": (
+        lambda inputs: models.calibrate_batch_norm(NORMALISED, WEIGHTS, STATISTICS, inputs, batch_size=2, num_epochs=1),
+        {"inputs": X},
+    ),
+    "models.with_normalised_inputs": (
+        lambda mean, std: models.with_normalised_inputs(NET, mean, std).apply(PARAMS, X),
+        {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)},
+    ),
+    "training.train": (train, {"inputs": X, "labels": Y, "key": KEY}),
+    "training.evaluate": (evaluate, {"inputs": X, "labels": Y}),
+    "norms.squared_norm": (norms.squared_norm, {"params": PARAMS}),
+    "norms.norm_penalty": (lambda params: norms.norm_penalty(params, 5.0, 1.0), {"params": PARAMS}),
+    "norms.norm_bias": (norm_bias, {"params": PARAMS, "updates": PARAMS}),
+    "norms.effective_learning_rates": (norms.effective_learning_rates, {"params": PARAMS, "learning_rate": np.float32(0.1)}),
+    "landscape.losses_at": (
+        lambda params, inputs, offsets: landscape.losses_at(loss_fn, params, (inputs, Y), offsets),
+        {"params": PARAMS, "inputs": X, "offsets": np.zeros((2, 6), np.float32)},
+    ),
+    "landscape.perturb_init": (
+        lambda params, key: landscape.perturb_init(next(iter(landscape.INITS)), params, key),
+        {"params": PARAMS, "key": KEY},
+    ),
+    "ntk.empirical_ntk": (lambda params, x1, x2: ntk.empirical_ntk(apply_fn, params, x1, x2), {"params": PARAMS, "x1": X, "x2": X}),
+    "ntk.ntk_vector_product": (lambda params, x1: ntk.ntk_vector_product(apply_fn, params, x1), {"params": PARAMS, "x1": X}),
+    "ntk.measures.relative_change": (measures.relative_change, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.rescaled_change": (measures.rescaled_change, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.cosine": (measures.cosine, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.correlation": (measures.correlation, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.centred_alignment": (measures.centred_alignment, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.as_matrix": (measures.as_matrix, {"kernel": KERNEL}),
+    "ntk.measures.spectrum": (measures.spectrum, {"kernel": KERNEL}),
+    "ntk.measures.spectral_ranks": (measures.spectral_ranks, {"eigenvalues": VECTOR}),
+    "ntk.measures.velocity": (measures.velocity, {"kernels": np.stack([KERNEL] * 3), "times": VECTOR}),
+    "ntk.measures.parameter_movement": (measures.parameter_movement, {"before": PARAMS, "after": PARAMS}),
+    "ntk.measures.feature_maps": (measures.feature_maps, {"features": X}),
+    "ntk.measures.compare_feature_maps": (measures.compare_feature_maps, {"before": MAPS, "after": MAPS}),
+    "ntk.regression.centred_one_hot": (lambda labels: regression.centred_one_hot(labels, 2), {"labels": Y}),
+    "ntk.regression.centred_squared_error": (regression.centred_squared_error, {"logits": X, "labels": Y}),
+    "spectra.singular_values": (spectra.singular_values, {"kernel": W}),
+    "spectra.of_network": (lambda params, inputs: spectra.of_network(apply_fn, params, inputs), {"params": PARAMS, "inputs": X}),
+    "spectra.rank_min": (lambda params, inputs: spectra.rank_min(apply_fn, params, inputs, energy=0.9), {"params": PARAMS, "inputs": X}),
+    "spectra.rank_max": (lambda params, inputs: spectra.rank_max(apply_fn, params, inputs, ceiling=1.0), {"params": PARAMS, "inputs": X}),
+    "spectra.nuclear_rank": (spectra.nuclear_rank, {"spectrum": VECTOR}),
+    "spectra.stable_rank": (spectra.stable_rank, {"spectrum": VECTOR}),
+    "spectra.entropy_rank": (spectra.entropy_rank, {"spectrum": VECTOR}),
+    "spectra.numerical_rank": (spectra.numerical_rank, {"spectrum": VECTOR}),
+    "linalg.golub_kahan": (
+        lambda start: golub_kahan.golub_kahan(lambda v: W[:, :2] @ v, start, num_steps=2),
+        {"start": VECTOR[:2]},
+    ),
+}
+HOST = {
+    "attacks.robust_accuracy": (robust_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.gradient_masking_checks": (gradient_masking_checks, {"inputs": X, "labels": Y, "key": KEY}),
+    "training.parallel.stream": (stream, {"inputs": X, "labels": Y}),
+    "data.stratified_indices": (lambda labels: loading.stratified_indices(labels, 2, seed=0), {"labels": Y}),
+    "data.balanced_subset": (
+        lambda inputs, labels: data.balanced_subset(loading.Split(inputs, labels), 2, seed=0),
+        {"inputs": X, "labels": Y},
+    ),
+    "stats.t_interval": (stats.t_interval, {"values": VECTOR}),
+    "stats.bootstrap_interval": (lambda values: stats.bootstrap_interval(values, num_resamples=50), {"values": VECTOR}),
+    "stats.proportion_interval": (stats.proportion_interval, {"successes": np.int64(1), "trials": np.int64(3)}),
+    "stats.wilson_interval": (stats.wilson_interval, {"successes": np.int64(1), "trials": np.int64(3)}),
+    "stats.event_interval": (stats.event_interval, {"happened": np.array([True, False, True])}),
+    "stats.paired_difference": (stats.paired_difference, {"a": VECTOR, "b": VECTOR[::-1].copy()}),
+    "stats.trend": (stats.trend, {"widths": VECTOR, "values": np.outer(VECTOR, VECTOR)}),
+    "stats.slopes": (stats.slopes, {"widths": VECTOR, "values": np.outer(VECTOR, VECTOR)}),
+    "stats.p_value": (stats.p_value, {"values": VECTOR}),
+    "stats.holm": (stats.holm, {"p_values": VECTOR / 10}),
+    "claims.judge": (lambda values: claims.judge(CLAIM, {"case": values}), {"values": VECTOR}),
+    "landscape.hessian": (lambda params, inputs: landscape.hessian(loss_fn, params, (inputs, Y)), {"params": PARAMS, "inputs": X}),
+    "landscape.certify": (certify, {"params": PARAMS, "inputs": X, "labels": Y, "key": KEY}),
+    "landscape.analyse": (lambda params, inputs: landscape.analyse(apply_fn, params, inputs), {"params": PARAMS, "inputs": X}),
+    "landscape.fit_affine": (fit_affine, {"inputs": X, "labels": Y}),
+    "landscape.embed_affine": (lambda inputs: landscape.embed_affine(MODULE, FIT, inputs), {"inputs": X}),
+    "landscape.embed_mlp": (lambda inputs: landscape.embed_mlp([(np.zeros((3, 2)), np.zeros(2))], [4], inputs), {"inputs": X}),
+    "landscape.probe": (
+        lambda params, key: landscape.probe(loss_fn, params, (X, Y), key, radii=(0.1,), step_size=0.1, num_directions=1, num_steps=1),
+        {"params": PARAMS, "key": KEY},
+    ),
+    "ntk.ntk_extremes": (lambda x, key: ntk.ntk_extremes(apply_fn, PARAMS, x, key), {"x": X, "key": KEY}),
+    "ntk.regression.kernel_regression": (regress, {"k_train_train": KERNEL, "k_test_train": KERNEL, "targets": X}),
+    "linalg.extreme_eigenvalues": (lambda start: lanczos.extreme_eigenvalues(matvec, start), {"start": VECTOR}),
+    "linalg.spectral_density": (lambda key: lanczos.spectral_density(matvec, 3, key, num_probes=1), {"key": KEY}),
+    "linalg.hutchinson_trace": (lambda key: lanczos.hutchinson_trace(matvec, 3, key, num_probes=1), {"key": KEY}),
+    "linalg.newton_cg": (
+        lambda start: newton_cg.minimise(lambda v: float(v @ v), lambda v: (float(v @ v), 2 * v, lambda d: 2 * d), start),
+        {"start": VECTOR.astype(np.float64)},
+    ),
+}
+
+# Arguments of functions that still end in a foreign error for something hostile. To be emptied; none may be added.
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "norms.squared_norm": ("params",),
+    "norms.norm_penalty": ("params",),
+    "norms.norm_bias": ("params", "updates"),
+    "norms.effective_learning_rates": ("params", "learning_rate"),
+    "landscape.losses_at": ("params", "inputs", "offsets"),
+    "ntk.empirical_ntk": ("params", "x1", "x2"),
+    "ntk.ntk_vector_product": ("params", "x1"),
+    "ntk.measures.relative_change": ("before", "after"),
+    "ntk.measures.rescaled_change": ("before", "after"),
+    "ntk.measures.cosine": ("before", "after"),
+    "ntk.measures.correlation": ("before", "after"),
+    "ntk.measures.centred_alignment": ("before", "after"),
+    "ntk.measures.as_matrix": ("kernel",),
+    "ntk.measures.spectrum": ("kernel",),
+    "ntk.measures.spectral_ranks": ("eigenvalues",),
+    "ntk.measures.velocity": ("kernels", "times"),
+    "ntk.measures.parameter_movement": ("before", "after"),
+    "ntk.measures.feature_maps": ("features",),
+    "ntk.measures.compare_feature_maps": ("before", "after"),
+    "ntk.regression.centred_one_hot": ("labels",),
+    "ntk.regression.centred_squared_error": ("logits", "labels"),
+    "spectra.singular_values": ("kernel",),
+    "spectra.of_network": ("params", "inputs"),
+    "spectra.rank_min": ("params", "inputs"),
+    "spectra.rank_max": ("params", "inputs"),
+    "spectra.nuclear_rank": ("spectrum",),
+    "spectra.stable_rank": ("spectrum",),
+    "spectra.entropy_rank": ("spectrum",),
+    "spectra.numerical_rank": ("spectrum",),
+    "linalg.golub_kahan": ("start",),
+    "stats.t_interval": ("values",),
+    "stats.bootstrap_interval": ("values",),
+    "stats.proportion_interval": ("successes", "trials"),
+    "stats.wilson_interval": ("successes", "trials"),
+    "stats.event_interval": ("happened",),
+    "stats.paired_difference": ("a", "b"),
+    "stats.trend": ("widths", "values"),
+    "stats.slopes": ("widths", "values"),
+    "stats.p_value": ("values",),
+    "stats.holm": ("p_values",),
+    "claims.judge": ("values",),
+    "landscape.hessian": ("params", "inputs"),
+    "landscape.certify": ("params", "inputs", "labels", "key"),
+    "landscape.analyse": ("params", "inputs"),
+    "landscape.fit_affine": ("inputs", "labels"),
+    "landscape.embed_affine": ("inputs",),
+    "landscape.embed_mlp": ("inputs",),
+    "landscape.probe": ("params", "key"),
+    "ntk.ntk_extremes": ("x", "key"),
+    "ntk.regression.kernel_regression": ("k_train_train", "k_test_train", "targets"),
+    "linalg.extreme_eigenvalues": ("start",),
+    "linalg.spectral_density": ("key",),
+}
+
+
+def _drawn(shapes, inputs):
+    params, state = shapes
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params), inputs, state
+
+
+def hostile(good):
+    """What stands in for a good argument, by name."""
+    array = np.zeros(2, np.float32) if isinstance(good, dict) or good is KEY else np.asarray(good)
+    ones = np.ones(array.shape, np.float32)
+    return {
+        "None": None,
+        "tuple": (good, good),
+        "dict": {"other": good},
+        "text": "x",
+        "object": object(),
+        "scalar": np.float64(0.5),
+        "another rank": ones[None],
+        "NaN": np.full_like(ones, np.nan),
+        "empty": np.zeros((0, *array.shape[1:]), np.float32),
+        "integer": ones.astype(int),
+        "bool": ones.astype(bool),
+        "complex": ones.astype(np.complex64) * (1 + 1j),
+        "bfloat16": jnp.ones(array.shape, jnp.bfloat16),
+        "typed key": jax.random.key(1),
+        "raw key": jax.random.PRNGKey(1),
+        "keys": jax.random.split(KEY, 3),
+        "tracer": None,
+    }
+
+
+def outcome(error: BaseException | None) -> str:
+    """Where an error comes from: "none", "own", "caller" or "foreign"."""
+    if error is None:
+        return "none"
+    if type(error).__module__.split(".")[0] == "jaxbp":
+        return "own"
+    frames = list(_frames(error.__traceback__))
+    last = max((place for place, frame in enumerate(frames) if _is_ours(frame)), default=-1)
+    if any(frame.tb_frame.f_code.co_filename == __file__ for frame in frames[last + 1 :]) and last >= 0:
+        return "caller"
+    innermost = frames[-1]
+    raises = dis.opname[innermost.tb_frame.f_code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
+    return "own" if isinstance(error, ValueError | TypeError) and _is_ours(innermost) and raises else "foreign"
+
+
+def _frames(traceback: types.TracebackType | None):
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_ours(frame: types.TracebackType) -> bool:
+    return frame.tb_frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def error_of(call) -> Exception | None:
+    try:
+        call()
+    except Exception as error:  # the subject of the test  # noqa: BLE001
+        return error
+    return None
+
+
+def attempts(table, traced):
+    """(function, argument, hostile argument, outcome, error) of each call."""
+    for name, (function, good) in table.items():
+        for argument, value in good.items():
+            for label, bad in hostile(value).items():
+
+                def call(value, function=function, good=good, argument=argument):
+                    function(**good | {argument: value})
+
+                if label == "tracer":
+                    error = error_of(lambda call=call, value=value: jax.eval_shape(call, jax.tree.map(jnp.asarray, value)))
+                elif traced:
+                    error = error_of(lambda call=call, bad=bad: jax.eval_shape(lambda: call(bad)))
+                else:
+                    error = error_of(lambda call=call, bad=bad: call(bad))
+                yield name, argument, label, outcome(error), error
+
+
+@pytest.fixture
+def unfiltered():
+    """JAX's frames stay in tracebacks; to take them out takes longer than most calls."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    yield
+    jax.config.update("jax_traceback_filtering", before)
+
+
+@pytest.mark.usefixtures("unfiltered")
+@pytest.mark.parametrize(("table", "traced"), [(TRACED, True), (HOST, False)], ids=["traced", "host"])
+def test_hostile_arguments_end_in_results_or_in_errors_of_this_project(table, traced):
+    foreign = collections.defaultdict(list)
+    for name, argument, label, result, error in attempts(table, traced):
+        if result == "foreign":
+            foreign[name, argument].append(f"{label}: {type(error).__name__}: {str(error)[:100]}")
+    expected = {(name, argument) for name in table for argument in FOREIGN.get(name, ())}
+    assert not {pair: lines for pair, lines in foreign.items() if pair not in expected}
+    assert not expected - foreign.keys(), "these are right by now: take them off FOREIGN"
+
+
+def test_good_arguments_are_taken():
+    for name, (function, good) in TRACED.items():
+        assert error_of(lambda f=function, g=good: jax.eval_shape(lambda: (f(**g), None)[1])) is None, name
+
+
+def test_whose_error_it_is():
+    """The outcome of errors of each kind, so that a foreign error cannot pass for an own one."""
+
+    def fails(inputs):
+        raise KeyError("mine")
+
+    assert outcome(error_of(lambda: losses.cross_entropy(1, 2))) == "own"
+    assert outcome(error_of(lambda: stats.t_interval([1.0]))) == "own"
+    assert outcome(error_of(lambda: attacks.fgsm(THREAT)(fails, KEY, X, Y))) == "caller"
+    assert outcome(error_of(lambda: attacks.pgd(THREAT, num_steps="x"))) == "foreign"  # an operation of jaxbp, no statement
+    assert outcome(error_of(lambda: jnp.zeros(2) @ jnp.zeros(3))) == "foreign"
