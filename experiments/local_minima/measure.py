@@ -67,25 +67,29 @@ def unravel(net: models.Network, inputs: Any, dtype: Any = np.float32) -> Callab
 
 
 def embed(case: Case, settings: Settings, seed: int) -> dict[str, Any]:
-    """Fit the affine map to the seed's data, embed it, certify the deep network there and at points that are no minima, in float64."""
+    """Fit the affine map to the seed's data, embed it, certify the deep network there and at points that are no minima, in float64.
+
+    Squared error has an exact best map of half the rank, which makes a saddle.
+    """
     inputs, labels, num_classes = load(case, settings, seed)
     net, key = network(case, num_classes), key_of(seed, "embed")
-    flat_inputs = inputs.reshape(len(inputs), -1)
-    fit = landscape.fit_affine(flat_inputs, labels, num_classes, loss=case.loss)
-    truncated = landscape.fit_affine(flat_inputs, labels, num_classes, loss=case.loss, max_rank=max(fit.rank // 2, 1))
+    best_map = functools.partial(landscape.fit_affine, inputs.reshape(len(inputs), -1), labels, num_classes, loss=case.loss)
+    fit, points = best_map(), {}
     with jax.enable_x64(True):
-        wide = jnp.asarray(inputs, jnp.float64)
-        params, saddle = (landscape.embed_affine(net.module, each, wide, key=key, margin=settings.margin) for each in (fit, truncated))
+        embedding = functools.partial(landscape.embed_affine, net.module, inputs=inputs, key=key, margin=settings.margin)
+        params = embedding(fit)
         flat, unflatten = ravel_pytree(params)
         flat, direction = np.asarray(flat), np.random.default_rng([seed, _SALT]).normal(size=len(flat))
-        moved = unflatten(jnp.asarray(flat + MOVED * np.linalg.norm(flat) * direction / np.linalg.norm(direction)))
+        points["moved"] = unflatten(jnp.asarray(flat + MOVED * np.linalg.norm(flat) * direction / np.linalg.norm(direction)))
+        if case.has_saddle:
+            points["saddle"] = embedding(best_map(max_rank=max(fit.rank // 2, 1)))
     certify = functools.partial(
         landscape.certify, net.apply, inputs=inputs, labels=labels, loss=case.loss, key=key, fit=fit, chunk_size=case.chunk_size, **_PROBES
     )
     affine = {f"affine_{name}": getattr(fit, name) for name in _AFFINE}
     affine["affine_kernel"] = lab.along(("feature", "logit"), fit.kernel)
     affine["affine_bias"] = lab.along("logit", fit.bias)
-    others = {f"{name}_status": certify(point, max_products=_END_PRODUCTS).status for name, point in (("saddle", saddle), ("moved", moved))}
+    others = {f"{name}_status": certify(point, max_products=_END_PRODUCTS).status for name, point in points.items()}
     constant = {"constant_loss": landscape.best_constant_loss(labels, num_classes, case.loss)[0]}
     return {**constant, **affine, **as_numbers(certify(params)), **others, "params": lab.along("parameter", flat)}
 

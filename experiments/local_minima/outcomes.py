@@ -69,7 +69,7 @@ def momentum_gain(m: Any) -> xr.DataArray:
 
 def not_minima(m: Any) -> dict[str, xr.DataArray]:
     """Whether points that are no minima were proven to be some."""
-    points = {"half the rank": m.embed.saddle_status, "moved": m.embed.moved_status}
+    points = {"moved": m.embed.moved_status} | ({"half the rank": m.embed.saddle_status} if m.case.has_saddle else {})
     if DEFAULT in m.case.arms:
         points["end of default training"] = m.certify_end.status.sel(arm=DEFAULT, drop=True)
     return {name: (status == "proven").astype(float) for name, status in points.items()}

@@ -142,7 +142,7 @@ def certificates(m: Any) -> dict[str, Any]:
         "smallest / largest eigenvalue, least": float((embedded.smallest / embedded.largest).min()),
         "ReLU margin, least": float(embedded.margin.min()),
         "proven radius, least": float(embedded.radius.min()),
-        "half the rank": counts(embedded.saddle_status),
+        "half the rank": counts(embedded.saddle_status) if m.case.has_saddle else None,
         f"moved by {measure.MOVED:g}": counts(embedded.moved_status),
     }
 

@@ -253,7 +253,7 @@ def test_a_diverged_reference_decides_nothing(by_hand):
 def test_points_that_are_no_minima_must_not_be_proven(by_hand):
     positive, negative = study.STUDY.controls[1:]
     wrong = by_hand.embed.assign(saddle_status=("seed", ["proven"] * 3), moved_status=("seed", ["refuted"] * 3))
-    m = studies.made_up(dataclasses.replace(by_hand.case, arms=()), by_hand.settings, embed=wrong)
+    m = studies.made_up(dataclasses.replace(by_hand.case, arms=(), loss="squared_error"), by_hand.settings, embed=wrong)
     values = negative.fn(m)
     np.testing.assert_array_equal(values["half the rank"], [1, 1, 1])
     np.testing.assert_array_equal(values["moved"], [0, 0, 0])
