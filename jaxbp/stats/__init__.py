@@ -14,6 +14,7 @@ from jaxbp.stats.intervals import (
     bootstrap_interval,
     event_interval,
     mean_interval,
+    median_interval,
     proportion_interval,
     sign_flip_interval,
     t_interval,

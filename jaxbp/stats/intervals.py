@@ -133,6 +133,29 @@ def bootstrap_interval(
     return Interval(estimate, float(ends[0]), float(ends[1]), confidence, len(values), method)
 
 
+def median_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval for the median, between two order statistics: exact for any law, and blind to how far single seeds lie outside.
+
+    It inverts the sign test. Its ends are the k-th smallest and the k-th largest value, where k is the largest number with
+    P(Binomial(num_seeds, 1/2) < k) at most half of the error (Thompson, Ann. Math. Statist. 7, 1936). It covers at least the nominal
+    level, with ties more often.
+
+    >>> from jaxbp import stats
+    >>> gain = stats.median_interval([3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0, 3.5, -1e6])
+    >>> gain.estimate, gain.low, gain.high
+    (3.25, 1.0, 6.0)
+
+    Raises:
+      SampleError: so few seeds that not even all of them are enough (six are needed at 95 %), or values that are not finite.
+    """
+    ordered = np.sort(checked(values, confidence))
+    num_seeds = len(ordered)
+    rank = int((scipy.stats.binom.cdf(np.arange(num_seeds // 2 + 1), num_seeds, 0.5) <= (1 - confidence) / 2).sum())
+    if rank < 1:
+        raise SampleError(f"{num_seeds} seeds are too few for an interval of the median at {100 * confidence:.4g} %")
+    return Interval(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]), confidence, num_seeds, "order statistics")
+
+
 def proportion_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Exact interval (Clopper and Pearson, Biometrika 26, 1934) for the probability behind ``successes`` of ``trials``.
 

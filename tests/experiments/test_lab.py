@@ -66,7 +66,7 @@ def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
     assert str(tmp_path / "report.html") in done.replace("\n", "")
     page = (tmp_path / "report.html").read_text()
     verdicts = claims.read_verdicts(tmp_path / "verdicts.json")
-    assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e", "S5.a", "S5.b"]
+    assert [v.claim.id for v in verdicts] == ["S2.a", "S2.b", "S2.c", "S2.d", "S2.e", "S5.a", "S5.b", "S5.c"]
     for verdict in verdicts:
         assert f'id="{verdict.claim.id}"' in page
     for study in ("norm_bias", "power_iteration"):

@@ -215,6 +215,23 @@ def test_holm_on_a_case_worked_by_hand():
     assert stats.holm([]).shape == (0,)
 
 
+@pytest.mark.parametrize(("num_seeds", "confidence"), [(6, 0.95), (10, 0.95), (25, 0.95), (40, 0.99)])
+def test_the_interval_of_a_median_inverts_the_sign_test(num_seeds, confidence):
+    values = np.random.default_rng(0).permutation(num_seeds)
+    interval = stats.median_interval(values, confidence=confidence)
+    rank = int(interval.low) + 1
+    tails = [1 - binomial_tail(k, num_seeds, Fraction(1, 2)) for k in (rank, rank + 1)]  # P(X < k)
+    assert tails[0] <= (1 - confidence) / 2 < tails[1]
+    assert (interval.estimate, interval.high) == ((num_seeds - 1) / 2, num_seeds - rank)
+    far = np.where(values == num_seeds - 1, 1e9, values)
+    assert stats.median_interval(far, confidence=confidence).low == interval.low
+
+
+def test_five_seeds_are_too_few_for_a_median():
+    with pytest.raises(SampleError, match="5 seeds are too few"):
+        stats.median_interval(FIVE)
+
+
 def test_what_is_no_count_or_no_sample_is_refused():
     for count in (stats.proportion_interval, stats.wilson_interval):
         assert count(93.0, 100).estimate == 0.93
