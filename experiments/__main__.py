@@ -12,10 +12,32 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import algorithmic_stability, local_minima, norm_bias, ntk_width, power_iteration, rank_robustness, unlearnable
+from experiments import (
+    algorithmic_stability,
+    local_minima,
+    low_rank_bounds,
+    norm_bias,
+    ntk_width,
+    power_iteration,
+    rank_robustness,
+    soft_biases,
+    sparse_bounds,
+    unlearnable,
+)
 from jaxbp import lab
 
-STUDIES = (local_minima, norm_bias, ntk_width, rank_robustness, power_iteration, algorithmic_stability, unlearnable)  # in order
+STUDIES = (  # in order
+    local_minima,
+    norm_bias,
+    ntk_width,
+    rank_robustness,
+    power_iteration,
+    low_rank_bounds,
+    algorithmic_stability,
+    unlearnable,
+    sparse_bounds,
+    soft_biases,
+)
 NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
 TITLE = "Truth or backpropaganda?"
 LEAD = (

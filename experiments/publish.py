@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxbp import lab
+from jaxbp.runtime.outside_text import read_json
 
 if TYPE_CHECKING:
     from jaxbp.claims import Verdict
@@ -56,6 +57,7 @@ def take(run: Path) -> None:
     """
     from experiments.__main__ import NAMES
     from jaxbp import claims
+    from jaxbp.lab.verdict_changes import read
     from jaxbp.runtime.files import write_atomically
 
     files = ("config.json", "verdicts.json")
@@ -65,16 +67,28 @@ def take(run: Path) -> None:
             f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(lacking)}: name the folder that "
             "`python -m experiments` wrote, without --only"
         )
-    verdicts = [verdict for name in NAMES for verdict in claims.read_verdicts(run / name / "verdicts.json")]
-    configs = [json.loads((run / name / "config.json").read_text("utf-8")) for name in NAMES]
-    by_time = sorted(configs, key=lambda config: config["started"])
+    verdicts = [verdict for name in NAMES for verdict in read(run / name).values()]
+    by_time = sorted((_config(run / name / "config.json") for name in NAMES), key=lambda config: config["started"])
     first = by_time[0]
     known = {name: first[name] for name in _FACTS if name in first}
     known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in by_time))
     known["preset"] = first["settings"]["preset"]
+    if known["preset"] == "smoke":
+        raise lab.SettingsError(f"{run} is a smoke run, which decides nothing: publish one of another preset")
     controls = [control for name in NAMES for control in claims.read_controls(run / name / "verdicts.json")]
     claims.write_verdicts(FOLDER / "verdicts.json", verdicts, controls)
     write_atomically(FOLDER / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What is in the config.json of a study's run."""
+    try:
+        config = read_json(path)
+        if not isinstance(config["started"], str) or not isinstance(config["settings"]["preset"], str):
+            raise TypeError("started and preset must be texts")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise lab.SettingsError(f"{path} is no config.json of a finished study ({error!r}): name another run, or run it again") from error
+    return config
 
 
 def facts() -> dict[str, Any]:

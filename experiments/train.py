@@ -189,12 +189,14 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
     from jaxbp import models, sweep, training
     from jaxbp.training import parallel
 
+    model, num_epochs = arguments.model, arguments.epochs  # what decides results: a folder with another function is refused
+
     def recipe_fn(num_examples: int, *, width: int, batch_size: int, depth: int | None = None, **numbers: Any) -> tuple:
-        net = models.create(arguments.model, num_classes=num_classes, width=width, depth=depth)
+        net = models.create(model, num_classes=num_classes, width=width, depth=depth)
         if mesh is not None:
             net = parallel.data_parallel(net, mesh=mesh)
-        steps = training.num_steps(num_examples, arguments.epochs, batch_size)
-        settings = training.Settings(num_epochs=arguments.epochs, batch_size=batch_size)
+        steps = training.num_steps(num_examples, num_epochs, batch_size)
+        settings = training.Settings(num_epochs=num_epochs, batch_size=batch_size)
         return net, training.sgd(**numbers, decay_steps=steps), settings
 
     return sweep.Segments(*training.segmented(recipe_fn, arguments.epochs))

@@ -9,6 +9,8 @@ Users import modules, each for one scientific question: ``from jaxbp import land
 | `jaxbp.norms` | norm-bias, effective learning rates, angular updates |
 | `jaxbp.spectra` | singular values of layers as operators, ranks, RankMin and RankMax |
 | `jaxbp.attacks` | adversarial attacks, training against them, robust accuracy |
+| `jaxbp.bounds`, `jaxbp.pac_bayes` | bounds on complexity and test error, lower bounds; bounds that count bits |
+| `jaxbp.collapse`, `jaxbp.descent` | neural collapse; double descent, exact risks, effective dimensionality |
 | `jaxbp.models` | Flax networks and their infinite-width twins |
 | `jaxbp.data` | data sets by name, splits, probe sets, augmentation |
 | `jaxbp.training` | a whole training as one compiled program, on one device or on several |
@@ -20,7 +22,7 @@ Users import modules, each for one scientific question: ``from jaxbp import land
 | `jaxbp.linalg`, `jaxbp.ops`, `jaxbp.jaxprs` | iterative linear algebra; fast convolutions in compiled loops; analysis of traced programs |
 | `jaxbp.runtime` | files, folders of runs, processes, progress, an orderly end |
 
-The instruments (the first five) take functions and pytrees, so they serve any model. From a claim to its verdict:
+The instruments (the first seven rows) take functions and pytrees, so they serve any model. From a claim to its verdict:
 
 >>> import jax
 >>> from jaxbp import claims, sweep

@@ -13,8 +13,9 @@ Traceback (most recent call last):
 ValueError: params must be arrays of real floating-point numbers, got int32 at ['step']: pass it as state, or close over it
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -177,27 +178,60 @@ def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_exam
     return logits
 
 
-def independent_examples(outputs_fn: Callable[..., jax.Array], data: tuple[jax.Array, ...], advice: str) -> None:
-    """Check that ``outputs_fn(*data)``, of shape (N, ...), gives an example the same outputs alone and beside another one.
+def independent_examples(
+    outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
+) -> None:
+    """Check that ``outputs_fn(fn, context, *arrays)``, (N, ...), gives an example the same outputs alone and beside another one.
 
-    The first example is tried with the first one that differs from it. Where all are equal, companions change nothing. Traced values pass.
+    The first example is tried with the last one of all sets that differs from it; where all are equal, with a changed copy. Traced values
+    pass. Compiled once for each pair of functions, whatever the context.
+
+    Args:
+      outputs_fn, fn: the two functions, one for the form of the call and one of the user's.
+      context: pytree of arrays on which the outputs depend, such as parameters.
+      sets: tuples of arrays with the examples first, alike but for their length.
+      advice: the end of the message.
 
     Raises:
-      BatchCouplingError: the outputs depend on the companion; the message ends with ``advice``.
+      BatchCouplingError: the outputs depend on the companion.
     """
-    if data[0].shape[0] < 2 or any(isinstance(array, jax.core.Tracer) for array in data):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((context, list(sets)))):
         return
-    others = [np.asarray(array[1:] != array[:1]).reshape(len(array) - 1, -1).any(1) for array in data]
-    differing = np.flatnonzero(np.any(others, axis=0))
-    if not differing.size:
-        return
-    pair = tuple(array[np.array([0, differing[0] + 1])] for array in data)
-    dependence = float(_dependence(outputs_fn, pair))
+    dependence = float(_dependence(outputs_fn, fn, context, _two_examples(sets)))
     if dependence > _MAX_DEPENDENCE:
         raise BatchCouplingError(
-            f"examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
+            "examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
             f"alone (relative change {dependence:.2g}). {advice}"
         )
+
+
+def _two_examples(sets: Sequence[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    """The first example and the last one that differs from it; where all are equal, a changed copy.
+
+    Equal examples have the statistics of each, so that batch statistics make their outputs constant.
+    """
+    first = tuple(array[:1] for array in sets[0])
+    for arrays in sets:
+        different = [np.asarray(array != start).reshape(len(array), -1).any(1) for array, start in zip(arrays, first, strict=True)]
+        if (places := np.flatnonzero(np.any(different, axis=0))).size:
+            pairs = zip(first, arrays, strict=True)
+            return tuple(jnp.concatenate([start, array[places[-1:]]]) for start, array in pairs)
+    return tuple(jnp.concatenate([start, _changed(start)]) for start in first)
+
+
+def _changed(example: jax.Array) -> jax.Array:
+    if jnp.issubdtype(example.dtype, jnp.inexact):
+        return example / 2 + jnp.cos(jnp.arange(example.size, dtype=example.real.dtype)).reshape(example.shape)
+    zeros = jnp.zeros_like(example)  # a token that every vocabulary has, a label of every class
+    return jnp.where(jnp.any(example != zeros), zeros, jnp.ones_like(example))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+def _dependence(outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, pair: tuple[jax.Array, ...]) -> jax.Array:
+    """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
+    together = outputs_fn(fn, context, *pair)
+    alone = jax.lax.map(lambda example: outputs_fn(fn, context, *(array[None] for array in example))[0], pair)  # compiles the body once
+    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
 def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False) -> Any:
@@ -229,13 +263,6 @@ def prng_key(key: Any, name: str = "key") -> jax.Array:
     if isinstance(key, jax.Array) and dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
         return key
     raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {_described(key)}")
-
-
-def _dependence(outputs_fn: Callable[..., jax.Array], pair: tuple[jax.Array, ...]) -> jax.Array:
-    """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
-    together = outputs_fn(*pair)
-    alone = jnp.concatenate([outputs_fn(*(array[i : i + 1] for array in pair)) for i in range(2)])
-    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
 def _as_array(value: Any, name: str, *, complex_numbers: bool = False) -> jax.Array | np.ndarray:

@@ -115,6 +115,9 @@ def norm_bias(
             return step if step is None or pull is None else step + pull.astype(leaf.dtype) * leaf
 
         pulls = jax.tree.unflatten(jax.tree.structure(params), pulls)
+        shapes, steps = jax.tree.structure(params), jax.tree.structure(updates, is_leaf=_is_none)
+        if steps != shapes and steps != jax.tree.structure(params, is_leaf=_is_none):
+            raise ValueError(f"updates must have the structure of the parameters {shapes}, got {steps}")
         return jax.tree.map(regularise, updates, params, pulls, is_leaf=_is_none), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -122,7 +125,7 @@ def norm_bias(
 
 def kernels_only(params: PyTree) -> PyTree:
     """A mask that selects the weights of dense and convolution layers, the leaves named ``kernel``."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[-1]) == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(path) and _name(path[-1]) == "kernel", params)
 
 
 class AngularUpdates(NamedTuple):
@@ -171,7 +174,8 @@ def effective_learning_rates(params: PyTree, learning_rate: Scalar, mask: Mask =
 
     For a scale-invariant array it is the learning rate of the direction on the unit sphere; for other arrays it has no such meaning.
     """
-    return jnp.stack([learning_rate / _square(leaf) for leaf in _masked(params, mask)])
+    rate = checks.number(learning_rate, "learning_rate")
+    return jnp.stack([rate / _square(leaf) for leaf in _masked(params, mask)])
 
 
 def _check(form: str, convention: str) -> None:

@@ -5,6 +5,7 @@ XLA optimises little here: most tests compile far longer than they compute.
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,10 @@ import pytest
 
 from jaxbp.runtime import jax_setup
 from jaxbp.runtime.program_cache import evict_compiled_programs
+
+# A shell that starts the tests in the background has them ignore SIGINT, and what they start, too; tests of stopped runs rely on it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if jax.config.jax_platforms == "cpu":
     jax_setup.compile_quickly(level=0)

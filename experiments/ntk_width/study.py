@@ -109,6 +109,8 @@ def draw_kernels(run: Any) -> Any:
     shown = [*mlps[:1], *(cells[cell] for cell in ((True, False), (True, True)) if cell in cells)]
     if not shown:
         return None
+    start_and_end = [m.train.isel(width=-1)[name].values for m in shown for name in ("kernel_at_start", "kernel_at_end")]
+    least = min(float(np.nanmin(kernel / np.abs(kernel).max())) for kernel in start_and_end)  # one scale for all panels
     fig, axes = report.figure(len(shown), 3, width=7.0, height=2.3 * len(shown), squeeze=False)
     for row, m in zip(axes, shown, strict=True):
         widest = m.train.isel(width=-1)
@@ -119,9 +121,13 @@ def draw_kernels(run: Any) -> Any:
                 ax.grid(False)
                 ax.set(xticks=[], yticks=[])
                 ax.set_title(title, fontsize=9)
-                if kernel is not None:
-                    ax.imshow(kernel / np.abs(kernel).max(), cmap="cividis", interpolation="nearest")
+                if kernel is None:
+                    ax.set_aspect("equal")  # an empty panel as large as the others
+                    continue
+                image = ax.imshow(kernel / np.abs(kernel).max(), cmap="cividis", interpolation="nearest", vmin=least, vmax=1)
             row[0].set_ylabel(f"{short_name(m)}\nwidth {m.case.widths[-1]}", fontsize=8)
+    with report.style():
+        fig.colorbar(image, ax=axes, label="entry / largest entry", shrink=0.8)
     return fig
 
 

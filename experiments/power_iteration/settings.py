@@ -8,22 +8,33 @@ from jaxbp import lab
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An MLP of two hidden layers on a data set.
+    """An MLP of two hidden layers at a point: trained, or an embedded minimum.
 
     Attributes:
       dataset: the name of the data set.
       num_train: training examples that each seed draws.
-      num_epochs: epochs of the training.
+      num_epochs: epochs of the training; None for the affine minimiser of squared error, embedded, whose Hessian has no negative
+        eigenvalue.
+      near_convergence: whether training has all but ended, so that the smallest eigenvalue decides what the point is.
+      width: of the hidden layers.
     """
 
     dataset: str
     num_train: int
-    num_epochs: int
+    num_epochs: int | None = None
+    near_convergence: bool = False
+    width: int = 24
 
     @property
     def name(self) -> str:
         """For instance "digits, 50 epochs"."""
-        return f"{self.dataset}, {self.num_epochs} epoch{'s' * (self.num_epochs > 1)}"
+        epochs = self.num_epochs
+        return f"{self.dataset}, embedded minimum" if epochs is None else f"{self.dataset}, {epochs} epoch{'s' * (epochs > 1)}"
+
+    @property
+    def loss(self) -> str:
+        """The loss, by name."""
+        return "squared_error" if self.num_epochs is None else "cross_entropy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +52,17 @@ class Settings(lab.Settings):
     learning_rate: float = 0.05
 
 
+_SMOKE = (Case("digits", 200, 2), Case("digits", 200, 20, near_convergence=True), Case("digits", 200))
+_LONG = (Case("digits", 500, 500, near_convergence=True), Case("mnist1d", 500, 500, near_convergence=True))
+_QUICK = (Case("digits", 500, 5), *_LONG, Case("digits", 500), Case("mnist1d", 500))
+_FASHION = ("tfds:fashion_mnist@7", 2000)
+
+
 class Arguments(lab.Arguments):
-    """Compare the paper's power iteration with Lanczos' method on Hessians of trained networks. Claims S5.a, S5.b."""
+    """Compare the paper's power iteration with Lanczos' method on Hessians of trained networks and of minima. Claims S5.a, S5.b."""
 
     presets: ClassVar = {
-        "smoke": Settings("smoke", 2, (Case("digits", 200, 2),), num_steps=20),
-        "quick": Settings("quick", 10, (Case("digits", 500, 5), Case("digits", 500, 50), Case("mnist1d", 500, 50))),
+        "smoke": Settings("smoke", 2, _SMOKE, num_steps=100),
+        "quick": Settings("quick", 10, _QUICK),
+        "standard": Settings("standard", 20, (*_QUICK, Case(*_FASHION, 5), Case(*_FASHION, 500, near_convergence=True), Case(*_FASHION))),
     }

@@ -214,7 +214,7 @@ STUDY = lab.Study(
     figures=(
         report.SeedCurves(
             "compare.effective_rank", x="layer", by="weights", show=(*ARMS, UNTRAINED), **_PANELS, xlabel="convolution",
-            ylabel="effective rank", name="rank_by_layer", alt="effective rank of each convolution, by arm",
+            ylabel="effective rank", dashed=(CONTROL,), name="rank_by_layer", alt="effective rank of each convolution, by arm",
             caption="Figure 2 of the paper rebuilt: effective rank (nuclear over Frobenius norm) of each treated convolution as an "
             "operator, after fine-tuning and before any training. Thin lines are seeds, bands 95 % intervals. The largest possible value "
             "is the root of the number of singular values, which differs between layers.",
@@ -231,7 +231,7 @@ STUDY = lab.Study(
             "the DLR loss, and Square) at the radius of the training. A dot is a seed, bars are 95 % intervals of the mean.",
         ),
         report.SeedCurves(
-            rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", name="rank_along",
+            rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", legend="below", name="rank_along",
             alt="effective rank along fine-tuning, by arm",
             caption="Effective rank along fine-tuning, relative to its start, mean of log2 over layers: right after each projection, and "
             "at the end, some epochs after the last one. What training undoes shows at the end.",

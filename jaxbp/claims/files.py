@@ -9,7 +9,6 @@ confidence at which its outcome was judged. Entries of older versions lack what 
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,9 +18,9 @@ from jaxbp.claims.controls import Control, ControlVerdict
 from jaxbp.claims.rules import Rule, rule_from_text
 from jaxbp.claims.verdicts import CaseVerdict, Outcome, Power, Verdict
 from jaxbp.runtime.files import write_atomically
+from jaxbp.runtime.outside_text import plain_text
 from jaxbp.stats import CONFIDENCE, Interval, Looks, RandomEffects, SampleError
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SPENDING = "geometric: look k has error x 2^-(k+1)"
 
 
@@ -125,8 +124,8 @@ def _take(entry: Mapping[str, Any], name: str, kind: type | tuple[type, ...], de
         raise VerdictFileError(f"a verdict lacks {name!r}, it has {', '.join(entry)}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise VerdictFileError(f"{name!r} is of the wrong type: {value!r}")
-    if isinstance(value, str) and _CONTROL_CHARACTERS.search(value):
-        raise VerdictFileError(f"{name!r} holds control characters: {value!r}")
+    if isinstance(value, str) and plain_text(value, keep="\t\n") != value:
+        raise VerdictFileError(f"{name!r} holds control characters, or marks that turn the direction of text: {value!r}")
     return value
 
 

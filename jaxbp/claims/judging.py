@@ -85,7 +85,7 @@ def judge(
         return Verdict(claim, None, 0, "undecided", (), "No case was run.", looks=looks)
     num_cases, rule = len(values_by_case), claim.rule
     tested = {name: values for name, values in values_by_case.items() if name not in untested}
-    evidence = {name: _gather(np.asarray(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
+    evidence = {name: _gather(_known(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
     strict = len(tested) < num_cases
     passes = bool(tested) and not strict and all(known.cleared for known in evidence.values())
     cases = tuple(
@@ -209,6 +209,13 @@ def _summary(cases: Sequence[CaseVerdict]) -> stats.RandomEffects | None:
     return stats.random_effects(intervals) if len(intervals) > 1 else None
 
 
+def _known(values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except TypeError as error:
+        raise ValueError(f"values must be numbers that are known, got {type(values).__name__}") from error
+
+
 def _power(
     claim: Claim,
     values_by_case: Mapping[str, ArrayLike],
@@ -219,7 +226,7 @@ def _power(
     num_cases: int,
 ) -> Power | None:
     """The chance of *supported* with the seeds of the last look at every tested case."""
-    fns = [_chance_fn(claim, np.asarray(values, float), interval_fn) for values in values_by_case.values()]
+    fns = [_chance_fn(claim, stats.numbers(values), interval_fn) for values in values_by_case.values()]
     if claim.smallest_effect is None or not fns or any(fn is None for fn in fns):
         return None
     errors = [known.last.error / (num_cases if strict else 1) for known in evidence.values()]

@@ -28,6 +28,7 @@ import difflib
 import functools
 import gzip
 import importlib.resources
+import numbers
 import os
 import random
 import re
@@ -200,6 +201,9 @@ def _class_indices(labels: ArrayLike) -> np.ndarray:
 def _check_settings(seed: int, validation: float, test: float, num_train: int | None) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    for part, share in (("validation", validation), ("test", test)):
+        if isinstance(share, bool) or not isinstance(share, numbers.Real):
+            raise ValueError(f"{part} is a share, a number from 0 to below 1, got {share!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation is a share of the training examples, from 0 to below 1, got {validation!r}")
     if not 0 < test < 1:
@@ -209,7 +213,9 @@ def _check_settings(seed: int, validation: float, test: float, num_train: int | 
 
 
 def _parse_name(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)@(\d+)", name, re.DOTALL)
+    if not isinstance(name, str):
+        raise DataError(f"a data set has a name, such as 'digits' or 'file:data.npz', got {name!r}\n{describe()}")
+    match = re.fullmatch(r"(.+)@([0-9]{1,9})", name, re.DOTALL)
     if not match:
         return name, None
     if int(match[2]) == 0:
@@ -234,12 +240,37 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
     if kind == "tfds" and rest:
         return tfds.read(rest, data_dir)
     if kind == "file" and rest:
-        return files.read(Path(rest).expanduser())
-    close = difflib.get_close_matches(base, [*readers, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
+        return files.read(_path(rest))
+    raise _unknown(base)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"file:{text} names the home folder of nobody ({error}): give the path in full") from error
+
+
+def check_name(name: str) -> None:
+    """Look whether a data set can be there, without reading it: its name is known, its file exists.
+
+    Raises:
+      DataError: there is no such data set.
+    """
+    base, _ = _parse_name(name)
+    kind, _, rest = base.partition(":")
+    if kind == "file" and rest:
+        files.check_exists(_path(rest))
+    elif base not in NAMES and not (kind == "tfds" and rest):
+        raise _unknown(base)
+
+
+def _unknown(base: str) -> DataError:
+    close = difflib.get_close_matches(base, [*NAMES, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
     if os.path.exists(base):
         close = [f"file:{base}"]
     hint = f"did you mean {' or '.join(close)}?" if close else "the names are"
-    raise DataError(f"no data set is named {base!r}: {hint}\n{describe()}")
+    return DataError(f"no data set is named {base!r}: {hint}\n{describe()}")
 
 
 @functools.cache

@@ -28,6 +28,12 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     """Read the train split and, if it exists, the test split; other splits are ignored."""
     import tensorflow_datasets as tfds
 
+    print(
+        f"tfds:{name}: looking for it in {_folder(data_dir)}, then on the network, which may take minutes to give up; without one, name "
+        "a prepared folder by --data-dir (data_dir=), or give file:PATH",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # unknown name, bad syntax, unknown config or version: TFDS raises several kinds of errors
@@ -40,6 +46,11 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     names = [split for split in ("train", "test") if split in builder.info.splits]
     splits = [_read_split(name, builder, split, shape) for split in names]
     return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
+
+
+def _folder(data_dir: str | os.PathLike | None) -> str:
+    """Where TFDS looks for prepared data sets."""
+    return str(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 def _unknown(name: str, error: Exception, known: list[str]) -> str:
@@ -63,7 +74,7 @@ def _image_shape_and_classes(name: str, builder: Any, tfds: Any) -> tuple[tuple[
 
 
 def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> None:
-    folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    folder = _folder(data_dir)
     by_hand = f"or prepare it elsewhere with TFDS and copy its folder to {folder}"
     _import_tensorflow(f"tfds:{name} is not prepared in {folder}, and preparing", by_hand)
     # TFDS has array_record, which reads without TensorFlow, on Linux only

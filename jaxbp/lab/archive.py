@@ -26,6 +26,8 @@ import numpy as np
 import xarray as xr
 
 from jaxbp.lab.settings import as_json
+from jaxbp.runtime.files import remove_temporary_files
+from jaxbp.runtime.outside_text import DamagedFileError, read_json
 from jaxbp.runtime.store import Store, StoreError
 
 FOLDER, _INDEX = "jobs", "index.json"
@@ -44,8 +46,7 @@ class Archive:
 
     def tidy(self) -> None:
         """Remove what a kill left of files that were being written; for the first of several processes."""
-        for path in self.folder.glob(".*.????????"):
-            path.unlink(missing_ok=True)
+        remove_temporary_files(self.folder)
 
     def path(self, name: str, digest: str) -> Path:
         """The file of a job."""
@@ -152,8 +153,12 @@ def from_bytes(content: bytes, path: Path) -> xr.Dataset:
 def all_in(folder: Path) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every result in the folder of a run with its stage, case and point, in the order of the jobs."""
     index = folder / FOLDER / _INDEX
-    names = json.loads(index.read_text("utf-8")) if index.exists() else []
-    for path in (folder / FOLDER / name for name in names):
+    try:
+        names = read_json(index) if index.exists() else []
+        paths = [folder / FOLDER / Path(name).name for name in names]  # a name with a folder in it would leave this one
+    except (DamagedFileError, TypeError, OSError) as error:
+        raise StoreError(f"{index} is damaged ({error}): start the run again, which writes it anew; the results are kept") from error
+    for path in paths:
         if path.exists():
             dataset = read(path)
             yield {**dataset.attrs, "point": json.loads(dataset.attrs.get("point", "{}"))}, dataset

@@ -86,7 +86,6 @@ def _several_processes() -> bool:
 
 
 def _leave(code: int, message: str) -> None:
-    """End at once: threads that still compute must not keep a stopped program alive."""
-    print(f"\n{message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"\n{message}", file=sys.stderr)
+    preemption.leave(code)

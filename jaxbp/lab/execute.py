@@ -97,6 +97,8 @@ def _note_rules(store: Any, study: Study) -> list[str]:
 
 def print_outcome(section: Any, folder: Path) -> None:
     """The table of verdicts, the place of the page, time and memory."""
+    if section.is_smoke:
+        print("A smoke run: it decides nothing.")
     print_verdicts(section.verdicts, folder / "report.html", section.controls)
     print(f"wall time {section.settings['wall_seconds']:.0f} s, peak memory {section.settings['peak_memory_mib']} MiB")
 

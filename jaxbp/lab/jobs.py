@@ -1,7 +1,7 @@
 """From a study's stages to jobs with an identity, of which a run computes those that the folder lacks.
 
 A job is a stage of a case at one point of the stage's axes. Its digest is a hash of all that its result depends on: the code of the
-stage and of what that code calls (`jaxbp.lab.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
+stage and of what that code calls (`jaxbp.runtime.fingerprint`), the case, the settings that the stage reads, the data, and the digests of
 the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 """
 
@@ -20,16 +20,16 @@ import xarray as xr
 
 from jaxbp.lab.archive import Archive, combine, read
 from jaxbp.lab.arms import to_dataset
-from jaxbp.lab.fingerprint import explain, fingerprint
 from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
+from jaxbp.runtime.fingerprint import explain, fingerprint
 from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
-_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "fingerprint", "jobs", "output", "run", "settings", "status", "study")
+_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study", "verdict_changes")
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in _FRAME),
     "jaxbp.sweep.scheduler",

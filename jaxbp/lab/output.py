@@ -37,13 +37,14 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
     for v in verdicts:
         claim, interval = escape(v.claim.statement), escape(format_interval(v.interval))
         power = f"{100 * v.power.chance:.0f} %" if v.power else "-"
-        table.add_row(v.claim.id, claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
+        table.add_row(escape(v.claim.id), claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
     print_table(table)
     print(f"page: {page}")
 
 
 def print_table(table: Any) -> None:
-    """Print a table of rich, wide enough to be read where the output is no terminal."""
+    """Print a table of rich as wide as the terminal, and wide enough to be read where the output is none."""
     console = Console()
-    console.width = max(console.width, 110)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
     console.print(table)

@@ -7,6 +7,7 @@ change some of their fields. An argument changes the field of its name in the se
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ class Settings:
 def _identity(dataset: str) -> str:
     kind, _, place = dataset.partition(":")
     if kind == "file":
-        path = Path(place)
+        path = Path(place).expanduser()
         files = [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [path] if path.exists() else []
         return hashlib.blake2b(b"".join(hashlib.blake2b(file.read_bytes()).digest() for file in files), digest_size=10).hexdigest()
     package = _PACKAGE_OF.get(kind.partition("@")[0])
@@ -195,6 +196,11 @@ class Arguments:
             settings = dataclasses.replace(settings, num_seeds=looks.first, looks=looks)
             dataclasses.replace(settings, num_seeds=looks.most).validate()
         settings.validate()
+        if self.dataset is not None:
+            try:
+                importlib.import_module("jaxbp.data").check_name(self.dataset)  # imported late: `--help` needs none of it
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         return settings
 
 

@@ -129,6 +129,7 @@ def analyse(apply_fn: ApplyFn, params: PyTree, inputs: Inputs, *, chunk_size: in
       ValueError: parameters that are no real floating-point arrays, or inputs that are no array of examples.
     """
     params, inputs = checks.parameters(params), checks.examples(inputs)
+    checks.refuse_traced("params and inputs", inputs, *jax.tree.leaves(params))
     reports = [_analyse(apply_fn, params, chunk) for chunk in _chunks(inputs, chunk_size)]
     margins, active, num_units, max_ranks, dead = zip(*reports, strict=True)
     total, num_active = int(num_units[0]) * inputs.shape[0], sum(map(int, active))

@@ -28,6 +28,7 @@ import scipy.optimize
 from jaxtyping import Float, Int, Num
 from scipy.special import log_softmax
 
+from jaxbp import checks, stats
 from jaxbp.landscape.softmax_regression import minimise_cross_entropy
 
 _RELATIVE_RANK = 1e-10  # singular values of the inputs below this share of the largest one count as 0
@@ -134,7 +135,7 @@ def fit_affine(
 def _checked(inputs: Any, labels: Any, num_classes: int, loss: str, max_rank: int | None) -> tuple[np.ndarray, np.ndarray]:
     if np.iscomplexobj(inputs):
         raise ValueError("inputs must be real numbers, got complex ones: split real and imaginary parts into two features")
-    inputs, labels = np.asarray(inputs, np.float64), np.asarray(labels)
+    inputs, (_, labels) = stats.numbers(inputs, "inputs"), checks.on_host((np.zeros(0), labels))
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(f"inputs must be a finite (N, d) array, got shape {inputs.shape}: flatten images first")
     if not len(inputs):

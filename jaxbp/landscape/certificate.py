@@ -140,6 +140,7 @@ def certify(
       BatchCouplingError: as `hessian`.
     """
     loss_fn = per_example_loss(apply_fn, loss)
+    checks.refuse_traced("params, inputs, labels and key", key, inputs, labels, *jax.tree.leaves(params))
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), checks.parameters(params, half=True))
         examples = checks.examples(inputs)

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num, PyTree
 
+from jaxbp import stats
 from jaxbp.landscape.activation import UnsupportedOperationError, analyse
 from jaxbp.landscape.affine import AffineFit
 
@@ -69,8 +70,11 @@ def embed_affine(
         no bias can keep active, or another operation than those above.
       ValueError: for a margin that is not positive.
     """
+    inputs = _checked_inputs(inputs)
     with jax.enable_x64(True):
-        inputs = jnp.asarray(np.asarray(inputs), jnp.float64)
+        inputs = jnp.asarray(inputs)
+        if inputs[0].size != fit.kernel.shape[0]:
+            raise ValueError(f"inputs must have the {fit.kernel.shape[0]} entries an example that the fit has, got shape {inputs.shape}")
         variables = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
         if extra := sorted(set(variables) - {"params"}):
             raise NotRepresentableError(f"the network has state beside its parameters ({', '.join(extra)}): use it without normalisation")
@@ -81,6 +85,14 @@ def embed_affine(
         params = builder.merged(params)
         _verify(module, params, inputs, builder.logits)
     return params
+
+
+def _checked_inputs(inputs: Any) -> np.ndarray:
+    """Finite inputs (N, ...) in float64, N >= 1."""
+    array = stats.numbers(inputs, "inputs")
+    if array.ndim < 2 or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"inputs must be finite numbers (N, ...) with the examples first, got shape {array.shape}")
+    return array
 
 
 def _verify(module: nn.Module, params: Any, inputs: jax.Array, expected: np.ndarray) -> None:
@@ -138,7 +150,9 @@ def embed_mlp(
     old_widths = [kernel.shape[1] for kernel, _ in layers[:-1]]
     if len(widths) < len(old_widths) or any(new < old for new, old in zip(widths, old_widths, strict=False)):
         raise NotRepresentableError(f"hidden widths {list(widths)} cannot hold an MLP of hidden widths {old_widths}")
-    features, new_layers = np.asarray(inputs, np.float64), []
+    features, new_layers = _checked_inputs(inputs), []
+    if features.ndim != 2 or features.shape[1] != layers[0][0].shape[0]:
+        raise ValueError(f"inputs must be (N, {layers[0][0].shape[0]}) for the first layer, got shape {features.shape}")
     layers = [(np.asarray(kernel, np.float64), np.asarray(bias, np.float64)) for kernel, bias in layers]
     for (kernel, bias), width in zip(layers[:-1], widths, strict=False):
         wide = np.zeros((features.shape[1], width))

@@ -113,9 +113,8 @@ def checked_arguments(loss_fn: LossFn, params: Any, data: Any, chunk_size: int |
         raise ValueError(f"data must share their leading axis, got lengths {sorted(lengths)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params))
-    if chunk_size is not None and chunk_size < data[0].shape[0] and not traced:
-        checks.independent_examples(partial(_losses, loss_fn, params), data, "Use stored statistics, or leave out chunk_size")
+    if chunk_size is not None and chunk_size < data[0].shape[0]:
+        checks.independent_examples(_losses, loss_fn, params, [data], "Use stored statistics, or leave out chunk_size")
     return params, data
 
 

@@ -91,9 +91,14 @@ def probe(
         raise ValueError(f"radii must be positive numbers, got {radii}")
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
     position = ravel_pytree(params)[0]
+    checks.refuse_traced("params, data and key", position, key, *data)
+    if not position.size:
+        raise ValueError("params hold no number: there is nothing to move")
     directions = jax.random.normal(checks.prng_key(key), (num_directions, position.size), position.dtype)
     if direction is not None:
         given = jnp.atleast_2d(jnp.asarray(direction, position.dtype))
+        if given.ndim != 2 or given.shape[1] != position.size:
+            raise ValueError(f"direction must be ({position.size},) or (k, {position.size}), got shape {jnp.shape(direction)}")
         directions = jnp.concatenate([directions, *(row for line in given for row in (line[None], -line[None]))])
     directions /= jnp.abs(directions).max(1, keepdims=True)  # of any scale
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
@@ -117,7 +122,10 @@ def losses_at(
       ValueError: as `hessian`.
     """
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
-    return _losses_at(loss_fn, chunk_size, params, data, jnp.asarray(offsets))
+    offsets, dimension = checks.examples(offsets, "offsets"), ravel_pytree(params)[0].size
+    if offsets.shape[1:] != (dimension,):
+        raise ValueError(f"offsets must be (M, {dimension}), an offset of all parameters each, got shape {offsets.shape}")
+    return _losses_at(loss_fn, chunk_size, params, data, offsets)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

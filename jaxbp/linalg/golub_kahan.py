@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxbp import checks
+
 Operator = Callable[[jax.Array], jax.Array]
 
 
@@ -61,6 +63,7 @@ def golub_kahan(
     Raises:
       ValueError: for more values than steps, or more steps than inputs.
     """
+    start = checks.parameters(checks.numbers(start, "start"), "start")
     if num_steps > start.size or num_largest + num_smallest > num_steps or min(num_largest, num_smallest) < 0:
         raise ValueError(
             f"num_largest + num_smallest must be at most num_steps, and num_steps at most the {start.size} inputs, got "

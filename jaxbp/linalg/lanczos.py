@@ -30,6 +30,8 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
+from jaxbp import checks
+
 Matvec = Callable[[jax.Array], jax.Array]
 
 _FIRST_CAPACITY = 16
@@ -152,7 +154,7 @@ def extreme_eigenvalues(
     Raises:
       ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
     """
-    start = jnp.asarray(start)
+    start = jnp.asarray(checks.numbers(start, "start"))
     dimension = _check_start(start)
     if max_products < 1:
         raise ValueError(f"max_products must be at least 1, got {max_products}")
@@ -204,7 +206,8 @@ def spectral_density(
         raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
     num_steps = min(num_steps, dimension)
     nodes, weights = np.zeros((2, num_probes, num_steps))
-    for i, probe_key in enumerate(jax.random.split(key, num_probes)):
+    checks.refuse_traced("key", key)
+    for i, probe_key in enumerate(jax.random.split(checks.prng_key(key), num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
         for _, (_, entries) in zip(range(num_steps), _steps(matvec, start), strict=False):
             pass
@@ -224,7 +227,7 @@ def hutchinson_trace(
     """Trace of an operator on (dimension,) by random signs (Hutchinson, 1990): mean over probes and standard error of the mean."""
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
-    keys = jax.random.split(key, num_probes)
+    keys = jax.random.split(checks.prng_key(key), num_probes)
     probes = (jax.random.rademacher(k, (dimension,), dtype) for k in keys)
     values = np.array([_dot(v, matvec(v)) for v in probes], float)
     with np.errstate(invalid="ignore"):  # an infinite value has no standard error
@@ -234,8 +237,9 @@ def hutchinson_trace(
 def _check_start(start: jax.Array) -> int:
     if start.ndim != 1 or not start.size:
         raise ValueError(f"start must be a vector, got shape {start.shape}")
-    if not jnp.issubdtype(start.dtype, jnp.floating):
-        raise ValueError(f"start must be real floating-point numbers, got {start.dtype}")
+    if not jnp.issubdtype(start.dtype, jnp.floating) or jnp.finfo(start.dtype).bits < 32:
+        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {start.dtype}")
+    checks.refuse_traced("start", start)
     largest = float(jnp.abs(start).max())
     if not (math.isfinite(largest) and largest > 0):
         raise ValueError(f"start must be finite and not zero, got a largest entry of {largest}")

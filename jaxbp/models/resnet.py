@@ -120,7 +120,7 @@ class ResNet(nn.Module):
         one of infinitesimal scale: its kernel is then dominated by such pixels, so normalise the inputs.
       skip: whether there are shortcuts.
       shortcut: "identity", a 1x1 convolution only where the shape changes (the source's option B), or "projection",
-        one in every block (option C), which alone has an exact infinite-width twin.
+        one in every block (option C): without pre-activation it alone has an infinite-width kernel in closed form.
       widening: how much wider than usual the stages after the first are.
       pre_activation: whether blocks are `PreActivationBlock`s, and a norm and a ReLU follow the last.
       stem: one of `STEMS`: a convolution of 3 pixels, or one of 7 with stride 2 and max-pooling by 3 with stride 2.

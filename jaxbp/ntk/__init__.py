@@ -17,6 +17,7 @@ These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2
 ((4, 4, 3, 3), True)
 """
 
+from jaxbp.checks import BatchCouplingError
 from jaxbp.ntk import compat, measures, regression
-from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, BatchCouplingError, InsufficientMemoryError, empirical_ntk
+from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, InsufficientMemoryError, empirical_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product

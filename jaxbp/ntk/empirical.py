@@ -30,14 +30,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxbp import checks
-from jaxbp.checks import BatchCouplingError
 from jaxbp.ntk import _contraction
 from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, outputs, sharded_kernel
 
 MEMORY = 2 * 2**30
 FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
 METHODS = _contraction.METHODS
-_MAX_DEPENDENCE = 1e-3  # largest relative difference between an example alone and in a batch that rounding can explain
 
 
 class InsufficientMemoryError(ValueError):
@@ -133,6 +131,8 @@ def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, s
         raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"examples of x1 and x2 must have one shape, got {x1.shape[1:]} and {x2.shape[1:]}")
+    if x2 is not None and x1.dtype != x2.dtype:
+        raise ValueError(f"x1 and x2 must have one dtype, got {x1.dtype} and {x2.dtype}: cast one of them")
     num_outputs = output_type(spec.apply_fn, params, x1, state).shape[1]
     is_name = spec.logits in (*_contraction.LOGITS, "sum")
     if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < num_outputs):
@@ -183,39 +183,13 @@ def _traced(*trees: Any) -> bool:
 
 def refuse_coupling(apply_fn: ApplyFn, params: Any, sets: Sequence[jax.Array], state: Any = None) -> None:
     """Raise `BatchCouplingError` if the outputs of two different examples of the sets differ alone and in a batch; traced values pass."""
-    if _traced(params, sets, state):
-        return
-    dependence = float(_batch_dependence(apply_fn, params, _two_examples(sets), state))
-    if dependence > _MAX_DEPENDENCE:
-        raise BatchCouplingError(
-            f"apply_fn gives an example other outputs alone than in a batch of two (relative change {dependence:.2g}), so "
-            "examples are coupled, for instance by batch statistics: use stored statistics, or take the batch as a whole "
-            "(coupled=True for a kernel, no chunk_size for its products)"
-        )
+    advice = "Use stored statistics, or take the batch as a whole (coupled=True for a kernel, no chunk_size for its products)"
+    checks.independent_examples(_outputs_of, apply_fn, (params, state), [(x,) for x in sets], advice)
 
 
-def _two_examples(sets: Sequence[jax.Array]) -> jax.Array:
-    """The first example and the last one that differs from it; where all are equal, a changed copy.
-
-    Equal examples have the statistics of each, so that batch statistics make their outputs constant.
-    """
-    first = sets[0][:1]
-    for x in sets:
-        differing = np.flatnonzero(np.asarray(jnp.any((x != first).reshape(len(x), -1), axis=1)))
-        if len(differing):
-            return jnp.concatenate([first, x[differing[-1:]]])
-    if jnp.issubdtype(first.dtype, jnp.inexact):
-        return jnp.concatenate([first, first / 2 + jnp.cos(jnp.arange(first.size, dtype=first.real.dtype)).reshape(first.shape)])
-    changed = jnp.zeros_like(first)  # a token that every vocabulary has
-    return jnp.concatenate([first, jnp.where(jnp.any(first != changed), changed, jnp.ones_like(first))])
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE_OPTIONS)
-def _batch_dependence(apply_fn: ApplyFn, params: Any, examples: jax.Array, state: Any) -> jax.Array:
-    """Relative difference between the outputs of examples in a batch and alone."""
-    together = outputs(apply_fn, params, examples, state)
-    alone = jax.lax.map(lambda example: outputs(apply_fn, params, example[None], state)[0], examples)  # compiles the body once
-    return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
+def _outputs_of(apply_fn: ApplyFn, context: tuple[Any, Any], x: jax.Array) -> jax.Array:
+    params, state = context
+    return outputs(apply_fn, params, x, state)
 
 
 def _placed(spec: KernelSpec, arrays: tuple) -> tuple:

@@ -154,6 +154,7 @@ def parameter_movement(before: PyTree, after: PyTree) -> dict[str, Any]:
       leaves: the relative l2 change of each leaf by path ("Dense_0/kernel"): inf for a leaf that started at 0 and changed, NaN for
         a leaf that stayed 0.
     """
+    before, after = (jax.tree.map(lambda leaf, name=name: _real(leaf, name), tree) for name, tree in (("before", before), ("after", after)))
     trees = jax.tree.map(jnp.shape, (before, after))
     if jax.tree.structure(before) != jax.tree.structure(after) or trees[0] != trees[1] or not jax.tree.leaves(before):
         raise ValueError(f"before and after must be pytrees of equal structure with at least one leaf, got shapes {trees}")
@@ -181,7 +182,7 @@ def feature_maps(features: Float[ArrayLike, "N ..."]) -> dict[str, Float[Array, 
     pairs would be lost in rounding.
     """
     features = _real(features, "features")
-    if features.ndim < 2:
+    if features.ndim < 2 or not len(features):
         raise ValueError(f"features must be (N, ...), got shape {features.shape}")
     features = features.reshape(len(features), -1)
     units = jax.vmap(scaling.unit)(features)
@@ -197,6 +198,9 @@ def compare_feature_maps(before: Mapping[str, jax.Array], after: Mapping[str, ja
 
     The diagonals are excluded: a distance of 0 and a cosine of 1 agree in any two networks.
     """
+    for name, maps in (("before", before), ("after", after)):
+        if not isinstance(maps, Mapping):
+            raise ValueError(f"{name} must be maps by name, as feature_maps returns them, got {type(maps).__name__}")
     if before.keys() != after.keys():
         raise ValueError(f"maps must have the same names, got {sorted(before)} and {sorted(after)}")
     return {name: _pair_correlation(before[name], after[name]) for name in before}

@@ -100,7 +100,8 @@ def ntk_extremes(
     """
     matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
     out = output_type(apply_fn, params, jnp.asarray(x), state)
-    start = jax.random.normal(key, (out.shape[0] * out.shape[1],), out.dtype)
+    checks.refuse_traced("params, x and key", key, *jax.tree.leaves((params, x)))
+    start = jax.random.normal(checks.prng_key(key), (out.shape[0] * out.shape[1],), out.dtype)
     return landscape.extreme_eigenvalues(lambda v: matvec(v.reshape(out.shape)).reshape(-1), start, **options)
 
 

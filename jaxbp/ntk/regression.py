@@ -16,7 +16,6 @@ Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as
 [[0.125, -0.125]]
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,8 +27,10 @@ import scipy.special
 from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
+from jaxbp import checks, stats
 from jaxbp.ntk import compat
 from jaxbp.ntk._blocks import ApplyFn
+from jaxbp.ops import dtypes
 
 
 class Outputs(NamedTuple):
@@ -58,11 +59,13 @@ class RidgeChoice(NamedTuple):
 
 def centred_one_hot(labels: Int[ArrayLike, " N"], num_classes: int) -> Float[Array, "N C"]:
     """Targets (N, C) for integer ``labels`` (N,): 1 - 1/C for the class, -1/C for the others, so that rows sum to 0."""
-    return jax.nn.one_hot(labels, num_classes) - 1 / num_classes
+    indices = checks.numbers(labels, "labels")
+    return jax.nn.one_hot(checks.labels(indices, num_classes, indices.size), num_classes) - 1 / num_classes
 
 
 def centred_squared_error(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
     """Half the squared distance of ``logits`` (N, C) to the `centred_one_hot` ``labels`` (N,); shape (N,)."""
+    logits, labels = checks.logits_with_labels(logits, labels)
     return jnp.sum((logits - centred_one_hot(labels, logits.shape[-1])) ** 2, -1) / 2
 
 
@@ -87,7 +90,7 @@ def kernel_regression(
     kernels, targets, trace_axes = _checked(k_train_train, k_test_train, targets)
     if not ridge >= 0:
         raise ValueError(f"ridge must be at least 0, got {ridge}")
-    with _float64():
+    with dtypes.float64():
         predict_fn = compat.load().predict.gp_inference(
             jnp.asarray(kernels[0]), jnp.asarray(targets), diag_reg=float(ridge), trace_axes=trace_axes
         )
@@ -117,7 +120,7 @@ def choose_ridge(
     """
     if not len(ridges):
         raise ValueError("ridges must hold at least one ridge, got none")
-    valid_targets = np.asarray(valid_targets, np.float64)
+    valid_targets = stats.numbers(valid_targets, "valid_targets")
     shape = (np.shape(k_valid_train)[0], *np.shape(targets)[1:])
     if valid_targets.shape != shape:
         raise ValueError(f"valid_targets must be (V, C) = {shape}, got {valid_targets.shape}")
@@ -209,20 +212,12 @@ def _mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean((predictions - targets) ** 2))
 
 
-@contextlib.contextmanager
-def _float64() -> Iterator[None]:
-    """Double precision; on the host if the default backend is a TPU, which has none."""
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
-        yield
-
-
 def _checked(
     k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[int, ...]]:
     """(kernels, targets, trace_axes) in float64; trace_axes is () for kernels with logits, else (-1,)."""
-    kernels = np.asarray(k_train_train, np.float64), np.asarray(k_test_train, np.float64)
-    targets = np.asarray(targets, np.float64)
+    kernels = stats.numbers(k_train_train, "k_train_train"), stats.numbers(k_test_train, "k_test_train")
+    targets = stats.numbers(targets, "targets")
     if targets.ndim != 2:
         raise ValueError(f"targets must be (N, C), got shape {targets.shape}")
     num_examples, num_outputs = targets.shape

@@ -4,7 +4,7 @@ The page is a single file: figures are embedded, there is no script, and no font
 phone, a dark screen, paper, a keyboard and a screen reader. Verdicts come first, each with its interval drawn against the region in which
 the claim holds; then each study's figures and tables, its settings, and what to type to repeat it.
 
-A study declares its figures (`SeedStrip`, `SeedCurves`, `HeatMap`, `CustomFigure`) and tables (`MeanTable`, `CustomTable`);
+A study declares its figures (`SeedStrip`, `SeedCurves`, `CustomFigure`) and tables (`MeanTable`, `CustomTable`);
 `build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of one's own.
 
 >>> from jaxbp import report, stats
@@ -12,11 +12,11 @@ A study declares its figures (`SeedStrip`, `SeedCurves`, `HeatMap`, `CustomFigur
 '0.9328 [0.9272, 0.9383]'
 """
 
-from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, mean_cell
+from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, cell_text, geometric_mean_cell, mean_cell
 from jaxbp.report.claim_measures import ClaimMeans, ClaimStrips, claim_pictures, claim_table
-from jaxbp.report.declared_figures import CASES, CustomFigure, HeatMap, SeedCurves, SeedStrip, slope_guide
+from jaxbp.report.declared_figures import CASES, CustomFigure, SeedCurves, SeedStrip, slope_guide
 from jaxbp.report.declared_tables import CustomTable, MeanTable
-from jaxbp.report.figures import PALETTE, curve, figure, paired_lines, panels, save_all, save_figure, strip, style
+from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
 from jaxbp.report.outcomes import tally
 from jaxbp.report.page import StudySection, write_page

@@ -4,6 +4,7 @@ They hold what is shown; `jaxbp.report.rendering` writes them as HTML.
 """
 
 import base64
+import math
 import os
 import re
 import struct
@@ -27,7 +28,22 @@ def mean_cell(values: ArrayLike, otherwise: str) -> stats.Interval | str:
     values = np.asarray(values)
     if num_bad := np.count_nonzero(~np.isfinite(values)):
         return f"{num_bad} of {len(values)} {otherwise}"
+    if len(values) < 2:
+        return f"{format_number(float(values[0]))} (1 seed)" if len(values) else "no seeds"
     return stats.t_interval(values)
+
+
+def geometric_mean_cell(values: ArrayLike, otherwise: str) -> stats.Interval | str:
+    """As `mean_cell`, but the mean of the logarithms, and the ends taken back: for losses and others that spread over decades.
+
+    Values that are not all positive have their `mean_cell`.
+    """
+    values = np.asarray(values)
+    if not (np.isfinite(values).all() and (values > 0).all() and len(values) > 1):
+        return mean_cell(values, otherwise)
+    interval = stats.t_interval(np.log(values))
+    estimate, low, high = map(math.exp, (interval.estimate, interval.low, interval.high))
+    return stats.Interval(estimate, low, high, interval.confidence, interval.num_seeds, "t over logarithms")
 
 
 @dataclass(frozen=True)

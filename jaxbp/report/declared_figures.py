@@ -237,8 +237,9 @@ class SeedStrip(PanelFigure):
     def _fill(self, ax: "Axes", panel: _Panel) -> None:
         vectors = {label: seed_vector(array, label) for label, array in panel.arrays.items() if array is not None}
         if self.joined:
-            for values in zip(*vectors.values(), strict=True):
-                ax.plot(values, range(len(values)), color="#999999", linewidth=0.6, alpha=0.6, zorder=0)
+            by_seed = list(zip(*vectors.values(), strict=True))
+            for values, offset in zip(by_seed, figures.seed_offsets(len(by_seed)), strict=True):
+                ax.plot(values, np.arange(len(values)) + offset, color="#999999", linewidth=0.6, alpha=0.6, zorder=0)
         figures.strip(ax, vectors, log=self.log)
 
     def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
@@ -249,7 +250,8 @@ class SeedStrip(PanelFigure):
         if self.limits:
             ax.set_xlim(self.limits)
         if bottom or not self.stacked:
-            ax.set_xlabel(quantity(self.values, panel.arrays.values()) if self.xlabel is None else self.xlabel)
+            label = quantity(self.values, panel.arrays.values()) if self.xlabel is None else self.xlabel
+            ax.set_xlabel(figures.fitting(label, ax))
         ax.set_ylabel(self.ylabel or "")
 
 
@@ -265,7 +267,7 @@ class SeedCurves(PanelFigure):
       x_scale: "log2" writes each point's coordinate, as for widths; "symlog" is linear up to 1, as for epochs spaced by logarithms.
       legend: where labels stand: in the first panel (in each if labels differ), in "each" panel, or "below" the figure.
       mean_only: draw the means alone, without dots, seeds or band, as for curves of many points.
-      dashed: labels of curves that are dashed; with ``mean_only``.
+      dashed: labels of curves that are dashed and lie above the others, which shine through.
     """
 
     _: KW_ONLY
@@ -285,11 +287,11 @@ class SeedCurves(PanelFigure):
                 continue
             matrix, (places, _) = seed_matrix(array, self.x, label), self._places(array)
             if not self.mean_only:
-                figures.curve(ax, places, matrix, label=label or None, log=self.log)
+                figures.curve(ax, places, matrix, label=label or None, log=self.log, dashed=label in self.dashed)
                 continue
-            dashes = "--" if label in self.dashed else "-"
+            above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if label in self.dashed else {}
             with figures.style():
-                ax.plot(places, matrix.mean(0), label=label or None, alpha=0.9, linestyle=dashes)
+                ax.plot(places, matrix.mean(0), label=label or None, alpha=0.9, **above)
 
     def _places(self, array: Any) -> tuple[np.ndarray, bool]:
         """Where the points lie along the horizontal axis, and whether they are only numbered."""
@@ -316,10 +318,12 @@ class SeedCurves(PanelFigure):
         places = np.unique(np.concatenate([numbers for numbers, _ in located]))
         if any(numbered for _, numbered in located):
             ax.set_xticks(places)
-        if self.log:
+        if self.log and any((np.asarray(array) > 0).any() for array in panel.arrays.values() if array is not None):
             ax.set_yscale("log")
         if self.limits:
             ax.set_ylim(self.limits)
+        if ax.get_yscale() == "log":
+            figures.label_log_axis(ax.yaxis)
         if self.x_scale == "log2":
             ax.set_xscale("log", base=2)
             ax.set_xticks(places, [f"{place:g}" for place in places])
@@ -335,77 +339,6 @@ def slope_guide(ax: "Axes", slope: float, label: str) -> None:
     ends = np.array([low, high])
     middle = np.exp(np.mean(np.log(ax.get_ylim())))
     ax.plot(ends, middle * (ends / np.sqrt(low * high)) ** slope, ":", color="#555555", label=label)
-
-
-@dataclass(frozen=True)
-class HeatMap(DeclaredFigure):
-    """Small multiples of matrices with one colour scale and one colour bar: a row a case, a column a label.
-
-    Attributes:
-      values: "stage.variable" with the dimension ``by``, or a function of a case result that returns an array with that dimension, a
-        mapping of labels to (num_rows, num_cols) arrays, where None is an empty panel, or None.
-      by: dimension whose coordinates are the columns of the figure.
-      show: coordinates of ``by`` (keys of a mapping) to draw, in this order. Default: all.
-      labels: titles in place of coordinates: a mapping, which may lack some, or a function.
-      title: function of a case result that returns the label of its row. Default: the case's name.
-      normalise: divide each matrix by its largest absolute entry.
-      colour_label: of the colour bar.
-      colour_map: a colour map of matplotlib.
-    """
-
-    values: Values
-    _: KW_ONLY
-    by: str | None = None
-    show: Sequence[Any] | None = None
-    labels: Labels = None
-    title: Callable[[Any], str] | None = None
-    normalise: bool = False
-    colour_label: str = ""
-    colour_map: str = "cividis"
-
-    def __post_init__(self):
-        if callable(self.values) and not self.name:
-            raise ValueError("a figure whose values are a function needs a name for its files, got none")
-
-    def _file_name(self) -> str:
-        return self.name or str(self.values).rpartition(".")[2]
-
-    def _draw(self, owner: Any, cases: Sequence[Any]) -> "Figure | None":
-        read = [(m, read_values(self.values, m)) for m in cases]
-        rows = [(m, self._matrices(content)) for m, content in read if content is not None]
-        if not rows:
-            return None
-        columns = list(dict.fromkeys(label for _, matrices in rows for label in matrices))
-        entries = np.concatenate([matrix.ravel() for _, matrices in rows for matrix in matrices.values() if matrix is not None])
-        scale = {"vmin": np.nanmin(entries), "vmax": np.nanmax(entries), "cmap": self.colour_map, "interpolation": "nearest"}
-        fig, axes = figures.figure(len(rows), len(columns), width=7.0, height=2.3 * len(rows), squeeze=False)
-        image = None
-        with figures.style():
-            for row_axes, (m, matrices) in zip(axes, rows, strict=True):
-                for ax, label in zip(row_axes, columns, strict=True):
-                    ax.grid(False)
-                    ax.set_xticks([])
-                    ax.set_yticks([])
-                    ax.set_title(label, fontsize=9)
-                    if matrices.get(label) is not None:
-                        image = ax.imshow(matrices[label], **scale)
-                if not self.per_case or self.title:
-                    row_axes[0].set_ylabel(self.title(m) if self.title else m.name, fontsize=8)
-            if image is not None:
-                fig.colorbar(image, ax=axes, label=self.colour_label, shrink=0.8)
-        return fig
-
-    def _alt(self, fig: "Figure") -> str:
-        return f"{self._file_name().replace('_', ' ')} as images"
-
-    def _matrices(self, content: Any) -> dict[str, np.ndarray | None]:
-        arrays = labelled_arrays(content, self.by, self.show, self.labels)
-        matrices = {label: None if array is None else np.asarray(array, np.float64) for label, array in arrays.items()}
-        if bad := {label: matrix.shape for label, matrix in matrices.items() if matrix is not None and matrix.ndim != 2}:
-            raise ValueError(f"{self._file_name()}: a heat map shows matrices, got arrays of shapes {bad}; name `by` or reduce them")
-        if not self.normalise:
-            return matrices
-        return {label: None if matrix is None else matrix / np.abs(matrix).max() for label, matrix in matrices.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import stats
-from jaxbp.report.blocks import Picture
 from jaxbp.runtime import files
 
 if TYPE_CHECKING:
@@ -106,18 +105,12 @@ def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
     return fig, shown
 
 
-def save_all(makers: Mapping[str, "Callable[[], tuple[Figure, str, str]]"], folder: str | os.PathLike) -> "list[Picture]":
-    """Draw figures by name, each by a function that returns it with its alternative text and caption, and save them."""
-    pictures = []
-    for name, make in makers.items():
-        fig, alternative, caption = make()
-        pictures.append(Picture(save_figure(fig, folder, name)[1], alternative, caption))
-    return pictures
-
-
 def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:
-    """Mean and 95 % t interval, on a log axis those of the logarithms; one value has no interval."""
+    """Mean and 95 % t interval, on a log axis those of the logarithms, exact for events of 0 and 1; one value has no interval."""
     values = np.log(values) if log else values
+    if len(values) > 1 and not log and np.isin(values, (0, 1)).all():  # events: a t interval of shares may leave [0, 1]
+        interval = stats.event_interval(values)
+        return interval.estimate, interval.low, interval.high
     if len(values) < 2:
         ends = [values[0] if len(values) else math.nan] * 3
     else:
@@ -140,10 +133,8 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
     for row, (label, values) in enumerate(groups.items()):
         values = np.asarray(values, np.float64)
         shown = values[_usable(values, log)]
-        colour = PALETTE[row % len(PALETTE)]
-        golden = (np.arange(len(shown)) * 0.618034 + 0.5) % 1  # spreads evenly, the same in every run
-        jitter = 0.3 * (golden - 0.5)
-        ax.scatter(shown, row + jitter, s=22, color=colour, alpha=0.55, linewidths=0)
+        colour = PALETTE[row if len(groups) <= len(PALETTE) else 0]  # a colour must not stand for two rows
+        ax.scatter(shown, row + seed_offsets(len(values))[_usable(values, log)], s=22, color=colour, alpha=0.7, linewidths=0)
         if len(shown):
             mean, low, high = _summary(shown, log)
             ax.plot([low, high], [row + 0.32] * 2, color=colour, linewidth=3, solid_capstyle="butt")
@@ -153,24 +144,43 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.5)  # first group on top
     ax.grid(False, axis="y")
-    if log:
+    if log and any(_usable(np.asarray(values, np.float64), log).any() for values in groups.values()):
         ax.set_xscale("log")
-        _label_log_axis(ax.xaxis)
+        label_log_axis(ax.xaxis)
+    elif log:
+        ax.text(0.5, 0.5, "no value has a logarithm", transform=ax.transAxes, ha="center", va="center", color="#666666")
+        ax.set_xticks([])
 
 
-def _label_log_axis(axis: Any) -> None:
+def seed_offsets(num_seeds: int) -> np.ndarray:
+    """Distances (num_seeds,) of the seeds' dots from the middle of their row, spread evenly, the same in every row and run."""
+    golden = (np.arange(num_seeds) * 0.618034 + 0.5) % 1
+    return 0.3 * (golden - 0.5)
+
+
+def fitting(label: str, ax: "Axes") -> str:
+    """A label broken into lines that are no wider than the figure leaves room for."""
+    place, fig = ax.get_subplotspec(), ax.get_figure(root=True)
+    if place is None or fig is None:
+        return label
+    letters = int(11 * fig.get_size_inches()[0] / place.get_gridspec().ncols) - 6  # eleven letters an inch, and a margin
+    return textwrap.fill(label, max(letters, 12))
+
+
+def label_log_axis(axis: Any) -> None:
     """Label decades only, or, within less than one and a half, also twos and fives: never labels that overlap."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high / low < 10**1.5:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        narrow = high / low < 2  # between two and five there may be no label at all
+        axis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 @style()
-def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False) -> None:
+def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = None, log: bool = False, dashed: bool = False) -> None:
     """Draw ``values`` (num_seeds, num_points) over ``x``: a thin line a seed, the mean, its 95 % band.
 
     Seeds that are missing at a point (not finite; not positive with ``log``) are left out there. Two seeds have no band: it would be
@@ -181,21 +191,10 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     points = [_summary(column[keep], log) for column, keep in zip(values.T, usable.T, strict=True)]
     mean, low, high = np.array(points).T
     low[usable.sum(0) < 3] = np.nan
-    (line,) = ax.plot(x, mean, "o-", label=label, markersize=4)
+    above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if dashed else {}  # what lies under a dashed line shines through
+    (line,) = ax.plot(x, mean, marker="o", label=label, markersize=4, **above)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
     ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)
-    if log:
+    if log and usable.any():
         ax.set_yscale("log")
-
-
-@style()
-def paired_lines(ax: "Axes", before: ArrayLike, after: ArrayLike, *, labels: tuple[str, str]) -> None:
-    """Join the two values of every seed, both (num_seeds,); lines that do not rise are dashed."""
-    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    for left, right in zip(before, after, strict=True):
-        rises = right > left
-        ax.plot([0, 1], [left, right], "o-" if rises else "o--", color=PALETTE[not rises], alpha=0.75)
-    ax.set_xticks([0, 1], labels)
-    ax.set_xlim(-0.25, 1.25)
-    ax.set_title(f"higher with {labels[1]} in {np.count_nonzero(after > before)} of {len(before)} seeds")

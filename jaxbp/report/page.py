@@ -13,6 +13,7 @@ from typing import Any
 from jaxbp import claims
 from jaxbp.report import outcomes, rendering, reproduce
 from jaxbp.report.blocks import Section
+from jaxbp.report.text import plural
 from jaxbp.runtime import files
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -40,6 +41,23 @@ class StudySection:
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     controls: Sequence[claims.ControlVerdict] = ()
+
+    @property
+    def origin(self) -> str:
+        """Preset, seeds, date and commits of the run, as far as they are known."""
+        settings = self.settings.get("settings", {})
+        starts = self.settings.get("starts") or [self.settings]
+        parts = [f"Preset {settings['preset']}"] if "preset" in settings else []
+        parts += [plural(settings["num_seeds"], "seed")] if "num_seeds" in settings else []
+        parts += [str(self.settings["started"])[:10]] if "started" in self.settings else []
+        commits = list(dict.fromkeys(str(start["git_commit"]) for start in starts if start.get("git_commit")))
+        parts += [f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"] if commits else []
+        return ", ".join(parts)
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether the run only shows that everything works."""
+        return self.settings.get("settings", {}).get("preset") == "smoke"
 
     def anchored_sections(self) -> list[tuple[str, Section]]:
         """The sections and what links to them name."""

@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from jaxbp.report import blocks, outcomes, text
+from jaxbp.runtime.outside_text import plain_text
 
 _FOLDER = Path(__file__).with_name("templates")
 
@@ -21,7 +22,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_FOLDER, encoding="utf-8"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_without_controls,
+        finalize=_plain,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -44,8 +45,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _without_controls(value: Any) -> Any:
-    return value if isinstance(value, Markup | jinja2.Undefined) else text.without_controls(str(value))
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, Markup | jinja2.Undefined) else plain_text(str(value), keep="\t\n\r")
 
 
 def render_page(**content: Any) -> str:

@@ -4,6 +4,7 @@ Reads what a run's config.json holds: facts of the run, all optional, and what d
 """
 
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,12 @@ from jaxbp.runtime.store import STARTS
 
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 
+
+def _without_folders(command: str) -> str:
+    """A command without the folders of absolute paths, which name people and machines."""
+    return re.sub(r"(?<!\S)/\S*/(?=\S)", ".../", command)
+
+
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks first, in words
     "started": ("Started", str),
     "wall_seconds": ("Wall time", lambda seconds: f"{format_seconds(seconds)} (h:mm:ss)"),
@@ -25,7 +32,7 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {  # what a reader asks fi
     "host": ("Host", str),
     "machine": ("Machine", str),
     "git_commit": ("Git commit", str),
-    "command": ("Started as", str),
+    "command": ("Started as", _without_folders),
 }
 
 

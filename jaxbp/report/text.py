@@ -7,14 +7,6 @@ from urllib.parse import quote
 
 from jaxbp import stats
 
-# What HTML has no place for; tabs and ends of lines it has.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
-
-
-def without_controls(text: str) -> str:
-    """Replace control characters by U+FFFD."""
-    return text.translate(_CONTROLS)
-
 
 def prose(text: str) -> str:
     """Keep per cent signs on the line of their number: the space between them becomes a no-break space."""

@@ -27,3 +27,9 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove files that a killed process was writing into ``folder`` by `write_atomically`."""
+    for path in folder.glob(".*.????????"):
+        path.unlink(missing_ok=True)

@@ -48,6 +48,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import ArrayLike
 
+from jaxbp.runtime import preemption
+
 _Arguments = tuple[str | None, int | None, int | None]
 _joined: _Arguments | None = None  # arguments of the call of `initialize` that joined several processes
 _MAX_LINE = 65536  # bytes of a message of the rendezvous
@@ -180,10 +182,7 @@ def _leave(error: BaseException) -> None:
         code = error.code
     else:
         print(error.code, file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed streams
-            stream.flush()
-    os._exit(code)
+    preemption.leave(code)
 
 
 def is_first() -> bool:

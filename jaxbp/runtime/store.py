@@ -21,6 +21,7 @@ in order, under ``starts``.
 import contextlib
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -32,7 +33,8 @@ from urllib.parse import quote
 import filelock
 import numpy as np
 
-from jaxbp.runtime.files import write_atomically
+from jaxbp.runtime.files import remove_temporary_files, write_atomically
+from jaxbp.runtime.outside_text import plain_text
 
 CONFIG, SETTINGS, STARTS = "config.json", "settings", "starts"
 _PIECES = "pieces"
@@ -158,17 +160,12 @@ class Store(Reader):
             raise StoreError(f"{self.folder} has no locks ({error}): wait for it, or name another folder") from error
         try:
             if process == 0:
-                self._remove_temporary_files()
-            self.config = self._open_config(json.loads(json.dumps(settings)), dict(provenance or {}), writes=process == 0)
+                for place in (self.folder, self.folder / _PIECES):
+                    remove_temporary_files(place)
+            self.config = self._open_config(_as_stored(settings), dict(provenance or {}), writes=process == 0)
         except BaseException:
             self.close()
             raise
-
-    def _remove_temporary_files(self) -> None:
-        """Remove files that a killed process was writing."""
-        for folder in (self.folder, self.folder / _PIECES):
-            for path in folder.glob(".*.????????"):
-                path.unlink(missing_ok=True)
 
     def _open_config(self, settings: dict[str, Any], provenance: dict[str, Any], *, writes: bool) -> dict[str, Any]:
         """Compare the settings with those of the folder, and record this start."""
@@ -177,9 +174,12 @@ class Store(Reader):
         if known := path.exists():
             try:
                 config = json.loads(path.read_text("utf-8"))
-                settings_there, starts = dict(config[SETTINGS]), list(config.get(STARTS, []))
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"{path} is damaged ({error}): delete the folder, or name another") from error
+                settings_there, starts = _finite(dict(config[SETTINGS])), list(config.get(STARTS, []))
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+                raise StoreError(
+                    f"{path} is damaged ({plain_text(str(error))}): move it away and give the settings of that run; its finished work "
+                    "is kept, and the settings are written anew"
+                ) from error
             if changes := _differences(settings_there, settings):
                 raise StoreError(
                     f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
@@ -193,7 +193,7 @@ class Store(Reader):
         return config
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
-        self.write(CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        self.write(CONFIG, (json.dumps(_finite(config), indent=2, allow_nan=False) + "\n").encode())
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write a piece; on return it is on disk, whole.
@@ -258,6 +258,29 @@ class Memory:
         pass
 
 
+def _as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a file gives them back.
+
+    Raises:
+      StoreError: JSON cannot write one of them.
+    """
+    for name, value in settings.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(f"the setting {name!r} must be what JSON can write, got {value!r} ({error}): give numbers or text") from error
+    return json.loads(json.dumps(_finite(settings)))
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with infinite numbers and NaN as text: JSON has no such numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def _write(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
@@ -272,7 +295,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += _differences(before, after, f"{prefix}{name}.")
         elif json.dumps(before) != json.dumps(after):  # Python equates 1, 1.0 and True
-            lines.append(f"{prefix}{name}: {_describe(before, after)}")
+            lines.append(plain_text(f"{prefix}{name}: {_describe(before, after)}"))
     return lines
 
 

@@ -83,6 +83,17 @@ class Layer:
 Pattern = str | Callable[[Layer], bool] | None
 
 
+def _shape_of(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array of (params, inputs)."""
+    if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+        place = jax.tree_util.keystr(path)
+        raise ValueError(f"params and inputs must be arrays, got {type(leaf).__name__} at {place} of (params, inputs)")
+    shape = jnp.shape(leaf)
+    if 0 in shape:
+        raise ValueError(f"params and inputs must hold numbers, got shape {shape} at {jax.tree_util.keystr(path)} of (params, inputs)")
+    return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+
+
 def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern = None) -> tuple[Layer, ...]:
     """The linear layers of ``fn(params, inputs)`` in the order of their use.
 
@@ -97,7 +108,7 @@ def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern 
         operation that is not followed, or belongs to a layer with both strides and input dilation. A function of a `Layer` is asked with
         a stand-in that has the parameter's name and shape.
     """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
+    shapes = jax.tree_util.tree_map_with_path(_shape_of, (params, inputs))
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(shapes[0])]
     reading, parameters = weight_uses.read(fn, *shapes), jax.tree.leaves(shapes[0])
     readers: dict[int, list[_Reader]] = collections.defaultdict(list)

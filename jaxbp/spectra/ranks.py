@@ -18,6 +18,7 @@ operator is scaled.
 (4, 8.0)
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxbp import checks
 from jaxbp.linalg import scaling
 
 
@@ -83,7 +85,13 @@ def numerical_rank(spectrum: Values, tolerance: float | None = None) -> Int[jax.
 
 
 def _of(spectrum: Values) -> Float[jax.Array, "..."]:
-    return jnp.asarray(getattr(spectrum, "values", spectrum))
+    """The values; integers and booleans as floating-point numbers."""
+    given: Any = spectrum
+    holds_values = isinstance(spectrum, HasValues) and not isinstance(spectrum, Mapping)
+    values = checks.numbers(given.values if holds_values else given, "values")
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"values must be (..., count) singular values, at least one, got shape {values.shape}")
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
 
 
 def _ratio(above: jax.Array, below: jax.Array) -> jax.Array:

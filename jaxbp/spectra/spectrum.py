@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
+from jaxbp import checks
 from jaxbp.linalg import scaling
 from jaxbp.linalg.golub_kahan import golub_kahan
 from jaxbp.spectra.geometry import Geometry, Padding
@@ -112,7 +113,7 @@ def singular_values(
     Raises:
       ValueError: for a complex kernel, a geometry that does not fit, an unknown method or route, or a dense matrix that is too large.
     """
-    kernel = jnp.asarray(kernel)
+    kernel = jnp.asarray(checks.numbers(kernel, "kernel"))
     shape = kernel.shape[max(kernel.ndim - len(spatial) - 2, 0) :]
     geometry = Geometry.of(shape, spatial, strides=strides, padding=padding, dilation=dilation, groups=groups)
     ends = (num_largest, num_smallest, num_steps)

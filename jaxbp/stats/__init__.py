@@ -14,6 +14,7 @@ from jaxbp.stats.intervals import (
     bootstrap_interval,
     event_interval,
     mean_interval,
+    median_interval,
     proportion_interval,
     sign_flip_interval,
     t_interval,
@@ -22,4 +23,4 @@ from jaxbp.stats.intervals import (
 from jaxbp.stats.looks import Looks, chance_of_deciding
 from jaxbp.stats.meta_analysis import RandomEffects, random_effects
 from jaxbp.stats.power import chance_inside, event_chance_inside, seeds_needed
-from jaxbp.stats.sample import CONFIDENCE, Interval, IntervalFn, SampleError
+from jaxbp.stats.sample import CONFIDENCE, Interval, IntervalFn, SampleError, numbers

@@ -8,7 +8,7 @@ import scipy  # loads scipy.stats, which takes a second, at its first use
 from numpy.typing import ArrayLike
 
 from jaxbp.stats.intervals import t_interval
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked, no_runtime_warnings
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked, no_runtime_warnings, numbers, scaled
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -18,7 +18,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
 
     Effects that paired runs share (initialisation, data order) cancel. The matching p value is `p_value` of a - b.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = numbers(a, "a"), numbers(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"pairs need the same seeds in the same order, got shapes {a.shape} and {b.shape}")
     return dataclasses.replace(t_interval(a - b, confidence=confidence), method="paired t")
@@ -41,7 +41,7 @@ def slopes(widths: ArrayLike, values: ArrayLike, *, log_values: bool = False) ->
       SampleError: values that are not finite, or not positive with ``log_values``.
       ValueError: widths that are not positive, not different, or not one per column.
     """
-    widths, table = np.asarray(widths, np.float64), checked(values, ndim=2)
+    widths, table = numbers(widths, "widths"), checked(values, ndim=2)
     if widths.shape != table.shape[1:] or len(np.unique(widths)) < 2 or not (widths > 0).all():
         raise ValueError(
             "a trend needs two or more different positive widths, one per column of values: "
@@ -71,6 +71,7 @@ def p_value(values: ArrayLike, *, threshold: float = 0.0, alternative: Alternati
     if np.ptp(values) == 0:
         on_side = {"two-sided": values[0] != threshold, "greater": values[0] > threshold, "less": values[0] < threshold}
         return 0.0 if on_side[alternative] else 1.0
+    *values, threshold = scaled(np.append(values, threshold))[0]
     with no_runtime_warnings():
         return float(scipy.stats.ttest_1samp(values, threshold, alternative=alternative).pvalue)
 
@@ -81,7 +82,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     Rejecting where the result is at most alpha keeps the probability of any false rejection at alpha, however the
     tests depend on each other. Never weaker than Bonferroni.
     """
-    p = np.asarray(p_values, np.float64)
+    p = numbers(p_values, "p values")
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p values are a list of numbers between 0 and 1, got {p.tolist()}")
     order = np.argsort(p, kind="stable")
@@ -98,7 +99,7 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
       ValueError: shapes that differ, or fewer than two values.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = numbers(x, "x"), numbers(y, "y")
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError(f"rank correlation needs two lists of one length, at least 2, got shapes {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):

@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, at its first use
 from numpy.typing import ArrayLike
 
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, check_confidence, checked, no_runtime_warnings, numbers, scaled
 
 _MOST_ENUMERATED = 14  # seeds whose subsets are all enumerated
 _NUM_SUBSETS = 2**15 - 1  # of more seeds, drawn at random
@@ -36,9 +36,10 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE, resolution:
     if np.ptp(values) == 0:  # the computed mean of equal numbers may differ from them in the last bit
         mean = low = high = float(values[0])
     else:
-        mean = float(values.mean())
+        units, scale = scaled(values)
+        mean = float(units.mean()) * scale
         with no_runtime_warnings():
-            low, high = map(float, scipy.stats.ttest_1samp(values, 0.0).confidence_interval(confidence))
+            low, high = (float(end) * scale for end in scipy.stats.ttest_1samp(units, 0.0).confidence_interval(confidence))
     if floor and values.std(ddof=1) < floor:
         half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * floor / math.sqrt(len(values))
         low, high = mean - half, mean + half
@@ -110,6 +111,9 @@ def bootstrap_interval(
     (a median under ties may ignore every single seed), the ends are percentiles of the same resamples, and ``method`` says so.
     """
     values = checked(values, confidence)
+    fewest = math.ceil(2 / (1 - confidence) - 1e-9)  # one resample beyond each end
+    if isinstance(num_resamples, bool) or not isinstance(num_resamples, int | np.integer) or num_resamples < fewest:
+        raise ValueError(f"num_resamples must be a whole number of at least {fewest} at confidence {confidence}, got {num_resamples!r}")
     estimate = float(statistic(values))
     if np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, confidence, len(values), "bootstrap, no spread")
@@ -127,6 +131,29 @@ def bootstrap_interval(
         tail = (1 - confidence) / 2
         ends, method = np.quantile(result.bootstrap_distribution, [tail, 1 - tail]), "bootstrap percentile"
     return Interval(estimate, float(ends[0]), float(ends[1]), confidence, len(values), method)
+
+
+def median_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval for the median, between two order statistics: exact for any law, and blind to how far single seeds lie outside.
+
+    It inverts the sign test. Its ends are the k-th smallest and the k-th largest value, where k is the largest number with
+    P(Binomial(num_seeds, 1/2) < k) at most half of the error (Thompson, Ann. Math. Statist. 7, 1936). It covers at least the nominal
+    level, with ties more often.
+
+    >>> from jaxbp import stats
+    >>> gain = stats.median_interval([3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0, 3.5, -1e6])
+    >>> gain.estimate, gain.low, gain.high
+    (3.25, 1.0, 6.0)
+
+    Raises:
+      SampleError: so few seeds that not even all of them are enough (six are needed at 95 %), or values that are not finite.
+    """
+    ordered = np.sort(checked(values, confidence))
+    num_seeds = len(ordered)
+    rank = int((scipy.stats.binom.cdf(np.arange(num_seeds // 2 + 1), num_seeds, 0.5) <= (1 - confidence) / 2).sum())
+    if rank < 1:
+        raise SampleError(f"{num_seeds} seeds are too few for an interval of the median at {100 * confidence:.4g} %")
+    return Interval(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]), confidence, num_seeds, "order statistics")
 
 
 def proportion_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
@@ -164,6 +191,10 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 
 def _checked_counts(successes: int, trials: int, confidence: float) -> tuple[int, int]:
+    for name, count in (("successes", successes), ("trials", trials)):
+        number = numbers(count, name)
+        if number.ndim or not np.isfinite(number) or number != np.floor(number):
+            raise ValueError(f"{name} must be a whole number, got {count!r}: give counts, not shares")
     successes, trials = int(successes), int(trials)
     if not 0 <= successes <= trials:
         raise ValueError(f"successes lie between 0 and trials = {trials}, got {successes}")

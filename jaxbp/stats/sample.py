@@ -50,10 +50,32 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence is a fraction between 0 and 1, got {confidence}: write 0.95 for 95 %")
 
 
+def numbers(values: ArrayLike, name: str = "values") -> np.ndarray:
+    """``values`` as float64, masked ones as NaN: NumPy would drop the mask, and what lies under it would count.
+
+    Raises:
+      ValueError: no real numbers, or ones that only a run can know (under `jax.jit`).
+    """
+    try:
+        array = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+        if array.dtype.kind not in "cUSMm":
+            wide = array.astype(np.float64)
+            return np.ma.filled(wide, np.nan) if isinstance(wide, np.ma.MaskedArray) else wide
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be real numbers whose values are known, got {type(values).__name__}") from error
+    raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+
+
+def scaled(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Values divided by a power of two near their largest size, and that power: squares of 1e-200 would be 0, those of 1e200 infinite."""
+    scale = float(2.0 ** np.floor(np.log2(max(np.abs(values).max(), np.finfo(np.float64).tiny))))
+    return values / scale, scale
+
+
 def checked(values: ArrayLike, confidence: float = CONFIDENCE, *, least: int = 2, ndim: int = 1) -> np.ndarray:
     """``values`` as float64, refused if they are too few, not finite or have other than ``ndim`` axes."""
     check_confidence(confidence)
-    values = np.asarray(values, np.float64)
+    values = numbers(values)
     if values.ndim != ndim and values.size:  # no seeds at all may come without the other axes
         raise ValueError(f"values need {ndim} axes, the first over seeds, got shape {values.shape}")
     if len(values) < least:

@@ -69,6 +69,11 @@ class Task:
             return op_count.count(plans.jitted(segment), carry, jnp.int32(0), *shared)
         except Exception as error:
             error.add_note(f"while tracing the function of the sweep with {self.label}")
+            if isinstance(error, jax.errors.ConcretizationTypeError):
+                error.add_note(
+                    f"the values of {', '.join(self.program.traced) or 'the seed'} are inputs of one program, which cannot branch on them: "
+                    "name those that decide what is computed in static=, such as static=['rate'], or use jnp.where"
+                )
             raise
 
 

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxbp.ops import dtypes
+
 Setting = dict[str, Any]
 
 
@@ -122,6 +124,12 @@ def _program(settings: Sequence[Setting], rows: Sequence[int], traced: Sequence[
     values = {}
     for name in traced:
         arrays = [np.asarray(setting[name]) for setting in settings]
+        for array in arrays:
+            if array.dtype.kind not in "biufcV":
+                raise ValueError(
+                    f"values of {name} must be numbers, got {array.tolist()!r}: a larger integer than int64 is none to a device"
+                )
+            dtypes.check_range(f"the setting {name}", array)
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(f"values of {name} must have one shape, got {sorted({a.shape for a in arrays})}")
         values[name] = np.stack(arrays)
@@ -140,11 +148,13 @@ def _is_array(value: Any) -> bool:
 
 
 def _as_text(setting: Setting) -> str:
-    try:
-        text = json.dumps({name: plain(value) for name, value in setting.items()}, sort_keys=True)
-        hash(tuple(plain(value) for value in setting.values()))
-    except TypeError as error:
-        raise ValueError(
-            f"settings must be numbers, strings, booleans, None, arrays, or lists of them, got {setting!r} ({error})"
-        ) from error
-    return text
+    for name, value in setting.items():
+        try:
+            json.dumps({name: plain(value)})
+            hash(plain(value))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"settings must be numbers, strings, booleans, None, arrays, lists of them, got {value!r} for {name!r}: give a name or a "
+                "number, and let the function look up what belongs to it"
+            ) from error
+    return json.dumps({name: plain(value) for name, value in setting.items()}, sort_keys=True)

@@ -66,7 +66,7 @@ def make_mesh(num_batch: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     if num_batch < 1 or len(devices) % num_batch:
-        raise ValueError(f"num_batch must divide the number of devices {len(devices)}, got {num_batch}")
+        raise ValueError(f"num_batch must divide the number of devices {len(devices)}, got {num_batch}: give a divisor, or more devices")
     return Mesh(np.array(devices).reshape(-1, num_batch), (SEEDS, BATCH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 

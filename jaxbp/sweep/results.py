@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from jaxbp.ops import dtypes
 from jaxbp.runtime.store import CONFIG, Reader, StoreError
 from jaxbp.sweep import grid
 
@@ -236,6 +237,7 @@ def flat(tree: Any) -> dict[str, jax.Array]:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
         if name in named:
             raise ValueError(f"two results are called {name!r}: rename one")
+        dtypes.check_range(f"the result {name!r}", leaf)
         named[name] = _to_file_dtype(jnp.asarray(leaf))
     return named
 
@@ -291,6 +293,11 @@ def to_parquet(results: Results) -> bytes:
     return buffer.getvalue()
 
 
+def _from_json(value: Any) -> Any:
+    """A value of a setting from config.json, which holds infinite numbers as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else grid.fixed(value)
+
+
 def load(folder: str | Path) -> Results:
     """Load the results of a sweep's folder, also while the sweep runs.
 
@@ -302,7 +309,7 @@ def load(folder: str | Path) -> Results:
         settings = json.loads(path.read_text("utf-8"))["settings"]
         by_name, seeds = settings["grid"], settings["seeds"]
         rows = [
-            {name: grid.fixed(value) for name, value in zip(by_name, values, strict=True)} for values in zip(*by_name.values(), strict=True)
+            {name: _from_json(value) for name, value in zip(by_name, values, strict=True)} for values in zip(*by_name.values(), strict=True)
         ] or [{}]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} holds no sweep that can be read ({error!r}): give the folder of one") from error

@@ -12,18 +12,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxbp.ops import dtypes
 from jaxbp.runtime import jax_setup, preemption, processes
+from jaxbp.runtime.fingerprint import explain
 from jaxbp.runtime.progress import Progress, Work
 from jaxbp.runtime.shared_store import open_together
-from jaxbp.runtime.store import Memory, Store
+from jaxbp.runtime.store import Memory, Store, StoreError
 from jaxbp.sweep import _memory, plans, results, scheduler
 from jaxbp.sweep._engine import Engine, Options
 from jaxbp.sweep._recorder import NOT_FINITE, Recorder
 from jaxbp.sweep._tasks import Task, tasks_of
 from jaxbp.sweep.segments import Segments
-from jaxbp.sweep.spec import RunLabels, SweepSpec
+from jaxbp.sweep.spec import FUNCTIONS, RunLabels, SweepSpec, code_of
 
 _TABLE = "results.parquet"
+_CODE, _EARLIER_CODE = "code", "code_changes"  # entries of config.json
 _EXIT_MESSAGE = "Finished runs are in {}; the same call goes on from there."
 
 
@@ -47,6 +50,7 @@ def run(
     diverged_fn: Callable[[Mapping[str, np.ndarray]], bool] | None = None,
     tensorboard: bool = False,
     identity: Mapping[str, Any] = types.MappingProxyType({}),
+    mixed: bool = False,
     quiet: bool = False,
 ) -> results.Results:
     """Compute a pure function for every setting of a grid and every seed. On the same machine a rerun gives the same bits.
@@ -72,6 +76,8 @@ def run(
         such. A run in segments stops after the first segment with measures that are not finite.
       tensorboard: write the measures of segments as TensorBoard event files; needs tensorboardX.
       identity: further facts that identify the sweep (names, versions of data), as JSON. A folder with other facts is refused.
+      mixed: go on in a folder whose runs other code, bound values or versions of packages computed, and note the change there. Without
+        it such a folder is refused, with what changed.
       quiet: no display; log and status are written to the folder all the same.
 
     Returns:
@@ -88,6 +94,7 @@ def run(
     _check(shared, keep, checkpoint_every, memory, mesh)
     spec = SweepSpec.create(fn, grid, seeds=seeds, shared=shared, static=static, identity=identity)
     tasks = tasks_of(spec)
+    code = code_of(fn) if out is not None else {}  # before the function is traced, which may fill what the function holds
     mesh = mesh or _default_mesh(plan)
     options = Options(
         plan=plan,
@@ -98,15 +105,21 @@ def run(
         keep=keep,
         scalars=tensorboard,
     )
+    for position, leaf in enumerate(jax.tree.leaves(tuple(shared))):
+        dtypes.check_range(f"array {position} of shared", leaf)
     shared_on_devices = jax.device_put(tuple(shared), NamedSharding(mesh, PartitionSpec()))
     for task in tasks:
         task.cost_per_run(shared_on_devices)  # traces the function: errors appear before any work
     with _store(out, spec.identity) as store:
+        if isinstance(store, Store):
+            _compare_code(store, code, mixed=mixed)
         exit_message = _EXIT_MESSAGE.format(out) if out else ""
         with (
             _progress(out, spec.runs, store, tensorboard=tensorboard, quiet=quiet) as progress,
             preemption.guard(log=progress.log, exit_message=exit_message) as guard,
         ):
+            if taken := sum(name in store for name in spec.runs):
+                progress.log(f"{taken} of {len(spec.runs)} runs are taken from {out}")
             recorder = Recorder(store, progress, guard, {name: labels.label for name, labels in spec.runs.items()}, diverged_fn)
             errors = _compute(Engine(options, shared_on_devices, recorder), tasks)
         records = results.collect(store, spec.settings, spec.seeds)
@@ -120,6 +133,22 @@ def run(
         lines = "\n  ".join(f"{label}: {error}" for label, error in errors.items())
         raise SweepError(f"some settings could not be computed; the others are done, and kept:\n  {lines}")
     return records
+
+
+def _compare_code(store: Store, code: dict[str, str], *, mixed: bool) -> None:
+    """Refuse a folder whose runs another function computed, or note the new one."""
+    before = store.config.get(_CODE, code)
+    changes = explain(before, code) if isinstance(before, dict) else []
+    named = [line for line in changes if line.removesuffix(" changed") not in FUNCTIONS]
+    changes = named or changes  # that a function changed is said by what changed in it
+    if changes and not mixed:
+        raise StoreError(
+            f"{store.folder} holds runs that other code computed:\n  " + "\n  ".join(changes) + "\n"
+            "name another folder, go back to that code, or give mixed=True to put runs of both into one folder"
+        )
+    if processes.is_first() and store.config.get(_CODE) != code:
+        earlier = [*store.config.get(_EARLIER_CODE, []), changes] if changes else store.config.get(_EARLIER_CODE, [])
+        store.add_metadata(**{_CODE: code, _EARLIER_CODE: earlier})
 
 
 def _compute(engine: Engine, tasks: Sequence[Task]) -> dict[str, str]:

@@ -12,6 +12,7 @@
 
 import functools
 import hashlib
+import json
 import operator
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.runtime.fingerprint import fingerprint
 from jaxbp.sweep import grid as grids
 from jaxbp.sweep.segments import Segments
 
 _MAX_SEEDS = 10**6
+FUNCTIONS = ("fn", "init_fn", "segment_fn", "finish_fn")  # of a sweep, or of one in segments
+_INFRASTRUCTURE = ("jaxbp.runtime", "jaxbp.sweep", "jaxbp.report", "jaxbp.lab")  # results do not depend on them
 
 
 class RunLabels(NamedTuple):
@@ -107,9 +111,10 @@ def _check_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
         if not 1 <= seeds <= _MAX_SEEDS:
             raise ValueError(f"seeds must be a number from 1 to {_MAX_SEEDS}, or a list of seeds, got {seeds}")
         return tuple(range(seeds))
-    if not isinstance(seeds, Iterable):
-        raise ValueError(f"seeds must be a number of them, or a list, got {seeds!r}")
-    listed = tuple(map(operator.index, seeds))
+    try:
+        listed = tuple(map(operator.index, seeds))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"seeds must be a number of them, or a list of whole numbers, got {seeds!r}") from error
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0 or max(listed) >= 2**32:
         raise ValueError(f"seeds must be different numbers from 0 to 2**32 - 1, one at least, got {seeds!r}")
     return listed
@@ -128,8 +133,28 @@ def _identity(fn: Any, columns: Mapping[str, list], seeds: Sequence[int], shared
         "float64": bool(jax.config.jax_enable_x64),
         "random_bits": str(jax.config.jax_default_prng_impl),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),
-        "identity": dict(more),
+        "identity": _checked_identity(more),
     }
+
+
+def _checked_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in identity.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"identity[{name!r}] must be what JSON can write, got {value!r} ({error}): give a name or version") from error
+    return dict(identity)
+
+
+def code_of(fn: Callable[..., Any] | Segments) -> dict[str, str]:
+    """Each function, class, value and package that a sweep's function depends on, with a digest or as it is; `fingerprint`'s parts."""
+    if isinstance(fn, Segments):
+        fns = {name: part for name in FUNCTIONS[1:] if (part := getattr(fn, name)) is not None}
+    else:
+        fns = {FUNCTIONS[0]: fn}
+    prints = {name: fingerprint(part, _INFRASTRUCTURE) for name, part in fns.items()}
+    parts = {name: text for each in prints.values() for name, text in each.parts.items()}
+    return parts | {name: f"#{each.digest}" for name, each in prints.items()}
 
 
 def _digest(leaf: Any) -> str:

@@ -423,7 +423,7 @@ BAD_ARRAYS = {
     "labels from 1": (bad(y_train=lambda y: y + 1), "y_train goes up to 3 without any example of class 0"),
     "gap in labels": (bad(y_train=lambda y: y + (y == 2)), "y_train goes up to 3 without any example of class 2"),
     "one class": (bad(y_train=lambda y: 0 * y), "y_train holds one class only, 0"),
-    "objects": (bad(x_train=lambda x: x.astype(object)), "cannot be read as .npz without unpickling: Object arrays"),
+    "objects": (bad(x_train=lambda x: x.astype(object)), "holds Python objects, and nothing is unpickled"),
 }
 
 
@@ -445,7 +445,7 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path):
     path = tmp_path / "trap.npz"
     np.savez(path, x=np.array([Trap()]), y=np.zeros(1, int))
-    with pytest.raises(DataError, match="without unpickling"):
+    with pytest.raises(DataError, match="nothing is unpickled"):
         data.load(f"file:{path}")
     path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(DataError, match=r"no \.npz file"):
@@ -466,7 +466,7 @@ def test_other_files_are_no_npz(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", "no array")
         archive.writestr("y", "no array")
-    with pytest.raises(DataError, match=r"d\.npz: x has shape \(\)"):
+    with pytest.raises(DataError, match=r"d\.npz is damaged, or no \.npz file"):
         data.load(f"file:{path}")
 
 
@@ -509,7 +509,7 @@ def wrong_shape(content):
 
 BAD_IDX = {
     "truncated": ("train-images-idx3-ubyte", lambda b: b[:-1], "is truncated: .*1456 bytes in all, and it has 1455"),
-    "too long": ("train-labels-idx1-ubyte", lambda b: b + b"\0", "is too long: .*68 bytes in all, and it has 69"),
+    "too long": ("train-labels-idx1-ubyte", lambda b: b + b"\0", "is too long: .*68 bytes in all, and it has more"),
     "header cut": ("t10k-images-idx3-ubyte", lambda b: b[:9], "is truncated"),
     "announces too much": ("train-images-idx3-ubyte", wrong_shape, "is truncated"),
     "empty": ("t10k-labels-idx1-ubyte", lambda b: b"", "starts with nothing, not 00000801"),

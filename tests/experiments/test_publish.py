@@ -69,6 +69,17 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
     taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
     assert [v.claim.id for v in taken] == ["S1.a", "S2.a", "S3.a", "S4.a", "S5.a"]
+    config = run / NAMES[0] / "config.json"
+    for damage, message in (
+        ({"started": None}, "no config.json of a finished study"),
+        ({"settings": {"preset": "smoke"}}, "a smoke run, which decides nothing"),
+    ):
+        config.write_text(json.dumps({**FACTS, "started": "2026-01-01", "settings": {"preset": "quick"}, **damage}))
+        with pytest.raises(lab.SettingsError, match=message):
+            publish.take(run)
+    (run / NAMES[1] / "verdicts.json").write_text("{")
+    with pytest.raises(lab.SettingsError, match="cannot be read as verdicts"):
+        publish.take(run)
 
 
 def test_the_picture_is_drawn_of_every_kind_of_verdict(tmp_path, monkeypatch):

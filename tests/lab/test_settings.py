@@ -37,8 +37,8 @@ def test_arguments_change_settings_or_every_case():
     assert Arguments().settings() == Arguments.presets["quick"]
     found = Arguments(epochs=7, seeds=3, num_train=9).settings()
     assert (found.num_epochs, list(found.seeds), found.num_train) == (7, [0, 1, 2], 9)
-    found = Arguments(dataset="c").settings()
-    assert found.cases == (Case("c", 1), Case("c", 5))  # two of three have become one
+    found = Arguments(dataset="digits").settings()
+    assert found.cases == (Case("digits", 1), Case("digits", 5))  # two of three have become one
     assert [case.width for case in Arguments(width=2).settings().cases] == [2, 2]
 
 
@@ -47,6 +47,8 @@ def test_arguments_change_settings_or_every_case():
     [
         ({"preset": "paper"}, "this study has no preset 'paper': choose one of quick"),
         ({"seeds": 1}, "an interval needs at least 2 seeds, got 1: give --seeds 5 or more"),
+        ({"dataset": "digitz"}, "no data set is named 'digitz': did you mean digits?"),
+        ({"dataset": "file:no/such.npz"}, "no/such.npz does not exist"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"num_train": 7}, "num_train must be at least the batch size 8, got 7"),
     ],

@@ -51,8 +51,9 @@ def test_curvature_and_probes(x64):
         typechecked(landscape.hessian)(loss_fn, params, (jnp.float32(1),))
     with refuses_shapes():
         typechecked(landscape.losses_at)(loss_fn, params, data, jnp.ones(8))
-    with refuses_shapes():
-        typechecked(landscape.probe)(loss_fn, params, data, jax.random.key(0), direction=jnp.ones((1, 8)), **options)
+    for shape in ((7,), (1, 1, 8)):
+        with pytest.raises(ValueError, match=r"direction must be \(8,\) or \(k, 8\)"):
+            landscape.probe(loss_fn, params, data, jax.random.key(0), direction=jnp.ones(shape), **options)
 
 
 def test_activations_embedding_and_certificate(fit):

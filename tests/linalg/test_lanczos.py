@@ -207,7 +207,7 @@ def test_misuse_is_refused():
         "vector, got shape .3, 1.": lambda: landscape.extreme_eigenvalues(lambda v: v, start[:, None]),
         "finite and not zero, got a largest entry of 0": lambda: landscape.extreme_eigenvalues(lambda v: v, 0 * start),
         "finite and not zero, got a largest entry of nan": lambda: landscape.extreme_eigenvalues(lambda v: v, math.nan * start),
-        "real floating-point numbers, got complex64": lambda: landscape.extreme_eigenvalues(lambda v: v, 1j * start),
+        "real numbers, got complex64": lambda: landscape.extreme_eigenvalues(lambda v: v, 1j * start),
         "max_products must be at least 1": lambda: landscape.extreme_eigenvalues(lambda v: v, start, max_products=0),
         "at least 1, got 0 and": lambda: landscape.spectral_density(lambda v: v, 3, jax.random.key(0), num_probes=0),
         "at least 2 for a standard error": lambda: landscape.hutchinson_trace(lambda v: v, 3, jax.random.key(0), num_probes=1),

@@ -208,7 +208,7 @@ def test_page_escapes_what_it_is_given(page):
 
 def test_page_shows_text_that_no_file_can_hold(write):
     page = write(report.StudySection("S1", "", "", [], [report.Section("a\x00b\x1bc\x85d\te\ud800f", ["x"])]))
-    assert "a\ufffdb\ufffdc\ufffdd\te?f" in page
+    assert "a\ufffdb\ufffdc\ufffdd\te\ufffdf" in page
 
 
 def test_page_fetches_nothing(page):
@@ -387,13 +387,6 @@ def test_curve_has_a_band_where_there_are_three_seeds():
     assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
 
 
-def test_paired_lines_count_risers():
-    _, ax = report.figure()
-    report.paired_lines(ax, [1.0, 2.0, 3.0], [2.0, 1.0, 4.0], labels=("none", "decay"))
-    assert ax.get_title(loc="left") == "higher with decay in 2 of 3 seeds"
-    assert [line.get_linestyle() for line in ax.get_lines()] == ["-", "--", "-"]
-
-
 def test_long_titles_of_panels_stay_inside():
     title = "ResNet, Fixup, mnist5k@7, normalised"
     fig, axes = report.panels([title, title, "short"])
@@ -438,3 +431,21 @@ def test_heavy_drawings_are_embedded_as_bitmaps(picture, monkeypatch):
     assert ' width="614" height="403"' in found
     data = re.search(r"base64,([^\"]+)", found)[1]
     assert base64.b64decode(data) == picture.path.with_suffix(".png").read_bytes()
+
+
+def test_a_strip_without_logarithms_and_of_events_can_be_saved(tmp_path):
+    fig, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 0.0], "b": [-1.0, -2.0]}, log=True)
+    assert [text.get_text() for text in ax.texts] == ["no value has a logarithm"]
+    report.save_figure(fig, tmp_path, "x")
+    _, ax = report.figure()
+    report.strip(ax, {"a": [0.0, 1.0]})
+    assert 0 <= min(ax.lines[0].get_xdata()) < max(ax.lines[0].get_xdata()) <= 1
+    assert report.mean_cell([1.0], "diverged") == "1.00 (1 seed)"
+
+
+def test_losses_have_a_geometric_mean():
+    cell = report.geometric_mean_cell([0.01, 1.0, 100.0], "diverged")
+    assert cell.estimate == pytest.approx(1)
+    assert 0 < cell.low < 1 < cell.high
+    assert report.geometric_mean_cell([1.0, np.nan], "diverged") == "1 of 2 diverged"

@@ -84,7 +84,7 @@ def test_an_exception_decides_the_state(tmp_path, error, state, told):
     with pytest.raises(type(error)):
         work()
     found = read(tmp_path)
-    assert (found.state, found.error) == (state, told)
+    assert (found.state, found.error) == (state, told.replace("\n", "\ufffd"))
     assert (found.running, found.left) == ({}, tuple(WORK))
     *_, last = (tmp_path / "log.txt").read_text().splitlines()
     assert last.split(" ", 1)[1].startswith(f"{state} ({told.replace(chr(10), ' | ')}) after ")

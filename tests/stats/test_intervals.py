@@ -213,3 +213,41 @@ def test_holm_on_a_case_worked_by_hand():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert stats.holm([]).shape == (0,)
+
+
+@pytest.mark.parametrize(("num_seeds", "confidence"), [(6, 0.95), (10, 0.95), (25, 0.95), (40, 0.99)])
+def test_the_interval_of_a_median_inverts_the_sign_test(num_seeds, confidence):
+    values = np.random.default_rng(0).permutation(num_seeds)
+    interval = stats.median_interval(values, confidence=confidence)
+    rank = int(interval.low) + 1
+    tails = [1 - binomial_tail(k, num_seeds, Fraction(1, 2)) for k in (rank, rank + 1)]  # P(X < k)
+    assert tails[0] <= (1 - confidence) / 2 < tails[1]
+    assert (interval.estimate, interval.high) == ((num_seeds - 1) / 2, num_seeds - rank)
+    far = np.where(values == num_seeds - 1, 1e9, values)
+    assert stats.median_interval(far, confidence=confidence).low == interval.low
+
+
+def test_five_seeds_are_too_few_for_a_median():
+    with pytest.raises(SampleError, match="5 seeds are too few"):
+        stats.median_interval(FIVE)
+
+
+def test_what_is_no_count_or_no_sample_is_refused():
+    for count in (stats.proportion_interval, stats.wilson_interval):
+        assert count(93.0, 100).estimate == 0.93
+        for successes, trials in ((0.93, 100), (5, 9.9)):
+            with pytest.raises(ValueError, match="must be a whole number"):
+                count(successes, trials)
+    masked = np.ma.masked_greater(np.array([1.0, 2.0, 3.0, 1000.0]), 100)
+    for interval in (stats.t_interval, stats.bootstrap_interval, stats.event_interval):
+        with pytest.raises(stats.SampleError, match="1 of 4 seeds"):
+            interval(masked)
+    with pytest.raises(ValueError, match="num_resamples must be a whole number of at least 40"):
+        stats.bootstrap_interval([1.0, 2.0, 3.0], num_resamples=1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_a_spread_of_any_scale_has_width(scale):
+    unit, scaled = stats.t_interval([1.0, 2.0, 3.0]), stats.t_interval(scale * np.array([1.0, 2.0, 3.0]))
+    assert (scaled.low, scaled.high) == pytest.approx((scale * unit.low, scale * unit.high), rel=1e-12)
+    assert stats.p_value(scale * np.array([1.0, -2.0, 3.0])) == pytest.approx(stats.p_value([1.0, -2.0, 3.0]))

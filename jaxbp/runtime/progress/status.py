@@ -1,7 +1,6 @@
 """State of a run, read from its folder by any process. Files are validated; nothing is changed or executed."""
 
 import dataclasses
-import json
 import math
 import os
 import socket
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxbp.runtime.outside_text import DamagedFileError, read_json
 from jaxbp.runtime.progress.files import is_abandoned, status_files
 from jaxbp.runtime.progress.tally import STATES
 
@@ -112,7 +112,7 @@ class _Report(NamedTuple):
 
 def _parse(path: Path) -> _Report:
     try:
-        entry = json.loads(path.read_text("utf-8"))
+        entry = read_json(path)
         for key, kind in _FIELDS.items():
             if not isinstance(entry[key], kind) or (isinstance(entry[key], float) and not math.isfinite(entry[key])):
                 raise TypeError(f"{key} is {entry[key]!r}")
@@ -129,6 +129,8 @@ def _parse(path: Path) -> _Report:
         process = ProcessStatus(**{key: entry[key] for key in shared}, started=started, updated=updated)
     except OSError as error:
         raise StatusError(f"cannot read {path} ({error.strerror or error})") from error
+    except DamagedFileError as error:
+        raise StatusError(f"{error}: the next start of the run writes it anew") from error
     except KeyError as error:
         raise StatusError(f"{path} is damaged ({error} is missing): the next start of the run writes it anew") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxbp import claims, lab, stats
-from jaxbp.lab import compare
+from jaxbp.lab import verdict_changes as compare
 
 CLAIM = claims.Claim("S2.a", "Weight decay beats none.", "Table 2", "gain", claims.Above(0.0), "0.6 [raw]")
 OTHER = dataclasses.replace(CLAIM, id="S2.e", statement="Nothing.", paper_value=None)
@@ -44,6 +44,7 @@ def test_the_paper_is_a_run_of_what_it_found(tmp_path, capsys):
         (None, "there is no .*verdicts.json: name the folder of a finished run"),
         ("{", "cannot be read as verdicts"),
         ('[{"id": 1}]', "cannot be read as verdicts"),
+        ('[{"id": "S1.a[/]\\u001b[31m", "verdict": "proven!", "seeds": "many"}]', "cannot be read as verdicts"),
         ("[]", "no claim is in both"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxbp.lab.fingerprint import explain, fingerprint
+from jaxbp.runtime.fingerprint import explain, fingerprint
 
 HELPER = """
 RATE = 0.5
@@ -255,7 +255,7 @@ def test_without_source_the_bytecode_counts():
 def test_processes_with_different_hash_seeds_agree(write, tmp_path):
     write()
     program = (
-        "from jaxbp.lab.fingerprint import fingerprint\nfrom jaxbp import attacks\nfrom study_package.study import tables, compare\n"
+        "from jaxbp.runtime.fingerprint import fingerprint\nfrom jaxbp import attacks\nfrom study_package.study import tables, compare\n"
         "def both(x): return tables(x), compare(x), attacks.pgd\nprint(fingerprint(tables), fingerprint(attacks.pgd).digest)"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])

@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import linecache
 import os
 import sys
 import types
@@ -29,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+from jaxbp.runtime import syntax
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(...))
 
 
@@ -167,7 +167,7 @@ class _Walk:
         if isinstance(value, _PLAIN):  # a subclass of int, str, ...
             base: Any = next(base for base in type(value).__mro__ if base in _PLAIN)
             return f"{kind}({base.__repr__(value)})"
-        return self.encode(type(value))
+        return self.object(value)
 
     def function(self, fn: types.FunctionType) -> str:
         """Add a function, its defaults and closure, and all that its code uses; return its name and the digest of these."""
@@ -187,8 +187,8 @@ class _Walk:
         by_name = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True)) | (fn.__kwdefaults__ or {})
         values = {f"default {name}.{key}": value for key, value in by_name.items()}
         values |= {f"closure {name}.{key}": value for key, value in cells.items() if not isinstance(value, types.ModuleType)}
-        node = _function_node(code)
-        text = _bytecode(code, fn.__doc__) if node is None else _dump(node)
+        node = syntax.function_node(code)
+        text = _bytecode(code, fn.__doc__) if node is None else syntax.dump(node)
         self.add(name, f"#{_hash(text)}")
         for key, value in values.items():
             self.add_value(key, value)
@@ -198,11 +198,24 @@ class _Walk:
         else:
             local = {key: value for key, value in cells.items() if isinstance(value, types.ModuleType)}
             local |= self.imports(node, fn.__globals__)
-            self.names([chain for chain in _chains(node) if chain[0] in loaded or chain[0] in local], fn.__globals__, local)
-            decorators = [chain for decorator in getattr(node, "decorator_list", ()) for chain in _chains(decorator)]
+            self.names([chain for chain in syntax.dotted_names(node) if chain[0] in loaded or chain[0] in local], fn.__globals__, local)
+            decorators = [chain for decorator in getattr(node, "decorator_list", ()) for chain in syntax.dotted_names(decorator)]
             self.names(decorators, fn.__globals__)
             self.statements(fn.__globals__, code.co_qualname)
         return f"{name} {_hash(repr((text, [(key, self.encode(value)) for key, value in values.items()])))}"
+
+    def object(self, value: Any) -> str:
+        """Add an object of a class of its own: its class and its attributes; of another package's object those that are plain or arrays."""
+        code, name = self.encode(type(value)), f"{_module_name(type(value))}.{type(value).__qualname__}"
+        slots = [slot for cls in type(value).__mro__ for slot in _names(vars(cls).get("__slots__", ()))]
+        attributes = {slot: getattr(value, slot) for slot in slots if not slot.startswith("__") and hasattr(value, slot)}
+        attributes |= getattr(value, "__dict__", {})
+        if not self.follows(_module_name(type(value))):
+            attributes = {key: item for key, item in attributes.items() if isinstance(item, (*_PLAIN, np.ndarray, np.generic))}
+            return f"{code}{[(key, self.encode(item)) for key, item in sorted(attributes.items())]}"
+        for key, item in attributes.items():
+            self.add_value(f"attribute {name}.{key}", item)
+        return f"{code}{[(key, self.encode(item)) for key, item in sorted(attributes.items())]}"
 
     def class_(self, cls: type) -> str:
         """Add a class with its bases and methods; return its name."""
@@ -212,16 +225,16 @@ class _Walk:
             self.add_package(module)
             return name
         scope = vars(sys.modules[module]) if module in sys.modules else {}
-        nodes = _source(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").by_name.get(cls.__qualname__, [])
+        nodes = syntax.source_of(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").by_name.get(cls.__qualname__, [])
         members = {key: value for key, value in vars(cls).items() if not key.startswith("__") or isinstance(value, types.FunctionType)}
         if nodes:
-            self.add(name, f"#{_hash(''.join(map(_dump, nodes)))}")
+            self.add(name, f"#{_hash(''.join(map(syntax.dump, nodes)))}")
             defined = {item.name for node in nodes for item in node.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
             members = {key: value for key, value in members.items() if key in defined}
             for node in nodes:
                 outside: list[Any] = [item for item in node.body if not isinstance(item, ast.FunctionDef | ast.ClassDef)]
                 outside += [*node.bases, *node.decorator_list, *node.keywords]
-                self.names([chain for item in outside for chain in _chains(item)], scope)
+                self.names([chain for item in outside for chain in syntax.dotted_names(item)], scope)
             self.statements(scope, cls.__qualname__)
         for base in cls.__bases__:
             self.encode(base)
@@ -233,7 +246,7 @@ class _Walk:
     def module(self, module: types.ModuleType) -> str:
         """Add a whole module that is used as a value, by its source alone."""
         if self.follows(module.__name__):
-            self.add(f"module {module.__name__}", f"#{_hash(_dump(_source(module.__file__ or '').tree))}")
+            self.add(f"module {module.__name__}", f"#{_hash(syntax.dump(syntax.source_of(module.__file__ or '').tree))}")
         else:
             self.add_package(module.__name__)
         return module.__name__
@@ -289,124 +302,13 @@ class _Walk:
         if (module, name) in self.stated:
             return
         self.stated.add((module, name))
-        for statement in _source(scope.get("__file__") or "").mentions.get(name, ()):
-            self.add(f"statement on {module}.{name}", f"#{_hash(_dump(statement))}")
-            self.names(_chains(statement), scope)
+        for statement in syntax.source_of(scope.get("__file__") or "").mentions.get(name, ()):
+            self.add(f"statement on {module}.{name}", f"#{_hash(syntax.dump(statement))}")
+            self.names(syntax.dotted_names(statement), scope)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A parsed file: functions by first line and name, classes by qualified name, top-level statements by the names in them."""
-
-    tree: ast.AST
-    by_line: dict[tuple[int, str], list[ast.AST]]
-    by_name: dict[str, list[ast.ClassDef]]
-    mentions: dict[str, list[ast.stmt]]
-
-
-_sources: dict[str, tuple[list[str], _Source]] = {}  # by file, with the lines that were parsed
-
-
-def _parse(text: str) -> _Source:
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:  # a cell of a notebook with commands in it
-        tree = ast.parse("")
-    source = _Source(tree, {}, {}, {})
-
-    def visit(node: ast.AST, path: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            inside = path
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                if isinstance(child, ast.ClassDef):
-                    source.by_name.setdefault(path + child.name, []).append(child)
-                    inside = f"{path}{child.name}."
-                else:
-                    line = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                    source.by_line.setdefault((line, child.name), []).append(child)
-                    inside = f"{path}{child.name}.<locals>."
-            elif isinstance(child, ast.Lambda):
-                source.by_line.setdefault((child.lineno, "<lambda>"), []).append(child)
-                inside = f"{path}<lambda>.<locals>."
-            visit(child, inside)
-
-    visit(tree, "")
-    for statement in tree.body:
-        plain = isinstance(statement, ast.Assign) and all(isinstance(target, ast.Name | ast.Tuple) for target in statement.targets)
-        defines = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.AnnAssign)
-        if not (plain or defines or (isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test))):
-            for name in {chain[0] for chain in _chains(statement)}:
-                source.mentions.setdefault(name, []).append(statement)
-    return source
-
-
-def _source(file: str) -> _Source:
-    linecache.checkcache(file)  # a module may have been reloaded
-    lines = linecache.getlines(file)
-    if file not in _sources or _sources[file][0] is not lines:
-        _sources[file] = lines, _parse("".join(lines))
-    return _sources[file][1]
-
-
-def _function_node(code: types.CodeType) -> Any:
-    """Return the syntax tree of a function; of lambdas in one line, the smallest whose body holds all columns of the code."""
-    nodes = _source(code.co_filename).by_line.get((code.co_firstlineno, code.co_name), [])
-    if len(nodes) > 1:
-        positions: list[Any] = list(code.co_positions())[1:]
-        spans = [span for span in positions if None not in span and span[3] > span[2]]
-        places = [place for line, end, column, end_column in spans for place in ((line, column), (end, end_column))]
-        nodes = [node for node in nodes if places and _start(_body(node)) <= min(places) and max(places) <= _end(_body(node))]
-        nodes.sort(key=_start, reverse=True)
-    return nodes[0] if nodes else None
-
-
-def _body(node: Any) -> Any:
-    return node.body if isinstance(node, ast.Lambda) else node
-
-
-def _start(node: Any) -> tuple[int, int]:
-    return node.lineno, node.col_offset
-
-
-def _end(node: Any) -> tuple[int, int]:
-    return node.end_lineno, node.end_col_offset
-
-
-def _dump(node: Any) -> str:
-    """Return a syntax tree as text, the same in all versions of Python, without docstrings, places and annotations of functions."""
-    if isinstance(node, list):
-        return f"[{','.join(map(_dump, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = []
-    for name in node._fields:
-        value: Any = getattr(node, name, None)
-        if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            value = value[1:]
-        if value in (None, []) and not isinstance(node, ast.Constant):
-            continue
-        if name in ("kind", "type_comment", "returns") or (name == "annotation" and isinstance(node, ast.arg)):
-            continue
-        fields.append(f"{name}={_dump(value)}")
-    return f"{type(node).__name__}({','.join(fields)})"
-
-
-def _chains(node: ast.AST) -> list[tuple[str, ...]]:
-    """Return the dotted names in a syntax tree, annotations of functions left out."""
-    chain, item = [], node
-    while isinstance(item, ast.Attribute):
-        chain.append(item.attr)
-        item = item.value
-    if isinstance(item, ast.Name):
-        return [(item.id, *reversed(chain))]
-    return [
-        names
-        for name, value in ast.iter_fields(item)
-        if name != "returns" and not (name == "annotation" and isinstance(item, ast.arg))
-        for child in (value if isinstance(value, list) else [value])
-        if isinstance(child, ast.AST)
-        for names in _chains(child)
-    ]
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _loaded_names(code: types.CodeType) -> set[str]:

@@ -1,0 +1,103 @@
+"""The studies of sparse networks, low-rank layers and soft biases: parts of them on small or made-up measurements, and whole runs."""
+
+import dataclasses
+import functools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments.low_rank_bounds import study as low_rank
+from experiments.soft_biases import study as soft
+from experiments.soft_biases.settings import POLYNOMIAL, Case
+from experiments.soft_biases.settings import PRESETS as SOFT_PRESETS
+from experiments.sparse_bounds import nets
+from experiments.sparse_bounds import study as sparse
+from jaxbp import bounds, claims
+from tests.helpers import run_processes
+
+
+def test_networks_of_the_sparse_study_are_chains_that_bounds_accept():
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 8, 8, 1)))
+    for stride, side in ((1, 5), (2, 1)):
+        net = nets.network(3, 4, stride, 10)
+        params, _ = net.init(jax.random.key(0), images)
+        anatomy = bounds.anatomy(net.apply, params, images)
+        assert (anatomy.depth, anatomy.layers[-1].num_read) == (4, side * side)
+        units = bounds.lower.unit_frobenius(params[:-1])
+        assert nets.maps([*units, None], images, stride=stride).shape == (4, side, side, 4)
+    assert all(float(jnp.linalg.norm(kernel.ravel())) == pytest.approx(1) for kernel in nets.averages(3))
+
+
+def test_only_networks_that_fit_are_ranked():
+    def results(error):
+        axes = ("hyperparameter", "level", "seed")
+        values = {"log_risk": [1.0, 2, 3, 4], "gap": [0.1, 0.2, 0.4, 0.3], "train_error": error}
+        arrays = {name: (axes, np.reshape(array, (1, 4, 1))) for name, array in values.items()}
+        return types.SimpleNamespace(vary=xr.Dataset(arrays, {"hyperparameter": ["depth"], "seed": [0]}))
+
+    assert sparse.ranking(results([0.0] * 4)).item() == pytest.approx(4 / 6)
+    assert sparse.ranking(results([0.0, 0, 0, 0.5])).item() == 1
+    assert math.isnan(sparse.ranking(results([0.0, 0, 0.5, 0.5])).item())
+    assert -1 <= sparse.ranking(results([0.0] * 4), shuffled=True).item() <= 1
+
+
+def test_factors_multiply_to_kernels_of_exact_rank():
+    inputs = jnp.ones((3, 20))
+    params, _ = low_rank.init(jax.random.key(0), inputs, width=16, depth=3, rank=4, num_classes=5)
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+    kernels = low_rank.kernels(stacked, (0,))
+    assert [kernel.shape for kernel in kernels] == [(20, 16), (16, 16), (16, 5)]
+    assert np.allclose(low_rank.apply(kernels, inputs), low_rank.apply(params, inputs), rtol=1e-4)
+    anatomy = bounds.anatomy(low_rank.apply, kernels, np.random.default_rng(0).normal(size=(6, 20)))
+    assert [layer.rank for layer in anatomy.layers] == [4, 4, 5]
+    many = [low_rank.init(jax.random.key(k), inputs, width=64, depth=2, rank=8, num_classes=5)[0][0] for k in range(20)]
+    spread = np.std([left @ right for left, right in many])
+    assert spread == pytest.approx(math.sqrt(2 / 20), rel=0.1)  # as He's start has it
+
+
+def test_the_largest_rise_is_from_any_number_to_a_larger_one():
+    error = xr.DataArray(2.0 ** np.array([[3.0, 1.0, 0.5, 2.0, 1.75]]), {"seed": [0], "features": range(5)}, ("seed", "features"))
+    m = types.SimpleNamespace(random_features=xr.Dataset({"error": error.expand_dims(arm=[soft.RIDGE])}))
+    assert soft.rise(m).item() == pytest.approx(1.5)
+
+
+def test_widths_before_the_first_that_fits_do_not_count():
+    axes = ("seed", "width")
+    results = xr.Dataset(
+        {
+            "train_accuracy": (axes, [[0.5, 1.0, 0.98, 1.0]]),
+            "test_loss": (axes, [[0.1, 3.0, 2.0, 1.0]]),
+            "effective_dimension": (("seed", "exponent", "width"), [[[9.0, 1, 2, 3], [9.0, 3, 2, 1]]]),
+        }
+    )
+    assert soft.tracking(types.SimpleNamespace(width_sweep=results)).item() == 1  # of the two alphas the one that favours the claim
+    fits_late = results.assign(train_accuracy=(axes, [[0.5, 0.5, 1.0, 1.0]]))
+    assert math.isnan(soft.tracking(types.SimpleNamespace(width_sweep=fits_late)).item())
+
+
+def test_polynomials_without_a_preference_fit_noise_and_overfit():
+    settings = dataclasses.replace(SOFT_PRESETS["smoke"], degree=60, num_points=20, gammas=(1.1,))
+    results = soft.polynomials(Case(POLYNOMIAL, design="grid", target="smooth"), settings)
+    flat, soft_arm = (results.sel(arm=arm) for arm in (soft.FLAT, soft.SOFT))
+    assert (flat.noise_error < soft.FITS_NOISE).all()
+    assert float(flat.risk.mean()) > 3 * float(soft_arm.risk.mean())
+    assert float(results.curve.sel(arm=soft.FLAT, data="noise").isel(x=0)) == pytest.approx(  # the fit goes through the first point
+        float(results.points.sel(arm=soft.FLAT, column="noise").isel(point=0)), abs=1e-3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study, id_, num_jobs", [("low_rank_bounds", "S6", 3), ("sparse_bounds", "S9", 5), ("soft_biases", "S10", 8)])
+def test_a_run_leaves_verdicts_and_a_page(study, id_, num_jobs, smoke_folder):
+    run = functools.partial(run_processes.study, study)
+    folder = smoke_folder(study)
+    run("--preset", "smoke", "--out", folder)
+    verdicts = claims.read_verdicts(folder / "verdicts.json")
+    assert [v.claim.id for v in verdicts if v.claim.id[-2] == "."] == [f"{id_}.{letter}" for letter in "abcde"]
+    assert "<h2>Verdicts</h2>" in (folder / "report.html").read_text()
+    assert f"{num_jobs} of {num_jobs} jobs are in" in run("--preset", "smoke", "--out", folder).stdout
