@@ -210,9 +210,9 @@ def test_parameter_counts_of_resnet34():
 @pytest.mark.parametrize("name,options", [("densenet40", {}), ("resnet20", {"norm": "fixup"}), ("resnet34", {})])
 def test_logits_of_every_shape(name, options, dtype):
     net = models.create(name, num_classes=10, width=4, dtype=dtype, **options)
-    shapes = ((8, 8, 1), (28, 28, 1), (32, 32, 3), (40, 1, 1))
+    shapes = ((8, 8, 1), (28, 28, 3), (40, 1, 1))
     if dtype == "bfloat16":  # types go by layers, not by sizes: an image and a signal
-        shapes = shapes[::3]
+        shapes = shapes[::2]
     for input_shape in shapes:
         inputs = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
         params, state = jax.eval_shape(net.init, jax.random.key(0), inputs)
