@@ -251,7 +251,8 @@ def draw_tails(run: Any) -> Any:
                 ax.plot(np.log10(end.nc1.sel(decay=decay)), end.beyond.sel(decay=decay), "o", markersize=4, alpha=0.7, label=str(decay))
             ax.set_xlabel("log10 of NC1 of the last features")
             ax.set_ylabel("share beyond C")
-            ax.set_ylim(0, None)
+            ax.margins(y=0.1)
+            ax.set_ylim(bottom=0)
         axes[0].legend(fontsize=7)
     return fig
 
