@@ -4,6 +4,7 @@ This module imports neither JAX nor a study's code, so that ``--help`` is instan
 """
 
 import contextlib
+import errno
 import importlib
 import os
 import shlex
@@ -71,6 +72,8 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("jaxbp", "experiments"):
             _leave(2, f"error: {error}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _leave(2, f"error: {error.strerror}: {error.filename or folder}. Make room. {again}")
         if not _several_processes():
             raise
         sys.excepthook(type(error), error, error.__traceback__)

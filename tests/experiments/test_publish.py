@@ -57,7 +57,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
             publish.take(run)
         (run / name).mkdir(parents=True)
         config = FACTS | {
-            "started": f"2026-01-0{2 + number}T03:04:05Z",
+            "started": f"2026-01-{2 + number:02d}T03:04:05Z",
             "settings": {"preset": "quick"},
             "git_commit": "abc" if number < 2 else "def",
         }
@@ -68,7 +68,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     publish.take(run)
     assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
     taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
-    assert [v.claim.id for v in taken] == ["S1.a", "S2.a", "S3.a", "S4.a", "S5.a"]
+    assert [v.claim.id for v in taken] == [f"S{number + 1}.a" for number in range(len(NAMES))]
     config = run / NAMES[0] / "config.json"
     for damage, message in (
         ({"started": None}, "no config.json of a finished study"),
