@@ -278,7 +278,7 @@ def test_infinite_width_kernels_ignore_the_dtype():
     kernels = [infinite_width_kernel(net, (5,))(inputs) for net in (plain, mixed)]
     np.testing.assert_array_equal(*kernels)
     assert kernels[1].dtype == jnp.float32
-    with pytest.raises(NoExactKernelError, match="DenseNet has .* BatchNorm has one kernel for each kind of statistics: say"):
+    with pytest.raises(NoExactKernelError, match=r"DenseNet has .* BatchNorm has one kernel for each kind of statistics: say"):
         infinite_width_kernel(DenseNet(3, parametrisation="ntk"), (4, 4, 1))
 
 
