@@ -2,6 +2,7 @@
 
 .. include:: guide/plan.md
 .. include:: guide/own_study.md
+.. include:: guide/verdicts.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
 .. include:: guide/batch_norm_kernels.md

@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
     name: str
     apply_fn: Callable[[Sequence[Any]], Sequence[Any]]
-    operands: tuple["Expression", ...]
+    operands: tuple[Any, ...]  # expressions
     operation: interpret.Operation | None = None
 
 

@@ -39,14 +39,14 @@ class Settings:
       preset: the name of the preset.
       num_seeds: the number of seeds.
       data_dir: where TFDS data sets are; decides no number.
-      looks: the schedule by which seeds are added until the claims are decided; None for a fixed number. While they are added,
-        ``num_seeds`` is the number of seeds of the present look.
+      looks: the schedule (`jaxbp.stats.Looks`) by which seeds are added until the claims are decided; None for a fixed number. While they
+        are added, ``num_seeds`` is the number of seeds of the present look.
     """
 
     preset: str
     num_seeds: int
     data_dir: Path | None = dataclasses.field(default=None, compare=False, kw_only=True)
-    looks: "Looks | None" = dataclasses.field(default=None, kw_only=True)
+    looks: Any = dataclasses.field(default=None, kw_only=True)
 
     @property
     def seeds(self) -> range:

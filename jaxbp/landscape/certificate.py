@@ -83,7 +83,7 @@ class Certificate(NamedTuple):
     gap: float
     probes: ProbeReport | None
     distance: float = 0.0
-    nearby: "Certificate | None" = None
+    nearby: Any = None
 
     @property
     def is_minimum(self) -> bool:
