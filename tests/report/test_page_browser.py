@@ -41,7 +41,7 @@ NASTY = (
     "z\u0337\u0351\u0343\u0363" * 60,
     "bell\x07 escape\x1b[31m nothing\x00",
 )
-SHOWN = [text.translate({7: "\ufffd", 27: "\ufffd", 0: "\ufffd"}) for text in NASTY]
+SHOWN = [text.translate({7: "\ufffd", 27: "\ufffd", 0: "\ufffd", 0x202E: "\ufffd"}) for text in NASTY]
 PAPER = 680  # A4 less its margins
 LOOKS = [(width, scheme) for width in (1280, 768, 360) for scheme in ("light", "dark")]
 PAGES = ["several", "one", *(["real"] if os.environ.get("JAXBP_PAGE") else [])]
@@ -234,8 +234,12 @@ def test_keys_skip_unfold_and_scroll(browser, path):
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "content"
         page.locator("summary").first.focus()
-        page.keyboard.press("Enter")
-        assert page.evaluate("document.querySelector('details').open")
+        for _ in range(2):  # some are open from the start: the key closes and opens them
+            before = page.evaluate("document.querySelector('details').open")
+            page.keyboard.press("Enter")
+            assert page.evaluate("document.querySelector('details').open") != before
+        if not page.evaluate("document.querySelector('details').open"):
+            page.keyboard.press("Enter")
         enlarge = page.locator("input").first
         enlarge.focus()
         page.keyboard.press("Space")
