@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -53,20 +54,30 @@ def test_tolerated_errors_leave_the_other_pieces(num_workers):
 
 
 def test_what_is_done_is_kept_before_an_error_ends_the_work():
-    kept, done = [], threading.Event()
+    kept, ended = [], threading.Barrier(3, timeout=20)
 
     def fail():
-        done.wait(20)
+        ended.wait()
         raise OSError("no room")
 
+    def succeed():
+        ended.wait()
+        return "good"
+
+    def keep_when_both_have_ended(result):
+        ended.wait()
+        time.sleep(0.2)  # both futures are done by now, so that the scheduler sees them at once
+        kept.append(result)
+
     pieces = [
+        scheduler.Work("first", lambda: "first", keep_when_both_have_ended),
         scheduler.Work("bad", fail, kept.append),
-        scheduler.Work("good", lambda: done.set() or "good", kept.append),
+        scheduler.Work("good", succeed, kept.append),
         scheduler.Work("later", lambda: "later", kept.append, group="later"),
     ]
     with pytest.raises(OSError, match="no room"):
-        scheduler.run(pieces, num_workers=2)
-    assert kept == ["good"]
+        scheduler.run(pieces, num_workers=3)
+    assert kept == ["first", "good"]
 
 
 def test_a_group_begins_when_the_one_before_is_kept():
