@@ -51,7 +51,8 @@ class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
     preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
-    """smoke: minutes, to see it run. quick: twenty minutes on two CPU cores, embedded data. paper: the paper's scale, accelerators."""
+    """smoke: minutes, to see it run. quick: embedded data, over half an hour on two CPU cores. standard:
+    Fashion-MNIST, for the studies that have it. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
     seeds: int | None = None
