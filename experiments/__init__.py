@@ -4,6 +4,7 @@
 .. include:: guide/own_study.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
+.. include:: guide/batch_norm_kernels.md
 .. include:: guide/contributing.md
 .. include:: guide/benchmarks.md
 """

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 
 from jaxbp.models.layers import conv, dense, normalise, window
 
-_BOTTLENECK = 4  # channels between a layer's two convolutions, in growth rates
+BOTTLENECK = 4  # channels between a layer's two convolutions, in growth rates
 _STEM = 2  # channels of the stem, in growth rates
-_COMPRESSION = 2  # by which a transition divides channels
-_POOL_WINDOW = 2
+COMPRESSION = 2  # by which a transition divides channels
+POOL_WINDOW = 2
 
 
 class DenseLayer(nn.Module):
@@ -40,7 +40,7 @@ class DenseLayer(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """The next map, (N, H, W, C + growth_rate) of one (N, H, W, C)."""
         options = {"train": train} | dict(self.options)
-        features = _norm_relu_conv(inputs, _BOTTLENECK * self.growth_rate, kernel_size=1, **options)
+        features = _norm_relu_conv(inputs, BOTTLENECK * self.growth_rate, kernel_size=1, **options)
         return jnp.concatenate([inputs, _norm_relu_conv(features, self.growth_rate, **options)], axis=-1)
 
 
@@ -91,8 +91,8 @@ class DenseNet(nn.Module):
 
 
 def _transition(features: jax.Array, **options: Any) -> jax.Array:
-    features = _norm_relu_conv(features, features.shape[-1] // _COMPRESSION, kernel_size=1, **options)
-    extents = window(_POOL_WINDOW, features.shape[1:3])
+    features = _norm_relu_conv(features, features.shape[-1] // COMPRESSION, kernel_size=1, **options)
+    extents = window(POOL_WINDOW, features.shape[1:3])
     return nn.avg_pool(features, extents, extents)
 
 

@@ -16,7 +16,6 @@ Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as
 [[0.125, -0.125]]
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from jaxbp.ntk import compat
 from jaxbp.ntk._blocks import ApplyFn
+from jaxbp.ops import dtypes
 
 
 class Outputs(NamedTuple):
@@ -87,7 +87,7 @@ def kernel_regression(
     kernels, targets, trace_axes = _checked(k_train_train, k_test_train, targets)
     if not ridge >= 0:
         raise ValueError(f"ridge must be at least 0, got {ridge}")
-    with _float64():
+    with dtypes.float64():
         predict_fn = compat.load().predict.gp_inference(
             jnp.asarray(kernels[0]), jnp.asarray(targets), diag_reg=float(ridge), trace_axes=trace_axes
         )
@@ -207,14 +207,6 @@ def linearised(apply_fn: ApplyFn, params: PyTree) -> ApplyFn:
 
 def _mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean((predictions - targets) ** 2))
-
-
-@contextlib.contextmanager
-def _float64() -> Iterator[None]:
-    """Double precision; on the host if the default backend is a TPU, which has none."""
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
-        yield
 
 
 def _checked(

@@ -167,23 +167,36 @@ def test_kernels_compile(x64):
 
 
 @pytest.mark.parametrize(
-    "message,net",
+    "message,net,statistics",
     [
-        ("ConvNet has no exact .* max-pooling .*: choose pool='average'", models.ConvNet(3, 4)),
-        ("VGG has no exact .* max-pooling .*: choose pool='average'", models.VGG(3, 4)),
-        ("max-pooling .*; BatchNorm couples examples .*: choose norm='none'", models.VGG(3, 4, norm="batch")),
-        ("BatchNorm couples .* choose norm='none'", models.ResNet(3, 4, skip=False)),
-        ("Fixup starts with .* choose norm='none'", models.ResNet(3, 4, norm="fixup", shortcut="projection")),
-        ("choose shortcut='projection' or skip=False", models.ResNet(3, 4, norm="none")),
-        ("MobileNet has .* depthwise .*: take a ResNet with norm='none'", models.MobileNet(3)),
-        ("Dense has .* build it with neural_tangents.stax", nn.Dense(3)),
-        ("uniform kernels .*: choose parametrisation='ntk', or .* normal_kernels=True", models.MLP(3, (4,))),
+        ("ConvNet has no exact .* max-pooling .*: choose pool='average'", models.ConvNet(3, 4), None),
+        ("VGG has no exact .* max-pooling .*: choose pool='average'", models.VGG(3, 4), None),
+        ("max-pooling .*; BatchNorm has one kernel for each .*: say statistics='batch'", models.VGG(3, 4, norm="batch"), None),
+        ("max-pooling .*: choose pool='average'$", models.VGG(3, 4, norm="batch"), "batch"),
+        ("say statistics='batch', 'frozen' or 'stored', or choose norm='none'", models.ResNet(3, 4, skip=False), None),
+        ("DenseNet has no .* say statistics='batch'", models.DenseNet(3, 4), None),
+        ("Fixup starts with .* choose norm='none'", models.ResNet(3, 4, norm="fixup", shortcut="projection"), None),
+        ("draw its channels with channels=8192 .* choose shortcut='projection' or skip=False", models.ResNet(3, 4, norm="none"), None),
+        ("rectified map, .* or choose shortcut='projection' or skip=False", models.ResNet(3, 4), "stored"),
+        ("rectified map, .* or choose skip=False", models.ResNet(3, 4), "batch"),
+        ("add two normalised maps, .* or choose skip=False", models.ResNet(3, 4, shortcut="projection"), "frozen"),
+        ("MobileNet has .* depthwise .*: take a ResNet", models.MobileNet(3), "batch"),
+        ("Dense has .* build it with neural_tangents.stax", nn.Dense(3), None),
+        ("uniform kernels .*: choose parametrisation='ntk', or .* normal_kernels=True", models.MLP(3, (4,)), None),
+        ("uniform kernels .*: choose parametrisation='ntk'", models.ResNet(3, 4, skip=False), "stored"),
     ],
 )
-def test_networks_without_an_exact_kernel_are_refused(message, net):
+def test_networks_without_an_exact_kernel_are_refused(message, net, statistics):
     assert issubclass(NoExactKernelError, ValueError)
     with pytest.raises(NoExactKernelError, match=message):
-        infinite_width_kernel(net, (4, 4, 1))
+        infinite_width_kernel(net, (4, 4, 1), statistics=statistics)
+
+
+def test_statistics_that_do_not_suit_the_network():
+    with pytest.raises(ValueError, match="those of BatchNorm, which this MLP does not have: leave them out"):
+        infinite_width_kernel(models.MLP(3, (4,)), (5,), statistics="batch")
+    with pytest.raises(ValueError, match=r"None or one of \('batch', 'frozen', 'stored'\), got 'calibrated'"):
+        infinite_width_kernel(models.ResNet(3, 4), (4, 4, 1), statistics="calibrated")
 
 
 def test_errors_of_kernels():
