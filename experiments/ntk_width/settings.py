@@ -119,10 +119,6 @@ def _mlp(depth: int, widths: tuple[int, ...], images: int) -> Case:
     return Case(f"MLP, {depth + 1} layers", "mlp", widths, widths, (("depth", depth),), regression=images)
 
 
-def _pooled(widths: tuple[int, ...], images: int) -> Case:
-    return Case("ConvNet, average pooling", "convnet", widths, widths, (("pool", "average"),), decays=(), regression=images)
-
-
 _DECAYS = (SMALL_DECAY, PAPER_DECAY)
 QUICK = Settings(
     preset="quick",
@@ -178,7 +174,7 @@ PRESETS = {
             _mlp(1, (64, 256, 1024, 4096), 1000),
             _mlp(3, (64, 256, 1024, 4096), 1000),
             Case("ConvNet", "convnet", (8, 16, 32, 64, 128)),
-            _pooled((8, 16, 32, 64, 128), 0),
+            Case("ConvNet, average pooling", "convnet", (), (8, 16, 32, 64, 128), (("pool", "average"),), decays=()),
             *_resnets((4, 8, 16, 32, 64, 128), (), (PAPER_DECAY,), stages=4, depth=2),
             *(dataclasses.replace(c, name=f"{c.name}, small", decays=()) for c in _resnets((), (16, 32, 64, 128), (), stages=2, depth=1)),
             Case("MobileNetV2", "mobilenetv2", (8, 16, 32, 64), batch_norm=True, decays=(PAPER_DECAY,)),

@@ -154,7 +154,8 @@ def draw_change_and_distance(run: Any) -> Any:
                 ax.plot(x, y, "-" if cell[1] else "--", marker="o" if cell[0] else "s", color=colour, label=short_name(m))
                 for place in zip(x.values, y.values, widths, strict=True):
                     ax.annotate(str(place[2]), place[:2], fontsize=7, xytext=(3, 3), textcoords="offset points")
-            ax.set(xscale="log", yscale="log", xlabel="distance to its own limit", ylabel="change in training")
+            scale = "log" if any(np.isfinite(line.get_ydata()).any() for line in ax.get_lines()) else "linear"  # no network may reach it
+            ax.set(xscale=scale, yscale=scale, xlabel="distance to its own limit", ylabel="change in training")
     with report.style():
         axes[0].legend(fontsize=7)
     return fig
@@ -227,22 +228,22 @@ def predictions(m: Any) -> dict[str, Any]:
     return report.split(m.regress.test_accuracy, "kernel") | {"network, widest, trained": trained}
 
 
-def is_trained(case: Case) -> bool:
+def is_trained(case: Case, settings: Any = None) -> bool:
     """Whether the case trains networks."""
     return bool(case.decays)
 
 
-def has_limit(case: Case) -> bool:
+def has_limit(case: Case, settings: Any = None) -> bool:
     """Whether the case is compared with an exact kernel."""
     return bool(case.exact_widths)
 
 
-def keeps_kernel(case: Case) -> bool:
+def keeps_kernel(case: Case, settings: Any = None) -> bool:
     """Whether the case shows that a network which hardly learns keeps its kernel."""
     return is_trained(case) and case.model == "mlp"
 
 
-def explodes(case: Case) -> bool:
+def explodes(case: Case, settings: Any = None) -> bool:
     """Whether the case's network becomes a chain with BatchNorm, whose kernel explodes with depth."""
     return has_limit(case) and case.skip is False and bool(case.batch_norm)
 
@@ -287,7 +288,6 @@ METHOD = (
     "are not Gaussian, at shortcuts, are averages over sampled channels; the table gives their error.",
 )
 _DATA = ("dataset", "num_train")
-_LIMIT = (*_DATA, "exact_probes", "channels", "memory")
 _TRAINING = (
     *_DATA, "num_epochs", "measure_epochs", "target_loss", "batch_size", "learning_rate", "momentum", "milestones", "decay", "num_probes",
     "memory",
@@ -314,52 +314,31 @@ STUDY = lab.Study(
     module="experiments.ntk_width",
     stages=(
         lab.Stage(
-            measure.train,
+            measure.train, where=is_trained, reads=_TRAINING, group="first",
             over=lambda case, settings: {"width": case.widths, "decay": [case.decays], "seed": settings.seed_blocks},
-            where=lambda case, settings: is_trained(case),
             cost=lambda case, settings, width, decay, seed: case.cost(width) * max(settings.num_epochs * len(seed) * len(decay), 30),
-            reads=_TRAINING,
-            group="first",
         ),
         lab.Stage(
-            measure.limits,
-            over=over_blocks,
-            where=lambda case, settings: has_limit(case),
+            measure.limits, over=over_blocks, where=has_limit, reads=(*_DATA, "exact_probes", "channels", "memory"), group="first",
             cost=lambda case, settings, seed: 30 * len(seed),
-            reads=_LIMIT,
-            group="first",
         ),
         lab.Stage(
-            measure.keep_kernel,
-            over=over_blocks,
-            where=lambda case, settings: keeps_kernel(case),
+            measure.keep_kernel, over=over_blocks, where=keeps_kernel, reads=_TRAINING, group="first",
             cost=lambda case, settings, seed: case.cost(max(case.widths)) * settings.num_epochs * len(seed),
-            reads=_TRAINING,
-            group="first",
         ),
         lab.Stage(
-            measure.explode,
-            over=over_blocks,
-            where=lambda case, settings: explodes(case),
+            measure.explode, over=over_blocks, where=explodes, reads=(*_DATA, "chain"), group="first",
             cost=lambda case, settings, seed: 10 * len(seed),
-            reads=(*_DATA, "chain"),
-            group="first",
         ),
         lab.Stage(
-            measure.compare_with_exact,
+            measure.compare_with_exact, needs=(measure.limits,), where=has_limit, reads=(*_DATA, "exact_probes", "memory"), group="second",
             over=lambda case, settings: {"width": case.exact_widths, "seed": settings.seed_blocks},
-            needs=(measure.limits,),
-            where=lambda case, settings: has_limit(case),
             cost=lambda case, settings, width, seed: 15 * case.cost(width),
-            reads=(*_DATA, "exact_probes", "memory"),
-            group="second",
         ),
         lab.Stage(
-            measure.regress,
+            measure.regress, reads=(*_DATA, "channels", "memory"), group="second",
             where=lambda case, settings: bool(case.regression),
             cost=lambda case, settings: 20 * case.cost(max(case.widths)),
-            reads=(*_DATA, "channels", "memory"),
-            group="second",
         ),
     ),
     measures=(
