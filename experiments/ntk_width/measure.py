@@ -24,7 +24,7 @@ from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_
 
 _SALT = zlib.crc32(b"ntk_width, at equal training loss")  # random numbers that no earlier run has used
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
-_TINY = 0.01  # of the learning rate, for a kernel that stays
+_TINY = 0.01  # the sum of all learning rates, for a kernel that stays
 KERNELS = ("all logits", "pairs of images")
 TARGET, END = "at the target loss", "at the end"
 WIDEST = "NTK, empirical, widest"
@@ -63,17 +63,19 @@ def train(case: Case, settings: Settings, width: int, decay: tuple[float, ...], 
     """
     net = create(case, settings, width)
     points, history = _trained(net, case, settings, width, decay, seed)
-    losses = np.asarray(history["train_loss"])
-    reached = (losses <= settings.target_loss).any(-1)
+    below = history["train_loss"][..., 1:] <= settings.target_loss  # before training nothing has been reached
+    reached = below.any(-1)
     rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
-    first = np.where(reached, (losses <= settings.target_loss).argmax(-1), -1)
     epochs = np.array(settings.measure_epochs)
     dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed")).assign_coords(decay=list(decay))
     at_target = xr.DataArray(reached, dims=("seed", "decay")) | (dataset.point == END)
     axes = ("seed", "decay")
     variables = {name: dataset[name].where(at_target) for name in dataset if "point" in dataset[name].dims}
     variables |= {name: ((*axes, "epoch"), np.asarray(curve)) for name, curve in history.items()}
-    variables |= {"reached": (axes, reached.astype(float)), "epoch_at_target": (axes, np.where(reached, epochs[first], np.nan))}
+    variables |= {
+        "reached": (axes, reached.astype(float)),
+        "epoch_at_target": (axes, np.where(reached, epochs[1 + below.argmax(-1)], np.nan)),
+    }
     return dataset.assign(variables).assign_coords(epoch=epochs)
 
 
@@ -121,7 +123,7 @@ def _training_program(net: models.Network, settings: Settings) -> Callable[[dict
         optimizer = training.sgd(learning_rate, momentum=settings.momentum, weight_decay=weight_decay, schedule=schedule)
         options = {"test_data": values["test"], "measure_fn": lambda state: (state.params, state.model_state)}
         result = training.train(net, optimizer, values["train"], values["key"], epochs, **options)
-        reached = jnp.argmax(result.history["train_loss"] <= settings.target_loss)
+        reached = 1 + jnp.argmax(result.history["train_loss"][1:] <= settings.target_loss)
         return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], result.measured) for at in (0, reached, -1)), result.history
 
     return run
@@ -201,7 +203,8 @@ def keep_kernel(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dat
     """The widest network in the NTK parametrisation after training with a tiny learning rate; as `train` at the end."""
     width = max(case.widths)
     net = create(case, settings, width, parametrisation="ntk")
-    points, _ = _trained(net, case, settings, width, [0.0], seed, pace=_TINY)
+    steps = training.num_steps(len(load(settings, 0).train.labels), settings.num_epochs, settings.batch_size)
+    points, _ = _trained(net, case, settings, width, [0.0], seed, pace=_TINY / (steps * settings.learning_rate))
     rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
     dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed"))
     return dataset[["correlation", "floor"]].sel(point=END, drop=True).isel(decay=0, statistics=0, drop=True)

@@ -200,7 +200,7 @@ def test_limits_that_differ_by_scale_alone_are_the_same():
 
 
 def test_a_network_that_hardly_learns_keeps_its_kernel_and_a_deep_chain_explodes():
-    settings = dataclasses.replace(PRESETS["smoke"], chain=(64, 8))
+    settings = PRESETS["smoke"]
     mlp, chain = (next(case for case in settings.cases if is_control(case)) for is_control in (keeps_kernel, explodes))
     still = SimpleNamespace(keep_kernel=measure.keep_kernel(mlp, settings, (0, 1)))
     assert float(kept(still).min()) > 0.95
