@@ -138,6 +138,29 @@ for name, widths in WIDTHS.items():
         exact[name, width] = jax.jit(kernel_fn, compiler_options=ntk.FAST_COMPILE_OPTIONS)(images)
 
 # %% [markdown]
+# ## The kernel of a batch
+#
+# With statistics of the batch the logits of an image depend on the images beside it, at every width. A kernel between two images then
+# means nothing by itself: it is a block of the kernel of their batch. Here are two images of one class, once among images of the first
+# three classes, once among images of the last three. Statistics that are stored know of no batch. "Frozen" ones are those of the batch,
+# held constant in the derivative.
+
+# %%
+chain = models.create("resnet", num_classes=10, width=1, stages=1, depth=1, skip=False, parametrisation="ntk")
+batches = {"among classes 0 to 2": images[:6], "among classes 7 to 9": jnp.concatenate([images[:2], images[-4:]])}
+for statistics in ("batch", "frozen", "stored"):
+    kernel_fn = infinite_width.infinite_width_kernel(chain.module, images.shape[1:], statistics=statistics)
+    for name, batch in batches.items():
+        kernel = kernel_fn(batch)
+        similarity = kernel[0, 1] / np.sqrt(kernel[0, 0] * kernel[1, 1])
+        print(f"{statistics:>6} statistics, {name}: kernel {kernel[0, 1]:6.2f}, cosine {similarity:.3f}")
+
+# %% [markdown]
+# The kernel of statistics of the batch is what gradient descent in training mode follows; that of stored statistics is what the paper
+# measured, and what a network that is not trained further would have. For regression with the former, training and test images make one
+# batch, and the prediction for a test image depends on the other test images.
+
+# %% [markdown]
 # ## What it looks like
 #
 # Kernels of one seed at the largest width, averaged over logits, images in the order of their classes, two of each; each kernel is scaled
@@ -230,8 +253,8 @@ for verdict in verdicts:
 # %% [markdown]
 # ## Where next
 #
-# The full study has more widths and networks, all four combinations of skip connections and BatchNorm, three kinds of BatchNorm
-# statistics, the kernel along training, and regression with kernels:
+# The full study has more widths and networks, all four combinations of skip connections and BatchNorm with their exact kernels, equal
+# training loss, weight decay as a factor, and regression with kernels:
 #
 # ```
 # python -m experiments.ntk_width                   # minutes on two CPU cores

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import xarray as xr
 
-from experiments.ntk_width.settings import BATCH, Case, Settings
+from experiments.ntk_width.settings import BATCH, STORED, Case, Settings
 from jaxbp import data, lab, models, ntk, sweep, training
 from jaxbp.ntk import measures, regression
 from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_kernel
@@ -190,7 +190,6 @@ def _comparison(before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
         "correlation": _correlations(before, after),
         "cosine": measures.cosine(before, after),
         "centred_alignment": measures.centred_alignment(before, after),
-        "entropy_rank": measures.spectral_ranks(measures.spectrum(after)).entropy_rank,
     }
 
 
@@ -215,11 +214,18 @@ def explode(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset
     num_examples, blocks = settings.chain
     growths = []
     for number in seed:
-        images = probe_images(settings, number, num_examples).reshape(num_examples, 1, 1, -1)
-        chains = [create(case, settings, 1, parametrisation="ntk", stages=1, depth=depth) for depth in (blocks, 2 * blocks)]
-        kernels = [infinite_width_kernel(chain.module, images.shape[1:], statistics=BATCH)(images) for chain in chains]
-        growths.append((np.trace(kernels[1]) / np.trace(kernels[0])) ** (1 / (2 * blocks)))  # a block has two layers
+        images = probe_images(settings, number, num_examples)
+        shallow, deep = (np.trace(_chain_kernel(settings, images, depth, BATCH)) for depth in (blocks, 2 * blocks))
+        growths.append((deep / shallow) ** (1 / (2 * blocks)))  # a block has two layers
     return xr.Dataset({"growth": ("seed", growths)}, {"seed": list(seed)})
+
+
+def _chain_kernel(settings: Settings, images: jax.Array, blocks: int, statistics: str | None) -> np.ndarray:
+    """The exact tangent kernel (N, N) of a chain of dense layers; ``statistics`` of its BatchNorm, None: it has none."""
+    vectors = images.reshape(len(images), 1, 1, -1)  # pixels are channels of one pixel, so that convolutions are dense
+    options = {"norm": "batch" if statistics else "none", "skip": False, "stages": 1, "depth": blocks, "parametrisation": "ntk"}
+    net = models.create("resnet", num_classes=load(settings, 0).num_classes, width=1, **options)
+    return np.asarray(infinite_width_kernel(net.module, vectors.shape[1:], statistics=statistics, memory=settings.memory)(vectors))
 
 
 def exact_kernel_fn(case: Case, settings: Settings, statistics: str, *purpose: Any) -> KernelFn | PropagatedKernel:
@@ -268,9 +274,10 @@ def compare_with_exact(case: Case, settings: Settings, limit: xr.Dataset, width:
 
 
 def regress(case: Case, settings: Settings) -> xr.Dataset:
-    """Test accuracy of regression with the exact kernels and with the empirical one of the widest network, seed 0; (kernel,).
+    """Test accuracy of regression with exact kernels and with the empirical one of the widest network, seed 0; (kernel,).
 
-    The ridge is chosen on half as many validation images, from the same grid for each kernel.
+    The ridge is chosen on half as many validation images, from the same grid for each kernel. The statistics of a batch are those of all
+    images, test images included.
     """
     dataset, number = load(settings, 0), case.regression
     parts = [(dataset.train, number), (dataset.validation, number // 2), (dataset.test, number)]
@@ -287,6 +294,9 @@ def regress(case: Case, settings: Settings) -> xr.Dataset:
         "NTK, exact": kernel_fn(everything, train_images),
         WIDEST: empirical / dataset.num_classes,
     }
+    for statistics in (None, STORED, BATCH):
+        name = "NTK, exact, dense chain" + (f", BatchNorm, {statistics}" if statistics else "")
+        kernels[name] = _chain_kernel(settings, everything, 1, statistics)[:, : len(train_images)]
     accuracies = [_regression_accuracy(np.asarray(kernel, float), labels, dataset.num_classes) for kernel in kernels.values()]
     return xr.Dataset({"test_accuracy": ("kernel", accuracies)}, {"kernel": list(kernels)})
 

@@ -145,7 +145,7 @@ PRESETS = {
         QUICK,
         preset="smoke",
         dataset="digits@4",
-        cases=(_mlp(1, (16, 32), 20), Case("ConvNet", "convnet", (2, 4)), *_resnets((2, 4), (2, 16, 32), _DECAYS, stages=1, depth=1)),
+        cases=(_mlp(1, (16, 32), 20), *_resnets((2, 4), (16, 32), (SMALL_DECAY,), stages=1, depth=1)),
         target_loss=2.28,
         **_SHORT,
     ),
