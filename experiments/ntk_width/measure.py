@@ -18,13 +18,15 @@ import optax
 import xarray as xr
 
 from experiments.ntk_width.settings import BATCH, STORED, Case, Settings
-from jaxbp import data, lab, models, ntk, sweep, training
+from jaxbp import data, lab, models, ntk, training
 from jaxbp.ntk import measures, regression
 from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_kernel
 
 _SALT = zlib.crc32(b"ntk_width, at equal training loss")  # random numbers that no earlier run has used
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
-_TINY = 0.01  # the sum of all learning rates, for a kernel that stays
+_NUM_TEST = 1000  # test images at most, looked at along training
+_FEW_EPOCHS = 100  # of all trainings of a program together, which then wait for the compiler above all
+_TINY = 1e-3  # the sum of all learning rates, for a kernel that stays
 KERNELS = ("all logits", "pairs of images")
 TARGET, END = "at the target loss", "at the end"
 WIDEST = "NTK, empirical, widest"
@@ -85,16 +87,16 @@ def _trained(
     """For each seed and weight decay: parameters and state before training, at the target loss and at the end; curves (S, D, E)."""
     splits = [load(settings, number) for number in seed for _ in decay]
     steps = training.num_steps(len(splits[0].train.labels), settings.num_epochs, settings.batch_size)
-    rate = settings.learning_rate * pace
+    rate = case.learning_rate * pace
     coefficients = np.array(decay) * (1 - settings.momentum) / (rate * steps * _mean_rate(settings))
     runs = {
         "key": jnp.stack([random_key(number, case.name, width) for number in seed for _ in decay]),
         "train": _stacked(split.train for split in splits),
-        "test": _stacked(split.test for split in splits),
+        "test": _stacked((split.test for split in splits), _NUM_TEST),
         "rates": jnp.asarray([[rate, coefficient] for _ in seed for coefficient in coefficients]),
     }
-    plan = "map" if lab.device().platform == "cpu" else "vmap"
-    points, history = sweep.evaluate(_training_program(net, settings), runs, plan=plan, devices=[lab.device()])
+    in_turn, quickly = lab.device().platform == "cpu", len(splits) * settings.num_epochs < _FEW_EPOCHS
+    points, history = _training_program(net, settings, in_turn, quickly)(runs)
     shape = (len(seed), len(decay))
     rows = [[jax.tree.map(lambda leaf, at=row * shape[1] + i: leaf[at], points) for i in range(shape[1])] for row in range(shape[0])]
     return rows, {name: np.reshape(curve, (*shape, -1)) for name, curve in history.items()}
@@ -106,14 +108,14 @@ def _mean_rate(settings: Settings) -> float:
     return float(sum(settings.decay**i * part for i, part in enumerate(lengths)))
 
 
-def _stacked(splits: Iterable[Any]) -> tuple[jax.Array, jax.Array]:
-    inputs, labels = zip(*((split.inputs, split.labels) for split in splits), strict=True)
+def _stacked(splits: Iterable[Any], most: int | None = None) -> tuple[jax.Array, jax.Array]:
+    inputs, labels = zip(*((split.inputs[:most], split.labels[:most]) for split in splits), strict=True)
     return jnp.stack(inputs), jnp.stack(labels)
 
 
 @functools.cache
-def _training_program(net: models.Network, settings: Settings) -> Callable[[dict[str, Any]], tuple]:
-    """One training as a pure function, with parameters and state at three points; the same object for equal arguments."""
+def _training_program(net: models.Network, settings: Settings, in_turn: bool, quickly: bool) -> Callable[[dict[str, Any]], tuple]:
+    """Trainings as one program, in turn or side by side, with parameters and state at three points; ``quickly``: compile fast."""
     epochs = training.Settings(settings.num_epochs, settings.batch_size, measure_epochs=settings.measure_epochs)
 
     def run(values: dict[str, Any]) -> tuple:
@@ -126,7 +128,8 @@ def _training_program(net: models.Network, settings: Settings) -> Callable[[dict
         reached = 1 + jnp.argmax(result.history["train_loss"][1:] <= settings.target_loss)
         return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], result.measured) for at in (0, reached, -1)), result.history
 
-    return run
+    together = functools.partial(jax.lax.map, run) if in_turn else jax.vmap(run)
+    return jax.jit(together, compiler_options=ntk.FAST_COMPILE_OPTIONS if quickly else None)
 
 
 def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:
@@ -203,7 +206,7 @@ def keep_kernel(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dat
     width = max(case.widths)
     net = create(case, settings, width, parametrisation="ntk")
     steps = training.num_steps(len(load(settings, 0).train.labels), settings.num_epochs, settings.batch_size)
-    points, _ = _trained(net, case, settings, width, [0.0], seed, pace=_TINY / (steps * settings.learning_rate))
+    points, _ = _trained(net, case, settings, width, [0.0], seed, pace=_TINY / (steps * case.learning_rate))
     rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
     dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed"))
     return dataset[["correlation", "floor"]].sel(point=END, drop=True).isel(decay=0, statistics=0, drop=True)
@@ -225,7 +228,7 @@ def _chain_kernel(settings: Settings, images: jax.Array, blocks: int, statistics
     vectors = images.reshape(len(images), 1, 1, -1)  # pixels are channels of one pixel, so that convolutions are dense
     options = {"norm": "batch" if statistics else "none", "skip": False, "stages": 1, "depth": blocks, "parametrisation": "ntk"}
     net = models.create("resnet", num_classes=load(settings, 0).num_classes, width=1, **options)
-    return np.asarray(infinite_width_kernel(net.module, vectors.shape[1:], statistics=statistics, memory=settings.memory)(vectors))
+    return np.asarray(infinite_width_kernel(net.module, vectors.shape[1:], statistics=statistics)(vectors))
 
 
 def exact_kernel_fn(case: Case, settings: Settings, statistics: str, *purpose: Any) -> KernelFn | PropagatedKernel:

@@ -24,14 +24,13 @@ def at_target(variable: str, **place: Any) -> Values:
 
 
 def excess_over_floor(correlation: xr.DataArray, floor: xr.DataArray) -> xr.DataArray:
-    """(c - f) / (1 - f), f the mean over seeds of the correlation of the kernels of independent initialisations."""
-    typical = floor.mean("seed")
-    return (correlation - typical) / (1 - typical)
+    """(c - f) / (1 - f), f the correlation of the kernels of independent initialisations; each seed has its own."""
+    return (correlation - floor) / (1 - floor)
 
 
 def excess(m: Any) -> xr.DataArray:
     """Excess correlation at the target loss, (statistics, decay, kernel, width, seed)."""
-    return excess_over_floor(at_target("correlation")(m), m.train.floor)
+    return excess_over_floor(at_target("correlation")(m), (m.train.floor + m.train.unrelated) / 2)
 
 
 def slopes(values: xr.DataArray, *, log_values: bool = False) -> xr.DataArray:
@@ -133,7 +132,7 @@ def short_name(m: Any) -> str:
 def related_and_not(m: Any) -> dict[str, xr.DataArray]:
     """Correlations over width by weight decay, and of unrelated networks."""
     place = {"statistics": STORED, "kernel": measure.KERNELS[0]}
-    trained = report.split(at_target("correlation", **place)(m), "decay", labels=lambda decay: f"trained, weight-decay time {decay:g}")
+    trained = report.split(at_target("correlation", **place)(m), "decay", labels=lambda decay: f"decay time {decay:g}")
     return trained | {"unrelated networks": m.train.floor.sel(place, drop=True)}
 
 
@@ -143,7 +142,7 @@ def draw_change_and_distance(run: Any) -> Any:
     decays = sorted({decay for m in cells.values() for decay in m.case.decays})
     if not decays:
         return None
-    fig, axes = report.panels([f"weight-decay time {decay:g}" for decay in decays], sharey=True)
+    fig, axes = report.panels([f"weight-decay time {decay:g}" for decay in decays], sharey=True, height=4.2)
     for ax, decay in zip(axes, decays, strict=True):
         with report.style():
             for colour, (cell, m) in zip(report.PALETTE, cells.items(), strict=False):
@@ -157,7 +156,7 @@ def draw_change_and_distance(run: Any) -> Any:
             scale = "log" if any(np.isfinite(line.get_ydata()).any() for line in ax.get_lines()) else "linear"  # no network may reach it
             ax.set(xscale=scale, yscale=scale, xlabel="distance to its own limit", ylabel="change in training")
     with report.style():
-        axes[0].legend(fontsize=7)
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
@@ -179,6 +178,12 @@ def draw_kernels(run: Any) -> Any:
                 ax.imshow(kernel / np.abs(kernel).max(), cmap="cividis", interpolation="nearest")
             row[0].set_ylabel(short_name(m).replace(", ", "\n"), fontsize=8)
     return fig
+
+
+def distance_by_statistics(m: Any) -> dict[str, xr.DataArray]:
+    """Distances to the exact kernel over width; without a label where there is no BatchNorm."""
+    values = report.split(m.compare_with_exact.distance, "statistics")
+    return values if m.case.batch_norm else {"": values[STORED]}
 
 
 def add_rate_of_theory(ax: Any, m: Any) -> None:
@@ -239,14 +244,9 @@ def has_limit(case: Case, settings: Any = None) -> bool:
     return bool(case.exact_widths)
 
 
-def keeps_kernel(case: Case, settings: Any = None) -> bool:
-    """Whether the case shows that a network which hardly learns keeps its kernel."""
+def has_controls(case: Case, settings: Any = None) -> bool:
+    """Whether the positive controls are run beside the case."""
     return is_trained(case) and case.model == "mlp"
-
-
-def explodes(case: Case, settings: Any = None) -> bool:
-    """Whether the case's network becomes a chain with BatchNorm, whose kernel explodes with depth."""
-    return has_limit(case) and case.skip is False and bool(case.batch_norm)
 
 
 def over_blocks(case: Case, settings: Any) -> dict[str, Any]:
@@ -258,12 +258,12 @@ CONTROLS = (
     lab.Control(
         "positive", "An MLP in the NTK parametrisation that hardly learns keeps its kernel.",
         "excess of the correlation over that of unrelated networks, all logits", Above(0.9), kept,
-        where=keeps_kernel, claims=("S3.a", "S3.b", "S3.c", "S3.d", "S3.h"), smallest_effect=0.05,
+        where=has_controls, claims=("S3.a", "S3.b", "S3.c", "S3.d", "S3.h"), smallest_effect=0.05,
     ),
     lab.Control(
         "positive", "The exact tangent kernel of a deep chain with BatchNorm explodes: by pi / (pi - 1) = 1.467 a layer for large batches "
         "(Yang et al., ICLR 2019).", "growth a layer", Within(0.1, centre=1.467), lambda m: m.explode.growth,
-        where=explodes, claims=("S3.e", "S3.f", "S3.g"), smallest_effect=0.05,
+        where=has_controls, claims=("S3.e", "S3.f", "S3.g"), smallest_effect=0.05,
     ),
     lab.Control(
         "negative", "Kernels of independent initialisations correlate no better than the floor.",
@@ -278,8 +278,8 @@ METHOD = (
     "parameters and order of the data.",
     "Kernels are compared at the first measured epoch at which the training loss is at most the target, the same for all widths. A network "
     "that never reaches it has no value there, and its seed has no slope; the table tells how many do.",
-    "Correlations are judged beyond the floor f of unrelated networks of the same width, as (c - f) / (1 - f), f the mean over seeds; "
-    "for all entries and for pairs of different images of the trace kernel.",
+    "Correlations are judged beyond the floor f of unrelated networks of the same width, as (c - f) / (1 - f), f the mean over two "
+    "networks of other initialisations on the same images; for all entries and for pairs of different images of the trace kernel.",
     "Weight-decay time is learning rate x coefficient x steps / (1 - momentum) over the whole training, about 1.5 in the paper.",
     "BatchNorm's kernels are measured with stored statistics, as in the paper, and with those of the probe images, differentiated through.",
     "Trends are slopes over log2(width), fitted seed by seed; an interval is that of the seeds' slopes. The interaction is the difference "
@@ -290,7 +290,7 @@ METHOD = (
 )
 _DATA = ("dataset", "num_train")
 _TRAINING = (
-    *_DATA, "num_epochs", "measure_epochs", "target_loss", "batch_size", "learning_rate", "momentum", "milestones", "decay", "num_probes",
+    *_DATA, "num_epochs", "measure_epochs", "target_loss", "batch_size", "momentum", "milestones", "decay", "num_probes",
     "memory",
 )  # fmt: skip
 
@@ -298,7 +298,7 @@ _TRAINING = (
 def correlation_curves(where: Callable[[Case], bool], name: str, figure: str) -> report.SeedCurves:
     """A figure of the paper rebuilt: the correlation of kernels at equal training loss and before training over width."""
     return report.SeedCurves(
-        related_and_not, where=where, x="width", x_scale="log2", share_y=True, title=short_name, legend="below",
+        related_and_not, where=where, x="width", x_scale="log2", share_y=True, title=short_name, legend="each",
         name=name, ylabel="correlation", alt="correlation of kernels before training and at equal training loss against width",
         caption=lambda run: f"{figure} of the paper rebuilt at equal training loss ({run.settings.target_loss:g}): Pearson correlation of "
         f"the entries of the kernel with those before training, over width; {run.settings.num_probes} class-balanced images, all logits, "
@@ -324,11 +324,11 @@ STUDY = lab.Study(
             cost=lambda case, settings, seed: 30 * len(seed),
         ),
         lab.Stage(
-            measure.keep_kernel, over=over_blocks, where=keeps_kernel, reads=_TRAINING, group="first",
+            measure.keep_kernel, over=over_blocks, where=has_controls, reads=_TRAINING, group="first",
             cost=lambda case, settings, seed: case.cost(max(case.widths)) * settings.num_epochs * len(seed),
         ),
         lab.Stage(
-            measure.explode, over=over_blocks, where=explodes, reads=(*_DATA, "chain"), group="first",
+            measure.explode, over=over_blocks, where=has_controls, reads=(*_DATA, "chain"), group="first",
             cost=lambda case, settings, seed: 10 * len(seed),
         ),
         lab.Stage(
@@ -364,7 +364,7 @@ STUDY = lab.Study(
         correlation_curves(lambda case: case.skip is None and is_trained(case), "correlation", "Figure 1a"),
         correlation_curves(lambda case: case.skip is not None and is_trained(case), "factorial", "Figure 1b"),
         report.SeedCurves(
-            lambda m: m.compare_with_exact.distance, where=has_limit, by="statistics", x="width", x_scale="log2", log=True, share_y=True,
+            distance_by_statistics, where=has_limit, x="width", x_scale="log2", log=True, share_y=True,
             title=short_name, ylabel="relative distance", name="exact_distance", decorate=add_rate_of_theory,
             alt="distance to the network's own exact kernel against width on logarithmic axes",
             caption=lambda run: "Distance of the kernel at initialisation (NTK parametrisation) to the network's own exact infinite-width "
