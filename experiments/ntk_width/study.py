@@ -224,7 +224,7 @@ def distances(m: Any) -> dict[str, xr.DataArray]:
         "relative distance": exact.distance,
         "after the best rescaling": exact.rescaled_distance,
         "sampling error of the limit": limit.sampling_error,
-        "tail": limit.tail,
+        "tail": limit["tail"],  # xarray has a method of that name
     }
 
 
