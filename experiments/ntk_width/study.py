@@ -153,8 +153,7 @@ def draw_change_and_distance(run: Any) -> Any:
                 ax.plot(x, y, "-" if cell[1] else "--", marker="o" if cell[0] else "s", color=colour, label=short_name(m))
                 for place in zip(x.values, y.values, widths, strict=True):
                     ax.annotate(str(place[2]), place[:2], fontsize=7, xytext=(3, 3), textcoords="offset points")
-            scale = "log" if any(np.isfinite(line.get_ydata()).any() for line in ax.get_lines()) else "linear"  # no network may reach it
-            ax.set(xscale=scale, yscale=scale, xlabel="distance to its own limit", ylabel="change in training")
+            ax.set(xlim=(0, None), ylim=(0, None), xlabel="distance to its own limit", ylabel="change in training")
     with report.style():
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
@@ -359,7 +358,7 @@ STUDY = lab.Study(
             alt="change of the kernel in training against its distance to the infinite-width kernel, a path over widths for each ResNet",
             caption="The question in one look: how far kernels move until the target loss, over how far they lie from the network's own "
             "infinite-width limit at initialisation (NTK parametrisation), relative to their norms; means over seeds, numbers are widths. "
-            "Theory says that a path leads down and to the left. Solid: BatchNorm; round: skip connections.",
+            "Theory says that a path leads to the origin. Solid: BatchNorm; round: skip connections.",
         ),
         correlation_curves(lambda case: case.skip is None and is_trained(case), "correlation", "Figure 1a"),
         correlation_curves(lambda case: case.skip is not None and is_trained(case), "factorial", "Figure 1b"),
