@@ -167,7 +167,8 @@ QUICK = ("mlp",)  # to compile
 
 @pytest.mark.parametrize(
     "name,parametrisation",
-    [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name not in QUICK else []) for name in CASES] + [("convnet, stride", "standard")],
+    [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name not in QUICK else []) for name in CASES]
+    + [("convnet, stride", "standard")],
 )
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
