@@ -3,8 +3,8 @@
 Weight decay is set by its time, learning rate x coefficient x steps / (1 - momentum) over the whole training: the share of the weights'
 logarithm that it takes where no gradient works against it. The paper's is about 1.5 (SGD, learning rate 0.01, momentum 0.9, weight decay
 5e-4, x0.2 at 10, 20 and 27 % of 600 epochs; no augmentation). No setting was chosen by a verdict. Data, widths and epochs of the quick
-preset are what its share of the whole lab's twenty minutes on two cores allows; learning rates and the least width are such that, on
-seeds of a pilot, every network reached the target loss well before the end.
+preset are what its share of the whole lab's twenty minutes on two cores allows; learning rates and the least width are from a pilot of
+two seeds, in which all ResNets of width 16 and ConvNets of width 4 reached the target loss, and a few ResNets of width 4 did not.
 """
 
 import dataclasses
