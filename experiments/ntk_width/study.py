@@ -146,14 +146,19 @@ def draw_change_and_distance(run: Any) -> Any:
     for ax, decay in zip(axes, decays, strict=True):
         with report.style():
             for colour, (cell, m) in zip(report.PALETTE, cells.items(), strict=False):
-                change = at_target("relative_change", statistics=STORED, decay=decay)(m).mean("seed")
-                distance = m.compare_with_exact.distance.sel(statistics=STORED).mean("seed")
+                of_seeds = (
+                    at_target("relative_change", statistics=STORED, decay=decay)(m),
+                    m.compare_with_exact.distance.sel(statistics=STORED),
+                )
+                change, distance = (np.exp(np.log(values).mean("seed")) for values in of_seeds)
                 widths = np.intersect1d(change.width, distance.width)
                 x, y = distance.sel(width=widths), change.sel(width=widths)
                 ax.plot(x, y, "-" if cell[1] else "--", marker="o" if cell[0] else "s", color=colour, label=short_name(m))
                 for place in zip(x.values, y.values, widths, strict=True):
                     ax.annotate(str(place[2]), place[:2], fontsize=7, xytext=(3, 3), textcoords="offset points")
-            ax.set(xlim=(0, None), ylim=(0, None), xlabel="distance to its own limit", ylabel="change in training")
+            ax.set(yscale="log", xlabel="distance to its own limit", ylabel="change in training")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
     with report.style():
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
@@ -357,8 +362,8 @@ STUDY = lab.Study(
             draw_change_and_distance, per_case=False, name="change_and_distance",
             alt="change of the kernel in training against its distance to the infinite-width kernel, a path over widths for each ResNet",
             caption="The question in one look: how far kernels move until the target loss, over how far they lie from the network's own "
-            "infinite-width limit at initialisation (NTK parametrisation), relative to their norms; means over seeds, numbers are widths. "
-            "Theory says that a path leads to the origin. Solid: BatchNorm; round: skip connections.",
+            "infinite-width limit at initialisation (NTK parametrisation), relative to their norms; geometric means over the seeds "
+            "that reached it, numbers are widths. Theory says that a path leads down and to the left. Solid: BatchNorm; round: skip connections.",
         ),
         correlation_curves(lambda case: case.skip is None and is_trained(case), "correlation", "Figure 1a"),
         correlation_curves(lambda case: case.skip is not None and is_trained(case), "factorial", "Figure 1b"),
@@ -376,7 +381,7 @@ STUDY = lab.Study(
         ),
         report.SeedCurves(
             lambda m: m.train.train_loss.isel(decay=0), where=is_trained, by="width", labels=lambda width: f"width {width}", log=True,
-            x_scale="symlog", share_y=True, legend="each", title=short_name, ylabel="training loss", name="loss",
+            share_y=True, legend="each", title=short_name, ylabel="training loss", name="loss",
             alt="training loss along training for each width",
             caption=lambda run: f"Training loss at the smallest weight decay; kernels are compared where it first is at most "
             f"{run.settings.target_loss:g}.",
