@@ -363,7 +363,8 @@ STUDY = lab.Study(
             alt="change of the kernel in training against its distance to the infinite-width kernel, a path over widths for each ResNet",
             caption="The question in one look: how far kernels move until the target loss, over how far they lie from the network's own "
             "infinite-width limit at initialisation (NTK parametrisation), relative to their norms; geometric means over the seeds "
-            "that reached it, numbers are widths. Theory says that a path leads down and to the left. Solid: BatchNorm; round: skip connections.",
+            "that reached it, numbers are widths. Theory says that a path leads down and to the left. Solid: BatchNorm; round: skip "
+            "connections.",
         ),
         correlation_curves(lambda case: case.skip is None and is_trained(case), "correlation", "Figure 1a"),
         correlation_curves(lambda case: case.skip is not None and is_trained(case), "factorial", "Figure 1b"),
