@@ -11,7 +11,7 @@ from jaxbp.lab.archive import Archive
 from jaxbp.lab.jobs import plan, run_jobs
 from jaxbp.lab.output import print_verdicts
 from jaxbp.lab.run import Run
-from jaxbp.lab.settings import as_json
+from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
 from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.shared_store import open_together
@@ -28,6 +28,8 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
+    if not (folder / "verdicts.json").exists():  # a finished run needs its data no more
+        check_data({study.id: settings})
     with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
         changed_rules = _note_rules(store, study)

@@ -235,7 +235,7 @@ def _work(job: Job, archive: Archive, progress: Progress) -> scheduler.Work:
         try:
             return job.compute(archive)
         except Exception as error:
-            progress.failed(job.name, error)
+            progress.failed(job.name, error, raised=True)  # the command tells it, once
             raise
 
     def keep(dataset: xr.Dataset) -> None:
