@@ -1,15 +1,9 @@
 """Hostile arguments in every public function that takes arrays: a result, or an error of this project that says what it got.
 
-An error is the project's own if its class is defined in jaxbp, or if it is a ValueError or TypeError that a ``raise`` statement of jaxbp
-raised. An error inside a function that the caller passed (a network, a loss) is the caller's. Everything else is foreign.
-
 Most calls are traced only, so that nothing is compiled; functions that compute on the host run as they are.
 """
 
 import collections
-import dis
-import types
-from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
@@ -18,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxbp
 from jaxbp import (
     attacks,
     bounds,
@@ -45,8 +38,7 @@ from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
 from jaxbp.ntk import batch_norm, measures, regression
 from jaxbp.training import parallel
-
-PACKAGE = str(Path(jaxbp.__file__).parent)
+from tests.helpers.errors import error_of, outcome
 
 KEY = jax.random.key(0)
 X = np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(4, 3)
@@ -464,39 +456,6 @@ def hostile(good):
         "keys": jax.random.split(KEY, 3),
         "tracer": None,
     }
-
-
-def outcome(error: BaseException | None) -> str:
-    """Where an error comes from: "none", "own", "caller" or "foreign"."""
-    if error is None:
-        return "none"
-    if type(error).__module__.split(".")[0] == "jaxbp":
-        return "own"
-    frames = list(_frames(error.__traceback__))
-    last = max((place for place, frame in enumerate(frames) if _is_ours(frame)), default=-1)
-    if any(frame.tb_frame.f_code.co_filename == __file__ for frame in frames[last + 1 :]) and last >= 0:
-        return "caller"
-    innermost = frames[-1]
-    raises = dis.opname[innermost.tb_frame.f_code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
-    return "own" if isinstance(error, ValueError | TypeError) and _is_ours(innermost) and raises else "foreign"
-
-
-def _frames(traceback: types.TracebackType | None):
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
-
-
-def _is_ours(frame: types.TracebackType) -> bool:
-    return frame.tb_frame.f_code.co_filename.startswith(PACKAGE)
-
-
-def error_of(call) -> Exception | None:
-    try:
-        call()
-    except Exception as error:  # the subject of the test  # noqa: BLE001
-        return error
-    return None
 
 
 def attempts(table, traced):

@@ -169,11 +169,11 @@ def anatomy(apply_fn: Callable, params: PyTree, inputs: Any) -> Anatomy:
       ValueError: a network that is no such chain; the message names the first layer at which the chain breaks.
     """
     checks.refuse_traced("params", *jax.tree.leaves(params))
-    examples = checks.host_examples(inputs)[:_NUM_CHECKED]
+    first = checks.host_examples(inputs)[:_NUM_CHECKED]
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), checks.parameters(params))
         leaves = jax.tree.leaves(params)
-        examples = jnp.asarray(examples, jnp.float64)
+        examples = jnp.asarray(first, jnp.float64)
         _, num_outputs = checks.logits_shape(apply_fn, params, examples)
         network = linear_layers.find(apply_fn, params, examples)
         if network.others:

@@ -168,7 +168,7 @@ def stored_norm_relu(branches: Sequence[tuple[jax.Array, jax.Array | None]], *, 
         if branches[0][1] is None:
             return Layer.of(relu, None)
         shares = [gated_products(part, total, step) for part in parts]
-        shares += [step * (tangent / (1 + epsilon) + 1) for _, tangent in branches]
+        shares += [step * (tangent / (1 + epsilon) + 1) for _, tangent in branches if tangent is not None]
         return Layer.of(relu, functools.reduce(jnp.add, shares))
 
 

@@ -104,9 +104,7 @@ def sampled_sum_relu(
     checks.prng_key(key, known=True)
     _check(branches, channels, carried)
     with dtypes.float64():
-        branches = [
-            branch._replace(**dict(zip(("covariance", "tangent"), layers.checked(*branch[:2]), strict=True))) for branch in branches
-        ]
+        branches = [Branch(*layers.checked(branch.covariance, branch.tangent), branch.statistics) for branch in branches]
         factors, tails = zip(*(_factor(branch, epsilon) for branch in branches), strict=True)
         normals = _normals(key, channels // 2, [factor.shape[1] for factor in factors])
         drawn = tuple(
