@@ -220,22 +220,35 @@ def print_table(found: Any) -> None:
     What all settings share stands above the table, which is as wide as the terminal, or 80 columns.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    names = list(found.settings[0])
+    names, console = list(found.settings[0]), Console()
     varying = [name for name in names if len({setting[name] for setting in found.settings}) > 1]
-    shared = ", ".join(f"{name} {found.settings[0][name]}" for name in names if name not in varying)
-    table = Table(title="after the last epoch: mean over seeds [95 % interval]", title_justify="left", padding=(0, 0, 0, 1))
-    for column in (*(name.replace("_", " ") for name in varying), "test accuracy", "training loss", "seeds", "diverged"):
-        table.add_column(column, justify="right")
+    if shared := ", ".join(f"{name} {found.settings[0][name]}" for name in names if name not in varying):
+        print(f"all settings: {shared}")
+    rows = []
     for setting in found.settings:
         runs = found.where(**setting)
         fine = [run for run in runs if run.status == "finished"]
         cells = [_interval([float(run.values[name][-1]) for run in fine]) for name in ("test_accuracy", "train_loss")]
-        table.add_row(*(str(setting[name]) for name in varying), *cells, str(len(fine)), str(len(runs.diverged)))
-    if shared:
-        print(f"all settings: {shared}")
-    Console().print(table)
+        rows.append((*(str(setting[name]) for name in varying), *cells, str(len(fine)), str(len(runs.diverged))))
+    headers = [*(name.replace("_", " ") for name in varying), "test accuracy", "training loss", "seeds", "diverged"]
+    console.print(_table(headers, rows, console.width))
+
+
+def _table(headers: list[str], rows: list[tuple[str, ...]], width: int) -> Any:
+    """The table, with intervals on a line each, or folded at their blanks where ``width`` has no room for them."""
+    from rich.table import Table
+
+    columns = list(zip(headers, *rows, strict=True))
+    whole = [max(map(len, [*header.split(), *cells])) for header, *cells in columns]
+    folded = [max(len(word) for text in column for word in text.split()) for column in columns]
+    table = Table(title="after the last epoch: mean over seeds [95 % interval]", title_justify="left", padding=(0, 0, 0, 1))
+    fits = sum(whole) + 2 * len(headers) + 1 <= width  # a blank and a line for each column
+    for header, size in zip(headers, whole if fits else folded, strict=True):
+        table.add_column(header, justify="right", width=size, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _interval(values: list[float]) -> str:

@@ -81,7 +81,11 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
     Raises:
       ValueError: another shape or dtype, or a value outside the range.
     """
-    array = _as_array(labels, name)
+    return jnp.asarray(_class_indices(_as_array(labels, name), num_classes, num_examples, name)).astype(jnp.int32)
+
+
+def _class_indices(array: Any, num_classes: int, num_examples: int, name: str) -> Any:
+    """The array, once it holds class indices, as far as its values are known."""
     if array.ndim == 2:
         raise ValueError(f"{name} must be class indices (N,), got shape {array.shape}: of one-hot labels take .argmax(-1)")
     if array.shape != (num_examples,):
@@ -94,7 +98,7 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
         values = np.asarray(array)
         if bad := values[(values < 0) | (values >= num_classes)].tolist():
             raise ValueError(f"{name} must lie from 0 to {num_classes - 1}, one of {num_classes} logits each, got {bad[0]}")
-    return jnp.asarray(array).astype(jnp.int32)
+    return array
 
 
 def logits_with_labels(logits: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
@@ -180,7 +184,7 @@ def host_examples(values: Any, name: str = "inputs") -> np.ndarray:
 def host_labels(values: Any, num_classes: int, num_examples: int | None = None, name: str = "labels") -> np.ndarray:
     """`labels` on the host; None for any number of them."""
     array = host_array(values, name)
-    return np.asarray(labels(array, num_classes, array.size if num_examples is None else num_examples, name))
+    return _class_indices(array, num_classes, array.size if num_examples is None else num_examples, name).astype(np.int32)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:

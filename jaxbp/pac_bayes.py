@@ -312,10 +312,11 @@ def gaussian(
     checks.number(deviation, "deviation", positive=True, known=True)
     params, start, key = checks.parameters(params), checks.parameters(start, "start"), checks.prng_key(key, known=True)
     checks.refuse_traced("params and start", *jax.tree.leaves((params, start)))
+    labels = checks.host_examples(labels, "labels")
     if [leaf.shape for leaf in jax.tree.leaves(params)] != [leaf.shape for leaf in jax.tree.leaves(start)]:
         raise ValueError("params and start must have the same arrays, got others")
     mean, unravel = ravel_pytree(params)
-    origin, labels = np.asarray(ravel_pytree(start)[0], np.float64), jnp.asarray(checks.host_examples(labels, "labels"))
+    origin, labels = np.asarray(ravel_pytree(start)[0], np.float64), jnp.asarray(labels)
     count, center = len(labels), np.asarray(mean, np.float64)
     draw = jax.jit(lambda k: 1 - metrics.accuracy(predict_fn(unravel(mean + deviation * jax.random.normal(k, mean.shape))), labels).mean())
     error = float(np.mean([float(draw(k)) for k in jax.random.split(key, num_draws)]))

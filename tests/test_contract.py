@@ -428,6 +428,17 @@ INSTRUMENTS = {
 }
 
 
+COSTLY = (  # of the instruments: a program for each shape that is taken
+    "poisons.autoregressive",
+    "poisons.ar_coefficients",
+    "poisons.class_patches",
+    "pac_bayes.gaussian",
+    "pac_bayes.certify",
+    "ntk.batch_norm.batch_norm_relu",
+    "ntk.batch_norm.sampled_sum_relu",
+)
+
+
 def _drawn(shapes, inputs):
     params, state = shapes
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params), inputs, state
@@ -486,7 +497,15 @@ def unfiltered():
 
 
 @pytest.mark.usefixtures("unfiltered")
-@pytest.mark.parametrize(("table", "traced"), [(TRACED, True), (HOST, False)], ids=["traced", "host"])
+@pytest.mark.parametrize(
+    ("table", "traced"),
+    [
+        pytest.param(TRACED, True, id="traced"),
+        pytest.param(HOST, False, id="host"),
+        pytest.param({name: entry for name, entry in INSTRUMENTS.items() if name not in COSTLY}, False, id="instruments"),
+        pytest.param({name: INSTRUMENTS[name] for name in COSTLY}, False, id="costly", marks=pytest.mark.slow),
+    ],
+)
 def test_hostile_arguments_end_in_results_or_in_errors_of_this_project(table, traced):
     foreign = collections.defaultdict(list)
     for name, argument, label, result, error in attempts(table, traced):
