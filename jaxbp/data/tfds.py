@@ -12,6 +12,7 @@ jaxbp.data.files.DataError: TFDS cannot make anything of 'fashion_mnst' (Dataset
 
 import contextlib
 import difflib
+import http.client
 import os
 import queue
 import ssl
@@ -152,7 +153,7 @@ def _problem(url: str) -> str:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE):
             return ""
-    except urllib.error.HTTPError:
+    except (urllib.error.HTTPError, http.client.HTTPException):
         return ""
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
