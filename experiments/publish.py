@@ -122,13 +122,13 @@ def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
 
 def summary(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
     """A few claims in Markdown, in short: the claim, the outcome, and whether that is what its paper says."""
-    from jaxbp.report import format_interval
+    from jaxbp.report import beside_paper, format_interval
 
     lines = ["| claim | measured | outcome |", "|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim
-        told = "as its paper says" if verdict.verdict == "supported" else "against its paper" * (verdict.verdict == "contradicted")
-        outcome = f"{_outcome(verdict)}{f' ({told})' * bool(told and claim.paper_value)}"
+        told = beside_paper(verdict)
+        outcome = f"{_outcome(verdict)}{f' ({told})' * bool(told)}"
         cells = (f"{claim.id} {claim.statement}", f"{claim.measure}: {format_interval(verdict.interval)}", outcome)
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join([*lines, "", _note(known)])
