@@ -98,7 +98,10 @@ def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Pr
       ValueError: an unknown name, a static value that is an array, or traced ones of different shapes.
     """
     names = list(settings[0])
-    static = {static} if isinstance(static, str) else set(static)
+    try:
+        static = {static} if isinstance(static, str) else set(static)
+    except TypeError as error:
+        raise ValueError(f"static must name some of {names}, got {static!r}") from error
     if unknown := static - set(names):
         raise ValueError(f"static must name some of {names}, got {sorted(unknown)}")
     traced = [name for name in names if name not in static and _is_traced([s[name] for s in settings])]
