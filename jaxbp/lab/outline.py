@@ -4,6 +4,7 @@ An outline of a stage's results takes any operation that results take, and knows
 a stage's variables once its first job is done. Whatever else a measure does with an outline is not judged.
 """
 
+import collections
 from collections.abc import Collection, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import xarray as xr
 from jaxbp.lab.archive import Archive
 from jaxbp.lab.jobs import Job
 from jaxbp.lab.settings import SettingsError
-from jaxbp.lab.study import Control, Measure, Study
+from jaxbp.lab.study import Control, Measure, Stage, Study
 
 _KEEPING = ("sel", "isel", "mean", "std", "median", "min", "max", "sum", "where", "squeeze", "transpose", "sortby", "dropna", "load")
 
@@ -84,28 +85,40 @@ class _CaseOutline:
 class Outline:
     """What is known of a run's results, to which each job adds.
 
+    The names of a stage's arrays are known once a job of each of its points is done, seeds aside: arms may differ in what they measure.
+
     Args:
       study, settings: of the run.
       jobs: of the run.
-      finished: results that are there already; the first of each stage is read.
+      finished: results that are there already; one of each point is read.
     """
 
     def __init__(self, study: Study, settings: Any, jobs: Iterable[Job], finished: Archive):
         self._study, self._settings = study, settings
-        self._known: dict[tuple[str, str], set[str]] = {}
+        self._names: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+        self._open: dict[tuple[str, str], set[str]] = collections.defaultdict(set)  # points of which no result was seen
+        jobs = list(jobs)
         for job in jobs:
-            if (job.case.name, job.stage.name) not in self._known and finished.contains(job.name, job.digest):
+            self._open[_stage_of(job)].add(_point_of(job))
+        for job in jobs:
+            if _point_of(job) in self._open[_stage_of(job)] and finished.contains(job.name, job.digest):
                 self._learn(job, finished.get(job.name, job.digest))
         self.check()
 
     def add(self, job: Job, dataset: xr.Dataset) -> None:
-        """Learn the names of a job's arrays; `check` where they are the first of the stage and case."""
-        if (job.case.name, job.stage.name) not in self._known:
+        """Learn the names of a job's arrays; `check` where they complete those of the stage and case."""
+        if _point_of(job) in self._open[_stage_of(job)]:
             self._learn(job, dataset)
-            self.check()
+            if not self._open[_stage_of(job)]:
+                self.check()
 
     def _learn(self, job: Job, dataset: xr.Dataset) -> None:
-        self._known[job.case.name, job.stage.name] = {*map(str, dataset.variables), *map(str, dataset.dims), *job.point}
+        self._names[_stage_of(job)] |= {*map(str, dataset.variables), *map(str, dataset.dims), *job.point}
+        self._open[_stage_of(job)].remove(_point_of(job))
+
+    def _known(self, case: Any, stage: Stage) -> set[str] | None:
+        key = (case.name, stage.name)
+        return None if self._open[key] else self._names.get(key)
 
     def check(self) -> None:
         """Try every measure of claims and controls.
@@ -114,7 +127,7 @@ class Outline:
           SettingsError: one reads what no stage gives.
         """
         cases = [
-            _CaseOutline(case, self._settings, {stage.name: self._known.get((case.name, stage.name)) for stage in self._study.stages})
+            _CaseOutline(case, self._settings, {stage.name: self._known(case, stage) for stage in self._study.stages})
             for case in self._settings.cases
         ]
         measures: dict[str, Measure | Control] = {measure.claim.id: measure for measure in self._study.measures}
@@ -127,3 +140,11 @@ class Outline:
                     raise SettingsError(f"the measure of {name} reads {error}: correct it; what is finished is kept") from error
                 except Exception:  # noqa: BLE001 - an outline is no array, which says nothing about the measure
                     continue
+
+
+def _stage_of(job: Job) -> tuple[str, str]:
+    return job.case.name, job.stage.name
+
+
+def _point_of(job: Job) -> str:
+    return repr({axis: value for axis, value in job.point.items() if axis != "seed"})
