@@ -9,6 +9,7 @@ import pytest
 
 from jaxbp import claims, data
 from jaxbp.lab import SettingsError, load
+from jaxbp.runtime import preemption
 
 main = importlib.import_module("experiments.__main__")
 
@@ -104,6 +105,7 @@ def test_data_that_cannot_be_had_are_told_at_once_and_once(tmp_path, monkeypatch
         raise data.DataError(f"tfds:{name} {told}")
 
     monkeypatch.setattr(data.loading.tfds, "check", check)
+    monkeypatch.setattr(preemption, "leave", sys.exit)  # which ends the process at once
     monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "standard", "--only", "S1,S2,S3,S4", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="2"):
         main.main()

@@ -151,6 +151,7 @@ def test_config_json(whole, tmp_path):
     check()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf closes what it could not open
 def test_index_json_and_results(whole):
     folder = whole["folder"] / "jobs"
     index = json.loads((folder / "index.json").read_text())
