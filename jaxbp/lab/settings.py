@@ -219,7 +219,8 @@ def check_data(runs: Mapping[str, Any]) -> None:
     needed: dict[tuple[str, Any], dict[str, None]] = {}
     for run, settings in runs.items():
         for owner in (settings, *getattr(settings, "cases", ())):
-            if isinstance(name := getattr(owner, "dataset", None), str):
+            name = getattr(owner, "dataset", None)
+            if name and isinstance(name, str):  # some cases need no data
                 needed.setdefault((name, settings.data_dir), {})[run] = None
     problems: dict[str, dict[str, None]] = {}
     for (name, data_dir), names in needed.items():

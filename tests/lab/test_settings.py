@@ -51,7 +51,9 @@ def test_data_are_looked_at_once_and_told_by_run(monkeypatch):
             raise data.DataError("no network")
 
     monkeypatch.setattr(data, "check", check)
-    three = dataclasses.replace(Arguments.presets["quick"], cases=(Case("a", 1), Case("b", 1), Case("c", 1)), data_dir=Path("there"))
+    three = dataclasses.replace(
+        Arguments.presets["quick"], cases=(Case("a", 1), Case("b", 1), Case("c", 1), Case("", 1)), data_dir=Path("there")
+    )
     with pytest.raises(lab.SettingsError, match=r"^S1, S2: no network$"):
         lab.check_data({"S1": three, "S2": three})
     assert looked == [(name, Path("there")) for name in "abc"]
