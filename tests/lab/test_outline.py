@@ -30,7 +30,7 @@ def run_with(fn, folder, *, across=False):
     measure = lab.Measure(CLAIM, fn, across=across)
     study = lab.Study("T", "Title", "Lead", "tests.toy", (first, second), (measure,), (), (), (), ())
     try:
-        execute.run(study, Settings("quick", 3), folder, devices=["cpu"], command="")
+        execute.run(study, Settings("quick", 3), folder, devices=["cpu"], command="", reuse=False)
     except lab.SettingsError as error:
         return computed, str(error)
     return computed, None
