@@ -58,7 +58,10 @@ def replace_example(
         )
     if not isinstance(position, jax.core.Tracer) and not 0 <= checks.count(position, "position", least=0) < len(inputs):
         raise ValueError(f"position must be from 0 to {len(inputs) - 1}, got {position}")
-    return inputs.at[position].set(new_input), labels.at[position].set(new_label)
+    if jnp.issubdtype(labels.dtype, jnp.integer) and not jnp.issubdtype(new_label.dtype, jnp.integer):
+        raise ValueError(f"new_label must be an integer as the labels are, got {new_label.dtype}")
+    inputs = inputs.astype(jnp.result_type(inputs, new_input))
+    return inputs.at[position].set(new_input.astype(inputs.dtype)), labels.at[position].set(new_label.astype(labels.dtype))
 
 
 class LabelNoise(NamedTuple):

@@ -34,6 +34,7 @@ class _Anything:
     def _value(self, *args: Any, **options: Any) -> "_Anything":
         return _Anything()
 
+    __iter__ = None  # else the items would be taken one after another, without an end
     __call__ = __getitem__ = __neg__ = __abs__ = _value
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _value
     __lt__ = __le__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __ror__ = _value
