@@ -93,8 +93,10 @@ def ridge_path(features: Any, targets: Any, ridges: Any, test_features: Any) -> 
     F, y = _regression(features, targets)
     T = checks.host_values(test_features, "test_features", shape=(None, F.shape[1]))
     ridges = np.atleast_1d(checks.host_values(ridges, "ridges", finite=True))
-    if ridges.ndim != 1 or not ridges.size or not (ridges >= 0).all():
-        raise ValueError(f"ridges must be at least 0, one at least, got {ridges.tolist()}")
+    if ridges.ndim != 1 or not ridges.size:
+        raise ValueError(f"ridges must be numbers (R,), one at least, got shape {ridges.shape}")
+    if not (ridges >= 0).all():
+        raise ValueError(f"ridges must be at least 0, got {ridges.min():g}")
     left, s, right = np.linalg.svd(F, full_matrices=False)
     kept = s > max(F.shape) * np.finfo(np.float64).eps * s[0]
     coordinates, directions = np.tensordot(left.T, y, 1), T @ right.T
