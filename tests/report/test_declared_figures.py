@@ -141,6 +141,7 @@ def test_a_figure_a_case_carries_the_name_of_the_case(run, tmp_path, drawn):
         assert ax.get_xscale() == "log"
 
 
+@pytest.mark.slow
 def test_a_panel_for_each_case_and_coordinate(run, tmp_path, drawn):
     strip = report.SeedStrip("compare.robust", panel_by="training", title=lambda m: m.name[:3], caption="")
     strip.pictures(run, tmp_path)
@@ -185,6 +186,7 @@ def test_curves_over_an_axis_have_thin_lines_and_a_legend_in_the_first_panel(run
     assert np.array([line.get_ydata() for line in seeds]) == pytest.approx(norm.transpose("seed", "epoch").values)
 
 
+@pytest.mark.slow
 def test_curves_of_one_label_have_one_colour_in_all_panels(run, tmp_path, drawn):
     run.cases[1].compare = comparison(5, ["bias", "none", "other"])
     report.SeedCurves("compare.norm", caption="").pictures(run, tmp_path)

@@ -247,6 +247,7 @@ def test_a_slow_disk_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
         assert len(writes) == 1  # the next is due 5 s after
 
 
+@pytest.mark.slow
 def test_scalars_are_what_tensorflow_reads(tmp_path):
     tf = pytest.importorskip("tensorflow")
     values = [(0, 2.5), (1, float("nan")), (300, 1e300), (2**40, -0.125)]
