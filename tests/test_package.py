@@ -109,7 +109,9 @@ def test_imports_are_declared(folder):
         needed = {DISTRIBUTIONS.get(package, package) for package in imported_packages(path)}
         assert needed <= declared, path
         if folder == "jaxbp" and path.relative_to(ROOT).parts[1] not in ("report", "lab", "data"):
-            assert needed <= core | {"tensorboardX", "safetensors"}, path  # asked for by an option, with an error that names the extra
+            assert needed <= core | {"lineax", "tensorboardX", "safetensors"}, (
+                path
+            )  # asked for by an option, with an error that names the extra
 
 
 def name_of(requirement: str) -> str:
