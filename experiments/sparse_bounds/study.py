@@ -255,22 +255,9 @@ def is_tree(case: Case) -> bool:
     return case.stride > 1
 
 
-def draw_gaps(m: Any) -> Any:
-    """Bound against gap, a panel for each hyperparameter, a line a seed."""
-    results = m.vary
-    names = results.hyperparameter.values.tolist()
-    fig, axes = report.panels(names, height=2.4 * -(-len(names) // 2))
-    with report.style():
-        for ax, name in zip(axes, names, strict=True):
-            part = results.sel(hyperparameter=name)
-            for seed in part.seed.values:
-                at = part.sel(seed=seed).dropna("level")
-                bound = at.log_risk / math.log(10)
-                ax.plot(bound, 100 * at.gap, "o-", linewidth=0.7, markersize=3.5, alpha=0.7)
-                ax.plot(bound[:1], 100 * at.gap[:1], "s", color="black", markersize=3)
-            ax.set_xlabel("log10 of the bound of the test error")
-            ax.set_ylabel("gap, points")
-    return fig
+def mean(values: xr.DataArray) -> float:
+    """Over the seeds."""
+    return float(values.mean("seed"))
 
 
 def ladder(variable: str, factor: str) -> Any:
@@ -355,6 +342,7 @@ STUDY = lab.Study(
             ladder("complexity", "bound"),
             log=True,
             stacked=True,
+            lines=lambda m: {WITNESS: 10 ** mean(m.compare.complexity.sel(bound=WITNESS))},
             name="complexity",
             xlabel="Rademacher complexity",
             alt="bounds of the Rademacher complexity, and a lower bound",
@@ -365,18 +353,37 @@ STUDY = lab.Study(
             ladder("risk", "risk_bound"),
             log=True,
             stacked=True,
-            lines=CHANCE,
+            lines=lambda m: {"chance": CHANCE, "truth": mean(m.compare.train_error + m.compare.gap)},
             name="risk",
             xlabel="bound of the test error",
             alt="bounds of the test error",
-            caption="Bounds of the test error that hold with probability 95 %, not capped; dashed: the error of guessing.",
+            caption="Bounds of the test error that hold with probability 95 %, not capped; dashed: the error of guessing, and the truth.",
         ),
-        report.CustomFigure(
-            draw_gaps,
+        report.StackedBars(
+            lambda m: xr.concat([m.compare.factors, m.compare.complexity.sel(bound=[WITNESS]).rename(bound="factor")], "factor"),
+            parts="factor",
+            mark=WITNESS,
+            by=report.CASES,
+            name="factors",
+            xlabel="log10 of the Rademacher complexity",
+            alt="factors of the smaller proven sparse bound, by network",
+            caption="Logarithms of the factors of the smaller proven bound; they add up to the dots, one a seed. The black line is the "
+            "lower bound.",
+        ),
+        report.SeedScatter(
+            lambda m: 100 * m.vary.gap,
+            x=lambda m: np.exp(m.vary.log_risk),
+            by=None,
+            joined="level",
+            panel_by="hyperparameter",
+            log_x=True,
+            per_case=True,
             name="gaps",
+            xlabel="bound of the test error",
+            ylabel="gap, points",
             alt="generalisation gap against the bound of the test error, by hyperparameter",
             caption="Gap between test and training error against the proven sparse bound of the test error, one hyperparameter at a time. "
-            "A line is a seed; the black square is the first level.",
+            "A line is a seed; the square is the first level.",
         ),
     ),
     tables=(
