@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 import xarray as xr
 
 from experiments.soft_biases import claims
@@ -247,7 +246,7 @@ def tracking(m: Any) -> xr.DataArray:
         fits = np.flatnonzero(accuracy >= 0.99)
         if not len(fits) or len(loss) - fits[0] < 3:
             return math.nan
-        taus = [scipy.stats.kendalltau(row[fits[0] :], loss[fits[0] :]).statistic for row in dimensions]
+        taus = [stats.kendall(row[fits[0] :], loss[fits[0] :]) for row in dimensions]
         return float(np.nanmax(taus))
 
     core = [["width"], ["width"], ["exponent", "width"]]
