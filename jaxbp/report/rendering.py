@@ -29,11 +29,13 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "all_passed": lambda controls: all(control.passed for control in controls),
+        "beside_paper": outcomes.beside_paper,
         "cell_text": blocks.cell_text,
         "facts": outcomes.facts,
         "fragment": text.fragment,
         "interval_text": text.format_interval,
         "plural": text.plural,
+        "power_sentence": outcomes.power_sentence,
         "prose": text.prose,
         "tally": outcomes.tally,
     }
@@ -41,7 +43,7 @@ def _environment() -> jinja2.Environment:
         "picture": lambda block: isinstance(block, blocks.Picture),
         "section": lambda block: isinstance(block, blocks.Section),
     }
-    environment.globals["draw_result"] = outcomes.draw_result
+    environment.globals |= {"draw_result": outcomes.draw_result, "AGAINST": outcomes.AGAINST}
     return environment
 
 
