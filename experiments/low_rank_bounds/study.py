@@ -240,6 +240,12 @@ def over_lower_bound(m: Any) -> xr.DataArray:
     return complexity.drop_sel(bound=WITNESS) - complexity.sel(bound=WITNESS, drop=True)
 
 
+def risk_over_gap(m: Any) -> xr.DataArray:
+    """Bounds of the test error over the gap between test and training error, log10; NaN where there is no gap."""
+    gap = 1 - m.compare.test_accuracy / 100 - m.compare.train_error
+    return m.compare.risk / math.log(10) - np.log10(gap.where(gap > 0))
+
+
 def factors(m: Any) -> xr.DataArray:
     """Factors of the bound by ranks over the margin, and the lower bound over the margin; log10, (arm, seed, factor)."""
     results = m.compare
@@ -369,7 +375,7 @@ STUDY = lab.Study(
             caption="log10 of bounds of the complexity over the lower bound. The chain form bounds the Gaussian complexity.",
         ),
         report.MeanTable(
-            lambda m: m.compare.risk / math.log(10) - np.log10(1 - m.compare.test_accuracy / 100 - m.compare.train_error),
+            risk_over_gap,
             columns="risk_bound",
             rows=("arm",),
             section="Against lower bound and truth",

@@ -403,7 +403,7 @@ STUDY = lab.Study(
             caption="log10 of bounds of the complexity over the lower bound. Below 0: no bound.",
         ),
         report.MeanTable(
-            lambda m: m.compare.risk - np.log10(m.compare.gap),
+            lambda m: m.compare.risk - np.log10(m.compare.gap.where(m.compare.gap > 0)),
             columns="risk_bound",
             section="Against lower bound and truth",
             caption="log10 of bounds of the test error over the gap between test and training error.",
