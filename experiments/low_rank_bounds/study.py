@@ -295,9 +295,9 @@ STUDY = lab.Study(
         lab.Control(
             "negative",
             "No lower bound lies above the proven bound.",
-            "log2 of (bound by ranks, one scale / lower bound)",
+            "log2 of (bound by ranks, one scale / lower bound), the least of the arms that reach the loss",
             Above(0.0),
-            lambda m: over_lower_bound(m).sel(bound=ONE_SCALE, drop=True) / math.log(2),
+            lambda m: over_lower_bound(m).sel(bound=ONE_SCALE, drop=True).min("arm") / math.log(2),
         ),
     ),
     figures=(
