@@ -95,6 +95,7 @@ with report.style():
         for ax, column, kind in zip(row, (0, 1), ("structured data", "noise"), strict=True):
             ax.plot(of_seeds[0][1], of_seeds[0][2][:, column], "k.", markersize=5)
             ax.set_ylim(-3, 3)
+            ax.set_xticks([-1, -0.5, 0, 0.5, 1])
             ax.set_title(f"{design}: {kind}")
     axes[0, 0].legend(fontsize=8)
 fig
