@@ -208,6 +208,7 @@ with report.style():
             size = np.mean([of_seed[factor] for of_seed in factors]) / np.log(10)
             ax.barh(row, size, left=ends[size > 0], height=0.6, color=report.PALETTE[place], label=factor if row == 0 else None)
             ends[size > 0] += size
+        ax.plot(sum(ends.values()), row, "ko", label="sum" if row == 0 else None)
     ax.set_yticks(range(len(judged)), list(judged))
     ax.invert_yaxis()
     ax.set(xlabel="log10 of the factors of the bound by ranks, over the margin")
