@@ -19,7 +19,7 @@
 # **The instruments.** `jaxbp.data.poisons` makes perturbations, `jaxbp.unlearnable` proves their separability or the opposite, refits the
 # last layer on a few clean images, and projects perturbations out ("What can we learn from unlearnable datasets?", NeurIPS 2023).
 #
-# **What this notebook can decide.** All of it for one small network on digits. The perturbations are large beside those of natural
+# **What this notebook can decide.** All of it for one small network on small MNIST. The perturbations are large beside those of natural
 # images: small digits are easier to learn. Swap the network in the cell "Your network", or load your own data.
 
 # %%
@@ -55,8 +55,8 @@ from jaxbp.data import poisons
 from jaxbp.ops.convolution import conv_with
 
 print(lab.start_jax())  # each CPU core a device of its own; what is compiled is kept for the next time
-digits = data.load("digits", validation=0, num_train=600)
-inputs, labels = digits.train
+mnist = data.load("mnist5k@14", validation=0, num_train=600)
+inputs, labels = mnist.train
 
 
 # %% [markdown]
@@ -85,16 +85,16 @@ net = models.from_linen(Net())
 # separable: a classifier shows it. The second are not: no affine classifier can be right on d and on -d in two classes.
 
 # %%
-SIZE = 0.3  # root mean square; pixels are from 0 to 1
+SIZE = 0.25  # root mean square; pixels are from 0 to 1
 angles = np.pi * np.arange(10) / 10
 frequencies = 1.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
 made = {
-    "patches": poisons.class_patches(jax.random.key(0), labels, digits.input_shape, 10, rms=SIZE, patch=2),
-    "waves": poisons.waves(jax.random.key(1), labels, digits.input_shape, frequencies, rms=SIZE),
+    "patches": poisons.class_patches(jax.random.key(0), labels, mnist.input_shape, 10, rms=SIZE, patch=4),
+    "waves": poisons.waves(jax.random.key(1), labels, mnist.input_shape, frequencies, rms=SIZE),
 }
 fresh = {
     "patches": made["patches"],  # a pattern a class: there are no others
-    "waves": poisons.waves(jax.random.key(2), labels, digits.input_shape, frequencies, rms=SIZE),
+    "waves": poisons.waves(jax.random.key(2), labels, mnist.input_shape, frequencies, rms=SIZE),
 }
 proofs = {}
 for name, perturbation in made.items():
@@ -115,7 +115,13 @@ projected = {name: unlearnable.project_out(part, spans[name]) for name, part in 
 fig, axes = report.figure(2, 5, width=9, height=3.8)
 with report.style():
     for row, name in zip(axes, made, strict=True):
-        pictures = (inputs[0], poisoned[name][0], made[name][0], np.asarray(weights[name])[:, 0].reshape(8, 8, 1), projected[name][0])
+        pictures = (
+            inputs[0],
+            poisoned[name][0],
+            made[name][0],
+            np.asarray(weights[name])[:, 0].reshape(mnist.input_shape),
+            projected[name][0],
+        )
         for ax, picture, title in zip(row, pictures, ("clean", "perturbed", "perturbation", "linear weights", "projected"), strict=True):
             ax.imshow(picture[..., 0], cmap="gray")
             ax.set_title(title, fontsize=10)
@@ -132,7 +138,7 @@ fig
 # themselves, in as many steps.
 
 # %%
-SEEDS, FEW, NUM_EPOCHS = range(5), 60, 15
+SEEDS, FEW, NUM_EPOCHS = range(4), 60, 15
 rows = np.arange(len(labels)) % FEW  # the first examples have the classes in proportion
 arms = {"clean": inputs, **poisoned, **{f"{name}, projected": part for name, part in projected.items()}}
 arms |= {f"clean, projected by {name}": unlearnable.project_out(inputs, spans[name]) for name in made}
@@ -157,10 +163,10 @@ def network(arm, seed):
     return jax.tree.map(lambda leaf: leaf[NAMES.index(arm) * len(SEEDS) + seed], trained)
 
 
-def accuracy(arm, images=digits.test.inputs):
+def accuracy(arm, images=mnist.test.inputs):
     """On test images, in per cent: one number a seed."""
     logits = [jax.jit(net.apply)(network(arm, seed), images) for seed in SEEDS]
-    return np.array([100 * float((logit.argmax(1) == digits.test.labels).mean()) for logit in logits])
+    return np.array([100 * float((logit.argmax(1) == mnist.test.labels).mean()) for logit in logits])
 
 
 tested = {arm: accuracy(arm) for arm in NAMES}
@@ -179,9 +185,9 @@ fig
 # %%
 def refitted(params):
     """Test accuracy in per cent."""
-    features = [np.asarray(jax.jit(net.features)(params, images)) for images in (inputs[:FEW], digits.test.inputs)]
+    features = [np.asarray(jax.jit(net.features)(params, images)) for images in (inputs[:FEW], mnist.test.inputs)]
     head = unlearnable.reweigh(features[0], labels[:FEW], 10, l2=0.1)
-    return 100 * head.accuracy(features[1], digits.test.labels)
+    return 100 * head.accuracy(features[1], mnist.test.labels)
 
 
 untrained = [net.init(key, inputs[:1])[0] for key in sweep.keys(SEEDS)]
