@@ -157,7 +157,8 @@ fig
 # %% [markdown]
 # ## Memory of the loss
 #
-# A drift passes for a slow correlation: autocorrelation times before and after a cubic trend is removed.
+# A drift passes for a slow correlation: autocorrelation times before and after a cubic trend is removed. Forty epochs are few: the
+# instrument calls a time reliable if the series is fifty times as long.
 
 # %%
 series = losses[:, -1, 0, RUN_UP + 1 :].mean(-1)  # of the base runs with the most label noise: seed, epoch
