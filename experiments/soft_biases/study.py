@@ -390,7 +390,7 @@ STUDY = lab.Study(
             name="polynomials",
             alt="polynomials of degree 150 over data",
             caption="Polynomials of degree 150 over 40 points, first seed: without a preference, with penalties (1 + j)^2, and with "
-            "gamma^j as chosen. Above structured data, below pure noise; a curve that leaves the panel is cut.",
+            "gamma^j as chosen. Left structured data, right pure noise; a curve that leaves the panel is cut.",
         ),
         report.SeedCurves(
             "random_features.error",
