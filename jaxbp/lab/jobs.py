@@ -18,7 +18,7 @@ import jax
 import threadpoolctl
 import xarray as xr
 
-from jaxbp.lab.archive import Archive, combine, read
+from jaxbp.lab.archive import Archive, combine, parts_of, read
 from jaxbp.lab.arms import to_dataset
 from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
@@ -29,9 +29,9 @@ from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
-_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study", "verdict_changes")
+_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "outline", "output", "run", "settings", "status", "study")
 _INFRASTRUCTURE = (
-    *(f"jaxbp.lab.{name}" for name in _FRAME),
+    *(f"jaxbp.lab.{name}" for name in (*_FRAME, "verdict_changes")),
     "jaxbp.sweep.scheduler",
     "jaxbp.runtime",
     "jaxbp.report",
@@ -194,8 +194,16 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
-    """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`.
+def run_jobs(
+    archive: Archive,
+    jobs: Sequence[Job],
+    *,
+    num_workers: int = 1,
+    recompute: bool = False,
+    reuse: bool = True,
+    result_fn: Callable[[Job, xr.Dataset], None] = lambda job, dataset: None,
+) -> None:
+    """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`; ``result_fn`` is shown each result.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
     busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
@@ -226,22 +234,23 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        scheduler.run([_work(jobs[number], archive, progress) for number in missing], num_workers=num_workers)
+        scheduler.run([_work(jobs[number], archive, progress, result_fn) for number in missing], num_workers=num_workers)
 
 
-def _work(job: Job, archive: Archive, progress: Progress) -> scheduler.Work:
+def _work(job: Job, archive: Archive, progress: Progress, result_fn: Callable[[Job, xr.Dataset], None]) -> scheduler.Work:
     def compute() -> xr.Dataset:
         progress.start(job.name)
         try:
             return job.compute(archive)
         except Exception as error:
-            progress.failed(job.name, error)
+            progress.failed(job.name, error, raised=True)  # the command tells it, once
             raise
 
     def keep(dataset: xr.Dataset) -> None:
         facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
         archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
         progress.done(job.name)
+        result_fn(job, dataset)
 
     return scheduler.Work(job.name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
 
@@ -260,6 +269,6 @@ def _changes(archive: Archive, jobs: Sequence[Job]) -> list[str]:
         if archive.contains(job.name, job.digest):
             continue
         for path in archive.others(job.name, job.digest):
-            before = json.loads(read(path).attrs.get("parts", "{}"))
+            before = parts_of(read(path), path)
             lines |= dict.fromkeys(line for line in explain(before, dict(job.parts)) if not line.startswith("result of "))
     return list(lines)

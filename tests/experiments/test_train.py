@@ -63,9 +63,12 @@ def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
     found = train.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
     capsys.readouterr()
     train.print_table(found)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    said = capsys.readouterr().out
+    assert "all settings: width 4, depth 1, momentum 0.9, weight_decay 0.001, batch_size 64\n" in said
+    assert max(map(len, said.splitlines())) <= 80  # no terminal
+    lines = [line for line in said.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines]
-    assert [(row[2], row[-2], row[-1]) for row in cells] == [("0.1", "2", "0"), ("1e+30", "0", "2")]
+    assert [(row[0], row[-2], row[-1]) for row in cells] == [("0.1", "2", "0"), ("1e+30", "0", "2")]
     accuracies = found.where(learning_rate=0.1).stack("test_accuracy")[0, :, -1]
     assert cells[0][-4].startswith(f"{accuracies.mean():.2f}"[:3])
     assert cells[1][-4] == "-"
@@ -95,6 +98,17 @@ def test_bad_arguments_are_told_before_anything_is_written(tmp_path, change, tol
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("content", [None, b"no archive"], ids=["missing", "damaged"])
+@pytest.mark.parametrize("until_decided", [False, True])
+def test_missing_and_damaged_data_leave_nothing_behind(tmp_path, content, until_decided):
+    if content:
+        (tmp_path / "mine.npz").write_bytes(content)
+    few = dataclasses.replace(SMALL, dataset=f"file:{tmp_path}/mine.npz", until_decided=until_decided, out=tmp_path / "run")
+    with pytest.raises(lab.SettingsError, match=r"mine\.npz"):
+        (train.train_until_decided if until_decided else train.train_all)(few)
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_is_instant_and_errors_are_one_line(tmp_path):
     script = "import sys; from experiments import train; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -102,6 +116,7 @@ def test_help_is_instant_and_errors_are_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "\nerror: epochs must be at least 1, got 0\n")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
     many = [*command(tmp_path), "--epochs", "100000", "--checkpoint-every", "3600"]
     with subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
