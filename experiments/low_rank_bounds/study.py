@@ -302,7 +302,7 @@ STUDY = lab.Study(
     ),
     figures=(
         report.SeedStrip(
-            lambda m: np.exp(m.compare.complexity),
+            lambda m: np.exp(m.compare.complexity.dropna("arm", how="all")),
             by="bound",
             panel_by="arm",
             log=True,
@@ -310,7 +310,8 @@ STUDY = lab.Study(
             name="complexity",
             xlabel="complexity",
             alt="bounds of the complexity, and a lower bound, by arm",
-            caption="Bounds of the complexity of all networks with the norms and ranks of the trained one, and a lower bound of it.",
+            caption="Bounds of the complexity of all networks with the norms and ranks of the trained one, and a lower bound of it. An arm "
+            "of which no seed reaches the training loss has no panel.",
         ),
         report.SeedStrip(
             "compare.test_accuracy",

@@ -291,7 +291,9 @@ def draw_widths(run: Any) -> Any:
         return None
     fig, axes = report.figure(len(cases), 1, squeeze=False)
     for ax, m in zip(axes[:, 0], cases, strict=True):
-        results, right = m.width_sweep.transpose("seed", "exponent", "width"), ax.twinx()
+        results = m.width_sweep.transpose("seed", "exponent", "width")
+        with report.style():
+            right = ax.twinx()
         exponents = results.exponent.values
         report.curve(ax, results.width, results.test_loss, label="test loss")
         right.set_prop_cycle(color=report.PALETTE[1:])
@@ -307,7 +309,7 @@ def draw_widths(run: Any) -> Any:
             right.spines["right"].set_visible(True)
             ax.set_title(f"{m.name}: tau {float(taus.mean()):.2f}" if taus.notnull().any() else f"{m.name}: too few widths fit for a tau")
             handles, labels = (ours + theirs for ours, theirs in zip(*(a.get_legend_handles_labels() for a in (ax, right)), strict=True))
-            ax.legend(handles, labels, fontsize=8)
+            ax.legend(handles, labels, fontsize=8, loc="upper center")
     return fig
 
 

@@ -24,7 +24,8 @@ _NUM_COLUMNS = 4  # of the legend
 class StackedBars(PanelFigure):
     """A bar for each coordinate of ``by``: means of the parts end to end, those below 0 to the left, and the sum of every seed as a dot.
 
-    Each array has the dimensions seed and ``parts``. Seeds with a part that is not finite are left out. Attributes are those of
+    Each array has the dimensions seed and ``parts``. Seeds with a part that is not finite are left out,
+    and counted beside the name. Attributes are those of
     `PanelFigure`, ``log`` left aside, and:
 
     Attributes:
@@ -43,13 +44,16 @@ class StackedBars(PanelFigure):
 
     def _fill(self, ax: "Axes", panel: Panel) -> None:
         with figures.style():
-            for row, array in enumerate(panel.arrays.values()):
+            labels = []
+            for row, (label, array) in enumerate(panel.arrays.items()):
                 names = [str(name) for name in array[self.parts].values]
                 table = np.asarray(array.transpose(..., self.parts), np.float64).reshape(-1, len(names))
-                table = table[np.isfinite(table).all(1)]
-                if len(table):
-                    self._bar(ax, row, dict(zip(names, table.T, strict=True)))
-            ax.set_yticks(range(len(panel.arrays)), list(panel.arrays))
+                shown = table[np.isfinite(table).all(1)]
+                if len(shown):
+                    self._bar(ax, row, dict(zip(names, shown.T, strict=True)))
+                missing = len(table) - len(shown)
+                labels.append(f"{label}\n({missing} of {len(table)} not shown)" if missing else label)
+            ax.set_yticks(range(len(labels)), labels)
             ax.set_ylim(len(panel.arrays) - 0.4, -0.6)  # first bar on top
             ax.grid(False, axis="y")
 
@@ -68,7 +72,7 @@ class StackedBars(PanelFigure):
 
     def _finish(self, ax: "Axes", panel: Panel, *, bottom: bool, legend: bool) -> None:
         ax.axvline(0, color="#444444", linewidth=0.8)
-        self._draw_upright_lines(ax, panel)
+        self._draw_upright_lines(ax, panel, label_on_top=True)
         if self.limits:
             ax.set_xlim(self.limits)
         if bottom or not self.stacked:

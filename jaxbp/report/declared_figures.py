@@ -217,11 +217,12 @@ class PanelFigure(DeclaredFigure):
             return [(label, float(place)) for label, place in places.items()]
         return [] if places is None else [("", place) for place in np.asarray(places, np.float64).ravel().tolist()]
 
-    def _draw_upright_lines(self, ax: "Axes", panel: Panel) -> None:
+    def _draw_upright_lines(self, ax: "Axes", panel: Panel, *, label_on_top: bool = False) -> None:
         for label, place in self._reference_lines(panel):
             ax.axvline(place, color="#444444", linestyle="--", linewidth=1)
-            beside = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7, "color": "#444444"}
-            ax.text(place, 0.02, label, transform=ax.get_xaxis_transform(), **beside)
+            height, end = (0.98, "top") if label_on_top else (0.02, "bottom")
+            beside = {"rotation": 90, "ha": "right", "va": end, "fontsize": 7, "color": "#444444"}
+            ax.text(place, height, label, transform=ax.get_xaxis_transform(), **beside)
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,7 @@ def test_bars_stack_parts_by_sign_and_show_every_seeds_sum(run, tmp_path, drawn)
     )
     bars.pictures(run, tmp_path)
     ax = drawn[0].axes[0]
-    assert row_names(ax) == ARMS
+    assert row_names(ax) == [f"none\n(1 of {SEEDS} not shown)", *ARMS[1:]]
     first, second, third = ax.patches[:3]
     values = run.cases[0].compare.norm.values[0, 1:]
     np.testing.assert_allclose([bar.get_width() for bar in (first, second, third)], values.mean(0)[:3] * [1, -1, 1])
