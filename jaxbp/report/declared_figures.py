@@ -221,7 +221,7 @@ class PanelFigure(DeclaredFigure):
         for label, place in self._reference_lines(panel):
             ax.axvline(place, color="#444444", linestyle="--", linewidth=1)
             height, end = (0.98, "top") if label_on_top else (0.02, "bottom")
-            beside = {"rotation": 90, "ha": "right", "va": end, "fontsize": 7, "color": "#444444"}
+            beside: dict[str, Any] = {"rotation": 90, "ha": "right", "va": end, "fontsize": 7, "color": "#444444"}
             ax.text(place, height, label, transform=ax.get_xaxis_transform(), **beside)
 
 
