@@ -15,6 +15,7 @@ import difflib
 import http.client
 import os
 import queue
+import re
 import ssl
 import sys
 import threading
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from jaxbp.data.files import DataError, RawData, RawSplit, checked_split
@@ -41,6 +43,7 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     builder, shape, num_classes = _built(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, builder, data_dir)
+        builder, _, _ = _built(name, data_dir)  # another thread or process may have prepared the set
     if "train" not in builder.info.splits:
         raise DataError(f"tfds:{name} has no train split, only {sorted(builder.info.splits)}")
     names = [split for split in ("train", "test") if split in builder.info.splits]
@@ -95,16 +98,26 @@ def _image_shape_and_classes(name: str, builder: Any, tfds: Any) -> tuple[tuple[
     return image.shape, label.num_classes
 
 
+def _one_at_a_time(name: str, folder: str) -> filelock.FileLock:
+    """A lock beside the prepared sets: TFDS fails where two threads or processes prepare one set at once."""
+    place = Path(folder).expanduser()
+    place.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(place / f".{re.sub(r'[^a-z0-9_]', '-', name)}.lock")
+
+
 def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> None:
     folder = _folder(data_dir)
     by_hand = f"or prepare it elsewhere with TFDS and copy its folder to {folder}"
     _import_tensorflow(f"tfds:{name} is not prepared in {folder}, and preparing", by_hand)
     _check_sources(name, builder, folder)
-    print(f"tfds:{name} is not prepared in {folder}: its files are fetched and prepared there, once", file=sys.stderr, flush=True)
-    # TFDS has array_record, which reads without TensorFlow, on Linux only
-    file_format = "array_record" if sys.platform == "linux" else None
     try:
-        builder.download_and_prepare(file_format=file_format)
+        with _one_at_a_time(name, folder):
+            if not _built(name, data_dir)[0].is_prepared():
+                print(
+                    f"tfds:{name} is not prepared in {folder}: its files are fetched and prepared there, once", file=sys.stderr, flush=True
+                )
+                # TFDS has array_record, which reads without TensorFlow, on Linux only
+                builder.download_and_prepare(file_format="array_record" if sys.platform == "linux" else None)
     except Exception as error:  # no network, a full disk, a changed checksum, ...
         raise DataError(
             f"tfds:{name} could not be downloaded and prepared ({error}). With a network it comes by itself; without, "

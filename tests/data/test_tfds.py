@@ -8,7 +8,9 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
+import types
 import urllib.error
 import warnings
 from pathlib import Path
@@ -236,6 +238,36 @@ def test_the_usual_sets_are_image_classification_sets(name, shape, num_classes, 
 
         builder = tfds.builder(name, data_dir=tmp_path)
         assert data_tfds._image_shape_and_classes(name, builder, tfds) == (shape, num_classes)
+
+
+def test_two_threads_prepare_a_set_once(tmp_path, monkeypatch):
+    prepared, at_once = [], threading.Barrier(2)
+
+    class Builder:
+        info = types.SimpleNamespace(splits={})
+
+        def is_prepared(self):
+            return bool(prepared)
+
+        def download_and_prepare(self, file_format):
+            time.sleep(0.2)
+            prepared.append(file_format)
+
+    monkeypatch.setattr(data_tfds, "_built", lambda *_: (Builder(), (8, 8, 1), 10))
+    for name in ("_import_tensorflow", "_check_sources"):
+        monkeypatch.setattr(data_tfds, name, lambda *_: None)
+
+    def read():
+        at_once.wait()
+        with contextlib.suppress(DataError):  # it has no train split
+            data_tfds.read("some/set:1.0.0", tmp_path / "new")
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(prepared) == 1
 
 
 # Fashion-MNIST as TFDS prepares it
