@@ -48,6 +48,8 @@ class Settings(lab.Settings):
       run_up: epochs before time averages begin.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     num_epochs: int
     run_up: int

@@ -38,10 +38,15 @@ def _key(name: str) -> str:
 
 
 class Archive:
-    """The finished jobs in the folder of a run that this process has opened for writing."""
+    """The finished jobs in the folder of a run that this process has opened for writing.
 
-    def __init__(self, store: Store):
-        self.store, self.folder = store, store.folder / FOLDER
+    Args:
+      store: of the folder.
+      keeps_others: keep results of a job for other digests, too: those of other settings, in the folder of a map.
+    """
+
+    def __init__(self, store: Store, *, keeps_others: bool = False):
+        self.store, self.folder, self._keeps_others = store, store.folder / FOLDER, keeps_others
         self.folder.mkdir(exist_ok=True)
 
     def tidy(self) -> None:
@@ -57,14 +62,16 @@ class Archive:
         return self.path(name, digest).exists()
 
     def put(self, name: str, digest: str, dataset: xr.Dataset, **attributes: str) -> None:
-        """Write a job's result; when this returns the file is on disk whole, and results of the job for other digests are gone.
+        """Write a job's result; when this returns the file is on disk whole.
+
+        Results of the job for other digests are gone then, unless this archive keeps them.
 
         Raises:
           StoreError: the file cannot be written.
         """
         dataset = dataset.assign_attrs(job=name, digest=digest, **attributes)
         self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), to_bytes(dataset))
-        for path in self.others(name, digest):
+        for path in () if self._keeps_others else self.others(name, digest):
             path.unlink(missing_ok=True)
 
     def get(self, name: str, digest: str) -> xr.Dataset:

@@ -7,6 +7,7 @@ the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 
 import collections
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -23,13 +24,17 @@ from jaxbp.lab.arms import to_dataset
 from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
-from jaxbp.runtime.fingerprint import explain, fingerprint
+from jaxbp.runtime.fingerprint import Fingerprint, explain, fingerprint
 from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
-_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "output", "run", "settings", "status", "study", "verdict_changes")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
+_FRAME = (
+    *("adaptive", "archive", "cli", "compare", "execute", "jobs", "map_axes", "map_cells", "map_run"),
+    *("output", "run", "settings", "status", "study", "verdict_changes"),
+)
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in _FRAME),
     "jaxbp.sweep.scheduler",
@@ -98,8 +103,12 @@ def _at(point: Mapping[str, Any], dataset: xr.Dataset) -> xr.Dataset:
     return dataset.sel({axis: list(value) if isinstance(value, tuple) else value for axis, value in shared.items()}, drop=True)
 
 
-def plan(study: Study, settings: Any) -> list[Job]:
-    """Every job of a run, needed ones first; those of a stage in the order of the cases and of the axes' coordinates."""
+def plan(study: Study, settings: Any, codes: dict[Callable, Fingerprint] | None = None) -> list[Job]:
+    """Every job of a run, needed ones first; those of a stage in the order of the cases and of the axes' coordinates.
+
+    ``codes`` keeps the fingerprints of the stages from one plan to the next.
+    """
+    codes = {} if codes is None else codes
     jobs: list[Job] = []
     by_stage: dict[tuple[Callable, str], list[Job]] = {}
     for stage in study.stages:
@@ -108,7 +117,9 @@ def plan(study: Study, settings: Any) -> list[Job]:
                 f"seeds cannot be added to stage {stage.name} of {study.id}, which reads num_seeds: put `settings.seed_blocks` "
                 "on the axis seed of its `over`, or run a fixed number of seeds"
             )
-        code = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
+        if stage.fn not in codes:
+            codes[stage.fn] = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
+        code = codes[stage.fn]
         of_stage: list[Job] = []
         for case in settings.cases:
             if not stage.where(case, settings):
@@ -195,10 +206,7 @@ def _digest(value: Any) -> str:
 
 
 def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
-    """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`.
-
-    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
-    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+    """Compute the jobs that the folder and the runs beside it lack.
 
     Raises:
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
@@ -214,39 +222,65 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
             )
         archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
         if reuse:
-            _take_over(archive, jobs)
-    jobs = _in_groups(jobs)
-    missing = processes.from_first([number for number, job in enumerate(jobs) if not archive.contains(job.name, job.digest)])
-    if done := len(jobs) - len(missing):
-        print(f"{done} of {len(jobs)} jobs are in {archive.store.folder} already")
-    units = {job.name: (None, job.weight) for job in jobs}
-    finished = units.keys() - {jobs[number].name for number in missing}
+            take_over(archive, jobs)
+    compute_missing(archive, {job.name: job for job in jobs}, num_workers=num_workers)
+
+
+class JobError(RuntimeError):
+    """A job failed; the message is that of its error."""
+
+
+def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: int = 1, tolerant: bool = False) -> dict[str, Exception]:
+    """Compute the jobs, given by what progress calls them, whose results the archive lacks, by `jaxbp.sweep.scheduler`.
+
+    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
+    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+
+    Args:
+      archive: in which all results are kept.
+      jobs: needed ones first.
+      num_workers: jobs that this process computes beside each other.
+      tolerant: the other jobs go on after one that fails; a job that needs its result fails, too.
+
+    Returns:
+      The errors of the jobs that failed, in this process.
+    """
+    names = {job.digest: name for name, job in jobs.items()}
+    ordered = _in_groups(list(jobs.values()))
+    missing = processes.from_first([number for number, job in enumerate(ordered) if not archive.contains(job.name, job.digest)])
+    if done := len(ordered) - len(missing):
+        print(f"{done} of {len(ordered)} jobs are in {archive.store.folder} already")
+    units = {name: (None, job.weight) for name, job in jobs.items()}
+    finished = units.keys() - {names[ordered[number].digest] for number in missing}
     index, count = jax.process_index(), jax.process_count()
     with (
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        scheduler.run([_work(jobs[number], archive, progress) for number in missing], num_workers=num_workers)
+        work = [_work(names[job.digest], job, archive, progress, tolerant=tolerant) for job in (ordered[number] for number in missing)]
+        return scheduler.run(work, num_workers=num_workers, tolerated=(JobError,) if tolerant else ())
 
 
-def _work(job: Job, archive: Archive, progress: Progress) -> scheduler.Work:
+def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant: bool = False) -> scheduler.Work:
     def compute() -> xr.Dataset:
-        progress.start(job.name)
+        progress.start(name)
         try:
             return job.compute(archive)
         except Exception as error:
-            progress.failed(job.name, error)
+            progress.failed(name, error)
+            if tolerant and not isinstance(error, StoreError) and getattr(error, "errno", None) not in _DISK_FULL:
+                raise JobError(f"{type(error).__name__}: {error}") from error
             raise
 
     def keep(dataset: xr.Dataset) -> None:
         facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
         archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
-        progress.done(job.name)
+        progress.done(name)
 
-    return scheduler.Work(job.name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
+    return scheduler.Work(name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
 
 
-def _take_over(archive: Archive, jobs: Sequence[Job]) -> None:
+def take_over(archive: Archive, jobs: Sequence[Job]) -> None:
     """Copy results of equal jobs from the runs beside this one."""
     sources = [archive.reuse(job.name, job.digest) for job in jobs if not archive.contains(job.name, job.digest)]
     for source in sorted({path for path in sources if path}):

@@ -1,4 +1,4 @@
-"""The table of verdicts in the terminal."""
+"""Verdicts and maps in the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxbp.claims import ClaimMap
+from jaxbp.claims.claim_map import value_text
 from jaxbp.report import format_interval
+from jaxbp.report.claim_maps import along_sentences, explained_rows
 
 _COLOURS = {
     "supported": "green",
@@ -17,6 +20,7 @@ _COLOURS = {
     "undecided": "yellow",
     "not tested": "bright_black",
     "void": "bright_black",
+    "failed": "red",
 }
 
 
@@ -40,6 +44,26 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
         table.add_row(escape(v.claim.id), claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
     print_table(table)
     print(f"page: {page}")
+
+
+def print_map(found: ClaimMap, folder: Path) -> None:
+    """A line for each specification, what explains the effect, where the outcome flips, and the place of the page."""
+    table = Table(title=escape(f"{found.claim.id} {found.claim.statement}"), title_justify="left")
+    for column in (*(axis.name for axis in found.all_axes), "effect", "seeds", "outcome"):
+        table.add_column(escape(column))
+    for spec in found.specifications:
+        values = [value_text(spec.point[axis.name]) if axis.name in spec.point else "-" for axis in found.all_axes]
+        table.add_row(*map(escape, (*values, format_interval(spec.interval), str(spec.num_seeds))), outcome(spec.outcome))
+    print_table(table)
+    for cell in found.cells:
+        if cell.failure:
+            print(f"failed: {cell.name}: {cell.failure}")
+    print(f"{found.claim.id} {found.headline}")
+    for name, share, noise in explained_rows(found):
+        print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")
+    for along in found.along:
+        print(f"  along {along.axis.name}: {' '.join(along_sentences(along))}")
+    print(f"page: {folder / 'map.html'}")
 
 
 def print_table(table: Any) -> None:

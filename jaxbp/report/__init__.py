@@ -5,7 +5,8 @@ phone, a dark screen, paper, a keyboard and a screen reader. Verdicts come first
 the claim holds; then each study's figures and tables, its settings, and what to type to repeat it.
 
 A study declares its figures (`SeedStrip`, `SeedCurves`, `CustomFigure`) and tables (`MeanTable`, `CustomTable`);
-`build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of one's own.
+`build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of one's own, and
+`write_map_page` for a `jaxbp.claims.ClaimMap`.
 
 >>> from jaxbp import report, stats
 >>> report.format_interval(stats.t_interval([0.931, 0.934, 0.929, 0.937]))
@@ -18,6 +19,7 @@ from jaxbp.report.declared_figures import CASES, CustomFigure, SeedCurves, SeedS
 from jaxbp.report.declared_tables import CustomTable, MeanTable
 from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
+from jaxbp.report.map_page import write_map_page
 from jaxbp.report.outcomes import tally
 from jaxbp.report.page import StudySection, write_page
 from jaxbp.report.study_sections import build_sections, draw_figures
