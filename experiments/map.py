@@ -48,6 +48,8 @@ class Arguments:
     """Folder of the map; default runs/map-CLAIM-PRESET."""
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
+    plan: bool = False
+    """Say what the map would cost at least, from the times of jobs that this machine has computed, and compute nothing."""
     reuse: bool = True
     """Take over equal results from the runs in the folders nearby."""
 
@@ -72,6 +74,10 @@ def main() -> None:
             command=f"python -m experiments.map {shlex.join(sys.argv[1:])}",
         )
         axes = importlib.import_module("jaxbp.lab.map_axes").parse_axes(arguments.vary)
+        if arguments.plan:
+            costs = lab.map_cost(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
+            importlib.import_module("jaxbp.lab.output").print_plan(costs, len(devices))
+            return
         found = lab.map(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
         importlib.import_module("jaxbp.lab.output").print_map(found, folder)
 

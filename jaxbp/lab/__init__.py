@@ -19,7 +19,7 @@ from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 if TYPE_CHECKING:
     from jaxbp.lab.adaptive import until_decided
     from jaxbp.lab.arms import along, device, program, sweep, to_dataset
-    from jaxbp.lab.map_run import MapOptions, open_map
+    from jaxbp.lab.map_run import MapOptions, map_cost, open_map
     from jaxbp.lab.map_run import map_claim as map  # noqa: A004 - read as ``lab.map``
     from jaxbp.lab.run import CaseResults, Run
     from jaxbp.lab.run import open_run as open  # noqa: A004 - read as ``lab.open``
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LATE = {
     "until_decided": "jaxbp.lab.adaptive",
     **dict.fromkeys(("along", "device", "program", "sweep", "to_dataset"), "jaxbp.lab.arms"),
-    **dict.fromkeys(("MapOptions", "map", "open_map"), "jaxbp.lab.map_run"),
+    **dict.fromkeys(("MapOptions", "map", "map_cost", "open_map"), "jaxbp.lab.map_run"),
     **dict.fromkeys(("CaseResults", "Run", "open"), "jaxbp.lab.run"),
     **dict.fromkeys(("Control", "Measure", "Stage", "Study"), "jaxbp.lab.study"),
     "start_jax": "jaxbp.runtime.jax_setup",

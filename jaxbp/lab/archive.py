@@ -112,16 +112,44 @@ class Archive:
 
     @functools.cached_property
     def _elsewhere(self) -> dict[str, Path]:
-        """Results by digest in the folders beside this run's, in those inside them, and in those beside the parent folder."""
-        run = self.store.folder.absolute()
-        patterns = [(run.parent, f"*/{FOLDER}"), (run.parent, f"lab-*/*/{FOLDER}")]
-        patterns += [(run.parent.parent, f"*/{FOLDER}"), (run.parent.parent, f"*/{run.name}/{FOLDER}")]
-        places: list[Path] = []
-        for folder, pattern in patterns:
-            with contextlib.suppress(OSError):  # a neighbour that cannot be read has nothing to give
-                places += folder.glob(pattern)
-        files = [path for place in sorted(set(places)) if place.parent != run for path in place.glob("*-*.nc")]
-        return {path.stem.partition("-")[2]: path for path in files}
+        return results_nearby(self.store.folder)
+
+
+def results_nearby(folder: Path) -> dict[str, Path]:
+    """Results by digest in the folders beside that of a run, in those inside them, and in those beside the parent folder."""
+    run = folder.absolute()
+    patterns = [(run.parent, f"*/{FOLDER}"), (run.parent, f"lab-*/*/{FOLDER}")]
+    patterns += [(run.parent.parent, f"*/{FOLDER}"), (run.parent.parent, f"*/{run.name}/{FOLDER}")]
+    places: list[Path] = []
+    for parent, pattern in patterns:
+        with contextlib.suppress(OSError):  # a neighbour that cannot be read has nothing to give
+            places += parent.glob(pattern)
+    return _by_digest(place for place in sorted(set(places)) if place.parent != run)
+
+
+def _by_digest(places: Iterable[Path]) -> dict[str, Path]:
+    return {path.stem.partition("-")[2]: path for place in places for path in place.glob("*-*.nc")}
+
+
+class Results:
+    """Read access to what the folder of a run and those nearby hold, whether or not the folder is there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.paths = results_nearby(folder) | _by_digest([folder / FOLDER])
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the runs."""
+        return sorted({path.parent.parent for path in self.paths.values()} | {self.folder})
+
+    def contains(self, name: str, digest: str) -> bool:
+        """As `Archive.contains`."""
+        return digest in self.paths
+
+    def get(self, name: str, digest: str) -> xr.Dataset:
+        """As `Archive.get`."""
+        return read(self.paths[digest])
 
 
 def to_bytes(dataset: xr.Dataset) -> bytes:

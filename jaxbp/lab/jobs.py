@@ -7,6 +7,7 @@ the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 
 import collections
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -19,8 +20,10 @@ import jax
 import threadpoolctl
 import xarray as xr
 
+from jaxbp.lab import job_times
 from jaxbp.lab.archive import Archive, combine, read
 from jaxbp.lab.arms import to_dataset
+from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
@@ -29,10 +32,11 @@ from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
+_SIZES = ("num_epochs", "num_train")  # to which the time of a job is about proportional
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
 _FRAME = (
-    *("adaptive", "archive", "cli", "compare", "execute", "jobs", "map_axes", "map_cells", "map_run"),
+    *("adaptive", "archive", "cli", "compare", "cost_plan", "execute", "job_times", "jobs", "map_axes", "map_cells", "map_run"),
     *("output", "run", "settings", "status", "study", "verdict_changes"),
 )
 _INFRASTRUCTURE = (
@@ -71,6 +75,23 @@ class Job:
         """The job's share of the time."""
         return self.stage.cost(self.case, self.settings, **self.point)
 
+    @property
+    def scale(self) -> dict[str, float]:
+        """The sizes that decide the job's time and of which the cost of its stage knows nothing."""
+        sizes = {}
+        for name in _SIZES:
+            owner = self.case if name in _fields(self.case) else self.settings
+            value = getattr(owner, name, None) if name in _fields(owner) else None
+            if isinstance(value, int) and not self._cost_knows(owner, name, value):
+                sizes[name] = float(value)
+        return sizes
+
+    def _cost_knows(self, owner: Any, name: str, value: int) -> bool:
+        """Whether the cost of the stage changes with a size."""
+        other = dataclasses.replace(owner, **{name: 2 * value})
+        case, settings = (other, self.settings) if owner is self.case else (self.case, other)
+        return self.stage.cost(case, settings, **self.point) != self.weight
+
     def compute(self, archive: Archive) -> xr.Dataset:
         """The result."""
         needed = [_at(self.point, gather(archive, jobs)) for jobs in self.needs]
@@ -91,6 +112,10 @@ class Job:
             elif size is not None:
                 raise ValueError(f"{self.name} is one {axis}, so its result must not have the axis {axis!r}")
         return dataset
+
+
+def _fields(owner: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else set()
 
 
 def gather(archive: Archive, jobs: Sequence[Job]) -> xr.Dataset:
@@ -262,10 +287,13 @@ def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: i
 
 
 def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant: bool = False) -> scheduler.Work:
+    took = JobTime(job.stage.name, job.case.name, "", job.weight, job.scale)
+
     def compute() -> xr.Dataset:
         progress.start(name)
         try:
-            return job.compute(archive)
+            with job_times.timed(took):
+                return job.compute(archive)
         except Exception as error:
             progress.failed(name, error)
             if tolerant and not isinstance(error, StoreError) and getattr(error, "errno", None) not in _DISK_FULL:
@@ -275,6 +303,8 @@ def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant
     def keep(dataset: xr.Dataset) -> None:
         facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
         archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
+        took.num_bytes = archive.path(job.name, job.digest).stat().st_size
+        job_times.write(archive.store.folder, took)
         progress.done(name)
 
     return scheduler.Work(name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)

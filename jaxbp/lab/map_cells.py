@@ -13,7 +13,7 @@ import xarray as xr
 
 from jaxbp.claims import Claim, MapCell, Verdict, judge_all, judge_control
 from jaxbp.claims.claim_map import name_of
-from jaxbp.lab.archive import Archive
+from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.jobs import Job, plan
 from jaxbp.lab.run import Run
 from jaxbp.lab.settings import SettingsError
@@ -32,7 +32,7 @@ class NeededError(LookupError):
 class _Asking:
     """An `Archive` that says what it lacks."""
 
-    def __init__(self, archive: Archive):
+    def __init__(self, archive: Archive | Results):
         self._archive = archive
 
     def get(self, name: str, digest: str) -> xr.Dataset:
@@ -115,7 +115,7 @@ class CellState:
         """Whether nothing is left to compute or judge."""
         return self.verdict is not None or bool(self.failure)
 
-    def advance(self, archive: Archive, errors: Mapping[str, str]) -> list[Job]:
+    def advance(self, archive: Archive | Results, errors: Mapping[str, str]) -> list[Job]:
         """Judge the claim if all is there; else return the jobs that are needed for it, needed ones first.
 
         Args:
@@ -146,7 +146,7 @@ class CellState:
         kind = "" if isinstance(error, SettingsError) else f"{type(error).__name__}: "
         self.failure = f"{kind}{error}" or type(error).__name__
 
-    def _ask(self, archive: Archive) -> tuple[list[Job], tuple[Verdict, bool]]:
+    def _ask(self, archive: Archive | Results) -> tuple[list[Job], tuple[Verdict, bool]]:
         """What is missing, and otherwise the verdict and whether more seeds may change it."""
         question = self._question
         run = Run(question.study, self.settings, list(self._jobs.values()), _Asking(archive))  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ class CellState:
         else:
             self.verdict = verdict
 
-    def _with_needs(self, archive: Archive, asked: Iterable[str]) -> list[Job]:
+    def _with_needs(self, archive: Archive | Results, asked: Iterable[str]) -> list[Job]:
         """The jobs asked for, with all others of their stage and case and what they need, as far as the archive lacks them."""
         stages = {(self._jobs[digest].stage.fn, self._jobs[digest].case) for digest in asked}
         wanted: dict[str, None] = {}

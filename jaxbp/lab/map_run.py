@@ -17,8 +17,9 @@ import xarray as xr
 from jaxbp import report
 from jaxbp.claims import Axis, ClaimMap
 from jaxbp.lab import map_axes
-from jaxbp.lab.archive import Archive, read, to_bytes
+from jaxbp.lab.archive import Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
+from jaxbp.lab.cost_plan import StageCost, estimate
 from jaxbp.lab.jobs import Job, compute_missing, take_over
 from jaxbp.lab.map_cells import CellState, Question, shared_case_names
 from jaxbp.lab.settings import Arguments, SettingsError, as_json
@@ -86,12 +87,7 @@ def map_claim(
     """
     study, varied = load(study), map_axes.as_axes(axes)
     question = Question(study, claim, options.with_controls)
-    map_axes.check_known(settings, varied)
-    points = map_axes.points(varied, options.num_cells, options.sampling, options.seed)
-    codes: dict[Callable, Fingerprint] = {}
-    cells = [CellState(question, point, _settings_fn(settings, point, options.only_cases), codes) for point in points]
-    if all(cell.failure for cell in cells):
-        raise SettingsError(f"no cell of the map can run; the first, {cells[0].result().name}: {cells[0].failure}")
+    cells = _cells(question, varied, settings, options)
     folder = Path(out or Path("runs") / f"map-{claim}")
     with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(options.devices)) as store:
         archive = Archive(store, keeps_others=True)
@@ -107,6 +103,29 @@ def map_claim(
             )
             write(result, store)
     return result
+
+
+def map_cost(study: Any, claim: str, axes: Sequence[Axis], *, settings: Any, out: Path, options: MapOptions) -> list[StageCost]:
+    """What a map would cost by stage, at least: what the claim asks for first in each cell, and what that needs.
+
+    Raises:
+      SettingsError: as `map_claim`.
+    """
+    question, results = Question(load(study), claim, options.with_controls), Results(out)
+    jobs: dict[str, Job] = {}
+    for cell in _cells(question, map_axes.as_axes(axes), settings, options):
+        jobs |= {job.digest: job for job in cell.advance(results, {})}
+    return estimate(list(jobs.values()), results.paths, results.folders)
+
+
+def _cells(question: Question, axes: Sequence[Axis], settings: Any, options: MapOptions) -> list[CellState]:
+    map_axes.check_known(settings, axes)
+    points = map_axes.points(axes, options.num_cells, options.sampling, options.seed)
+    codes: dict[Callable, Fingerprint] = {}
+    cells = [CellState(question, point, _settings_fn(settings, point, options.only_cases), codes) for point in points]
+    if all(cell.failure for cell in cells):
+        raise SettingsError(f"no cell of the map can run; the first, {cells[0].result().name}: {cells[0].failure}")
+    return cells
 
 
 def _settings_fn(base: Any, point: Mapping[str, Any], only_cases: Sequence[str]) -> Callable[[], Any]:

@@ -1,6 +1,6 @@
 """Verdicts and maps in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from rich.table import Table
 
 from jaxbp.claims import ClaimMap
 from jaxbp.claims.claim_map import value_text
+from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
 from jaxbp.report.claim_maps import along_sentences, explained_rows
+from jaxbp.runtime.progress import format_seconds
 
 _COLOURS = {
     "supported": "green",
@@ -64,6 +66,34 @@ def print_map(found: ClaimMap, folder: Path) -> None:
     for along in found.along:
         print(f"  along {along.axis.name}: {' '.join(along_sentences(along))}")
     print(f"page: {folder / 'map.html'}")
+
+
+def print_plan(costs: Sequence[StageCost], num_workers: int) -> None:
+    """What a run would cost by stage and in all, each number an estimate with its basis."""
+    table = Table(title="What the run would cost: an estimate", title_justify="left")
+    for column in ("stage", "jobs", "there", "time", "programs", "disk", "basis"):
+        table.add_column(column, justify="left" if column in ("stage", "basis") else "right", no_wrap=column in ("time", "disk"))
+    for cost in costs:
+        seconds, size = _or_dash(cost.seconds, format_seconds), _or_dash(cost.num_bytes, _format_bytes)
+        counts = (str(cost.num_jobs), str(cost.num_there), seconds, _or_dash(cost.programs, str), size)
+        table.add_row(escape(cost.stage), *counts, escape(cost.basis))
+    print_table(table)
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    peaks = [cost.peak_mib for cost in costs if cost.peak_mib]
+    unknown = ", ".join(cost.stage for cost in costs if cost.seconds is None)
+    total = sum(known)
+    print(f"time, one job after another: {format_seconds(total)}; {num_workers} at once: {format_seconds(total / num_workers)}")
+    print(f"peak memory of a process so far: {max(peaks)} MiB" if peaks else "peak memory: not known yet")
+    if unknown:
+        print(f"not in it, for want of timed jobs: {unknown}")
+
+
+def _or_dash(value: Any, form_fn: Callable[[Any], str]) -> str:
+    return "-" if value is None else form_fn(value)
+
+
+def _format_bytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def print_table(table: Any) -> None:
