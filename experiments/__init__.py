@@ -1,8 +1,12 @@
 """The studies: programs that test claims, each runnable with ``python -m``; and the guides to the lab.
 
-.. include:: guide/plan.md
+.. include:: guide/results.md
+.. include:: guide/studies.md
+.. include:: guide/instruments.md
+.. include:: guide/sweeps.md
 .. include:: guide/own_study.md
 .. include:: guide/verdicts.md
+.. include:: guide/plan.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
 .. include:: guide/batch_norm_kernels.md

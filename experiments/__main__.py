@@ -6,6 +6,7 @@ writes ``verdicts.json`` and ``report.html`` of all of them there. A run that wa
 
 import dataclasses
 import importlib
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -82,18 +83,32 @@ def main() -> None:
         settings = [_settings(study, arguments) for study in chosen]  # wrong arguments are told before any work
         devices = lab.start_jax(arguments.cluster)
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
-        sections = []
+        sections: list[Any] = []
+        failures: dict[str, Exception] = {}
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
             more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
             command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"
             options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}
-            sections.append(execute.run(study, its, folder / study.name, **options))
-        if all(sections):  # in the first process
-            verdicts = execute.write_page(folder, TITLE, LEAD, sections)
-            execute.print_verdicts(verdicts, folder / "report.html")
+            try:
+                section = execute.run(study, its, folder / study.name, **options)
+            except Exception as error:
+                if not lab.can_go_on_after(error):
+                    raise
+                failures[study.id] = error
+                print(f"\n{study.id} failed: {error}\n", flush=True)
+                continue
+            if section:  # in the first process
+                sections.append(section)
+                execute.write_page(folder, TITLE, LEAD, sections)
+        if sections:
+            execute.print_verdicts([verdict for section in sections for verdict in section.verdicts], folder / "report.html")
             print(f"wall time {time.monotonic() - began:.0f} s")
+        if failures:
+            told = "; ".join(f"{name}: {error}" for name, error in failures.items())
+            print(f"\nerror: {len(failures)} of {len(chosen)} studies failed, the page lacks them. {told}", file=sys.stderr)
+            sys.exit(2)
 
 
 def choose(only: str | None) -> list[Any]:

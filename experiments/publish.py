@@ -1,8 +1,9 @@
-"""The README's table and picture of claims, from a run of the whole lab; never by hand.
+"""Tables and pictures of the claims in README and guide, from a run of the whole lab; never by hand.
 
 ``python -m experiments.publish RUN`` copies the verdicts of a finished ``python -m experiments`` and what is worth knowing about it to
-``experiments/published``, which is kept under version control, draws the picture there, and writes the README's table between its
-markers. Without RUN table and picture are made anew from what was published last.
+``experiments/published``, which is kept under version control, draws the pictures there, and writes the tables between the markers of the
+README (a claim a study) and of the guide's page of results (all claims). Without RUN tables and pictures are made anew from what was
+published last.
 """
 
 import dataclasses
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "published"
 README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "guide" / "results.md"
+HEADLINES = ("S1.a", "S2.b", "S3.b", "S4.c", "S5.b", "S6.a", "S7.c", "S8.d", "S9.a", "S10.a")  # a study's claim that the README shows
 BEGIN, END = "<!-- begin: python -m experiments.publish -->", "<!-- end -->"
 _FACTS = ("started", "python", "packages", "devices", "git_commit")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Publish a run of the whole lab in the README, or make table and picture anew from what was published."""
+    """Publish a run of the whole lab in README and guide, or make tables and pictures anew from what was published."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a finished `python -m experiments`."""
@@ -43,10 +46,12 @@ def main() -> None:
         if arguments.run:
             take(arguments.run)
         verdicts = claims.read_verdicts(FOLDER / "verdicts.json")
-        draw(verdicts)
-        text = README.read_text("utf-8")
-        write_atomically(README, with_table(text, table(verdicts, facts())).encode())
-        print(f"{len(verdicts)} claims are in {README} and {FOLDER}")
+        headlines = [verdict for verdict in verdicts if verdict.claim.id in HEADLINES]
+        draw(verdicts, "verdicts")
+        draw(headlines, "headlines")
+        for page, text in ((README, summary(headlines, facts())), (RESULTS, table(verdicts, facts()))):
+            write_atomically(page, with_table(page, text).encode())
+        print(f"{len(verdicts)} claims are in {README}, {RESULTS} and {FOLDER}")
 
 
 def take(run: Path) -> None:
@@ -112,10 +117,28 @@ def table(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
         command = f"`{commands[claim.id.partition('.')[0]]}`"
         cells = (f"{claim.id} {claim.statement}", paper, ours, _outcome(verdict), command)
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, "", _note(known)])
+
+
+def summary(verdicts: Sequence["Verdict"], known: Mapping[str, Any]) -> str:
+    """A few claims in Markdown, in short: the claim, the outcome, and whether that is what its paper says."""
+    from jaxbp.report import beside_paper, format_interval
+
+    lines = ["| claim | measured | outcome |", "|---|---|---|"]
+    for verdict in verdicts:
+        claim = verdict.claim
+        told = beside_paper(verdict)
+        outcome = f"{_outcome(verdict)}{f' ({told})' * bool(told)}"
+        cells = (f"{claim.id} {claim.statement}", f"{claim.measure}: {format_interval(verdict.interval)}", outcome)
+        lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, "", _note(known)])
+
+
+def _note(known: Mapping[str, Any]) -> str:
+    """Which run it was."""
     packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
     devices = f"{len(known['devices'])} x {known['devices'][0]}"
-    note = f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
-    return "\n".join([*lines, "", note])
+    return f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
 
 
 def _outcome(verdict: "Verdict") -> str:
@@ -124,21 +147,21 @@ def _outcome(verdict: "Verdict") -> str:
     return f"**{verdict.verdict}**" + f": {counts}" * bool(counts)
 
 
-def with_table(text: str, new: str) -> str:
-    """The README's text with ``new`` between its markers.
+def with_table(page: Path, new: str) -> str:
+    """A page's text with ``new`` between its markers.
 
     Raises:
       SettingsError: the markers are not there once each, in order.
     """
-    before, found, rest = text.partition(BEGIN)
+    before, found, rest = page.read_text("utf-8").partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed) or BEGIN in after:
-        raise lab.SettingsError(f"{README} needs the lines {BEGIN} and {END}, once, around the table")
+        raise lab.SettingsError(f"{page} needs the lines {BEGIN} and {END}, once, around the table")
     return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
-def draw(verdicts: Sequence["Verdict"]) -> None:
-    """The picture: a row a claim, its interval over the region in which the claim holds, each row on a scale of its own."""
+def draw(verdicts: Sequence["Verdict"], name: str) -> None:
+    """A picture: a row a claim, its interval over the region in which the claim holds, each row on a scale of its own."""
     from jaxbp import report
 
     colours = {"supported": "#009E73", "contradicted": "#D55E00", "mixed": "#CC79A7"}
@@ -159,8 +182,8 @@ def draw(verdicts: Sequence["Verdict"]) -> None:
             fontsize=10,
             x=-1.0,
         )
-    report.save_figure(fig, FOLDER, "verdicts")
-    (FOLDER / "verdicts.png").unlink()  # the README shows the other
+    report.save_figure(fig, FOLDER, name)
+    (FOLDER / f"{name}.png").unlink()  # the pages show the other
 
 
 def _draw_row(ax: Any, row: int, verdict: "Verdict", colour: str) -> None:

@@ -43,7 +43,7 @@ FINDS = Claim(
 )
 SIZE = Claim(
     "S5.b",
-    "Near convergence it tells the eigenvalue's size, to within a factor of two.",
+    "Near convergence power iteration tells the size of that eigenvalue, to within a factor of two.",
     _SOURCE,
     "share of seeds with a negative estimate within a factor of two",
     Above(0.5),

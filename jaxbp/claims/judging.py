@@ -193,7 +193,10 @@ def _worst(cases: Iterable[CaseVerdict], badness_fn: Callable[[Interval], float]
 
 
 def _notes(cases: Sequence[CaseVerdict], worst: CaseVerdict | None, suspects: Sequence[str]) -> list[str]:
-    notes = [f"{case.case}: {case.note}." for case in cases if case.note]
+    by_note: dict[str, list[str]] = {}
+    for case in cases:
+        by_note.setdefault(case.note, []).append(case.case)
+    notes = [f"{'; '.join(names)}: {note}." for note, names in by_note.items() if note]
     if len(cases) > 1 and worst:
         notes.insert(0, f"Shown is the least favourable of {len(cases)} cases, {worst.case}.")
     if suspects:

@@ -73,7 +73,7 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os._exit(preemption.PIPE_CLOSED)
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("jaxbp", "experiments"):
+        if _is_for_users(error):
             _leave(2, f"error: {error}")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _leave(2, f"error: {error.strerror}: {error.filename or folder}. Make room. {again}")
@@ -85,6 +85,16 @@ def guarded(folder: str | os.PathLike) -> Iterator[None]:
         _leave(130, f"stopped. {again}")
     except preemption.Terminated:
         _leave(preemption.TERMINATED, f"terminated. {again}")
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Whether an error's class is the project's own, so that its message is written for users."""
+    return type(error).__module__.partition(".")[0] in ("jaxbp", "experiments")
+
+
+def can_go_on_after(error: Exception) -> bool:
+    """Whether work beside what failed may go on: the message is written for users, and no other process waits for this one."""
+    return _is_for_users(error) and not _several_processes()
 
 
 def _several_processes() -> bool:

@@ -20,7 +20,7 @@ from jaxbp.report.declared_tables import CustomTable, MeanTable
 from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
 from jaxbp.report.map_page import write_map_page
-from jaxbp.report.outcomes import tally
+from jaxbp.report.outcomes import beside_paper, tally
 from jaxbp.report.page import StudySection, write_page
 from jaxbp.report.study_sections import build_sections, draw_figures
 from jaxbp.report.text import format_interval, format_number

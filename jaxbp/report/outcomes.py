@@ -19,6 +19,7 @@ EXPLANATION = (
     "supported, each is judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not "
     "supported, and void where a control of its study has failed."
 )
+AGAINST = "against its paper"
 _Result = claims.Verdict | claims.CaseVerdict
 
 
@@ -30,7 +31,7 @@ def tally(verdicts: Sequence[claims.Verdict]) -> str:
 
 
 def facts(verdict: claims.Verdict) -> list[str]:
-    """What else there is to know about a verdict, a sentence each: looks, the effect over cases, power."""
+    """What else there is to know about a verdict, a sentence each: looks, the effect over cases."""
     sentences = []
     if verdict.looks and verdict.look is not None:
         level = f"{100 * verdict.looks.confidence(verdict.look):.4g} %"
@@ -40,9 +41,14 @@ def facts(verdict: claims.Verdict) -> list[str]:
         summary = verdict.summary
         new = f"; a new case {text_of_ends(summary.prediction)}" if summary.prediction else ""
         sentences.append(f"Over cases: {format_interval(summary.mean)}, spread between cases {format_number(summary.tau, 2)}{new}.")
-    if verdict.power:
-        sentences.append(power_sentence(verdict.power))
     return sentences
+
+
+def beside_paper(verdict: claims.Verdict) -> str:
+    """Whether a decided outcome is what the paper says; empty where the paper says nothing, or where nothing is decided."""
+    if verdict.claim.paper_value is None:
+        return ""
+    return {"supported": "as its paper says", "contradicted": AGAINST}.get(verdict.verdict, "")
 
 
 def power_sentence(power: claims.Power) -> str:

@@ -31,13 +31,14 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "along_sentences": claim_maps.along_sentences,
         "all_passed": lambda controls: all(control.passed for control in controls),
+        "beside_paper": outcomes.beside_paper,
         "boundary_text": claim_maps.boundary_text,
         "cell_text": blocks.cell_text,
         "facts": outcomes.facts,
-        "format_number": text.format_number,
         "fragment": text.fragment,
         "interval_text": text.format_interval,
         "plural": text.plural,
+        "power_sentence": outcomes.power_sentence,
         "prose": text.prose,
         "tally": outcomes.tally,
         "value_text": value_text,
@@ -46,7 +47,7 @@ def _environment() -> jinja2.Environment:
         "picture": lambda block: isinstance(block, blocks.Picture),
         "section": lambda block: isinstance(block, blocks.Section),
     }
-    environment.globals["draw_result"] = outcomes.draw_result
+    environment.globals |= {"draw_result": outcomes.draw_result, "AGAINST": outcomes.AGAINST}
     return environment
 
 

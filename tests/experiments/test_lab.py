@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -72,3 +73,24 @@ def test_the_lab_goes_on_where_it_was_stopped_and_writes_one_page(tmp_path):
     for study in ("norm_bias", "power_iteration"):
         assert f"python -m experiments.{study} --preset smoke --seeds" in page
         assert (tmp_path / study / "report.html").exists()
+
+
+def test_a_study_that_fails_leaves_the_others_their_page(tmp_path, monkeypatch, capsys):
+    execute = importlib.import_module("jaxbp.lab.execute")
+    section = types.SimpleNamespace(verdicts=[])
+    written = []
+
+    def run(study, *_, **__):
+        if study.id == "S2":
+            raise SettingsError("no such data")
+        return section
+
+    monkeypatch.setattr(execute, "run", run)
+    monkeypatch.setattr(execute, "write_page", lambda *arguments: written.append(len(arguments[3])))
+    monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "smoke", "--only", "S1,S2,S5", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
+    assert written == [1, 2]  # the page after each study that ended
+    said = capsys.readouterr()
+    assert "S2 failed: no such data" in said.out
+    assert "error: 1 of 3 studies failed, the page lacks them. S2: no such data" in said.err

@@ -213,8 +213,8 @@ def values_of(claim, m):
 
 def test_measures_by_hand(by_hand):
     stays = functools.partial(outcomes.stays, by_hand)
-    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, EMBEDDED)), [0, 1, np.nan])  # a tenth of 0.9 is 0.09
-    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, "bias +20")), [0, 0, np.nan])  # one fell, one diverged
+    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, EMBEDDED)), [0, 1, 1])  # a tenth of 0.9 is 0.09
+    np.testing.assert_array_equal(stays(outcomes.final_loss(by_hand, "bias +20")), [0, 0, 0])  # two fell, one diverged
     (proven,) = values_of("S1.a", by_hand).values()
     np.testing.assert_array_equal(proven, [1, 1, 0])
 
@@ -244,7 +244,9 @@ def test_momentum_is_compared_by_log_losses():
 
 def test_a_gap_that_default_training_does_not_close_decides_nothing(by_hand):
     level = made_up(by_hand.case, {"loss": [1.0] * 3}, {DEFAULT: [1.0, 1.5, 0.5], EMBEDDED: [1.0, 1.0, np.inf]})
-    np.testing.assert_array_equal(outcomes.stays(level, outcomes.final_loss(level, EMBEDDED)), [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(outcomes.stays(level, outcomes.final_loss(level, EMBEDDED)), [np.nan] * 3)
+    dead = made_up(by_hand.case, {"loss": [1.0] * 3}, {DEFAULT: [1.5, 0.5, 0.5], EMBEDDED: [1.0, 1.04, 1.06]})
+    np.testing.assert_array_equal(outcomes.stays(dead, outcomes.final_loss(dead, EMBEDDED)), [1, 1, 0])  # a seed's own dead run is nothing
 
 
 def test_a_diverged_reference_decides_nothing(by_hand):

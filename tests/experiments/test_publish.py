@@ -1,4 +1,4 @@
-"""The README's table and picture are made from a committed results file."""
+"""The tables and pictures of README and guide are made from a committed results file."""
 
 import dataclasses
 import json
@@ -20,11 +20,16 @@ FACTS = {
 }
 
 
-def test_the_readme_shows_what_was_published():
+def test_readme_and_guide_show_what_was_published():
     verdicts = claims.read_verdicts(publish.FOLDER / "verdicts.json")
-    text = publish.README.read_text("utf-8")
-    assert publish.with_table(text, publish.table(verdicts, publish.facts())) == text
+    headlines = [verdict for verdict in verdicts if verdict.claim.id in publish.HEADLINES]
+    for page, text in (
+        (publish.README, publish.summary(headlines, publish.facts())),
+        (publish.RESULTS, publish.table(verdicts, publish.facts())),
+    ):
+        assert publish.with_table(page, text) == page.read_text("utf-8")
     assert (publish.FOLDER / "verdicts.svg").exists()
+    assert (publish.FOLDER / "headlines.svg").exists()
     assert {v.claim.id.partition(".")[0] for v in verdicts} == {"S1", "S2", "S3", "S4", "S5"}
 
 
@@ -40,12 +45,23 @@ def test_the_table_says_what_was_measured():
     assert told.endswith("Preset quick, 2026-01-02, jaxbp 0.1.0, jax 0.10.2, commit abc, 2 x cpu.")
 
 
-def test_the_table_goes_between_the_markers_and_nowhere_else():
-    text = f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n"
-    assert publish.with_table(text, "new") == f"before\n{publish.BEGIN}\n\nnew\n\n{publish.END}\nafter\n"
+def test_the_summary_says_whether_the_paper_says_so():
+    verdict = claims.judge(dataclasses.replace(CLAIM, paper_value="0.5"), {"a": [1.0, 2.0, 3.0], "b": [1.0, 1.1, 1.2]})
+    against = claims.judge(dataclasses.replace(CLAIM, paper_value="0.5"), {"a": [-1.0, -1.1, -1.2]})
+    rows = publish.summary([verdict, against, dataclasses.replace(against, claim=CLAIM)], FACTS).splitlines()[2:5]
+    assert "| **undecided**: supported in 1 of 2 cases, undecided in 1 |" in rows[0]
+    assert "| **contradicted** (against its paper) |" in rows[1]
+    assert rows[2].endswith("| **contradicted** |")
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(text := f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
+    assert publish.with_table(page, "new") == f"before\n{publish.BEGIN}\n\nnew\n\n{publish.END}\nafter\n"
     for broken in ("nothing", f"{publish.END} {publish.BEGIN}", text + text):
+        page.write_text(broken)
         with pytest.raises(lab.SettingsError, match="needs the lines"):
-            publish.with_table(broken, "new")
+            publish.with_table(page, "new")
 
 
 def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -86,5 +102,5 @@ def test_the_picture_is_drawn_of_every_kind_of_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "FOLDER", tmp_path)
     kinds = {"S2.a": claims.Above(0.0), "S2.b": claims.Below(0.0), "S2.c": claims.Within(1.0)}
     verdicts = [claims.judge(dataclasses.replace(CLAIM, id=i, rule=rule), {"a": [1.0, 2.0, 3.0]}) for i, rule in kinds.items()]
-    publish.draw([*verdicts, claims.judge(dataclasses.replace(CLAIM, id="S2.d"), {})])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["verdicts.svg"]
+    publish.draw([*verdicts, claims.judge(dataclasses.replace(CLAIM, id="S2.d"), {})], "some")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.svg"]

@@ -167,7 +167,7 @@ def test_every_link_leads_somewhere(write, study, count):
     assert len(set(ids)) == len(ids)
     assert {"S2&é", odd.claim.id} <= set(ids)
     links = [attrs["href"] for attrs in parsed.all("a")]
-    assert len(links) == 4 if count == 1 else len(links) > 4
+    assert len(links) == 5 if count == 1 else len(links) > 5
     assert {unquote(link.removeprefix("#")) for link in links} <= set(ids)
     assert all(link.startswith("#") for link in links)
 
@@ -229,7 +229,7 @@ def test_page_tells_verdicts_in_words_and_drawings(page):
     parsed = Page(page)
     badges = [attrs["class"] for tag, attrs in parsed.tags if "badge" in attrs.get("class", "")]
     counts = [badges.count(f"badge {outcome}") for outcome in get_args(claims.Outcome)]
-    assert counts == [3, 1, 1, 4, 0, 0]  # S1.b and S1.c list two cases each
+    assert counts == [4, 1, 2, 7, 0, 0]  # each claim in the strip and in its row; S1.b and S1.c list two cases each
     assert len(set(re.findall('<svg class="icon".*?</svg>', page))) == 4
     cells = [text for text, attrs in parsed.cells if attrs.get("class") in ("belief", "paper")]
     assert cells == [EVIL, "0.0156", "–", "not tested", "–", EVIL, "–", "not tested", "–", "not tested"]
@@ -449,3 +449,15 @@ def test_losses_have_a_geometric_mean():
     assert cell.estimate == pytest.approx(1)
     assert 0 < cell.low < 1 < cell.high
     assert report.geometric_mean_cell([1.0, np.nan], "diverged") == "1 of 2 diverged"
+
+
+def test_the_first_screen_has_every_outcome_and_whether_the_paper_says_so(write):
+    told = Claim("S3.a", "Falls.", "Table 1", "loss", Below(0), paper_value="-0.3")
+    with_paper = [claims.judge(told, {"a": seeds(9)}), claims.judge(dataclasses.replace(told, id="S3.b"), {"a": seeds(-9)})]
+    silent = claims.judge(dataclasses.replace(told, id="S3.c", paper_value=None), {"a": seeds(9)})
+    assert [report.beside_paper(verdict) for verdict in (*with_paper, silent)] == ["against its paper", "as its paper says", ""]
+    head = write(report.StudySection("S3", "Third", "Its lead", [*with_paper, silent])).partition("<nav")[0]
+    chips = re.findall(r'class="chip" href="#(S3\..)">(.*?)</a>', head, re.DOTALL)
+    assert [name for name, _ in chips] == ["S3.a", "S3.b", "S3.c"]
+    assert ["contradicted</span>" in text for _, text in chips] == [True, False, True]
+    assert ["≠ paper" in text for _, text in chips] == [True, False, False]
