@@ -71,6 +71,11 @@ class Job:
         return "; ".join([self.case.name, self.stage.name, *map(str, self.point.values())])
 
     @property
+    def key(self) -> str:
+        """What tells the job from all others: jobs of two stages may compute the same, and have one digest."""
+        return f"{self.name} #{self.digest}"
+
+    @property
     def weight(self) -> float:
         """The job's share of the time."""
         return self.stage.cost(self.case, self.settings, **self.point)
@@ -270,19 +275,19 @@ def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: i
     Returns:
       The errors of the jobs that failed, in this process.
     """
-    names = {job.digest: name for name, job in jobs.items()}
+    names = {job.key: name for name, job in jobs.items()}
     ordered = _in_groups(list(jobs.values()))
     missing = processes.from_first([number for number, job in enumerate(ordered) if not archive.contains(job.name, job.digest)])
     if done := len(ordered) - len(missing):
         print(f"{done} of {len(ordered)} jobs are in {archive.store.folder} already")
     units = {name: (None, job.weight) for name, job in jobs.items()}
-    finished = units.keys() - {names[ordered[number].digest] for number in missing}
+    finished = units.keys() - {names[ordered[number].key] for number in missing}
     index, count = jax.process_index(), jax.process_count()
     with (
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        work = [_work(names[job.digest], job, archive, progress, tolerant=tolerant) for job in (ordered[number] for number in missing)]
+        work = [_work(names[job.key], job, archive, progress, tolerant=tolerant) for job in (ordered[number] for number in missing)]
         return scheduler.run(work, num_workers=num_workers, tolerated=(JobError,) if tolerant else ())
 
 

@@ -26,7 +26,7 @@ class NeededError(LookupError):
 
     def __init__(self, name: str, digest: str):
         super().__init__(f"{name} is not computed yet")
-        self.digest = digest
+        self.key = f"{name} #{digest}"
 
 
 class _Asking:
@@ -91,7 +91,7 @@ class CellState:
       settings: of the study there, at the present look.
       verdict: None until it is known.
       failure: why there will be none, or "".
-      used: the digests of all jobs that the cell has asked for.
+      used: the keys of all jobs that the cell has asked for.
     """
 
     def __init__(self, question: Question, point: Mapping[str, Any], settings_fn: Callable[[], Any], codes: dict[Callable, Fingerprint]):
@@ -120,7 +120,7 @@ class CellState:
 
         Args:
           archive: of the results.
-          errors: of the jobs that have failed, by digest.
+          errors: of the jobs that have failed, by key.
         """
         while not self.is_done:
             try:
@@ -129,7 +129,7 @@ class CellState:
                 self._fail(error)
                 return []
             if needed:
-                failed = [f"{job.name}: {errors[job.digest]}" for job in needed if job.digest in errors]
+                failed = [f"{job.name}: {errors[job.key]}" for job in needed if job.key in errors]
                 self.failure = failed[0] if failed else ""
                 return [] if failed else needed
             self._judged(*verdicts)
@@ -140,7 +140,7 @@ class CellState:
         return MapCell(self.point, self.verdict, "" if self.verdict else self.failure or "not computed")
 
     def _plan(self) -> dict[str, Job]:
-        return {job.digest: job for job in plan(self._question.study, self.settings, self._codes)}
+        return {job.key: job for job in plan(self._question.study, self.settings, self._codes)}
 
     def _fail(self, error: Exception) -> None:
         kind = "" if isinstance(error, SettingsError) else f"{type(error).__name__}: "
@@ -181,30 +181,31 @@ class CellState:
 
     def _with_needs(self, archive: Archive | Results, asked: Iterable[str]) -> list[Job]:
         """The jobs asked for, with all others of their stage and case and what they need, as far as the archive lacks them."""
-        stages = {(self._jobs[digest].stage.fn, self._jobs[digest].case) for digest in asked}
+        stages = {(self._jobs[key].stage.fn, self._jobs[key].case) for key in asked}
         wanted: dict[str, None] = {}
 
         def want(job: Job) -> None:
             for others in job.needs:
                 for other in others:
                     want(other)
-            wanted[job.digest] = None
+            wanted[job.key] = None
 
         for job in self._jobs.values():
             if (job.stage.fn, job.case) in stages:
                 want(job)
         self.used |= wanted
-        return [self._jobs[digest] for digest in wanted if not archive.contains(self._jobs[digest].name, digest)]
+        jobs = [self._jobs[key] for key in wanted]
+        return [job for job in jobs if not archive.contains(job.name, job.digest)]
 
 
 def _values(measure: Measure, run: Run, asked: dict[str, None]) -> dict[str, Any]:
-    """The values that can be had; digests of what is missing for the others go to ``asked``."""
+    """The values that can be had; keys of what is missing for the others go to ``asked``."""
     values: dict[str, Any] = {}
     for part in measure.parts(run):
         try:
             values |= part()
         except NeededError as error:
-            asked[error.digest] = None
+            asked[error.key] = None
     return values
 
 

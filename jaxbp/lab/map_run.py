@@ -114,7 +114,7 @@ def map_cost(study: Any, claim: str, axes: Sequence[Axis], *, settings: Any, out
     question, results = Question(load(study), claim, options.with_controls), Results(out)
     jobs: dict[str, Job] = {}
     for cell in _cells(question, map_axes.as_axes(axes), settings, options):
-        jobs |= {job.digest: job for job in cell.advance(results, {})}
+        jobs |= {job.key: job for job in cell.advance(results, {})}
     return estimate(list(jobs.values()), results.paths, results.folders)
 
 
@@ -153,7 +153,7 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         missing: dict[str, tuple[str, Job]] = {}
         for cell in cells:
             for job in cell.advance(archive, errors):
-                missing.setdefault(job.digest, (cell.result().name, job))
+                missing.setdefault(job.key, (cell.result().name, job))
         processes.all_agree(list(missing), "code, data and settings")
         if not missing:
             break
@@ -164,10 +164,10 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         ordered = _by_stage([pair for pair in missing.values() if not archive.contains(pair[1].name, pair[1].digest)], cells[0].stages)
         processes.barrier("work begins")  # all have seen what is there
         failures = compute_missing(archive, ordered, num_workers=len(options.devices), tolerant=True)
-        told = {ordered[name].digest: str(error) for name, error in failures.items()}
+        told = {ordered[name].key: str(error) for name, error in failures.items()}
         for others in processes.gather(told):
             errors |= others
-        computed |= {job.digest for job in ordered.values()}
+        computed |= {job.key for job in ordered.values()}
     of_computed = sum(not computed.isdisjoint(cell.used) for cell in cells)
     failed = sum(bool(cell.failure) for cell in cells)
     return {"cells": len(cells), "cells_computed": of_computed, "cells_failed": failed, "jobs": len(computed) - len(errors)}

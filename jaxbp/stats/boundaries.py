@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from jaxbp.stats.sample import CONFIDENCE, check_confidence
 
-_DRAWS = 2000
+_DRAWS = 1000
 
 
 @dataclass(frozen=True)

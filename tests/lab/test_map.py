@@ -163,6 +163,21 @@ def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):
     assert near.num_seeds > 4
 
 
+def test_stages_of_one_code_are_told_apart(folder):
+    def stage(name, over):
+        def compute(case, settings, **point):
+            return {"effect": lab.along("seed", np.ones(settings.num_seeds))}
+
+        compute.__name__ = name
+        return lab.Stage(compute, over=over)
+
+    first, second = (stage(name, lambda case, settings: {}) for name in ("first", "second"))
+    measure = lab.Measure(CLAIM, lambda m: m.first.effect + m.second.effect)
+    study = dataclasses.replace(STUDY, stages=(first, second), measures=(measure,))
+    (cell,) = lab.map(study, "M.a", {"rate": (0.1,)}, settings=Settings("quick", 4), out=folder).cells
+    assert cell.verdict.interval.estimate == 2.0
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
