@@ -1,11 +1,17 @@
 """One process, two CPU devices, no network; float64 by the fixture `x64`, never toggled by hand.
 
-XLA optimises little here: most tests compile far longer than they compute.
+Most tests compile far longer than they compute, so XLA optimises little here, compiles a program in one thread (each worker of pytest has
+a core), and JAX lowers all programs in one MLIR context.
 """
 
+import contextlib
+import ctypes
+import functools
+import gc
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -22,7 +28,44 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if jax.config.jax_platforms == "cpu":
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
     jax_setup.compile_quickly(level=0)
+
+
+def lower_in_one_context():
+    """Give each thread one MLIR context. To make another for each program, as JAX does, takes as long as to trace a small program."""
+    mlir = jax._src.interpreters.mlir
+    make, own = mlir.make_ir_context, threading.local()
+
+    @functools.wraps(make)
+    def shared():
+        if not hasattr(own, "context"):
+            own.context = make()
+        return own.context
+
+    mlir.make_ir_context = shared
+
+
+def keep_freed_memory():
+    """Have the C library keep the memory that compilers free and take again, rather than return it to the system each time."""
+    trim_threshold, top_pad = -1, -2
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**29)
+        libc.mallopt(top_pad, 2**26)
+
+
+with contextlib.suppress(AttributeError):  # a JAX that has no such function
+    lower_in_one_context()
+keep_freed_memory()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Spare the garbage collector what the collection made: it lives until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,9 @@
 """Minima of loss landscapes: curvature, bad local minima by construction, and certificates of what a point is.
 
 The module follows section 2 of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020). `hessian` multiplies with the curvature of any
-loss; `extreme_eigenvalues`, `spectral_density` and `hutchinson_trace` measure its spectrum. `fit_affine` finds minimisers of affine maps;
+loss; `gauss_newton` with the Gauss-Newton matrix and Fisher information, and `restrict` with a part of them. `extreme_eigenvalues`,
+`top_eigenpairs`, `spectral_density`, `trace`, `diagonal` and `log_determinant` measure a spectrum, `jaxbp.landscape.sharpness` inside a
+compiled training. `fit_affine` finds minimisers of affine maps;
 `embed_affine` and `embed_mlp` build deep networks from shallow ones. `analyse` and `stable_radius` measure the distance from the nearest
 ReLU kink, `probe` searches for lower losses, `certify` combines all of these, and `classify` names the kind of a point.
 
@@ -26,10 +28,13 @@ from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationErr
 from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
 from jaxbp.landscape.certificate import CLASSES, GRADES, Certificate, certify, classify, per_example_loss
 from jaxbp.landscape.embedding import NotRepresentableError, embed_affine, embed_mlp
+from jaxbp.landscape.gauss_newton import gauss_newton
 from jaxbp.landscape.hessian import Hessian, hessian, loss_and_gradient
 from jaxbp.landscape.inits import INITS, perturb_init
 from jaxbp.landscape.probes import ProbeReport, losses_at, probe
 from jaxbp.landscape.proofs import best_constant_loss
+from jaxbp.landscape.subsets import block_spectra, layers, restrict
+from jaxbp.linalg.block_lanczos import Eigenpairs, top_eigenpairs
 from jaxbp.linalg.lanczos import (
     Eigenvalue,
     Extremes,
@@ -38,3 +43,4 @@ from jaxbp.linalg.lanczos import (
     hutchinson_trace,
     spectral_density,
 )
+from jaxbp.linalg.stochastic import Estimate, NotPositiveError, diagonal, log_determinant, trace

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, PyTree, Shaped
@@ -53,6 +54,22 @@ class Hessian(NamedTuple):
     def dimension(self) -> int:
         """Number of parameters P."""
         return self.position.size
+
+    def as_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """The operator for SciPy's solvers; vectors go to the device and back at each product."""
+        dtype = self.position.dtype
+
+        def multiply(vector: np.ndarray) -> np.ndarray:
+            return np.asarray(self.matvec(jnp.asarray(vector.reshape(self.dimension), dtype)))
+
+        return scipy.sparse.linalg.LinearOperator((self.dimension, self.dimension), matvec=multiply, rmatvec=multiply, dtype=dtype)
+
+    def as_lineax(self) -> Any:
+        """The operator for lineax's solvers, tagged symmetric; takes ``pip install "jaxbp[solvers]"``."""
+        import lineax
+
+        structure = jax.ShapeDtypeStruct(self.position.shape, self.position.dtype)
+        return lineax.FunctionLinearOperator(self.matvec, structure, lineax.symmetric_tag)
 
 
 def hessian(
@@ -86,10 +103,10 @@ def hessian(
     position, unravel = ravel_pytree(params)
     if chunk_size is None or chunk_size >= num_examples:
         loss, gradient, pushforward = _linearise(loss_fn, params, data)
-        matvec = partial(_multiply, pushforward, product_fn=_apply, dimension=position.size)
+        matvec = partial(multiply, pushforward, product_fn=apply_linear, dimension=position.size)
         return Hessian(loss, gradient, position, matvec, unravel)
     loss, gradient = _chunked_gradient(loss_fn, chunk_size, params, data)
-    matvec = partial(_multiply, params, data, product_fn=partial(_chunked_product, loss_fn, chunk_size), dimension=position.size)
+    matvec = partial(multiply, params, data, product_fn=partial(_chunked_product, loss_fn, chunk_size), dimension=position.size)
     return Hessian(loss, gradient, position, matvec, unravel)
 
 
@@ -162,7 +179,7 @@ def _linearise(loss_fn: LossFn, params: Any, data: Data) -> tuple:
     return loss, gradient, pushforward
 
 
-def _multiply(*arguments: Any, product_fn: Callable[..., jax.Array], dimension: int) -> jax.Array:
+def multiply(*arguments: Any, product_fn: Callable[..., jax.Array], dimension: int) -> jax.Array:
     """``product_fn(*arguments)``, of which the last is the vector."""
     vector = arguments[-1]
     if getattr(vector, "shape", None) != (dimension,):
@@ -172,11 +189,12 @@ def _multiply(*arguments: Any, product_fn: Callable[..., jax.Array], dimension: 
 
 
 @jax.jit
-def _apply(linear_fn: Callable, vector: jax.Array) -> jax.Array:
+def apply_linear(linear_fn: Callable, vector: jax.Array) -> jax.Array:
+    """``linear_fn(vector)``, compiled."""
     return linear_fn(vector)
 
 
-def _sum_over_chunks(fn: Callable, chunk_size: int, data: Data) -> Any:
+def sum_over_chunks(fn: Callable, chunk_size: int, data: Data) -> Any:
     """Sum of ``fn(chunk)`` over chunks of ``data``; a last, shorter chunk is evaluated separately."""
     num_examples = data[0].shape[0]
     num_full = num_examples // chunk_size
@@ -198,7 +216,7 @@ def _chunked_gradient(loss_fn: LossFn, chunk_size: int, params: Any, data: Data)
     def chunk_sum(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         return jax.value_and_grad(_total_loss(loss_fn, unravel, chunk))(position)
 
-    return jax.tree.map(lambda total: total / data[0].shape[0], _sum_over_chunks(chunk_sum, chunk_size, data))
+    return jax.tree.map(lambda total: total / data[0].shape[0], sum_over_chunks(chunk_sum, chunk_size, data))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -210,4 +228,4 @@ def _chunked_product(loss_fn: LossFn, chunk_size: int, params: Any, data: Data, 
         gradient_fn = jax.grad(_total_loss(loss_fn, unravel, chunk))
         return jax.jvp(gradient_fn, (position,), (vector,))[1]
 
-    return _sum_over_chunks(chunk_product, chunk_size, data) / data[0].shape[0]
+    return sum_over_chunks(chunk_product, chunk_size, data) / data[0].shape[0]

@@ -124,6 +124,18 @@ class SpectralDensity(NamedTuple):
         bumps = np.exp(-0.5 * ((grid[:, None, None] - self.nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
         return (bumps * self.weights).sum(-1).mean(-1)
 
+    def band(self, grid: np.ndarray, width: float, *, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends (G,) of t intervals of the smoothed density over probes; 0 is the least that a density can be.
+
+        Raises:
+          ValueError: a single probe, which tells nothing about the spread.
+        """
+        if len(self.nodes) < 2:
+            raise ValueError("a band needs at least 2 probes, got 1: raise num_probes")
+        by_probe = np.stack([SpectralDensity(self.nodes[[i]], self.weights[[i]]).evaluate(grid, width) for i in range(len(self.nodes))])
+        half = scipy.special.stdtrit(len(by_probe) - 1, (1 + confidence) / 2) * by_probe.std(0, ddof=1) / math.sqrt(len(by_probe))
+        return np.maximum(by_probe.mean(0) - half, 0), by_probe.mean(0) + half
+
 
 def extreme_eigenvalues(
     matvec: Matvec,

@@ -78,14 +78,16 @@ def _mean(effects: np.ndarray, variances: np.ndarray, tau2: float) -> tuple[floa
 def _restricted_maximum(effects: np.ndarray, variances: np.ndarray) -> float:
     """The variance between cases of the greatest restricted likelihood."""
 
-    def loss(tau: float) -> float:
-        weights = 1 / (variances + tau**2)
-        mean = weights @ effects / weights.sum()
-        return float(np.log(weights.sum()) - np.log(weights).sum() + weights @ (effects - mean) ** 2) / 2
+    def loss(tau: np.ndarray | float) -> np.ndarray:
+        """Of one standard deviation between cases or several."""
+        weights = 1 / (variances + np.square(tau)[..., np.newaxis])
+        total = weights.sum(-1)
+        distances = effects - (weights @ effects / total)[..., np.newaxis]
+        return (np.log(total) - np.log(weights).sum(-1) + (weights * distances**2).sum(-1)) / 2
 
     most = 2 * float(np.ptp(effects)) + 1e-300  # the likelihood falls beyond: tau^2 is at most the effects' spread
     grid = np.linspace(0, most, _GRID)
-    best = int(np.argmin([loss(tau) for tau in grid]))
+    best = int(np.argmin(loss(grid)))
     ends = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
     refined = scipy.optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-10 * most})
     return 0.0 if loss(0.0) <= refined.fun else float(refined.x) ** 2

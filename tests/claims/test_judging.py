@@ -120,7 +120,7 @@ def test_judge_corrects_a_contradiction_for_the_number_of_cases():
 
 def test_judge_contradicts_a_true_claim_in_at_most_one_run_of_forty():
     # Six cases on the very threshold: each strays below it in 2.5 % / 6 of runs, some case in nearly 2.5 %.
-    rng, num_runs = np.random.default_rng(3), 1500
+    rng, num_runs = np.random.default_rng(3), 800
     runs = rng.normal(0.0, 1.0, (num_runs, 6, 5))
     verdicts = [claims.judge(claim(Above(0)), dict(enumerate(run)), interval_fn=fast_t_interval).verdict for run in runs]
     errors, expected = verdicts.count("contradicted") / num_runs, 1 - (1 - 0.025 / 6) ** 6
@@ -129,7 +129,7 @@ def test_judge_contradicts_a_true_claim_in_at_most_one_run_of_forty():
 
 def test_judge_passes_one_failing_case_rarely():
     # The failing case sits on the threshold, the others clear it: the union of cases gives no second chance.
-    rng, num_runs = np.random.default_rng(4), 1500
+    rng, num_runs = np.random.default_rng(4), 800
     runs = rng.normal([[0.0], [9.0], [9.0]], 1.0, (num_runs, 3, 5))
     verdicts = [claims.judge(claim(Above(0)), dict(enumerate(run)), interval_fn=fast_t_interval).verdict for run in runs]
     assert abs(verdicts.count("supported") / num_runs - 0.025) < 4 * math.sqrt(0.025 * 0.975 / num_runs)

@@ -28,6 +28,7 @@ GUIDE = ROOT / "experiments" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 TROUBLE = GUIDE / "troubleshooting.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+LONG = ("README.md", "batch_norm_kernels.md")  # to run
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCES = [path for folder in ("jaxbp", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = ["jaxbp", *(found.name for found in pkgutil.iter_modules(jaxbp.__path__, "jaxbp."))]
@@ -64,7 +65,9 @@ def shown_commands() -> list[tuple[str, ...]]:
     return list(dict.fromkeys(command for line in lines for command in commands(split(line))))
 
 
-@pytest.mark.parametrize("page", [pytest.param(PAGES[0], marks=pytest.mark.slow), *PAGES[1:]], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else []) for page in PAGES], ids=lambda page: page.name
+)
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "guide"}  # a whole program is only defined: test_own_study.py runs it

@@ -112,6 +112,7 @@ def test_arms_are_paired_and_do_what_they_say(finished):
     assert (finished.compare.angle.sel(arm=NONE)[:, 1:] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_tuned_arm_runs_with_what_was_chosen_on_its_seed(finished):
     case = SMALL.cases[0]
     ours = finished.compare.norm.sel(arm=BIAS)

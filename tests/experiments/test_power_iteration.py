@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import xarray as xr
 
 from experiments.power_iteration import study
@@ -54,6 +55,7 @@ def test_shifted_power_iteration_by_hand():
     np.testing.assert_allclose([estimate, shift], [-1.0, 4.0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_affine_minimiser_is_a_point_without_slope():
     case = Case("digits@4", 60, width=16)
     settings = Settings("x", 2, (case,), num_steps=3)

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -136,20 +137,27 @@ def test_rows_hold_everything(finished, natural):
 def test_projections_keep_norms_and_rotations_keep_ranks():
     net, (inputs, _) = measure.network(SMALL.cases[0], SMALL), measure.examples(SMALL.cases[0], SMALL, "train", 10, 0)
     params, state = measure.initialise(net, jax.random.key(0), inputs)
-    apply_fn = functools.partial(net.apply, state=state)
-    keep, *others = measure.projections(apply_fn, params, inputs[:1], dataclasses.replace(SMALL, lower=("relative_rank", 0.7)))
-    assert keep(params) is params
-    weights = {"start": params} | {arm: fn(params) for arm, fn in zip(ALL_ARMS[1:], others, strict=False)}
-    by_layer = {name: measure.layer_spectra(net, changed, inputs, state).values() for name, changed in weights.items()}
-    ranks = {name: np.array([float(spectra.nuclear_rank(spectrum)) for spectrum in several]) for name, several in by_layer.items()}
-    assert (ranks[RANK_MIN] < ranks["start"]).all()
-    np.testing.assert_allclose(ranks[ROTATED], ranks["start"], rtol=1e-5)
-    for fn in others:
-        changed = fn(params)
-        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(changed), strict=True):
+
+    @jax.jit
+    def changed(params):
+        settings = dataclasses.replace(SMALL, lower=("relative_rank", 0.7))
+        return [fn(params) for fn in measure.projections(functools.partial(net.apply, state=state), params, inputs[:1], settings)]
+
+    @jax.jit
+    @jax.vmap
+    def ranks_of(params):
+        return jnp.stack([spectra.nuclear_rank(spectrum) for spectrum in measure.layer_spectra(net, params, inputs, state).values()])
+
+    kept, *others = results = jax.tree.map(np.asarray, changed(params))
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+    ranks = dict(zip(ALL_ARMS, np.asarray(ranks_of(jax.tree.map(lambda *leaves: np.stack(leaves), *results))), strict=False))
+    assert (ranks[RANK_MIN] < ranks[CONTROL]).all()
+    np.testing.assert_allclose(ranks[ROTATED], ranks[CONTROL], rtol=1e-5)
+    for result in others:
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(result), strict=True):
             np.testing.assert_allclose(np.linalg.norm(new), np.linalg.norm(old), rtol=1e-5, err_msg=str(path))
-    first, second = (jax.tree.leaves(fn(params)) for fn in (keep, others[2]))
-    assert sum((a != b).any() for a, b in zip(first, second, strict=True)) == 2  # the kernels of the treated layers alone
+    pairs = zip(jax.tree.leaves(kept), jax.tree.leaves(others[2]), strict=True)
+    assert sum((old != new).any() for old, new in pairs) == 2  # the kernels of the treated layers alone
 
 
 @pytest.mark.slow

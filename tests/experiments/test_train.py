@@ -102,6 +102,7 @@ def test_help_is_instant_and_errors_are_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "\nerror: epochs must be at least 1, got 0\n")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
     many = [*command(tmp_path), "--epochs", "100000", "--checkpoint-every", "3600"]
     with subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:

@@ -58,7 +58,7 @@ matrices = st.tuples(st.sampled_from(KINDS), st.sampled_from(SIZES), st.booleans
 # Extreme eigenvalues
 
 
-@pytest.mark.parametrize("width,depth", [(8, 1), (20, 2)])  # 323 and 1,223 parameters
+@pytest.mark.parametrize("width,depth", [(8, 1), pytest.param(20, 2, marks=pytest.mark.slow)])  # 323 and 1,223 parameters
 def test_extremes_of_a_network_against_eigh(x64, width, depth):
     net = nn.Sequential([f for _ in range(depth) for f in (nn.Dense(width), nn.relu)] + [nn.Dense(3)])
     rng = np.random.default_rng(0)

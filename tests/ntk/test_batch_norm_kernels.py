@@ -92,7 +92,7 @@ def test_without_batch_norm_it_is_the_kernel_of_neural_tangents(net, x64):
 # Whole networks, by hand
 
 
-@pytest.mark.parametrize("parametrisation", ["ntk", "standard"])
+@pytest.mark.parametrize("parametrisation", [pytest.param("ntk", marks=pytest.mark.slow), "standard"])
 def test_stored_statistics_on_one_pixel_are_a_recursion(parametrisation, x64):
     width, x = 5, inputs_of(4, (1, 1, 6))
 
@@ -226,6 +226,7 @@ def test_sampled_kernels_tell_their_error():
     assert 0 < np.linalg.norm(other.ntk - report.ntk) / np.linalg.norm(report.ntk) < 8 * report.sampling_error
 
 
+@pytest.mark.slow
 def test_regression_by_the_kernel_of_a_joint_batch():
     """Two classes of noisy signals: training and test signals make up one batch, whose kernel is cut."""
     rng = np.random.default_rng(0)

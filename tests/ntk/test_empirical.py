@@ -133,7 +133,11 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+# The other kinds are with the slow tests.
+KINDS = ("house convolution", "stride, padding", "groups", "attention", "foreign", "experts", "embedding")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in NETS])
 def test_every_kind_of_layer(name):
     net, shape = NETS[name]
     fn, params, x = ready(net, shape)
@@ -152,8 +156,16 @@ def test_the_kernel_is_symmetric_and_positive_semidefinite():
     assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
 
 
-@pytest.mark.parametrize("method", _contraction.METHODS)
-def test_logits_and_pairs(method):
+LOGITS = ("full", "trace", "diagonal", "sum", 0, C - 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [("gradients", LOGITS)]
+    + [(method, ("full", "trace")) for method in _contraction.METHODS if method != "gradients"]
+    + [pytest.param(method, LOGITS[2:], marks=pytest.mark.slow) for method in _contraction.METHODS if method != "gradients"],
+)
+def test_logits_and_pairs(method, chosen):
     fn, params, x = ready(*NETS["stride, padding"])
     other = 0.5 * x[:3] + 0.2
     truth = dense_kernel(fn, params, x, other)
@@ -166,7 +178,8 @@ def test_logits_and_pairs(method):
         C - 1: truth[:, :, -1, -1],
     }
     own = dense_kernel(fn, params, x)
-    for logits, expected in wanted.items():
+    for logits in chosen:
+        expected = wanted[logits]
         run = functools.partial(ntk.empirical_ntk, fn, params, logits=logits, method=method)
         assert off(run(x, other), expected) < 1e-12, logits
         square = {"full": own, "trace": np.einsum("ijkk->ij", own), "diagonal": np.einsum("ijkk->ijk", own)}.get(logits)
@@ -175,7 +188,7 @@ def test_logits_and_pairs(method):
             assert off(run(x, pairs="same"), np.moveaxis(np.diagonal(square), -1, 0)) < 1e-12, logits
 
 
-@pytest.mark.parametrize("method", _contraction.METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m == "gradients" else []) for m in _contraction.METHODS])
 def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
     monkeypatch.setattr(_contraction, "_PART", 1000)
     fn, params, x = ready(*NETS["stride, padding"], num_examples=13)
@@ -204,7 +217,7 @@ def test_each_pair_is_met_once(num_examples):
     np.testing.assert_allclose(found, jax.jit(contract)(rows, rows), rtol=1e-15)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+@pytest.mark.parametrize("chunk_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_flows_some_examples_chunk_size(chunk_size, monkeypatch):
     fn, params, x = ready(*NETS["plain convolution"], num_examples=6)
     whole = dense_kernel(fn, params, x)
@@ -239,8 +252,17 @@ def test_logits_are_split_before_examples(logits, monkeypatch):
     assert seen[-1][2] <= 0.95 * needed
 
 
-@pytest.mark.parametrize("batch_norm", ["stored", "batch"])
-@pytest.mark.parametrize("logits", ["full", "trace", "diagonal", "sum", 1])
+SHORT = (("stored", "full"), ("stored", "trace"), ("batch", "full"), ("batch", 1))  # the others are with the slow tests
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "logits"),
+    [
+        pytest.param(batch_norm, logits, marks=[] if (batch_norm, logits) in SHORT else pytest.mark.slow)
+        for batch_norm in ("stored", "batch")
+        for logits in ("full", "trace", "diagonal", "sum", 1)
+    ],
+)
 def test_batch_norm_in_both_modes(batch_norm, logits):
     net, variables, x = batch_normalised()
     truth = normalised_kernel(batch_norm == "batch")

@@ -57,19 +57,25 @@ def by_hand(x, fan_ins, share):
     return covariance, tangent
 
 
-@pytest.mark.parametrize("parametrisation", ["ntk", "standard"])
+CHAINS = {  # name: network, shape of an input, fan-ins. On one pixel a convolution is a dense layer, and pooling nothing.
+    "mlp": (models.MLP(3, (7, 9)), (2, 3, 1), (6, 7, 9)),
+    "convnet": (models.ConvNet(3, 2, pool="average"), (1, 1, 6), (6, 2, 4, 4, 8, 8)),
+    "vgg": (models.VGG(3, 2, pool="average"), (1, 1, 6), (6, 2, 4, 8, 8, 16, 16, 16, 16)),
+    "resnet": (models.ResNet(3, 4, (2, 1), norm="none", skip=False), (1, 1, 6), (6, 4, 4, 4, 4, 4, 8, 8)),
+}
+SHORT = (("mlp", "ntk"), ("mlp", "standard"), ("convnet", "standard"), ("resnet", "ntk"))  # the others are with the slow tests
+
+
 @pytest.mark.parametrize(
-    "net,input_shape,fan_ins",
+    ("name", "parametrisation"),
     [
-        (models.MLP(3, (7, 9)), (2, 3, 1), (6, 7, 9)),
-        # On one pixel a convolution is a dense layer, and pooling nothing.
-        (models.ConvNet(3, 2, pool="average"), (1, 1, 6), (6, 2, 4, 4, 8, 8)),
-        (models.VGG(3, 2, pool="average"), (1, 1, 6), (6, 2, 4, 8, 8, 16, 16, 16, 16)),
-        (models.ResNet(3, 4, (2, 1), norm="none", skip=False), (1, 1, 6), (6, 4, 4, 4, 4, 4, 8, 8)),
+        pytest.param(name, parametrisation, marks=[] if (name, parametrisation) in SHORT else pytest.mark.slow)
+        for name in CHAINS
+        for parametrisation in ("ntk", "standard")
     ],
-    ids=["mlp", "convnet", "vgg", "resnet"],
 )
-def test_the_kernel_is_the_recursion(net, input_shape, fan_ins, parametrisation, x64):
+def test_the_kernel_is_the_recursion(name, parametrisation, x64):
+    net, input_shape, fan_ins = CHAINS[name]
     x = inputs_of(4, input_shape)
     kernel_fn = infinite_width_kernel(net.clone(parametrisation=parametrisation), input_shape, normal_kernels=True)
     share = (lambda fan_in: fan_in / 2) if parametrisation == "standard" else (lambda fan_in: 1)
@@ -103,7 +109,7 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
         np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shortcut", ["identity", "projection"])
+@pytest.mark.parametrize("shortcut", ["identity", pytest.param("projection", marks=pytest.mark.slow)])
 def test_a_pre_activation_network_is_the_recursion(shortcut, x64):
     def dense(k, t):
         return 2 * k, 2 * k + 1 + 2 * t
@@ -156,12 +162,13 @@ def finite_kernels(name, parametrisation):
     return dict(zip(("ntk", "nngp"), jax.jit(jax.vmap(kernels))(keys), strict=True))
 
 
-LONG = ("resnet, skip", "resnet, pre-activation", "resnet, no skip", "resnet, layer norm", "convnet, average")  # to compile
+QUICK = ("mlp",)  # to compile
 
 
 @pytest.mark.parametrize(
     "name,parametrisation",
-    [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name in LONG else []) for name in CASES] + [("convnet, stride", "standard")],
+    [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name not in QUICK else []) for name in CASES]
+    + [("convnet, stride", "standard")],
 )
 def test_means_of_finite_networks(name, parametrisation):
     net, x = create(name, parametrisation=parametrisation), inputs_of(2, CASES[name][1])
@@ -180,7 +187,7 @@ def test_means_of_finite_networks(name, parametrisation):
 # Identities
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet, stride"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("convnet, stride", marks=pytest.mark.slow)])
 def test_kernels_are_symmetric_positive_and_consistent(name, x64):
     shape = CASES[name][1]
     kernel_fn, x = infinite_width_kernel(create(name).module, shape), inputs_of(5, shape)

@@ -243,10 +243,10 @@ def test_alternating_projections_converge(which, rule):
     "which, rule",
     [
         (spectra.rank_min, {"threshold": 0.0}),
-        (spectra.rank_min, {"energy": 1.0}),
-        (spectra.rank_min, {"relative_rank": 1.0}),
+        pytest.param(spectra.rank_min, {"energy": 1.0}, marks=pytest.mark.slow),
+        pytest.param(spectra.rank_min, {"relative_rank": 1.0}, marks=pytest.mark.slow),
         (spectra.rank_max, {"ceiling": float("inf")}),
-        (spectra.rank_max, {"relative_rank": 1.0}),
+        pytest.param(spectra.rank_max, {"relative_rank": 1.0}, marks=pytest.mark.slow),
     ],
 )
 def test_where_nothing_is_asked_every_bit_stays(which, rule):

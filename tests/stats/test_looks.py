@@ -95,12 +95,12 @@ def test_the_sign_flip_interval_is_what_the_test_does_not_reject():
 
 
 def test_the_sign_flip_interval_covers_where_seeds_are_tied():
-    # Steps of a standard deviation: nominal 95 % for ten and for thirty seeds; 400 trials, four standard errors are 4.4 %.
+    # Steps of a standard deviation: nominal 95 % for ten and for thirty seeds; 200 trials, four standard errors are 6.2 %.
     rng = np.random.default_rng(2)
     for num_seeds in (10, 30):
-        intervals = [stats.mean_interval(np.round(rng.normal(size=num_seeds)), resolution=1.0) for _ in range(400)]
+        intervals = [stats.mean_interval(np.round(rng.normal(size=num_seeds)), resolution=1.0) for _ in range(200)]
         assert {each.method for each in intervals} == {"sign flips"}
-        assert np.mean([each.low < 0 < each.high for each in intervals]) > 0.95 - 0.044
+        assert np.mean([each.low < 0 < each.high for each in intervals]) > 0.95 - 0.062
 
 
 def test_equal_seeds_are_no_certainty_where_a_measure_has_steps():

@@ -39,7 +39,7 @@ def reference(problem):
 
 
 @pytest.mark.parametrize("plan", sweep.PLANS)
-@pytest.mark.parametrize("num_runs", [1, 5])
+@pytest.mark.parametrize("num_runs", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_every_plan_gives_the_runs_one_by_one(problem, reference, plan, num_runs):
     given = {"key": sweep.keys(range(num_runs)), "learning_rate": runs(5)["learning_rate"][:num_runs]}
     found = sweep.evaluate(train_fn, given, *problem, plan=plan)

@@ -133,6 +133,7 @@ def test_another_number_of_processes_goes_on_from_what_is_there(reference, tmp_p
     assert_equal_to(reference, tmp_path, sweeps)
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_are_told(tmp_path):
     body = """
     from jaxbp.runtime.store import StoreError

@@ -171,7 +171,7 @@ def mlp_run(net, num_examples=NUM_EXAMPLES, **options):
     return jax.jit(run)(mlp_params(), images(num_examples, 0, "float64"))
 
 
-@pytest.mark.parametrize("num_examples", [BATCH_SIZE, NUM_EXAMPLES + 1], ids=["even", "odd"])
+@pytest.mark.parametrize("num_examples", [pytest.param(BATCH_SIZE, marks=pytest.mark.slow), NUM_EXAMPLES + 1], ids=["even", "odd"])
 def test_a_network_without_state_and_augmented_batches(num_examples, x64):
     options = {"augment_fn": augment.crop_and_flip(1)}
     split = parallel.data_parallel(MLP, mesh=parallel.make_mesh(BATCH_SIZE))
@@ -193,6 +193,7 @@ def test_devices_hold_a_share_of_a_batch_and_no_more():
     assert "all-reduce" in text
 
 
+@pytest.mark.slow
 def test_seeds_vectorised_over_split_batches(x64):
     split = parallel.data_parallel(resnet(), mesh=parallel.make_mesh(BATCH_SIZE))
     beginning, settings = start("float64"), training.Settings(**OPTIONS | {"num_epochs": 1})
@@ -238,7 +239,9 @@ def streamed_options(augmented=False):
     return extra | {"measure_epochs": [2, 0], "measure_fn": lambda now: now.params}
 
 
-@pytest.mark.parametrize("memory,augmented", [(LEAST, True), (1e9, False)], ids=["least, augmented", "one chunk"])
+@pytest.mark.parametrize(
+    "memory,augmented", [(LEAST, True), pytest.param(1e9, False, marks=pytest.mark.slow)], ids=["least, augmented", "one chunk"]
+)
 def test_streamed_is_resident(memory, augmented, x64):
     found, expected = stream(resnet(), memory, **streamed_options(augmented)), resident(augmented)
     # 6 steps by two compilations of the same formulas; evaluation sums by batches.
@@ -246,6 +249,7 @@ def test_streamed_is_resident(memory, augmented, x64):
     assert found.history["test_loss"].shape == (2,)
 
 
+@pytest.mark.slow
 def test_streams_initialise_perturb_and_project_as_resident_runs_do(x64):
     settings = training.Settings(
         **OPTIONS,
@@ -261,6 +265,7 @@ def test_streams_initialise_perturb_and_project_as_resident_runs_do(x64):
     assert_close(streamed, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_streamed_over_two_devices_is_resident(x64):
     mesh = parallel.make_mesh(BATCH_SIZE)
     split = parallel.data_parallel(resnet(), mesh=mesh)
@@ -270,7 +275,9 @@ def test_streamed_over_two_devices_is_resident(x64):
         stream(split, LEAST // 2 - 1, mesh=mesh)
 
 
-@pytest.mark.parametrize("num_examples,batches", [(50, 1), (50, 2), (7, 1)], ids=["tail", "uneven chunks", "tiny"])
+@pytest.mark.parametrize(
+    "num_examples,batches", [pytest.param(50, 1, marks=pytest.mark.slow), (50, 2), (7, 1)], ids=["tail", "uneven chunks", "tiny"]
+)
 def test_a_streamed_network_without_state(num_examples, batches, x64):
     data, options = images(num_examples, 0, "float64"), {"batch_size": 7, "num_epochs": 2, "measure_epochs": [1]}
     settings, memory = training.Settings(**OPTIONS | options), batches * 2 * 7 * EXAMPLE_BYTES
