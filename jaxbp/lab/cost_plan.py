@@ -47,10 +47,10 @@ def estimate(jobs: Sequence[Job], there: Iterable[str], folders: Iterable[Path])
     platform, there = jax.local_devices()[0].device_kind, set(there)
     records = [record for record in job_times.read(folders) if record.device == platform]
     costs = []
-    for stage in dict.fromkeys(job.stage.name for job in jobs):
-        own = [job for job in jobs if job.stage.name == stage]
+    for stage in dict.fromkeys(job.stage for job in jobs):
+        own = [job for job in jobs if job.stage == stage]
         missing = [job for job in own if job.digest not in there]
-        costs.append(_of_stage(stage, len(own), missing, [record for record in records if record.stage == stage]))
+        costs.append(_of_stage(stage.name, len(own), missing, [record for record in records if record.stage == stage.qualified_name]))
     return costs
 
 

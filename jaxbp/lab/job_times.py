@@ -24,7 +24,7 @@ class JobTime:
     """What a job took.
 
     Attributes:
-      stage, case: of the job, by name.
+      stage, case: of the job, by name; the stage's with its module.
       device: the kind of the device.
       weight: the job's share of the time, as its stage says it.
       scale: sizes of which a stage's cost may know nothing, such as ``num_epochs``.

@@ -292,7 +292,7 @@ def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: i
 
 
 def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant: bool = False) -> scheduler.Work:
-    took = JobTime(job.stage.name, job.case.name, "", job.weight, job.scale)
+    took = JobTime(job.stage.qualified_name, job.case.name, "", job.weight, job.scale)
 
     def compute() -> xr.Dataset:
         progress.start(name)

@@ -82,10 +82,11 @@ def print_plan(costs: Sequence[StageCost], num_workers: int) -> None:
     peaks = [cost.peak_mib for cost in costs if cost.peak_mib]
     unknown = ", ".join(cost.stage for cost in costs if cost.seconds is None)
     total = sum(known)
-    print(f"time, one job after another: {format_seconds(total)}; {num_workers} at once: {format_seconds(total / num_workers)}")
+    if known:
+        print(f"time, one job after another: {format_seconds(total)}; {num_workers} at once: {format_seconds(total / num_workers)}")
     print(f"peak memory of a process so far: {max(peaks)} MiB" if peaks else "peak memory: not known yet")
     if unknown:
-        print(f"not in it, for want of timed jobs: {unknown}")
+        print(f"time not known, for want of timed jobs: {unknown}")
 
 
 def _or_dash(value: Any, form_fn: Callable[[Any], str]) -> str:

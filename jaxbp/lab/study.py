@@ -69,6 +69,11 @@ class Stage:
         """The stage's name in folders, logs and results: that of its function."""
         return self.fn.__name__
 
+    @property
+    def qualified_name(self) -> str:
+        """The name with the module of the function, which tells it from stages of other studies."""
+        return f"{self.fn.__module__}.{self.name}"
+
 
 def _every(case: Any) -> bool:
     return True

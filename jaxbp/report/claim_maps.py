@@ -195,32 +195,32 @@ def _told(spec: Specification) -> str:
     return f"{settings}: {format_interval(spec.interval)}, {spec.outcome}"
 
 
+_ALONG = {
+    "flips": "crosses the limit in",
+    "holds": "lies inside the region all along in",
+    "fails": "lies outside all along in",
+    "goes back and forth": "is decided both ways more than once in",
+}
+
+
 def along_sentences(along: AlongAxis) -> list[str]:
-    """What happens along an axis, in sentences."""
+    """What the effect does along an axis, in sentences."""
     total = sum(along.lines.values())
-    words = {
-        "flips": "flips in",
-        "holds": "holds all along in",
-        "fails": "does not hold anywhere in",
-        "goes back and forth": "goes back and forth in",
-    }
-    told = ", ".join(f"{words[kind]} {count}" for kind, count in along.lines.items())
-    sentences = (
-        [f"Over {plural(total, 'line')} of the grid along it the claim {told}."] if total else ["No two cells along it have an effect."]
-    )
+    if not total:
+        return ["No two cells along it have an effect."]
+    told = ", ".join(f"{_ALONG[kind]} {count}" for kind, count in along.lines.items())
+    sentences = [f"Over {plural(total, 'line')} of the grid along it the effect {told}."]
     if along.of_mean:
-        sentences.append(f"The mean effect of the complete lines {boundary_text(along.of_mean)}.")
-    elif total:
-        sentences.append("The mean effect of the complete lines does not cross the limit within the grid.")
-    return sentences
+        return [*sentences, f"The mean effect of the complete lines {boundary_text(along.of_mean)}."]
+    return [*sentences, "The mean effect of the complete lines does not cross the limit within the grid."]
 
 
 def boundary_text(place: stats.Boundary) -> str:
     """A boundary in words."""
     side = "below" if place.holds_below else "above"
-    low = "below the grid" if math.isinf(place.low) else format_number(place.low)
-    high = "above the grid" if math.isinf(place.high) else format_number(place.high)
-    return f"holds {side} {format_number(place.at)}, the limit lying between {low} and {high}"
+    low = "below the grid" if math.isinf(place.low) else f"{place.low:.4g}"
+    high = "above the grid" if math.isinf(place.high) else f"{place.high:.4g}"
+    return f"lies inside the region {side} {format_number(place.at)}; it crosses the limit between {low} and {high}"
 
 
 def explained_rows(found: ClaimMap) -> list[tuple[str, float, float]]:
