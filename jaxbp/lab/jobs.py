@@ -93,9 +93,12 @@ class Job:
 
     def _cost_knows(self, owner: Any, name: str, value: int) -> bool:
         """Whether the cost of the stage changes with a size."""
-        other = dataclasses.replace(owner, **{name: 2 * value})
-        case, settings = (other, self.settings) if owner is self.case else (self.case, other)
-        return self.stage.cost(case, settings, **self.point) != self.weight
+        try:
+            other = dataclasses.replace(owner, **{name: 2 * value})
+            case, settings = (other, self.settings) if owner is self.case else (self.case, other)
+            return self.stage.cost(case, settings, **self.point) != self.weight
+        except (ValueError, LookupError, ArithmeticError):  # no such case can be: an estimate is made without the size
+            return True
 
     def compute(self, archive: Archive) -> xr.Dataset:
         """The result."""

@@ -173,7 +173,9 @@ class CellState:
         """Keep a verdict, or go on to the next look."""
         looks, num_seeds = self.settings.looks, self.settings.num_seeds
         later = [size for size in looks.sizes if size > num_seeds] if looks and is_open else []
-        if later:
+        if not verdict.cases:
+            self.failure = "the claim has no case at these settings"
+        elif later:
             self.settings = dataclasses.replace(self.settings, num_seeds=later[0])
             self._jobs = self._plan()
         else:

@@ -154,6 +154,18 @@ def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls):
         mapped({"num_epochs": (0,)}, folder.parent / "none")
 
 
+def test_cases_are_chosen_by_name_and_a_cell_without_one_fails(folder):
+    two = dataclasses.replace(Settings("quick", 8), cases=(Case("digits"), Case("mnist1d")))
+    found = mapped({"rate": (0.01,)}, folder, two, only_cases=("*mnist1d",))
+    assert [case.case for case in found.cells[0].verdict.cases] == ["net, mnist1d"]
+    with pytest.raises(lab.SettingsError, match="no case matches x: the cases are net, digits, net, mnist1d"):
+        mapped({"rate": (0.01,)}, folder, two, only_cases=("x",))
+    of_one = dataclasses.replace(STUDY.measures[0], where=lambda case: case.dataset == "digits")
+    study = dataclasses.replace(STUDY, measures=(of_one,))
+    found = lab.map(study, "M.a", {"dataset": ("digits", "mnist1d")}, settings=Arguments(), out=folder)
+    assert [cell.failure for cell in found.cells] == ["", "the claim has no case at these settings"]
+
+
 def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):
     arguments = Arguments(until_decided=True, seeds=4, most_seeds=16)
     found = mapped({"rate": (0.01, 0.0301)}, folder, arguments)  # far from the boundary, and on it
