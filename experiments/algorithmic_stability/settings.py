@@ -74,6 +74,7 @@ class Settings(lab.Settings):
 _SMALL = (Case("digits"), Case("digits", shift=1), Case("mnist1d", shift=1))
 
 
+@dataclasses.dataclass(frozen=True)
 class Arguments(lab.Arguments):
     """Measure how one example changes time-averaged losses, over label noise and learning rates. Claims S7.a to S7.g."""
 

@@ -142,7 +142,7 @@ def settings_at(base: Any, point: Mapping[str, Any]) -> Any:
     if isinstance(base, Arguments):
         options = _options(base)
         through = {options[name]: value for name, value in values.items() if name in options}
-        settings = dataclasses.replace(base, **through).settings()
+        settings = dataclasses.replace(base, **through).unvalidated_settings()
         values = {name: value for name, value in values.items() if name not in options}
     for name, value in values.items():
         settings = _with_entry(settings, name, value) if "." in name else changed(settings, {name: value})

@@ -12,7 +12,7 @@ from jaxbp.claims import ClaimMap
 from jaxbp.claims.claim_map import value_text
 from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
-from jaxbp.report.claim_maps import along_sentences, explained_rows
+from jaxbp.report.claim_maps import along_sentences, explained_rows, reasons
 from jaxbp.runtime.progress import format_seconds
 
 _COLOURS = {
@@ -57,9 +57,8 @@ def print_map(found: ClaimMap, folder: Path) -> None:
         values = [value_text(spec.point[axis.name]) if axis.name in spec.point else "-" for axis in found.all_axes]
         table.add_row(*map(escape, (*values, format_interval(spec.interval), str(spec.num_seeds))), outcome(spec.outcome))
     print_table(table)
-    for cell in found.cells:
-        if cell.failure:
-            print(f"failed: {cell.name}: {cell.failure}")
+    for reason, names in reasons(found).items():
+        print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
     print(f"{found.claim.id} {found.headline}")
     for name, share, noise in explained_rows(found):
         print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")

@@ -215,6 +215,18 @@ class Arguments:
         Raises:
           SettingsError: there is no such preset, or the study cannot run so.
         """
+        settings = self.unvalidated_settings()
+        if settings.looks:
+            dataclasses.replace(settings, num_seeds=settings.looks.most).validate()
+        settings.validate()
+        return settings
+
+    def unvalidated_settings(self) -> Any:
+        """As `settings`, for whoever changes them further and validates the result.
+
+        Raises:
+          SettingsError: there is no such preset, network or data set.
+        """
         if self.preset not in self.presets:
             raise SettingsError(f"this study has no preset {self.preset!r}: choose one of {', '.join(self.presets)}")
         settings = dataclasses.replace(changed(self.presets[self.preset], self.changes()), data_dir=self.data_dir)
@@ -224,8 +236,6 @@ class Arguments:
         if self.until_decided:
             looks = looks_of(self.seeds, self.most_seeds)
             settings = dataclasses.replace(settings, num_seeds=looks.first, looks=looks)
-            dataclasses.replace(settings, num_seeds=looks.most).validate()
-        settings.validate()
         if self.dataset is not None:
             try:
                 importlib.import_module("jaxbp.data").check_name(self.dataset)  # imported late: `--help` needs none of it

@@ -223,6 +223,18 @@ def boundary_text(place: stats.Boundary) -> str:
     return f"lies inside the region {side} {format_number(place.at)}; it crosses the limit between {low} and {high}"
 
 
+def reasons(found: ClaimMap) -> dict[str, list[str]]:
+    """Why cells failed, are void or were not tested, each reason with the names of its cells."""
+    by_reason: dict[str, list[str]] = {}
+    for cell in found.cells:
+        said = cell.failure
+        if cell.verdict and cell.verdict.verdict in ("void", "not tested"):
+            said = cell.verdict.note
+        if said:
+            by_reason.setdefault(said, []).append(cell.name)
+    return by_reason
+
+
 def explained_rows(found: ClaimMap) -> list[tuple[str, float, float]]:
     """For each part of the analysis of variance its name, its share and that of noise, in per cent, the largest first."""
     parts = [(" × ".join(part.axes) or "of higher order", 100 * part.share, 100 * part.noise) for part in found.explained]

@@ -35,7 +35,7 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
         maps=claim_maps.heat_maps(found),
         curve=claim_maps.curve(found),
         explained=claim_maps.explained_rows(found),
-        failed=[cell for cell in found.cells if cell.failure],
+        reasons=claim_maps.reasons(found),
         smoke=facts.get("settings", {}).get("preset") == "smoke",
         repeated=_Repeated("map", reproduce.recipe(facts, command)),
     )

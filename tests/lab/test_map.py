@@ -41,6 +41,16 @@ class Arguments(lab.Arguments):
     presets: ClassVar = {"quick": Settings("quick", 8)}
 
 
+@dataclasses.dataclass(frozen=True)
+class SizedSettings(Settings):
+    num_train: int = 100
+    batch_size: int = 20
+
+
+class Sized(lab.Arguments):
+    presets: ClassVar = {"quick": SizedSettings("quick", 8)}
+
+
 def prepare(case, settings):
     CALLS.append(("prepare", case.dataset))
     return {"offset": 0.0 if case.dataset == "digits" else 0.1}
@@ -214,6 +224,9 @@ def test_axes_of_texts_options_and_entries():
     assert widths.values == ((4, 8), (8, 16))
     assert norm.values == ("layer", None)
     assert map_axes.settings_at(Arguments(), {"epochs": 7}).num_epochs == 7
+    with pytest.raises(lab.SettingsError, match="num_train must be at least the batch size"):
+        map_axes.settings_at(Sized(), {"num_train": 10})
+    assert map_axes.settings_at(Sized(), {"num_train": 10, "batch_size": 5}).num_train == 10  # validated once, together
     assert map_axes.settings_at(Arguments(epochs=3), {"num_epochs": 9}).num_epochs == 9
     (case,) = map_axes.settings_at(Arguments(), {"options.norm": "layer", "dataset": "mnist1d"}).cases
     assert case == Case("mnist1d", (("norm", "layer"), ("skip", True)))

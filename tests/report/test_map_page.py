@@ -56,7 +56,7 @@ def test_the_page_shows_all_and_runs_nothing(found, tmp_path):
     assert "default-src &#39;none&#39;" in text
     assert not re.search(r"<script|<img|<b>hold", text)
     assert "holds in 3 of 11 specifications (6 cells), contradicted in 7, failed in 1" in text
-    assert "&lt;img src=x&gt;" in text
+    assert "&lt;img src=x&gt; <span" in text
     assert text.count("<table") == 3 + 1 + 1  # heat maps, shares, all specifications
 
 
