@@ -39,7 +39,14 @@ STUDIES = (  # in order
     sparse_bounds,
     soft_biases,
 )
-NAMES = tuple(package.__name__.rpartition(".")[2] for package in STUDIES)  # of their folders
+
+
+def _name(package: Any) -> str:
+    """The name of a study's folder."""
+    return package.__name__.rpartition(".")[2]
+
+
+NAMES = tuple(map(_name, STUDIES))
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "
@@ -83,10 +90,16 @@ def main() -> None:
         began = time.monotonic()
         chosen = choose(arguments.only)
         settings = [_settings(study, arguments) for study in chosen]  # wrong arguments are told before any work
+        unfinished = {
+            package.ID: its
+            for package, its in zip(chosen, settings, strict=True)
+            if not (folder / _name(package) / "verdicts.json").exists()
+        }
+        lab.check_data(unfinished)
         devices = lab.start_jax(arguments.cluster)
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
         sections: list[Any] = []
-        failures: dict[str, Exception] = {}
+        failures: list[str] = []
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
@@ -101,8 +114,8 @@ def main() -> None:
             except Exception as error:
                 if not lab.can_go_on_after(error):
                     raise
-                failures[study.id] = error
-                print(f"\n{study.id} failed: {error}\n", flush=True)
+                failures.append(study.id)
+                print(f"\n{study.id} failed: {error}\n", file=sys.stderr, flush=True)
                 continue
             if section:  # in the first process
                 sections.append(section)
@@ -111,8 +124,7 @@ def main() -> None:
             execute.print_verdicts([verdict for section in sections for verdict in section.verdicts], folder / "report.html")
             print(f"wall time {time.monotonic() - began:.0f} s")
         if failures:
-            told = "; ".join(f"{name}: {error}" for name, error in failures.items())
-            print(f"\nerror: {len(failures)} of {len(chosen)} studies failed, the page lacks them. {told}", file=sys.stderr)
+            print(f"\nerror: {', '.join(failures)} failed, see above; the page lacks what failed", file=sys.stderr)
             sys.exit(2)
 
 

@@ -126,7 +126,7 @@ def train_until_decided(arguments: Arguments) -> tuple[Any, Any]:
     from jaxbp import sweep
     from jaxbp.claims import Above, Claim
 
-    arguments.validate()
+    _checked(arguments)
     looks, blocks = lab.looks_of(arguments.seeds, arguments.most_seeds), []
     if math.prod(map(len, arguments.grid().values())) < 2:
         raise lab.SettingsError("--until-decided compares settings with the first: give an option several values")
@@ -155,19 +155,9 @@ def train_all(arguments: Arguments, *, seeds: Any = None, out: Path | None = Non
 
     Their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,).
     """
-    arguments.validate()
-    from jaxbp import data, models, sweep, training
+    from jaxbp import sweep
 
-    try:
-        dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
-        mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
-        for width, depth in itertools.product(arguments.width, arguments.depth or (None,)):
-            models.create(arguments.model, num_classes=dataset.num_classes, width=width, depth=depth)
-        for batch_size in arguments.batch_size:
-            training.num_steps(len(dataset.train.labels), arguments.epochs, batch_size)
-        sweep.check_plan(arguments.plan)
-    except ValueError as error:
-        raise lab.SettingsError(str(error)) from error
+    dataset, mesh = _checked(arguments)
     return sweep.run(
         segments(arguments, dataset.num_classes, mesh),
         arguments.grid(),
@@ -182,6 +172,28 @@ def train_all(arguments: Arguments, *, seeds: Any = None, out: Path | None = Non
         tensorboard=arguments.tensorboard,
         identity={"model": arguments.model, "dataset": arguments.dataset, "epochs": arguments.epochs},
     )
+
+
+def _checked(arguments: Arguments) -> tuple[Any, Any]:
+    """Data set and mesh of a sweep that can run as set, before anything is written.
+
+    Raises:
+      SettingsError: it cannot.
+    """
+    arguments.validate()
+    from jaxbp import data, models, sweep, training
+
+    try:
+        dataset = data.load(arguments.dataset, num_train=arguments.num_train, data_dir=arguments.data_dir)
+        mesh = sweep.make_mesh(arguments.num_batch) if arguments.num_batch > 1 else None
+        for width, depth in itertools.product(arguments.width, arguments.depth or (None,)):
+            models.create(arguments.model, num_classes=dataset.num_classes, width=width, depth=depth)
+        for batch_size in arguments.batch_size:
+            training.num_steps(len(dataset.train.labels), arguments.epochs, batch_size)
+        sweep.check_plan(arguments.plan)
+    except ValueError as error:
+        raise lab.SettingsError(str(error)) from error
+    return dataset, mesh
 
 
 def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
@@ -203,20 +215,40 @@ def segments(arguments: Arguments, num_classes: int, mesh: Any = None) -> Any:
 
 
 def print_table(found: Any) -> None:
-    """A line for each setting: final test accuracy and training loss over seeds, with 95 % intervals, and how many diverged."""
-    from rich.console import Console
-    from rich.table import Table
+    """A line for each setting: final test accuracy and training loss over seeds, with 95 % intervals, and how many diverged.
 
-    table = Table(title="after the last epoch: mean over seeds [95 % interval]", title_justify="left")
-    names = list(found.settings[0])
-    for column in (*names, "test accuracy", "training loss", "seeds", "diverged"):
-        table.add_column(column, justify="right")
+    What all settings share stands above the table, which is as wide as the terminal, or 80 columns.
+    """
+    from rich.console import Console
+
+    names, console = list(found.settings[0]), Console()
+    varying = [name for name in names if len({setting[name] for setting in found.settings}) > 1]
+    if shared := ", ".join(f"{name} {found.settings[0][name]}" for name in names if name not in varying):
+        print(f"all settings: {shared}")
+    rows = []
     for setting in found.settings:
         runs = found.where(**setting)
         fine = [run for run in runs if run.status == "finished"]
         cells = [_interval([float(run.values[name][-1]) for run in fine]) for name in ("test_accuracy", "train_loss")]
-        table.add_row(*map(str, setting.values()), *cells, str(len(fine)), str(len(runs.diverged)))
-    Console(width=150).print(table)
+        rows.append((*(str(setting[name]) for name in varying), *cells, str(len(fine)), str(len(runs.diverged))))
+    headers = [*(name.replace("_", " ") for name in varying), "test accuracy", "training loss", "seeds", "diverged"]
+    console.print(_table(headers, rows, console.width))
+
+
+def _table(headers: list[str], rows: list[tuple[str, ...]], width: int) -> Any:
+    """The table, with intervals on a line each, or folded at their blanks where ``width`` has no room for them."""
+    from rich.table import Table
+
+    columns = list(zip(headers, *rows, strict=True))
+    whole = [max(map(len, [*header.split(), *cells])) for header, *cells in columns]
+    folded = [max(len(word) for text in column for word in text.split()) for column in columns]
+    table = Table(title="after the last epoch: mean over seeds [95 % interval]", title_justify="left", padding=(0, 0, 0, 1))
+    fits = sum(whole) + 2 * len(headers) + 1 <= width  # a blank and a line for each column
+    for header, size in zip(headers, whole if fits else folded, strict=True):
+        table.add_column(header, justify="right", width=size, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _interval(values: list[float]) -> str:

@@ -81,7 +81,11 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
     Raises:
       ValueError: another shape or dtype, or a value outside the range.
     """
-    array = _as_array(labels, name)
+    return jnp.asarray(_class_indices(_as_array(labels, name), num_classes, num_examples, name)).astype(jnp.int32)
+
+
+def _class_indices(array: Any, num_classes: int, num_examples: int, name: str) -> Any:
+    """The array, once it holds class indices, as far as its values are known."""
     if array.ndim == 2:
         raise ValueError(f"{name} must be class indices (N,), got shape {array.shape}: of one-hot labels take .argmax(-1)")
     if array.shape != (num_examples,):
@@ -94,7 +98,7 @@ def labels(labels: Any, num_classes: int, num_examples: int, name: str = "labels
         values = np.asarray(array)
         if bad := values[(values < 0) | (values >= num_classes)].tolist():
             raise ValueError(f"{name} must lie from 0 to {num_classes - 1}, one of {num_classes} logits each, got {bad[0]}")
-    return jnp.asarray(array).astype(jnp.int32)
+    return array
 
 
 def logits_with_labels(logits: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
@@ -140,6 +144,53 @@ def on_host(data: Any, name: str = "data") -> tuple[np.ndarray, np.ndarray]:
     inputs, indices = (_as_array(array, f"{name}'s {part}") for array, part in zip(data, ("inputs", "labels"), strict=True))
     refuse_traced(name, inputs, indices)
     return np.asarray(inputs), np.asarray(indices)
+
+
+def host_array(values: Any, name: str, *, shape: tuple[Any, ...] | None = None, finite: bool = False) -> np.ndarray:
+    """One array of real numbers, integers or booleans as NumPy's, of the dtype that it has; a tuple counts as a list.
+
+    Args:
+      values, name: what is checked, and how a message calls it.
+      shape: what it must be, None for any length of an axis, ... at the end for any further axes.
+      finite: whether NaN and infinities are refused.
+
+    Raises:
+      ValueError: no such array, or values that only a run can know (under `jax.jit`).
+    """
+    array = _as_array(list(values) if isinstance(values, tuple) else values, name)
+    refuse_traced(name, array)
+    array = np.asarray(array)
+    if shape is not None and not _fits(array.shape, shape):
+        wanted = ", ".join("any" if length is None else "..." if length is ... else str(length) for length in shape)
+        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
+    if finite and not np.isfinite(np.asarray(array, np.float64)).all():
+        raise ValueError(f"{name} must be finite numbers, got NaN or infinite ones")
+    return array
+
+
+def host_values(values: Any, name: str, *, shape: tuple[Any, ...] | None = None, finite: bool = False) -> np.ndarray:
+    """`host_array` as float64."""
+    return np.asarray(host_array(values, name, shape=shape, finite=finite), np.float64)
+
+
+def host_examples(values: Any, name: str = "inputs") -> np.ndarray:
+    """`host_array` of examples (N, ...) on the leading axis, N >= 1."""
+    array = host_array(values, name)
+    if array.ndim < 1 or array.shape[0] == 0:
+        raise ValueError(f"{name} must hold examples on its leading axis, got shape {array.shape}")
+    return array
+
+
+def host_labels(values: Any, num_classes: int, num_examples: int | None = None, name: str = "labels") -> np.ndarray:
+    """`labels` on the host; None for any number of them."""
+    array = host_array(values, name)
+    return _class_indices(array, num_classes, array.size if num_examples is None else num_examples, name).astype(np.int32)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
+    if wanted and wanted[-1] is ...:
+        shape, wanted = shape[: len(wanted) - 1], wanted[:-1]
+    return len(shape) == len(wanted) and all(length in (None, size) for size, length in zip(shape, wanted, strict=True))
 
 
 def refuse_traced(name: str, *values: Any) -> None:
@@ -234,12 +285,14 @@ def _dependence(outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any
     return jnp.max(jnp.abs(together - alone)) / jnp.maximum(jnp.max(jnp.abs(together)), jnp.finfo(together.dtype).tiny)
 
 
-def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False) -> Any:
-    """One finite real number, at least ``least``, as a float; a tracer as it is, unchecked.
+def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = False, known: bool = False) -> Any:
+    """One finite real number, at least ``least``, as a float; a tracer as it is, unchecked, unless the value must be ``known``.
 
     Raises:
       ValueError: no such number.
     """
+    if known:
+        refuse_traced(name, value)
     if isinstance(value, jax.core.Tracer) and value.ndim == 0:
         return value
     wanted = f"{name} must be one {'positive ' if positive else ''}finite number" + (f", at least {least:g}" if least > -math.inf else "")
@@ -251,12 +304,29 @@ def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = 
     return float(array)
 
 
-def prng_key(key: Any, name: str = "key") -> jax.Array:
-    """One random key, typed or raw.
+def count(value: Any, name: str, *, least: int = 1) -> int:
+    """One whole number of at least ``least``, whose value is known.
+
+    Raises:
+      ValueError: no such number.
+    """
+    refuse_traced(name, value)
+    array = None if isinstance(value, str | bytes | bool | None) else _numeric(value)
+    if array is None or array.ndim != 0 or _kind(array.dtype) != "integer":
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {_described(value)}")
+    if int(array) < least:
+        raise ValueError(f"{name} must be at least {least}, got {int(array)}")
+    return int(array)
+
+
+def prng_key(key: Any, name: str = "key", *, known: bool = False) -> jax.Array:
+    """One random key, typed or raw; not traced if it must be ``known``.
 
     Raises:
       ValueError: no key, or several.
     """
+    if known:
+        refuse_traced(name, key)
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key

@@ -24,7 +24,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxbp import checks
@@ -66,10 +65,13 @@ def measure(features: Any, labels: Any, head: Any = None, *, bias: Any = None) -
     Raises:
       ValueError: a class with fewer than two examples, or shapes that do not fit.
     """
-    with jax.enable_x64(True):
-        rows = np.asarray(checks.examples(features, "features"), np.float64)
+    rows = np.asarray(checks.host_examples(features, "features"), np.float64)
     rows = rows.reshape(len(rows), -1)
-    labels = np.asarray(checks.labels(labels, max(int(np.max(labels)) + 1, 2), len(rows)))
+    if not np.isfinite(rows).all():
+        raise ValueError("features must be finite numbers, got NaN or infinite ones")
+    labels = checks.host_array(labels, "labels")
+    largest = int(labels.max()) if labels.size and np.issubdtype(labels.dtype, np.integer) else 1
+    labels = checks.host_labels(labels, max(largest + 1, 2), len(rows))
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise ValueError(f"each class needs at least two examples, got {counts.min()} of class {counts.argmin()}")
@@ -95,14 +97,14 @@ def measure(features: Any, labels: Any, head: Any = None, *, bias: Any = None) -
         cdnv=cdnv,
         nc2_norms=float(norms.std() / norms.mean()),
         nc2_angles=float(np.abs(cosines + 1 / (len(counts) - 1)).mean()),
-        **({} if head is None else _of_head(rows, means, centred, np.asarray(head, np.float64), bias)),
+        **({} if head is None else _of_head(rows, means, centred, checks.host_values(head, "head"), bias)),
     )
 
 
 def _of_head(rows: np.ndarray, means: np.ndarray, centred: np.ndarray, head: np.ndarray, bias: Any) -> dict[str, Any]:
     if head.shape != means.shape[::-1]:
         raise ValueError(f"head must be (P, C) = {means.shape[::-1]}, features by classes, got {head.shape}")
-    logits = rows @ head + (0.0 if bias is None else np.asarray(bias, np.float64))
+    logits = rows @ head + (0.0 if bias is None else checks.host_values(bias, "bias", shape=head.shape[1:]))
     nearest = ((rows[:, None] - means[None]) ** 2).sum(-1).argmin(1)
     shape = centred / np.linalg.norm(centred)
     heads = (head.T, head.T - head.T.mean(0))

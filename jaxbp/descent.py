@@ -31,9 +31,7 @@ def legendre(x: Any, degree: int) -> Float[np.ndarray, "N D"]:
     Raises:
       ValueError: a degree that is not positive, or x of another shape or outside [-1, 1].
     """
-    x = np.asarray(x, np.float64)
-    if degree < 1:
-        raise ValueError(f"degree must be at least 1, got {degree}")
+    x, degree = checks.host_values(x, "x"), checks.count(degree, "degree")
     if x.ndim != 1 or not (np.abs(x) <= 1).all():
         raise ValueError(f"x must be numbers (N,) from -1 to 1, got shape {x.shape}: rescale it")
     columns = [np.ones_like(x), x]
@@ -52,9 +50,7 @@ def random_features(
     Raises:
       ValueError: wrong arguments.
     """
-    inputs = checks.examples(inputs)
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    inputs, count = checks.examples(inputs), checks.count(count, "count")
     flat = inputs.reshape(len(inputs), -1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(checks.prng_key(key), jnp.arange(count))
     directions = jax.vmap(lambda k: jax.random.normal(k, flat.shape[1:]))(keys)
@@ -62,8 +58,21 @@ def random_features(
 
 
 def min_norm(features: Any, targets: Any) -> np.ndarray:
-    """The least-squares weights of smallest norm, (P, ...), for features (N, P) and targets (N, ...)."""
-    return np.linalg.lstsq(np.asarray(features, np.float64), np.asarray(targets, np.float64), rcond=None)[0]
+    """The least-squares weights of smallest norm, (P, ...), for features (N, P) and targets (N, ...).
+
+    Raises:
+      ValueError: other shapes, or values that are not finite.
+    """
+    F, y = _regression(features, targets)
+    return np.linalg.lstsq(F, y.reshape(len(y), -1), rcond=None)[0].reshape(F.shape[1], *y.shape[1:])
+
+
+def _regression(features: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, P) and targets (N, ...) in float64."""
+    F = checks.host_values(features, "features", shape=(None, None), finite=True)
+    if not F.size:
+        raise ValueError(f"features must hold examples (N, P), got shape {F.shape}")
+    return F, checks.host_values(targets, "targets", shape=(len(F), ...), finite=True)
 
 
 def ridge_path(features: Any, targets: Any, ridges: Any, test_features: Any) -> np.ndarray:
@@ -79,10 +88,13 @@ def ridge_path(features: Any, targets: Any, ridges: Any, test_features: Any) -> 
       test_features: (M, P).
 
     Raises:
-      ValueError: negative ridges.
+      ValueError: negative ridges, other shapes, or values that are not finite.
     """
-    F, y, T = (np.asarray(array, np.float64) for array in (features, targets, test_features))
-    ridges = np.atleast_1d(np.asarray(ridges, np.float64))
+    F, y = _regression(features, targets)
+    T = checks.host_values(test_features, "test_features", shape=(None, F.shape[1]))
+    ridges = np.atleast_1d(checks.host_values(ridges, "ridges", finite=True))
+    if ridges.ndim != 1 or not ridges.size:
+        raise ValueError(f"ridges must be numbers (R,), one at least, got shape {ridges.shape}")
     if not (ridges >= 0).all():
         raise ValueError(f"ridges must be at least 0, got {ridges.min():g}")
     left, s, right = np.linalg.svd(F, full_matrices=False)
@@ -101,10 +113,8 @@ def isotropic_risk(num_examples: int, num_features: int, signal: float, noise: f
     Raises:
       ValueError: counts below 1, or a negative signal or noise.
     """
-    n, p = num_examples, num_features
-    if min(n, p) < 1:
-        raise ValueError(f"num_examples and num_features must be at least 1, got {n} and {p}")
-    r2, s2 = (checks.number(value, name, least=0.0) ** 2 for value, name in ((signal, "signal"), (noise, "noise")))
+    n, p = checks.count(num_examples, "num_examples"), checks.count(num_features, "num_features")
+    r2, s2 = (checks.number(value, name, least=0.0, known=True) ** 2 for value, name in ((signal, "signal"), (noise, "noise")))
     if abs(p - n) < 2:
         return math.inf
     return s2 * p / (n - p - 1) if p < n else r2 * (1 - n / p) + s2 * n / (p - n - 1)
@@ -119,7 +129,8 @@ def isotropic_ridge_risk(ratio: float, ridge: float, signal: float, noise: float
     Raises:
       ValueError: a ratio or ridge that is not positive.
     """
-    g, lam = checks.number(ratio, "ratio", positive=True), checks.number(ridge, "ridge", positive=True)
+    g, lam = _positive(ratio, ridge)
+    signal, noise = (checks.number(value, name, least=0.0, known=True) for value, name in ((signal, "signal"), (noise, "noise")))
     m = stieltjes(g, lam)
     # m solves g lam m^2 + (1 - g + lam) m - 1 = 0; its derivative by lam follows.
     slope = -(g * m**2 + m) / (2 * g * lam * m + 1 - g + lam)
@@ -127,10 +138,19 @@ def isotropic_ridge_risk(ratio: float, ridge: float, signal: float, noise: float
 
 
 def stieltjes(ratio: float, ridge: float) -> float:
-    """The mean of 1 / (eigenvalue + ridge) over the eigenvalues of X^T X / n, in the limit of p / n = ``ratio``."""
+    """The mean of 1 / (eigenvalue + ridge) over the eigenvalues of X^T X / n, in the limit of p / n = ``ratio``.
+
+    Raises:
+      ValueError: a ratio or ridge that is not positive.
+    """
+    ratio, ridge = _positive(ratio, ridge)
     b = 1 - ratio + ridge
     root = math.sqrt(b * b + 4 * ratio * ridge)
     return 2 / (b + root) if b > 0 else (root - b) / (2 * ratio * ridge)  # the form that does not cancel
+
+
+def _positive(ratio: Any, ridge: Any) -> tuple[float, float]:
+    return checks.number(ratio, "ratio", positive=True, known=True), checks.number(ridge, "ridge", positive=True, known=True)
 
 
 def effective_dimension(eigenvalues: Any, alpha: float) -> float:
@@ -139,5 +159,5 @@ def effective_dimension(eigenvalues: Any, alpha: float) -> float:
     Raises:
       ValueError: an alpha that is not positive.
     """
-    values = np.maximum(np.asarray(eigenvalues, np.float64), 0.0)
-    return float(np.sum(values / (values + checks.number(alpha, "alpha", positive=True))))
+    values = np.maximum(checks.host_values(eigenvalues, "eigenvalues"), 0.0)
+    return float(np.sum(values / (values + checks.number(alpha, "alpha", positive=True, known=True))))

@@ -50,7 +50,8 @@ def kl_inverse(q: float, c: float) -> float:
     Raises:
       ValueError: q outside [0, 1], or a negative c.
     """
-    q, c = _share(q, "q"), c if c == math.inf else checks.number(c, "c", least=0.0)
+    q = _share(q, "q")
+    c = c if isinstance(c, float) and c == math.inf else checks.number(c, "c", least=0.0, known=True)
     if c == 0 or q == 1:
         return q
     if q == 0:
@@ -84,7 +85,7 @@ def hoeffding(error: float, num_examples: int, *, bits: float, delta: float, los
       ValueError: numbers out of range, or a loss without a range.
     """
     loss_range = checks.number(loss_range, "loss_range: an unbounded loss has no such bound, and loss_range", positive=True)
-    if not 0 <= error <= loss_range:
+    if not 0 <= checks.number(error, "error", known=True) <= loss_range:
         raise ValueError(f"error must lie from 0 to loss_range = {loss_range:g}, got {error}")
     return error + loss_range * math.sqrt(_nats(bits, delta) / (2 * _count(num_examples)))
 
@@ -97,6 +98,9 @@ def catoni(error: float, num_examples: int, *, bits: float, delta: float, lambda
     Raises:
       ValueError: numbers out of range.
     """
+    lambdas = checks.host_values(lambdas, "lambdas", shape=(None,), finite=True).tolist()
+    if not lambdas or min(lambdas) <= 0:
+        raise ValueError(f"lambdas must be positive, one at least, got {lambdas}")
     error, price = _share(error, "error"), (_nats(bits, delta) + math.log(len(lambdas))) / _count(num_examples)
     return min(1.0, *(-math.expm1(-lam * error - price) / -math.expm1(-lam) for lam in lambdas))
 
@@ -110,8 +114,8 @@ def code_length(symbols: Any, alphabet: int) -> float:
     Raises:
       ValueError: symbols that are not from 0 to ``alphabet`` - 1.
     """
-    symbols = np.asarray(symbols)
-    if alphabet < 1 or symbols.ndim != 1 or (symbols.size and not np.issubdtype(symbols.dtype, np.integer)):
+    symbols, alphabet = checks.host_array(symbols, "symbols"), checks.count(alphabet, "alphabet")
+    if symbols.ndim != 1 or (symbols.size and not np.issubdtype(symbols.dtype, np.integer)):
         raise ValueError(f"symbols must be whole numbers (n,) of an alphabet of at least 1, got {symbols.dtype}{list(symbols.shape)}")
     if symbols.size and not 0 <= symbols.min() <= symbols.max() < alphabet:
         raise ValueError(f"symbols must lie from 0 to {alphabet - 1}, got {symbols.min()} to {symbols.max()}")
@@ -139,11 +143,17 @@ class Subspace:
     def __post_init__(self):
         checks.prng_key(self.key)
         checks.parameters(self.start, "start")
-        if self.dimension < 1:
-            raise ValueError(f"dimension must be at least 1, got {self.dimension}")
+        checks.count(self.dimension, "dimension")
 
     def params(self, z: Float[Array, " d"]) -> PyTree:
-        """The parameters of coordinates z (d,); differentiable in z."""
+        """The parameters of coordinates z (d,); differentiable in z.
+
+        Raises:
+          ValueError: another number of coordinates.
+        """
+        z = checks.numbers(z, "z")
+        if z.shape != (self.dimension,):
+            raise ValueError(f"z must be coordinates ({self.dimension},), got shape {z.shape}")
         flat, unravel = ravel_pytree(self.start)
         padded = jnp.pad(z, (0, self._num_blocks * _BLOCK - self.dimension)).reshape(self._num_blocks, _BLOCK)
 
@@ -215,9 +225,12 @@ def certify(
     Raises:
       ValueError: no steps, or steps so small that a symbol exceeds 127.
     """
-    z, labels = np.asarray(z, np.float64), jnp.asarray(labels)
+    z, labels = checks.host_values(z, "z", shape=(None,), finite=True), jnp.asarray(checks.host_examples(labels, "labels"))
+    steps = checks.host_values(steps, "steps", shape=(None,), finite=True).tolist()
+    if not z.size or not steps or min(steps) <= 0:
+        raise ValueError(f"z must hold coordinates, and steps must be positive, one at least, got {len(z)} and {steps}")
     usable = [step for step in steps if np.abs(z).max() / step < 2**_SYMBOL_BITS - 0.5]
-    if not usable or min(steps) <= 0:
+    if not usable:
         raise ValueError(f"steps must be positive, one at least no less than {np.abs(z).max() / 127:.3g}, got {list(steps)}")
     candidates = []
     for step in usable:
@@ -237,8 +250,15 @@ def certify(
 
 
 def gaussian_kl(mean: Any, deviation: float, prior_mean: Any, prior_deviation: float) -> float:
-    """KL(N(m, s^2 I) || N(m_0, s_0^2 I)) in nats, for means (P,)."""
-    mean, prior_mean = np.asarray(mean, np.float64), np.asarray(prior_mean, np.float64)
+    """KL(N(m, s^2 I) || N(m_0, s_0^2 I)) in nats, for means (P,).
+
+    Raises:
+      ValueError: other shapes, or deviations that are not positive.
+    """
+    mean = checks.host_values(mean, "mean", shape=(None,))
+    prior_mean = checks.host_values(prior_mean, "prior_mean", shape=mean.shape)
+    deviation = checks.number(deviation, "deviation", positive=True, known=True)
+    prior_deviation = checks.number(prior_deviation, "prior_deviation", positive=True, known=True)
     ratio = (deviation / prior_deviation) ** 2
     distance = np.sum((mean - prior_mean) ** 2) / prior_deviation**2
     return float(0.5 * (mean.size * (ratio - 1 - math.log(ratio)) + distance))
@@ -289,35 +309,39 @@ def gaussian(
     Raises:
       ValueError: a deviation that is not positive.
     """
-    checks.number(deviation, "deviation", positive=True)
+    checks.number(deviation, "deviation", positive=True, known=True)
+    params, start, key = checks.parameters(params), checks.parameters(start, "start"), checks.prng_key(key, known=True)
+    checks.refuse_traced("params and start", *jax.tree.leaves((params, start)))
+    labels = checks.host_examples(labels, "labels")
+    if [leaf.shape for leaf in jax.tree.leaves(params)] != [leaf.shape for leaf in jax.tree.leaves(start)]:
+        raise ValueError("params and start must have the same arrays, got others")
     mean, unravel = ravel_pytree(params)
-    origin, labels, count = ravel_pytree(start)[0], jnp.asarray(labels), len(labels)
+    origin, labels = np.asarray(ravel_pytree(start)[0], np.float64), jnp.asarray(labels)
+    count, center = len(labels), np.asarray(mean, np.float64)
     draw = jax.jit(lambda k: 1 - metrics.accuracy(predict_fn(unravel(mean + deviation * jax.random.normal(k, mean.shape))), labels).mean())
-    error = float(np.mean([float(draw(k)) for k in jax.random.split(checks.prng_key(key), num_draws)]))
+    error = float(np.mean([float(draw(k)) for k in jax.random.split(key, num_draws)]))
     upper = kl_inverse(error, math.log(2 / sample_delta) / num_draws)
 
     def price(j: int) -> float:
-        divergence = gaussian_kl(mean, deviation, origin, _PRIOR_SCALE * math.exp(-j / _PRIOR_STEPS))
+        divergence = gaussian_kl(center, deviation, origin, _PRIOR_SCALE * math.exp(-j / _PRIOR_STEPS))
         return divergence + math.log(2 * math.sqrt(count) / delta * math.pi**2 * j**2 / 6)
 
     index = min(range(1, 10 * _PRIOR_STEPS), key=price)
-    divergence = gaussian_kl(mean, deviation, origin, _PRIOR_SCALE * math.exp(-index / _PRIOR_STEPS))
+    divergence = gaussian_kl(center, deviation, origin, _PRIOR_SCALE * math.exp(-index / _PRIOR_STEPS))
     return GaussianBound(kl_inverse(upper, price(index) / count), error, divergence, index)
 
 
 def _nats(bits: float, delta: float) -> float:
-    if not 0 < checks.number(delta, "delta") < 1:
+    if not 0 < checks.number(delta, "delta", known=True) < 1:
         raise ValueError(f"delta must lie between 0 and 1, got {delta}")
-    return checks.number(bits, "bits", least=0.0) * math.log(2) + math.log(1 / delta)
+    return checks.number(bits, "bits", least=0.0, known=True) * math.log(2) + math.log(1 / delta)
 
 
 def _share(value: float, name: str) -> float:
-    if not 0 <= checks.number(value, name) <= 1:
+    if not 0 <= checks.number(value, name, known=True) <= 1:
         raise ValueError(f"{name} must lie from 0 to 1, got {value}")
     return float(value)
 
 
 def _count(num_examples: int) -> int:
-    if num_examples < 1:
-        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
-    return num_examples
+    return checks.count(num_examples, "num_examples")

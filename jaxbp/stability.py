@@ -49,15 +49,19 @@ def replace_example(
     Raises:
       ValueError: a position that is not from 0 to N - 1, or shapes that do not fit.
     """
-    inputs, labels = checks.examples(inputs), jnp.asarray(labels)
+    inputs, labels = checks.examples(inputs), checks.numbers(labels, "labels")
+    new_input, new_label = checks.numbers(new_input, "new_input"), checks.numbers(new_label, "new_label")
     if labels.shape != inputs.shape[:1] or np.shape(new_input) != inputs.shape[1:] or np.shape(new_label):
         raise ValueError(
             f"an example is one input of shape {inputs.shape[1:]} and one label, got shapes {np.shape(new_input)} and "
             f"{np.shape(new_label)}; labels have shape {labels.shape}"
         )
-    if not isinstance(position, jax.core.Tracer) and not 0 <= int(position) < len(inputs):
+    if not isinstance(position, jax.core.Tracer) and not 0 <= checks.count(position, "position", least=0) < len(inputs):
         raise ValueError(f"position must be from 0 to {len(inputs) - 1}, got {position}")
-    return inputs.at[position].set(new_input), labels.at[position].set(new_label)
+    if jnp.issubdtype(labels.dtype, jnp.integer) and not jnp.issubdtype(new_label.dtype, jnp.integer):
+        raise ValueError(f"new_label must be an integer as the labels are, got {new_label.dtype}")
+    inputs = inputs.astype(jnp.result_type(inputs, new_input))
+    return inputs.at[position].set(new_input.astype(inputs.dtype)), labels.at[position].set(new_label.astype(labels.dtype))
 
 
 class LabelNoise(NamedTuple):
@@ -151,7 +155,9 @@ class TimeAverage(NamedTuple):
         """
         if not 0 <= run_up <= num_steps - 2:
             raise ValueError(f"run_up must leave at least 2 of {num_steps} steps, got {run_up}")
-        value = jnp.asarray(value, self.mean.dtype)
+        value, step = checks.numbers(value, "value").astype(self.mean.dtype), checks.number(step, "step")
+        if value.shape not in ((), self.mean.shape):
+            raise ValueError(f"value must have the shape of the average, {self.mean.shape}, got {value.shape}")
         half = jnp.asarray(step >= run_up + (num_steps - run_up) // 2).astype(int)
         counts = self.counts.at[half].add(1)
         mean = self.mean + (value - self.mean) / counts.sum()
@@ -185,7 +191,7 @@ def coefficients(base: Float[ArrayLike, " N"], others: Float[ArrayLike, "K N"]) 
     Raises:
       ValueError: no other run, or shapes that differ.
     """
-    base, others = checks.examples(base, "base"), jnp.asarray(others)
+    base, others = _real(checks.examples(base, "base")), _real(checks.numbers(others, "others"))
     if base.ndim != 1 or others.ndim != 2 or others.shape[1:] != base.shape or len(others) < 1:
         raise ValueError(f"base must be (N,) and others (K, N) with K of at least 1, got shapes {base.shape} and {others.shape}")
     return _summary(others - base)
@@ -200,11 +206,15 @@ def pairwise(runs: Float[ArrayLike, "R N"]) -> Coefficients:
     Raises:
       ValueError: fewer than two runs.
     """
-    runs = checks.examples(runs, "runs")
+    runs = _real(checks.examples(runs, "runs"))
     if runs.ndim != 2 or len(runs) < 2:
         raise ValueError(f"runs must be (R, N) with R of at least 2, got shape {runs.shape}")
     first, second = np.triu_indices(len(runs), 1)
     return _summary(runs[first] - runs[second])
+
+
+def _real(losses: jax.Array) -> jax.Array:
+    return losses if jnp.issubdtype(losses.dtype, jnp.floating) else losses.astype(float)
 
 
 def _summary(differences: jax.Array) -> Coefficients:
@@ -234,7 +244,7 @@ def sketch(key: PRNGKeyArray, params: PyTree, num_rows: int = 64) -> Float[Array
 
 def weight_distances(sketches: Float[ArrayLike, "E m"]) -> Float[np.ndarray, " E-1"]:
     """Distances (E - 1,) of the weights of each epoch from those of the epoch before, from their `sketch` (E, m)."""
-    return np.linalg.norm(np.diff(np.asarray(sketches, np.float64), axis=0), axis=1)
+    return np.linalg.norm(np.diff(checks.host_values(sketches, "sketches", shape=(None, None)), axis=0), axis=1)
 
 
 def detrend(series: Float[ArrayLike, " T"], degree: int = 3) -> Float[np.ndarray, " T"]:
@@ -291,7 +301,7 @@ def integrated_time(series: Float[ArrayLike, " T"], *, factor: float = 5.0) -> I
 
 
 def _checked_series(series: Any, least: int = 0) -> np.ndarray:
-    values, least = np.asarray(series, np.float64), max(least, _LEAST_LENGTH)
+    values, least = checks.host_values(series, "series"), max(least, _LEAST_LENGTH)
     if values.ndim != 1 or len(values) < least:
         raise ValueError(f"a series needs at least {least} values along one axis, got shape {values.shape}: measure more epochs")
     return values

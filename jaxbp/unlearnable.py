@@ -51,10 +51,14 @@ class Head(NamedTuple):
 
     def accuracy(self, features: Float[ArrayLike, "N ..."], labels: Int[ArrayLike, " N"]) -> float:
         """The share of features (N, F) that are classified correctly."""
-        return float((self._logits(features).argmax(1) == np.asarray(labels)).mean())
+        logits = self._logits(features)
+        return float((logits.argmax(1) == checks.host_labels(labels, logits.shape[1], len(logits))).mean())
 
     def _logits(self, features: ArrayLike) -> np.ndarray:
-        return _flat(features) @ self.kernel + self.bias
+        flat = _flat(features, "features")
+        if flat.shape[1] != len(self.kernel):
+            raise ValueError(f"features must be (N, {len(self.kernel)}), as the head was fitted, got shape {np.shape(features)}")
+        return flat @ self.kernel + self.bias
 
 
 def reweigh(
@@ -76,10 +80,9 @@ def reweigh(
     Raises:
       ValueError: ``l2`` not positive, or labels that do not fit.
     """
-    l2 = checks.number(l2, "l2", positive=True)
-    checks.examples(features, "features")
-    flat = _flat(features)  # in float64, which JAX may not have
-    labels = np.asarray(checks.labels(labels, num_classes, len(flat)))
+    l2 = checks.number(l2, "l2", positive=True, known=True)
+    flat = _flat(features, "features")
+    labels = checks.host_labels(labels, num_classes, len(flat))
     mean, scale = (flat.mean(0), flat.std(0)) if standardise else (np.zeros(flat.shape[1]), np.ones(flat.shape[1]))
     constant = scale <= 1e-12 * np.maximum(np.abs(mean), 1)
     scaled = np.where(constant, 0, flat - mean) / np.where(constant, 1, scale)
@@ -142,9 +145,8 @@ def separability(
     Raises:
       ValueError: labels that do not fit.
     """
-    checks.examples(perturbations, "perturbations")
-    flat = _flat(perturbations)
-    labels = np.asarray(checks.labels(labels, num_classes, len(flat)))
+    flat = _flat(perturbations, "perturbations")
+    labels = checks.host_labels(labels, num_classes, len(flat))
     head = reweigh(flat, labels, num_classes, l2=_SEPARABILITY_L2)
     accuracy = head.accuracy(flat, labels)
     status: Any = "separable" if accuracy == 1 else "inseparable" if _has_antithetic_witness(flat, labels) else _by_minimiser(flat, labels)
@@ -193,6 +195,7 @@ def linear_weights(
     if not 1 <= batch_size <= len(inputs):
         raise ValueError(f"batch_size must be from 1 to {len(inputs)}, got {batch_size}")
     flat = inputs.reshape(len(inputs), -1)
+    flat = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(float)
     bound = flat.shape[1] ** -0.5
     start = jax.random.uniform(checks.prng_key(key), (flat.shape[1], num_classes), flat.dtype, -bound, bound)
     count = len(flat) // batch_size * batch_size
@@ -221,7 +224,7 @@ def projection(weights: Float[ArrayLike, "d C"], *, tolerance: float = 1e-6) -> 
     Raises:
       ValueError: weights that are not a finite (d, C), or all 0.
     """
-    columns = np.asarray(weights, np.float64)
+    columns = checks.host_values(weights, "weights")
     if columns.ndim != 2 or not np.isfinite(columns).all() or not columns.any():
         raise ValueError(f"weights must be finite numbers (d, C) that are not all 0, got shape {columns.shape}")
     lengths = np.linalg.norm(columns, axis=0)
@@ -235,12 +238,13 @@ def project_out(inputs: Float[ArrayLike, "N ..."], Q: Float[ArrayLike, "d r"]) -
     Raises:
       ValueError: inputs of another number of entries.
     """
-    inputs, flat, basis = np.asarray(inputs), _flat(inputs), np.asarray(Q, np.float64)
+    inputs, flat, basis = checks.host_array(inputs, "inputs"), _flat(inputs, "inputs"), checks.host_values(Q, "Q")
     if basis.ndim != 2 or len(basis) != flat.shape[1]:
         raise ValueError(f"Q must be ({flat.shape[1]}, r) for inputs of shape {inputs.shape}, got {basis.shape}")
     return (flat - (flat @ basis) @ basis.T).reshape(inputs.shape).astype(np.result_type(inputs, np.float32))
 
 
-def _flat(values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+def _flat(values: ArrayLike, name: str) -> np.ndarray:
+    """Examples (N, d) in float64, which JAX may not have."""
+    array = np.asarray(checks.host_examples(values, name), np.float64)
     return array.reshape(len(array), -1)

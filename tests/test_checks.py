@@ -99,3 +99,48 @@ def test_prng_key():
     for key in (0, KEYS, None, np.zeros(2, np.uint32)):
         with pytest.raises(ValueError, match=r"such as jax.random.key\(0\)"):
             checks.prng_key(key)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ({"a": 1}, {}, "must be one array, got dict"),
+        (KEYS, {}, "must be one array"),
+        (np.ones(2, complex), {}, "must be real numbers"),
+        ((1.0, 2.0), {"shape": (3,)}, r"x must have shape \(3\), got \(2,\)"),
+        (np.ones((2, 3)), {"shape": (None,)}, r"must have shape \(any\)"),
+        (np.ones((2, 3)), {"shape": (4, ...)}, r"must have shape \(4, \.\.\.\), got \(2, 3\)"),
+        ([1.0, np.nan], {"finite": True}, "must be finite numbers"),
+    ],
+)
+def test_host_array_refuses(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        checks.host_array(values, "x", **options)
+
+
+def test_host_array_passes_in_its_own_dtype():
+    assert checks.host_array((1, 2), "x", shape=(2,)).tolist() == [1, 2]
+    assert checks.host_array(np.ones((2, 3), np.float16), "x", shape=(2, ...)).dtype == np.float16
+    assert checks.host_values(np.float32(0.5), "x", shape=()).dtype == np.float64
+    assert checks.host_labels([0, 2, 1], 3).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: checks.host_array(value, "x"),
+        lambda value: checks.count(value, "x"),
+        lambda value: checks.number(value, "x", known=True),
+        lambda value: checks.prng_key(value, known=True),
+    ],
+)
+def test_known_values_are_not_traced(call):
+    with pytest.raises(ValueError, match="outside of jit and vmap"):
+        jax.eval_shape(call, jnp.ones(()))
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "at least 1, got 0"), (2.0, "whole number"), (True, "whole number"), ("2", "got str")])
+def test_count_refuses(value, message):
+    assert checks.count(np.int64(2), "n") == checks.count(jnp.asarray(2), "n") == 2
+    with pytest.raises(ValueError, match=message):
+        checks.count(value, "n")

@@ -1,15 +1,9 @@
 """Hostile arguments in every public function that takes arrays: a result, or an error of this project that says what it got.
 
-An error is the project's own if its class is defined in jaxbp, or if it is a ValueError or TypeError that a ``raise`` statement of jaxbp
-raised. An error inside a function that the caller passed (a network, a loss) is the caller's. Everything else is foreign.
-
 Most calls are traced only, so that nothing is compiled; functions that compute on the host run as they are.
 """
 
 import collections
-import dis
-import types
-from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
@@ -18,16 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxbp
-from jaxbp import attacks, claims, data, landscape, losses, metrics, models, norms, ntk, spectra, stats, training
+from jaxbp import (
+    attacks,
+    bounds,
+    claims,
+    collapse,
+    data,
+    descent,
+    landscape,
+    losses,
+    metrics,
+    models,
+    norms,
+    ntk,
+    pac_bayes,
+    spectra,
+    stability,
+    stats,
+    training,
+    unlearnable,
+)
 from jaxbp.attacks import losses as attack_losses
 from jaxbp.attacks import masking, robustness
-from jaxbp.data import augment, loading
+from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
-from jaxbp.ntk import measures, regression
+from jaxbp.ntk import batch_norm, measures, regression
 from jaxbp.training import parallel
-
-PACKAGE = str(Path(jaxbp.__file__).parent)
+from tests.helpers.errors import error_of, outcome
 
 KEY = jax.random.key(0)
 X = np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(4, 3)
@@ -68,6 +79,15 @@ START = (PARAMS, {})
 MODULE = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
 FIT = landscape.AffineFit(np.zeros((3, 2)), np.zeros(2), 0, 0.5, 0.0, 0.5, None, 0.5, 0.5)
 MAPS = {"distance": KERNEL, "cosine": KERNEL, "inner_product": KERNEL}
+PAIRS = np.array([0, 0, 1, 1])
+NOISE = stability.LabelNoise(np.linspace(0, 1, 4, dtype=np.float32), np.ones(4, int))
+SERIES = np.sin(np.arange(8.0))
+FREQUENCIES = np.array([[0.5, 0.0], [0.0, 1.5]])
+FILTERS = np.array([[[[0.5, 0.5], [0.5, 0.0]]], [[[0.1, 0.2], [0.3, 0.0]]]])
+ANATOMY = bounds.anatomy(apply_fn, PARAMS, X)
+SUBSPACE = pac_bayes.Subspace(KEY, PARAMS, 3)
+HEAD = unlearnable.Head(W.astype(np.float64), np.zeros(2), 0.5, 0.0)
+ZEROS = {"kernel": np.zeros((3, 2))}
 
 
 def train(inputs, labels, key):
@@ -117,6 +137,20 @@ def norm_bias(params, updates):
 
 def regress(k_train_train, k_test_train, targets):
     return regression.kernel_regression(k_train_train, k_test_train, targets, ridge=0.1)
+
+
+def adversarial_perturbations(key, inputs, labels):
+    attack = mock.Mock(method=mock.Mock(targets="given"), side_effect=lambda fn, key, inputs, goals: mock.Mock(adversarial=inputs))
+    return poisons.adversarial(key, network, inputs, labels, attack)
+
+
+def error_minimising(key, inputs, labels):
+    options = {"threat": THREAT, "step_size": 0.1, "max_rounds": 0}  # refused, or taken without a round
+    return poisons.error_minimising(key, lambda key, inputs: PARAMS, apply_fn, training.sgd(0.1), (inputs, labels), **options)
+
+
+def gaussian(params, start, labels, key):
+    return pac_bayes.gaussian(lambda params: X @ params["kernel"], params, start, labels, key, deviation=0.1, num_draws=1)
 
 
 # name: function of one argument or more, whose good values follow. TRACED functions are pure; the others compute on the host.
@@ -241,6 +275,168 @@ HOST = {
         {"start": VECTOR.astype(np.float64)},
     ),
 }
+TRACED |= {
+    "stability.replace_example": (
+        stability.replace_example,
+        {"inputs": X, "labels": Y, "position": np.int64(1), "new_input": X[0], "new_label": np.int64(1)},
+    ),
+    "stability.draw_label_noise": (lambda key: stability.draw_label_noise(key, 4, 2), {"key": KEY}),
+    "stability.apply_label_noise": (
+        lambda labels, share: stability.apply_label_noise(NOISE, labels, share, 2),
+        {"labels": Y, "share": np.float64(0.1)},
+    ),
+    "stability.expected_loss": (stability.expected_loss, {"class_losses": X, "labels": Y, "share": np.float64(0.1)}),
+    "stability.TimeAverage.update": (
+        lambda value, step: stability.TimeAverage.init().update(value, step, run_up=1, num_steps=4),
+        {"value": np.float32(1), "step": np.int64(2)},
+    ),
+    "stability.coefficients": (stability.coefficients, {"base": VECTOR, "others": W.T}),
+    "stability.pairwise": (stability.pairwise, {"runs": X}),
+    "stability.sketch": (lambda key, params: stability.sketch(key, params, 2), {"key": KEY, "params": PARAMS}),
+    "unlearnable.linear_weights": (
+        lambda inputs, labels, key: unlearnable.linear_weights(inputs, labels, 2, key, batch_size=2, num_epochs=1),
+        {"inputs": X, "labels": Y, "key": KEY},
+    ),
+    "descent.random_features": (lambda key, inputs: descent.random_features(key, inputs, 2), {"key": KEY, "inputs": X}),
+    "pac_bayes.Subspace.params": (SUBSPACE.params, {"z": VECTOR}),
+    "pac_bayes.Subspace": (
+        lambda key, start: pac_bayes.Subspace(key, start, 3).params(VECTOR),
+        {"key": KEY, "start": PARAMS},
+    ),
+    "bounds.lower.unit_frobenius": (bounds.lower.unit_frobenius, {"params": PARAMS}),
+}
+INSTRUMENTS = {
+    "stability.weight_distances": (stability.weight_distances, {"sketches": X}),
+    "stability.detrend": (stability.detrend, {"series": SERIES}),
+    "stability.autocorrelation": (stability.autocorrelation, {"series": SERIES}),
+    "stability.integrated_time": (stability.integrated_time, {"series": SERIES}),
+    "unlearnable.reweigh": (
+        lambda features, labels, l2: unlearnable.reweigh(features, labels, 2, l2=l2),
+        {"features": X, "labels": Y, "l2": np.float64(0.1)},
+    ),
+    "unlearnable.Head.accuracy": (HEAD.accuracy, {"features": X, "labels": Y}),
+    "unlearnable.separability": (
+        lambda perturbations, labels: unlearnable.separability(perturbations, labels, 2),
+        {"perturbations": X, "labels": Y},
+    ),
+    "unlearnable.separability, fresh": (
+        lambda inputs, labels: unlearnable.separability(X, Y, 2, fresh=(inputs, labels)),
+        {"inputs": X, "labels": Y},
+    ),
+    "unlearnable.projection": (unlearnable.projection, {"weights": W}),
+    "unlearnable.project_out": (unlearnable.project_out, {"inputs": X, "Q": W}),
+    "poisons.waves": (
+        lambda key, labels, frequencies, rms: poisons.waves(key, labels, (4, 4, 1), frequencies, rms=rms),
+        {"key": KEY, "labels": Y, "frequencies": FREQUENCIES, "rms": np.float64(0.1)},
+    ),
+    "poisons.autoregressive": (
+        lambda key, labels, coefficients: poisons.autoregressive(key, labels, (4, 4, 1), coefficients, rms=0.1, crop=0),
+        {"key": KEY, "labels": Y, "coefficients": FILTERS},
+    ),
+    "poisons.ar_coefficients": (lambda key: poisons.ar_coefficients(key, 1, (4, 4, 1), window=(2, 2)), {"key": KEY}),
+    "poisons.ar_response": (poisons.ar_response, {"coefficients": FILTERS[0], "perturbations": IMAGES}),
+    "poisons.class_patches": (
+        lambda key, labels: poisons.class_patches(key, labels, (4, 4, 1), 2, rms=0.1, patch=2),
+        {"key": KEY, "labels": Y},
+    ),
+    "poisons.one_pixel": (lambda inputs, labels: poisons.one_pixel(inputs, labels, 2), {"inputs": IMAGES, "labels": Y}),
+    "poisons.apply": (
+        poisons.apply,
+        {"inputs": X, "perturbation": X, "low": np.float64(0), "high": np.float64(1)},
+    ),
+    "poisons.headroom": (poisons.headroom, {"inputs": X, "margin": np.float64(0.1)}),
+    "poisons.budget": (poisons.budget, {"perturbation": X}),
+    "poisons.adversarial": (adversarial_perturbations, {"key": KEY, "inputs": X, "labels": Y}),
+    "poisons.error_minimising": (error_minimising, {"key": KEY, "inputs": X, "labels": Y}),
+    "bounds.anatomy": (lambda params, inputs: bounds.anatomy(apply_fn, params, inputs), {"params": PARAMS, "inputs": X}),
+    "bounds.peeling": (lambda inputs: bounds.peeling(ANATOMY, inputs), {"inputs": X}),
+    "bounds.sparse": (lambda inputs: bounds.sparse(ANATOMY, inputs), {"inputs": X}),
+    "bounds.low_rank": (lambda inputs: bounds.low_rank(ANATOMY, inputs), {"inputs": X}),
+    "bounds.counting": (lambda inputs: bounds.counting(ANATOMY, inputs), {"inputs": X}),
+    "bounds.margins": (bounds.margins, {"logits": X, "labels": Y}),
+    "bounds.risk": (
+        lambda margins, delta: bounds.risk(bounds.counting(ANATOMY, X), margins, delta=delta),
+        {"margins": X[:, 0], "delta": np.float64(0.1)},
+    ),
+    "bounds.lower.top_layer": (
+        lambda features, top_norm, key: bounds.lower.top_layer(features, top_norm, 2, key, num_draws=2),
+        {"features": X, "top_norm": np.float64(1), "key": KEY},
+    ),
+    "collapse.measure": (
+        lambda features, labels, head, bias: collapse.measure(features, labels, head, bias=bias),
+        {"features": X, "labels": PAIRS, "head": W, "bias": W[0]},
+    ),
+    "pac_bayes.kl_inverse": (pac_bayes.kl_inverse, {"q": np.float64(0.1), "c": np.float64(0.1)}),
+    "pac_bayes.countable": (
+        lambda error, num_examples, bits, delta: pac_bayes.countable(error, num_examples, bits=bits, delta=delta),
+        {"error": np.float64(0.1), "num_examples": np.int64(4), "bits": np.float64(9), "delta": np.float64(0.1)},
+    ),
+    "pac_bayes.hoeffding": (
+        lambda error, num_examples: pac_bayes.hoeffding(error, num_examples, bits=9, delta=0.1),
+        {"error": np.float64(0.1), "num_examples": np.int64(4)},
+    ),
+    "pac_bayes.catoni": (
+        lambda error, lambdas: pac_bayes.catoni(error, 4, bits=9, delta=0.1, lambdas=lambdas),
+        {"error": np.float64(0.1), "lambdas": VECTOR},
+    ),
+    "pac_bayes.code_length": (pac_bayes.code_length, {"symbols": Y, "alphabet": np.int64(2)}),
+    "pac_bayes.certify": (
+        lambda z, labels, steps: pac_bayes.certify(lambda z: X @ z.reshape(3, 2), z, labels, steps=steps),
+        {"z": W.ravel(), "labels": Y, "steps": VECTOR},
+    ),
+    "pac_bayes.gaussian_kl": (
+        pac_bayes.gaussian_kl,
+        {"mean": VECTOR, "deviation": np.float64(1), "prior_mean": VECTOR, "prior_deviation": np.float64(1)},
+    ),
+    "pac_bayes.gaussian": (gaussian, {"params": PARAMS, "start": PARAMS, "labels": Y, "key": KEY}),
+    "descent.legendre": (lambda x, degree: descent.legendre(x, degree), {"x": X[0], "degree": np.int64(2)}),
+    "descent.min_norm": (descent.min_norm, {"features": X, "targets": X}),
+    "descent.ridge_path": (
+        descent.ridge_path,
+        {"features": X, "targets": X, "ridges": VECTOR, "test_features": X},
+    ),
+    "descent.isotropic_risk": (
+        descent.isotropic_risk,
+        {"num_examples": np.int64(4), "num_features": np.int64(9), "signal": np.float64(1), "noise": np.float64(1)},
+    ),
+    "descent.isotropic_ridge_risk": (
+        descent.isotropic_ridge_risk,
+        {"ratio": np.float64(1), "ridge": np.float64(1), "signal": np.float64(1), "noise": np.float64(1)},
+    ),
+    "descent.stieltjes": (descent.stieltjes, {"ratio": np.float64(1), "ridge": np.float64(1)}),
+    "descent.effective_dimension": (descent.effective_dimension, {"eigenvalues": VECTOR, "alpha": np.float64(1)}),
+    "ntk.batch_norm.batch_norm_relu": (
+        lambda covariance, tangent, epsilon: batch_norm.batch_norm_relu(covariance, tangent, epsilon=epsilon, num_nodes=3),
+        {"covariance": KERNEL, "tangent": KERNEL, "epsilon": np.float64(1e-3)},
+    ),
+    "ntk.batch_norm.stored_norm_relu": (
+        lambda covariance, tangent: batch_norm.stored_norm_relu([(covariance, tangent)]),
+        {"covariance": KERNEL, "tangent": KERNEL},
+    ),
+    "ntk.batch_norm.sampled_sum_relu": (
+        lambda key, covariance, tangent: batch_norm.sampled_sum_relu(key, [batch_norm.Branch(covariance, tangent, "stored")], channels=2),
+        {"key": KEY, "covariance": KERNEL, "tangent": KERNEL},
+    ),
+    "stats.kendall": (stats.kendall, {"x": VECTOR, "y": VECTOR}),
+    "stats.median_interval": (stats.median_interval, {"values": SERIES}),
+    "stats.sign_flip_interval": (stats.sign_flip_interval, {"values": SERIES}),
+    "stats.mean_interval": (lambda values: stats.mean_interval(values, resolution=0.1), {"values": VECTOR}),
+    "stats.t_e_value": (stats.t_e_value, {"values": VECTOR}),
+    "stats.anytime_t_interval": (stats.anytime_t_interval, {"values": SERIES}),
+    "stats.event_e_value": (stats.event_e_value, {"happened": Y, "share": np.float64(0.5)}),
+    "stats.anytime_event_interval": (stats.anytime_event_interval, {"happened": Y}),
+}
+
+
+COSTLY = (  # of the instruments: a program for each shape that is taken
+    "poisons.autoregressive",
+    "poisons.ar_coefficients",
+    "poisons.class_patches",
+    "pac_bayes.gaussian",
+    "pac_bayes.certify",
+    "ntk.batch_norm.batch_norm_relu",
+    "ntk.batch_norm.sampled_sum_relu",
+)
 
 
 def _drawn(shapes, inputs):
@@ -273,39 +469,6 @@ def hostile(good):
     }
 
 
-def outcome(error: BaseException | None) -> str:
-    """Where an error comes from: "none", "own", "caller" or "foreign"."""
-    if error is None:
-        return "none"
-    if type(error).__module__.split(".")[0] == "jaxbp":
-        return "own"
-    frames = list(_frames(error.__traceback__))
-    last = max((place for place, frame in enumerate(frames) if _is_ours(frame)), default=-1)
-    if any(frame.tb_frame.f_code.co_filename == __file__ for frame in frames[last + 1 :]) and last >= 0:
-        return "caller"
-    innermost = frames[-1]
-    raises = dis.opname[innermost.tb_frame.f_code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
-    return "own" if isinstance(error, ValueError | TypeError) and _is_ours(innermost) and raises else "foreign"
-
-
-def _frames(traceback: types.TracebackType | None):
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
-
-
-def _is_ours(frame: types.TracebackType) -> bool:
-    return frame.tb_frame.f_code.co_filename.startswith(PACKAGE)
-
-
-def error_of(call) -> Exception | None:
-    try:
-        call()
-    except Exception as error:  # the subject of the test  # noqa: BLE001
-        return error
-    return None
-
-
 def attempts(table, traced):
     """(function, argument, hostile argument, outcome, error) of each call."""
     for name, (function, good) in table.items():
@@ -334,7 +497,15 @@ def unfiltered():
 
 
 @pytest.mark.usefixtures("unfiltered")
-@pytest.mark.parametrize(("table", "traced"), [(TRACED, True), (HOST, False)], ids=["traced", "host"])
+@pytest.mark.parametrize(
+    ("table", "traced"),
+    [
+        pytest.param(TRACED, True, id="traced"),
+        pytest.param(HOST, False, id="host"),
+        pytest.param({name: entry for name, entry in INSTRUMENTS.items() if name not in COSTLY}, False, id="instruments"),
+        pytest.param({name: INSTRUMENTS[name] for name in COSTLY}, False, id="costly", marks=pytest.mark.slow),
+    ],
+)
 def test_hostile_arguments_end_in_results_or_in_errors_of_this_project(table, traced):
     foreign = collections.defaultdict(list)
     for name, argument, label, result, error in attempts(table, traced):

@@ -114,7 +114,7 @@ def test_effective_dimension_of_nested_features_never_falls():
         (lambda: descent.legendre([2.0], 3), "x must be numbers"),
         (lambda: descent.random_features(jax.random.key(0), jnp.ones((2, 2)), 0), "count must be at least 1, got 0"),
         (lambda: descent.ridge_path(np.ones((2, 2)), np.ones(2), [-1.0], np.ones((1, 2))), "ridges must be at least 0, got -1"),
-        (lambda: descent.isotropic_risk(5, 0, 1.0, 1.0), "must be at least 1, got 5 and 0"),
+        (lambda: descent.isotropic_risk(5, 0, 1.0, 1.0), "num_features must be at least 1, got 0"),
         (lambda: descent.isotropic_risk(5, 9, -1.0, 1.0), "signal must be one finite number, at least 0"),
         (lambda: descent.isotropic_ridge_risk(1.0, 0.0, 1.0, 1.0), "ridge must be one positive finite number"),
         (lambda: descent.effective_dimension([1.0], 0.0), "alpha must be one positive finite number"),

@@ -146,8 +146,7 @@ class Anatomy:
         Raises:
           ValueError: inputs of another shape than those of the network.
         """
-        with jax.enable_x64(True):
-            inputs = np.asarray(checks.examples(inputs), np.float64)
+        inputs = np.asarray(checks.host_examples(inputs), np.float64)
         if inputs.shape[1:] != self.input_shape:
             raise ValueError(f"inputs must be (N, {', '.join(map(str, self.input_shape))}), as the network takes them, got {inputs.shape}")
         squares = np.sum(inputs**2, axis=0)
@@ -169,10 +168,12 @@ def anatomy(apply_fn: Callable, params: PyTree, inputs: Any) -> Anatomy:
     Raises:
       ValueError: a network that is no such chain; the message names the first layer at which the chain breaks.
     """
+    checks.refuse_traced("params", *jax.tree.leaves(params))
+    first = checks.host_examples(inputs)[:_NUM_CHECKED]
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), checks.parameters(params))
         leaves = jax.tree.leaves(params)
-        examples = checks.examples(inputs)[:_NUM_CHECKED].astype(jnp.float64)
+        examples = jnp.asarray(first, jnp.float64)
         _, num_outputs = checks.logits_shape(apply_fn, params, examples)
         network = linear_layers.find(apply_fn, params, examples)
         if network.others:

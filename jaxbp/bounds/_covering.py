@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from jaxbp import checks
 from jaxbp.bounds._anatomy import Anatomy
 from jaxbp.bounds._bound import PROVEN, PUBLISHED, Bound, log, note_on
 
@@ -34,6 +35,7 @@ def counting(anatomy: Anatomy, inputs: Any) -> Bound:
     Raises:
       ValueError: inputs that do not fit.
     """
+    inputs = checks.host_examples(inputs)
     sizes = [[(float(layer.kernel.size), 2.0)] for layer in anatomy.layers]
     return _bound("counting", anatomy, inputs, {"covering": _one_scale(sizes, len(inputs), anatomy)})
 
@@ -63,7 +65,7 @@ def low_rank(
         raise ValueError(f"form must be one_scale, dudley or chain, got {form!r}")
     if min(chain_constants) < 1:
         raise ValueError(f"chain_constants must be at least 1 (a scaled identity needs C1 >= 1), got {chain_constants}")
-    ranks = _checked_ranks(anatomy, ranks)
+    inputs, ranks = checks.host_examples(inputs), _checked_ranks(anatomy, ranks)
     shapes = [layer.geometry.shape for layer in anatomy.layers]  # (outputs, inputs)
     factored = [float(rank * (rows + columns + 1)) for rank, (rows, columns) in zip(ranks, shapes, strict=True)]
     choices = sum(math.log(min(shape)) for shape in shapes)

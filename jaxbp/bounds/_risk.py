@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxbp import checks
@@ -52,15 +51,10 @@ class Risk:
 
 def margins(logits: Any, labels: Any) -> np.ndarray:
     """f_y - max_{j != y} f_j of logits (N, C) and labels (N,): (N,), Lipschitz in f with the constant sqrt 2."""
-    logits = _as_float64(logits, "logits")
-    labels = np.asarray(checks.labels(labels, logits.shape[1], len(logits)))
+    logits = checks.host_values(logits, "logits", shape=(None, None))
+    labels = checks.host_labels(labels, logits.shape[1], len(logits))
     own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
     return own - np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits).max(1)
-
-
-def _as_float64(values: Any, name: str) -> np.ndarray:
-    with jax.enable_x64(True):  # else JAX would round to float32
-        return np.asarray(checks.examples(values, name), np.float64)
 
 
 def risk(bound: Bound, margins: Any, *, delta: float = 0.05, margin_grid: Sequence[float] | None = None) -> Risk:
@@ -75,10 +69,10 @@ def risk(bound: Bound, margins: Any, *, delta: float = 0.05, margin_grid: Sequen
     Raises:
       ValueError: numbers out of range, or another number of margins than the bound's examples.
     """
-    values = _as_float64(margins, "margins")
+    values = checks.host_values(margins, "margins")
     if values.shape != (bound.num_examples,):
         raise ValueError(f"margins must be ({bound.num_examples},), one for each example of the bound, got {values.shape}")
-    if not 0 < checks.number(delta, "delta") < 1:
+    if not 0 < checks.number(delta, "delta", known=True) < 1:
         raise ValueError(f"delta must lie between 0 and 1, got {delta}")
     note = "" if (values > 0).any() else "not fitted"
     grid = _quantiles(values) if margin_grid is None else [float(gamma) for gamma in margin_grid]

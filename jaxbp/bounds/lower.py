@@ -87,19 +87,23 @@ def top_layer(features: Any, top_norm: float, num_outputs: int, key: jax.Array, 
     Raises:
       ValueError: wrong arguments.
     """
-    with jax.enable_x64(True):
-        features = np.asarray(checks.examples(features, "features"), np.float64)
+    features = np.asarray(checks.host_examples(features, "features"), np.float64)
+    top_norm = checks.number(top_norm, "top_norm", positive=True, known=True)
     flat = features.reshape(len(features), -1)
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2, for a standard error, got {num_draws}")
-    rng = np.random.default_rng(np.asarray(jax.random.bits(checks.prng_key(key), (4,))).tolist())
+    rng = np.random.default_rng(np.asarray(jax.random.bits(checks.prng_key(key, known=True), (4,))).tolist())
     values = [np.linalg.norm(rng.choice([-1.0, 1.0], (num_outputs, len(flat))) @ flat) for _ in range(num_draws)]
-    return Estimate.of(checks.number(top_norm, "top_norm", positive=True) * np.array(values) / len(flat))
+    return Estimate.of(top_norm * np.array(values) / len(flat))
 
 
 def unit_frobenius(params: PyTree) -> PyTree:
-    """Each kernel scaled to Frobenius norm 1."""
-    return jax.tree.map(lambda leaf: leaf / jnp.maximum(jnp.linalg.norm(leaf.ravel()), 1e-30), params)
+    """Each kernel scaled to Frobenius norm 1.
+
+    Raises:
+      ValueError: parameters that are not floating-point arrays.
+    """
+    return jax.tree.map(lambda leaf: leaf / jnp.maximum(jnp.linalg.norm(leaf.ravel()), 1e-30), checks.parameters(params))
 
 
 def search(

@@ -106,7 +106,7 @@ def read_controls(path: str | os.PathLike) -> list[ControlVerdict]:
 def _entries(path: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         entries = json.loads(Path(path).read_text("utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VerdictFileError(f"{path} is no JSON ({error})") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise VerdictFileError(f"{path} is no list of verdicts")
@@ -140,7 +140,7 @@ def _verdict(entry: Mapping[str, Any]) -> Verdict:
         cases = tuple(_case(case, claim.rule) for case in _take(entry, "cases", list))
         verdict = Verdict(claim, cases=cases, **_result(entry), **_more(entry))
         _check(verdict.verdict, verdict.interval, claim.rule, alone=len(cases) < 2)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise VerdictFileError(f"{name}: {error}") from error
     return verdict
 

@@ -7,4 +7,4 @@
 """
 
 from jaxbp.data.files import DataError
-from jaxbp.data.loading import NAMES, Dataset, Split, balanced_subset, check_name, load, stratified_indices
+from jaxbp.data.loading import NAMES, Dataset, Split, balanced_subset, check, check_name, load, stratified_indices

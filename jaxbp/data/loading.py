@@ -265,6 +265,23 @@ def check_name(name: str) -> None:
         raise _unknown(base)
 
 
+def check(name: str, *, data_dir: str | os.PathLike | None = None) -> None:
+    """Look whether a data set can be loaded, before any work: a file is read, a TFDS set is prepared or its source answers.
+
+    Raises:
+      DataError: it cannot.
+    """
+    check_name(name)
+    base, size = _parse_name(name)
+    kind, _, rest = base.partition(":")
+    if kind == "tfds":
+        tfds.check(rest, data_dir)
+    elif kind == "file":
+        shape = files.read(_path(rest)).train.images.shape[1:3]
+        if size:
+            _check_size(name, shape, size)
+
+
 def _unknown(base: str) -> DataError:
     close = difflib.get_close_matches(base, [*NAMES, *(f"tfds:{name}" for name in _TFDS_NAMES)], cutoff=0.5)
     if os.path.exists(base):

@@ -12,9 +12,18 @@ jaxbp.data.files.DataError: TFDS cannot make anything of 'fashion_mnst' (Dataset
 
 import contextlib
 import difflib
+import http.client
 import os
+import queue
+import ssl
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +31,14 @@ import numpy as np
 from jaxbp.data.files import DataError, RawData, RawSplit, checked_split
 
 _CHUNK = 500  # records decoded at a time; a third faster than single records
+_PATIENCE = 5.0  # seconds in which a host has to answer; TFDS itself tries for minutes
+_MOST_HOSTS = 3  # of the sources of a data set that are asked
+_DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")}  # package and folder of its files
 
 
 def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     """Read the train split and, if it exists, the test split; other splits are ignored."""
-    import tensorflow_datasets as tfds
-
-    print(
-        f"tfds:{name}: looking for it in {_folder(data_dir)}, then on the network, which may take minutes to give up; without one, name "
-        "a prepared folder by --data-dir (data_dir=), or give file:PATH",
-        file=sys.stderr,
-        flush=True,
-    )
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # unknown name, bad syntax, unknown config or version: TFDS raises several kinds of errors
-        raise DataError(_unknown(name, error, tfds.list_builders(with_community_datasets=False))) from error
-    shape, num_classes = _image_shape_and_classes(name, builder, tfds)
+    builder, shape, num_classes = _built(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, builder, data_dir)
     if "train" not in builder.info.splits:
@@ -46,6 +46,28 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     names = [split for split in ("train", "test") if split in builder.info.splits]
     splits = [_read_split(name, builder, split, shape) for split in names]
     return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
+
+
+def check(name: str, data_dir: str | os.PathLike | None) -> None:
+    """Look within seconds whether a set can be read: it is prepared, or its files are there, or their source answers.
+
+    Raises:
+      DataError: it cannot, or it is no image-classification set.
+    """
+    builder, _, _ = _built(name, data_dir)
+    if not builder.is_prepared():
+        _check_sources(name, builder, _folder(data_dir))
+
+
+def _built(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tuple[int, ...], int]:
+    """TFDS's builder of a set, the shape of its images and the number of its classes."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # unknown name, bad syntax, unknown config or version: TFDS raises several kinds of errors
+        raise DataError(_unknown(name, error, tfds.list_builders(with_community_datasets=False))) from error
+    return builder, *_image_shape_and_classes(name, builder, tfds)
 
 
 def _folder(data_dir: str | os.PathLike | None) -> str:
@@ -77,6 +99,8 @@ def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> Non
     folder = _folder(data_dir)
     by_hand = f"or prepare it elsewhere with TFDS and copy its folder to {folder}"
     _import_tensorflow(f"tfds:{name} is not prepared in {folder}, and preparing", by_hand)
+    _check_sources(name, builder, folder)
+    print(f"tfds:{name} is not prepared in {folder}: its files are fetched and prepared there, once", file=sys.stderr, flush=True)
     # TFDS has array_record, which reads without TensorFlow, on Linux only
     file_format = "array_record" if sys.platform == "linux" else None
     try:
@@ -86,6 +110,54 @@ def _prepare(name: str, builder: Any, data_dir: str | os.PathLike | None) -> Non
             f"tfds:{name} could not be downloaded and prepared ({error}). With a network it comes by itself; without, "
             f"put the original files into {folder}/downloads/manual under the names they have at their source, {by_hand}"
         ) from error
+
+
+def _check_sources(name: str, builder: Any, folder: str) -> None:
+    """Refuse a set whose files are neither there nor on a host that answers."""
+    downloads = Path(folder).expanduser() / "downloads"
+    if any(path.is_file() for path in downloads.glob("*")):  # fetched before, under names of TFDS's own
+        return
+    urls = {url: info.filename for url, info in (builder.url_infos or {}).items() if url.startswith(("http:", "https:"))}
+    lacking = {url: file for url, file in urls.items() if not (file and (downloads / "manual" / file).exists())}
+    hosts = {urllib.parse.urlsplit(url).netloc: url for url in reversed(lacking)}
+    if not (hosts and (silence := _silence(list(hosts.values())[:_MOST_HOSTS]))):
+        return
+    package, place = _DEBIAN.get(name.partition("/")[0].partition(":")[0], ("", ""))
+    debian = f"install Debian's package {package} and name file:{place} in place of tfds:{name}, or " * bool(package)
+    files = ", ".join(filter(None, list(lacking.values())[:4])) or "the original files"
+    raise DataError(
+        f"tfds:{name} is not prepared in {folder}, and its source does not answer ({silence}). With a network it comes by itself; without: "
+        f"{debian}name a folder where it is prepared by --data-dir (data_dir=), put {files} into {downloads / 'manual'}, or give file:PATH"
+    )
+
+
+def _silence(urls: Sequence[str]) -> str:
+    """Why no host of ``urls`` answers within seconds; empty if one does. Proxies of the environment are used, as TFDS uses them."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    for url in urls:  # threads, as no timeout ends a look-up of a name
+        threading.Thread(target=lambda url=url: answers.put(_problem(url)), daemon=True).start()
+    deadline, problems = time.monotonic() + _PATIENCE, []
+    for _ in urls:
+        try:
+            problem = answers.get(timeout=max(deadline - time.monotonic(), 0))
+        except queue.Empty:
+            break
+        if not problem:
+            return ""
+        problems.append(problem)
+    return "; ".join(problems) or f"{', '.join(urllib.parse.urlsplit(url).netloc for url in urls)}: silent for {_PATIENCE:g} s"
+
+
+def _problem(url: str) -> str:
+    """Why a host gives no answer at all; empty if it gives one, be it a refusal."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE):
+            return ""
+    except (urllib.error.HTTPError, http.client.HTTPException):
+        return ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return "" if isinstance(reason, ssl.SSLError) else f"{urllib.parse.urlsplit(url).netloc}: {reason}"
 
 
 def _import_tensorflow(what: str, otherwise: str) -> None:

@@ -181,7 +181,7 @@ def from_bytes(content: bytes, path: Path) -> xr.Dataset:
     """The inverse of `to_bytes`; errors name ``path``."""
     try:
         return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # HDF5 and its readers raise errors of many kinds
         raise StoreError(f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept") from error
 
 
@@ -196,7 +196,36 @@ def all_in(folder: Path) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     for path in paths:
         if path.exists():
             dataset = read(path)
-            yield {**dataset.attrs, "point": json.loads(dataset.attrs.get("point", "{}"))}, dataset
+            yield _attributes(dataset, path), dataset
+
+
+def _attributes(dataset: xr.Dataset, path: Path) -> dict[str, Any]:
+    """Stage, case and point of a result."""
+    texts: dict[str, Any] = {name: dataset.attrs.get(name, "{}" if name == "point" else "") for name in ("stage", "case", "point")}
+    try:
+        point = json.loads(texts["point"])
+    except (TypeError, ValueError, RecursionError):
+        point = None
+    if not isinstance(point, dict) or not all(isinstance(text, str) and text for text in texts.values()):
+        raise StoreError(
+            f"{path} is damaged, it names no stage, case and point: delete this file and start the run again; the rest is kept"
+        )
+    return {**dataset.attrs, "point": point}
+
+
+def parts_of(dataset: xr.Dataset, path: Path) -> dict[str, str]:
+    """What the result in a file depends on, digests by name.
+
+    Raises:
+      StoreError: the file does not say so.
+    """
+    try:
+        parts = json.loads(dataset.attrs.get("parts", "{}"))
+    except (TypeError, ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, dict) or not all(isinstance(text, str) for text in parts.values()):
+        raise StoreError(f"{path} is damaged, it does not say what it depends on: delete this file and start the run again")
+    return parts
 
 
 def combine(results: list[tuple[dict[str, Any], xr.Dataset]]) -> xr.Dataset:

@@ -10,12 +10,14 @@ from jaxbp import claims, report
 from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.cost_plan import estimate
 from jaxbp.lab.jobs import plan, run_jobs
+from jaxbp.lab.outline import Outline
 from jaxbp.lab.output import print_plan, print_verdicts
 from jaxbp.lab.run import Run
-from jaxbp.lab.settings import as_json
+from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
 from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.shared_store import open_together
+from jaxbp.runtime.store import StoreError
 
 
 def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
@@ -29,6 +31,8 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
       SettingsError, jaxbp.runtime.store.StoreError: the study cannot run so, or not there.
     """
     began = time.monotonic()
+    if not (folder / "verdicts.json").exists():  # a finished run needs its data no more
+        check_data({study.id: settings})
     with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
         changed_rules = _note_rules(store, study)
@@ -41,9 +45,9 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         sections = report.build_sections(
             results, folder / "figures", figures=study.figures, tables=study.tables, method=[*study.method, *changed_rules]
         )
-        wall = store.config.get("wall_seconds", 0) + round(time.monotonic() - began, 1)
-        peak = max(store.config.get("peak_memory_mib", 0), jax_setup.peak_memory_mib())
-        store.add_metadata(wall_seconds=wall, peak_memory_mib=peak)
+        seconds, peak = _spent(store)
+        wall = seconds + round(time.monotonic() - began, 1)
+        store.add_metadata(wall_seconds=wall, peak_memory_mib=max(peak, jax_setup.peak_memory_mib()))
         section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command, controls)
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
@@ -64,7 +68,7 @@ def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> R
     for num_seeds in settings.looks.sizes if settings.looks else [settings.num_seeds]:
         at_look = dataclasses.replace(settings, num_seeds=num_seeds)
         jobs = plan(study, at_look)
-        run_jobs(archive, jobs, **options)
+        run_jobs(archive, jobs, result_fn=Outline(study, at_look, jobs, archive).add, **options)
         results = Run(study, at_look, jobs, archive)
         if not (settings.looks and processes.from_first(processes.is_first() and _look(results))):
             break
@@ -77,6 +81,14 @@ def _look(results: Run) -> bool:
     return results.is_open
 
 
+def _spent(store: Any) -> tuple[float, float]:
+    """Seconds and MiB of earlier starts."""
+    values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
+    if not all(isinstance(value, int | float) for value in values):
+        raise StoreError(f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them")
+    return values[0], values[1]
+
+
 def _note_rules(store: Any, study: Study) -> list[str]:
     """Write the rules of the claims into config.json before the first job; returns what was changed since, a sentence each, and says so."""
     judged = [measure.claim for measure in study.measures] + [control.named(name).claim for name, control in study.named_controls.items()]
@@ -86,6 +98,8 @@ def _note_rules(store: Any, study: Study) -> list[str]:
         if processes.is_first():
             store.add_metadata(rules=rules)
         return []
+    if not isinstance(first, dict):
+        raise StoreError(f"{store.folder}/config.json is damaged: rules are texts by claim, got {first!r}: remove the entry")
     changed = [
         f"The rule of {claim} was changed after this run had begun. Then: {first[claim]}. Now: {rule}."
         for claim, rule in rules.items()

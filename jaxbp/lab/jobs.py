@@ -21,7 +21,7 @@ import threadpoolctl
 import xarray as xr
 
 from jaxbp.lab import job_times
-from jaxbp.lab.archive import Archive, combine, read
+from jaxbp.lab.archive import Archive, combine, parts_of, read
 from jaxbp.lab.arms import to_dataset
 from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.settings import SettingsError, View, as_json
@@ -37,10 +37,10 @@ _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by t
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
 _FRAME = (
     *("adaptive", "archive", "cli", "compare", "cost_plan", "execute", "job_times", "jobs", "map_axes", "map_cells", "map_run"),
-    *("output", "run", "settings", "status", "study", "verdict_changes"),
+    *("outline", "output", "run", "settings", "status", "study"),
 )
 _INFRASTRUCTURE = (
-    *(f"jaxbp.lab.{name}" for name in _FRAME),
+    *(f"jaxbp.lab.{name}" for name in (*_FRAME, "verdict_changes")),
     "jaxbp.sweep.scheduler",
     "jaxbp.runtime",
     "jaxbp.report",
@@ -238,8 +238,16 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, recompute: bool = False, reuse: bool = True) -> None:
-    """Compute the jobs that the folder and the runs beside it lack.
+def run_jobs(
+    archive: Archive,
+    jobs: Sequence[Job],
+    *,
+    num_workers: int = 1,
+    recompute: bool = False,
+    reuse: bool = True,
+    result_fn: Callable[[Job, xr.Dataset], None] = lambda job, dataset: None,
+) -> None:
+    """Compute the jobs that the folder and the runs beside it lack; ``result_fn`` is shown each result.
 
     Raises:
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
@@ -256,14 +264,21 @@ def run_jobs(archive: Archive, jobs: Sequence[Job], *, num_workers: int = 1, rec
         archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
         if reuse:
             take_over(archive, jobs)
-    compute_missing(archive, {job.name: job for job in jobs}, num_workers=num_workers)
+    compute_missing(archive, {job.name: job for job in jobs}, num_workers=num_workers, result_fn=result_fn)
 
 
 class JobError(RuntimeError):
     """A job failed; the message is that of its error."""
 
 
-def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: int = 1, tolerant: bool = False) -> dict[str, Exception]:
+def compute_missing(
+    archive: Archive,
+    jobs: Mapping[str, Job],
+    *,
+    num_workers: int = 1,
+    tolerant: bool = False,
+    result_fn: Callable[[Job, xr.Dataset], None] = lambda job, dataset: None,
+) -> dict[str, Exception]:
     """Compute the jobs, given by what progress calls them, whose results the archive lacks, by `jaxbp.sweep.scheduler`.
 
     BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
@@ -274,6 +289,7 @@ def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: i
       jobs: needed ones first.
       num_workers: jobs that this process computes beside each other.
       tolerant: the other jobs go on after one that fails; a job that needs its result fails, too.
+      result_fn: is shown each result.
 
     Returns:
       The errors of the jobs that failed, in this process.
@@ -290,11 +306,15 @@ def compute_missing(archive: Archive, jobs: Mapping[str, Job], *, num_workers: i
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        work = [_work(names[job.key], job, archive, progress, tolerant=tolerant) for job in (ordered[number] for number in missing)]
+        work = [
+            _work(names[job.key], job, archive, progress, result_fn, tolerant=tolerant) for job in (ordered[number] for number in missing)
+        ]
         return scheduler.run(work, num_workers=num_workers, tolerated=(JobError,) if tolerant else ())
 
 
-def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant: bool = False) -> scheduler.Work:
+def _work(
+    name: str, job: Job, archive: Archive, progress: Progress, result_fn: Callable[[Job, xr.Dataset], None], *, tolerant: bool
+) -> scheduler.Work:
     took = JobTime(job.stage.qualified_name, job.case.name, "", job.weight, job.scale)
 
     def compute() -> xr.Dataset:
@@ -303,7 +323,7 @@ def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant
             with job_times.timed(took):
                 return job.compute(archive)
         except Exception as error:
-            progress.failed(name, error)
+            progress.failed(name, error, raised=not tolerant)  # the command tells what ends it, once
             if tolerant and not isinstance(error, StoreError) and getattr(error, "errno", None) not in _DISK_FULL:
                 raise JobError(f"{type(error).__name__}: {error}") from error
             raise
@@ -314,6 +334,7 @@ def _work(name: str, job: Job, archive: Archive, progress: Progress, *, tolerant
         took.num_bytes = archive.path(job.name, job.digest).stat().st_size
         job_times.write(archive.store.folder, took)
         progress.done(name)
+        result_fn(job, dataset)
 
     return scheduler.Work(name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
 
@@ -332,6 +353,6 @@ def _changes(archive: Archive, jobs: Sequence[Job]) -> list[str]:
         if archive.contains(job.name, job.digest):
             continue
         for path in archive.others(job.name, job.digest):
-            before = json.loads(read(path).attrs.get("parts", "{}"))
+            before = parts_of(read(path), path)
             lines |= dict.fromkeys(line for line in explain(before, dict(job.parts)) if not line.startswith("result of "))
     return list(lines)

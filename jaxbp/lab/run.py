@@ -14,6 +14,7 @@ from jaxbp.lab import archive
 from jaxbp.lab.archive import Archive
 from jaxbp.lab.jobs import Job, gather
 from jaxbp.lab.study import Study
+from jaxbp.runtime.store import StoreError
 
 
 class CaseResults:
@@ -125,7 +126,7 @@ def open_run(folder: str | Path) -> xr.DataTree:
     """The results in the folder of a run, finished or not, as a DataTree with a node for each case and in it one for each stage.
 
     Raises:
-      StoreError: a file is damaged.
+      StoreError: a file is damaged, or the files do not fit together.
       FileNotFoundError: the folder holds no results.
     """
     groups: dict[str, list] = {}
@@ -134,4 +135,9 @@ def open_run(folder: str | Path) -> xr.DataTree:
         groups.setdefault(f"/{case}/{attributes['stage']}", []).append((attributes["point"], dataset))
     if not groups:
         raise FileNotFoundError(f"{folder} holds no results: name the folder of a run")
-    return xr.DataTree.from_dict({path: archive.combine(results) for path, results in groups.items()})
+    try:
+        return xr.DataTree.from_dict({path: archive.combine(results) for path, results in groups.items()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the results in {folder} do not fit together ({error}): start the run again, which computes what is lost"
+        ) from error

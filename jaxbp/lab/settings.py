@@ -244,6 +244,33 @@ class Arguments:
         return settings
 
 
+def check_data(runs: Mapping[str, Any]) -> None:
+    """Look whether the data sets of runs can be loaded, each once, before anything is computed or written.
+
+    Args:
+      runs: settings by the name under which a message speaks of them.
+
+    Raises:
+      SettingsError: some cannot; a message that several runs share is told once.
+    """
+    data = importlib.import_module("jaxbp.data")  # imported late, as for the name
+    needed: dict[tuple[str, Any], dict[str, None]] = {}
+    for run, settings in runs.items():
+        for owner in (settings, *getattr(settings, "cases", ())):
+            name = getattr(owner, "dataset", None)
+            if name and isinstance(name, str):  # some cases need no data
+                needed.setdefault((name, settings.data_dir), {})[run] = None
+    problems: dict[str, dict[str, None]] = {}
+    for (name, data_dir), names in needed.items():
+        try:
+            data.check(name, data_dir=data_dir)
+        except data.DataError as error:
+            problems.setdefault(str(error), {}).update(names)
+    if problems:
+        several = len(runs) > 1
+        raise SettingsError("\n".join(f"{', '.join(names)}: " * several + problem for problem, names in problems.items()))
+
+
 def looks_of(first: int | None, most: int) -> "Looks":
     """The schedule of looks that arguments ask for: the first at 10 seeds where none is named, fewer where ``most`` is.
 

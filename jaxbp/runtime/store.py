@@ -174,7 +174,7 @@ class Store(Reader):
         if known := path.exists():
             try:
                 config = json.loads(path.read_text("utf-8"))
-                settings_there, starts = _finite(dict(config[SETTINGS])), list(config.get(STARTS, []))
+                settings_there, starts = _finite(dict(config[SETTINGS])), [dict(start) for start in config.get(STARTS, [])]
             except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
                 raise StoreError(
                     f"{path} is damaged ({plain_text(str(error))}): move it away and give the settings of that run; its finished work "

@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked
+from jaxbp.stats.sample import CONFIDENCE, Interval, SampleError, checked, numbers
 
 _WIDE = 1.0  # prior variance of the effect over that of a seed
 _HALF_FLAT = (1.0, 1.0)  # the uniform law of a share
@@ -59,9 +59,16 @@ def anytime_t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE, g: 
 
 
 def event_e_value(happened: ArrayLike, share: float, *, prior: tuple[float, float] = _HALF_FLAT) -> float:
-    """The e-value against events (num_seeds,) of chance ``share``: mixed over shares of the law Beta(a, b) (Robbins, 1970)."""
-    happened = checked(happened, least=1)
-    return math.exp(_log_mixture(int(happened.sum()), len(happened), prior, share))
+    """The e-value against events (num_seeds,) of chance ``share``: mixed over shares of the law Beta(a, b) (Robbins, 1970).
+
+    Raises:
+      SampleError: no seeds, or values that are not finite.
+      ValueError: a share outside [0, 1].
+    """
+    happened, chance = checked(happened, least=1), numbers(share, "share")
+    if chance.ndim or not 0 <= chance <= 1:
+        raise ValueError(f"share must be one number from 0 to 1, got {share!r}")
+    return math.exp(_log_mixture(int(happened.sum()), len(happened), prior, float(chance)))
 
 
 def anytime_event_interval(happened: ArrayLike, *, confidence: float = CONFIDENCE, prior: tuple[float, float] = _HALF_FLAT) -> Interval:

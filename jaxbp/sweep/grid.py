@@ -14,6 +14,7 @@ other name (widths, depths, epochs, names of models) is *static*: it may determi
 
 import itertools
 import json
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ import numpy as np
 from jaxbp.ops import dtypes
 
 Setting = dict[str, Any]
+
+_MAX_SETTINGS = 10**6
 
 
 class Program(NamedTuple):
@@ -50,11 +53,20 @@ def expand(grid: Mapping[str, Iterable] | Sequence[Mapping[str, Any]]) -> list[S
         for name, values in grid.items():
             if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
                 raise ValueError(f"{name} must have a list of values, one at least, got {values!r}")
-            if not (column := list(_elements(values))):
+            if not (column := list(itertools.islice(_elements(values), _MAX_SETTINGS + 1))):
                 raise ValueError(f"{name} must have a list of values, one at least, got none")
             columns[name] = column
+        if math.prod(map(len, columns.values())) > _MAX_SETTINGS:
+            raise ValueError(f"the grid has more than {_MAX_SETTINGS} settings, got {' x '.join(str(len(c)) for c in columns.values())}")
         grid = [dict(zip(columns, values, strict=True)) for values in itertools.product(*columns.values())]
-    settings = [{name: fixed(value) for name, value in setting.items()} for setting in grid]
+    if not isinstance(grid, Iterable) or isinstance(grid, str | bytes):
+        raise ValueError(f"a grid maps names to lists of values, or is a list of settings, got {grid!r}")
+    listed = list(itertools.islice(grid, _MAX_SETTINGS + 1))
+    if odd := [setting for setting in listed if not isinstance(setting, Mapping)]:
+        raise ValueError(f"a setting maps names to values, got {odd[0]!r}")
+    if len(listed) > _MAX_SETTINGS:
+        raise ValueError(f"the grid has more than {_MAX_SETTINGS} settings")
+    settings = [{name: fixed(value) for name, value in setting.items()} for setting in listed]
     if not settings:
         raise ValueError("the grid must have one setting at least, got none; {} is a grid of one without names")
     if other := next((s for s in settings if s.keys() != settings[0].keys()), None):
@@ -86,7 +98,10 @@ def programs(settings: Sequence[Setting], static: Iterable[str] = ()) -> list[Pr
       ValueError: an unknown name, a static value that is an array, or traced ones of different shapes.
     """
     names = list(settings[0])
-    static = {static} if isinstance(static, str) else set(static)
+    try:
+        static = {static} if isinstance(static, str) else set(static)
+    except TypeError as error:
+        raise ValueError(f"static must name some of {names}, got {static!r}") from error
     if unknown := static - set(names):
         raise ValueError(f"static must name some of {names}, got {sorted(unknown)}")
     traced = [name for name in names if name not in static and _is_traced([s[name] for s in settings])]

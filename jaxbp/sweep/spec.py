@@ -12,6 +12,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import operator
 import types
@@ -112,9 +113,11 @@ def _check_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
             raise ValueError(f"seeds must be a number from 1 to {_MAX_SEEDS}, or a list of seeds, got {seeds}")
         return tuple(range(seeds))
     try:
-        listed = tuple(map(operator.index, seeds))  # type: ignore[arg-type]
+        listed = tuple(map(operator.index, itertools.islice(seeds, _MAX_SEEDS + 1)))  # type: ignore[arg-type]
     except TypeError as error:
         raise ValueError(f"seeds must be a number of them, or a list of whole numbers, got {seeds!r}") from error
+    if len(listed) > _MAX_SEEDS:
+        raise ValueError(f"seeds must be {_MAX_SEEDS} at most, got more")
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0 or max(listed) >= 2**32:
         raise ValueError(f"seeds must be different numbers from 0 to 2**32 - 1, one at least, got {seeds!r}")
     return listed

@@ -4,9 +4,12 @@ import contextlib
 import gzip
 import hashlib
 import shutil
+import ssl
 import struct
 import subprocess
 import sys
+import time
+import urllib.error
 import warnings
 from pathlib import Path
 
@@ -139,10 +142,65 @@ def test_a_failed_download_tells_what_to_do(tmp_path, monkeypatch):
             raise ConnectionError("no route to host")
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
+        monkeypatch.setattr(data_tfds, "_problem", lambda url: "")
         with pytest.raises(DataError) as caught:
             data.load("tfds:cifar10", data_dir=tmp_path)
     for part in ("tfds:cifar10", "no route to host", f"{tmp_path}/downloads/manual", "prepare it elsewhere"):
         assert part in str(caught.value)
+
+
+def silent(url):
+    """A host that a firewall drops packets to."""
+    time.sleep(5)
+
+
+def refused(url):
+    return "a.host: Connection refused"
+
+
+@pytest.mark.parametrize("problem, told", [(silent, "silent for 0.1 s"), (refused, "a.host: Connection refused")])
+@pytest.mark.parametrize("call", [data.load, data.check])
+def test_without_a_network_a_set_is_refused_within_seconds(tmp_path, monkeypatch, call, problem, told):
+    monkeypatch.setattr(data_tfds, "_problem", problem)
+    monkeypatch.setattr(data_tfds, "_PATIENCE", 0.1)
+    with tfds_warnings_ignored(), pytest.raises(DataError) as caught:
+        call("tfds:fashion_mnist@14", data_dir=tmp_path)
+    for part in (
+        f"tfds:fashion_mnist is not prepared in {tmp_path}",
+        told,
+        "dataset-fashion-mnist",
+        "file:/usr/share/datasets/fashion-mnist",
+    ):
+        assert part in str(caught.value)
+    for part in ("--data-dir", "train-images-idx3-ubyte.gz", f"{tmp_path}/downloads/manual"):
+        assert part in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_there_need_no_network(tmp_path, monkeypatch, prepared):
+    monkeypatch.setattr(data_tfds, "_problem", refused)
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        with tfds_warnings_ignored(), pytest.raises(DataError, match="does not answer"):
+            data.check("tfds:fashion_mnist", data_dir=tmp_path)
+        (manual / f"{name}-ubyte.gz").touch()
+    with tfds_warnings_ignored():
+        data.check("tfds:fashion_mnist", data_dir=tmp_path)
+        data.check("tfds:tiny_shapes", data_dir=prepared["array_record"])
+
+
+def test_an_answer_of_any_kind_is_one(monkeypatch):
+    def answer(error):
+        def urlopen(request, timeout):
+            raise error
+
+        monkeypatch.setattr(data_tfds.urllib.request, "urlopen", urlopen)
+        return data_tfds._problem("https://a.host/file")
+
+    assert answer(urllib.error.HTTPError("https://a.host/file", 403, "Forbidden", {}, None)) == ""
+    assert answer(urllib.error.URLError(ssl.SSLError("unknown authority"))) == ""  # TFDS may know the authority
+    assert answer(urllib.error.URLError(OSError("no route"))) == "a.host: no route"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from jaxbp import claims
+from jaxbp import claims, data
 from jaxbp.lab import SettingsError, load
+from jaxbp.runtime import preemption
 
 main = importlib.import_module("experiments.__main__")
 
@@ -92,5 +93,23 @@ def test_a_study_that_fails_leaves_the_others_their_page(tmp_path, monkeypatch, 
         main.main()
     assert written == [1, 2]  # the page after each study that ended
     said = capsys.readouterr()
-    assert "S2 failed: no such data" in said.out
-    assert "error: 1 of 3 studies failed, the page lacks them. S2: no such data" in said.err
+    assert (said.out + said.err).count("no such data") == 1  # told where it happened, and not again at the end
+    assert "S2 failed: no such data" in said.err
+    assert "error: S2 failed, see above; the page lacks what failed" in said.err
+
+
+def test_data_that_cannot_be_had_are_told_at_once_and_once(tmp_path, monkeypatch, capsys):
+    told = "is not prepared, and its source does not answer"
+
+    def check(name, data_dir):
+        raise data.DataError(f"tfds:{name} {told}")
+
+    monkeypatch.setattr(data.loading.tfds, "check", check)
+    monkeypatch.setattr(preemption, "leave", sys.exit)  # which ends the process at once
+    monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "standard", "--only", "S1,S2,S4", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
+    said = capsys.readouterr()
+    assert said.err == f"\nerror: S1, S2, S4: tfds:fashion_mnist {told}\n"
+    assert not said.out
+    assert not (tmp_path / "run").exists()

@@ -63,9 +63,12 @@ def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
     found = train.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
     capsys.readouterr()
     train.print_table(found)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    said = capsys.readouterr().out
+    assert "all settings: width 4, depth 1, momentum 0.9, weight_decay 0.001, batch_size 64\n" in said
+    assert max(map(len, said.splitlines())) <= 80  # no terminal
+    lines = [line for line in said.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines]
-    assert [(row[2], row[-2], row[-1]) for row in cells] == [("0.1", "2", "0"), ("1e+30", "0", "2")]
+    assert [(row[0], row[-2], row[-1]) for row in cells] == [("0.1", "2", "0"), ("1e+30", "0", "2")]
     accuracies = found.where(learning_rate=0.1).stack("test_accuracy")[0, :, -1]
     assert cells[0][-4].startswith(f"{accuracies.mean():.2f}"[:3])
     assert cells[1][-4] == "-"
@@ -92,6 +95,17 @@ def test_bad_arguments_are_told_before_anything_is_written(tmp_path, change, tol
     arguments = dataclasses.replace(SMALL, **change, out=tmp_path / "run")
     with pytest.raises(lab.SettingsError, match=told):
         train.train_all(arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no archive"], ids=["missing", "damaged"])
+@pytest.mark.parametrize("until_decided", [False, True])
+def test_missing_and_damaged_data_leave_nothing_behind(tmp_path, content, until_decided):
+    if content:
+        (tmp_path / "mine.npz").write_bytes(content)
+    few = dataclasses.replace(SMALL, dataset=f"file:{tmp_path}/mine.npz", until_decided=until_decided, out=tmp_path / "run")
+    with pytest.raises(lab.SettingsError, match=r"mine\.npz"):
+        (train.train_until_decided if until_decided else train.train_all)(few)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbp import lab
+from jaxbp import data, lab
 from jaxbp.lab.settings import View, as_json
 
 
@@ -40,6 +40,25 @@ def test_arguments_change_settings_or_every_case():
     found = Arguments(dataset="digits").settings()
     assert found.cases == (Case("digits", 1), Case("digits", 5))  # two of three have become one
     assert [case.width for case in Arguments(width=2).settings().cases] == [2, 2]
+
+
+def test_data_are_looked_at_once_and_told_by_run(monkeypatch):
+    looked = []
+
+    def check(name, data_dir):
+        looked.append((name, data_dir))
+        if name != "a":
+            raise data.DataError("no network")
+
+    monkeypatch.setattr(data, "check", check)
+    three = dataclasses.replace(
+        Arguments.presets["quick"], cases=(Case("a", 1), Case("b", 1), Case("c", 1), Case("", 1)), data_dir=Path("there")
+    )
+    with pytest.raises(lab.SettingsError, match=r"^S1, S2: no network$"):
+        lab.check_data({"S1": three, "S2": three})
+    assert looked == [(name, Path("there")) for name in "abc"]
+    with pytest.raises(lab.SettingsError, match=r"^no network$"):
+        lab.check_data({"S1": three})
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_lines_tell_shares_notes_errors_and_the_count_of_the_setting(clock):
         clock.now += 3
         tracker.advance("b 0", 0.5)  # 3 of 8 in 6 s: the other 5 in 10 s
         tracker.failed("a 0", ValueError("no such file"))  # at once
+        tracker.failed("a 1", ValueError("told at the end"), raised=True)
         clock.now += 3
         tracker.diverged("a 1", "loss NaN at step 7")  # 5 of 8 in 9 s
         clock.now += 3

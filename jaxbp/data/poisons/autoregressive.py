@@ -40,7 +40,7 @@ def ar_coefficients(
       ValueError: too few filters were found; or a window larger than the example.
     """
     _check_window(window, shape)
-    draw_key, start_key = jax.random.split(checks.prng_key(key))
+    draw_key, start_key = jax.random.split(checks.prng_key(key, known=True))
     wanted = num_classes * shape[2]
     draws = np.array(jax.random.normal(draw_key, (max_draws * wanted, *window)), np.float64)
     draws[:, -1, -1] = 0
@@ -89,13 +89,13 @@ def autoregressive(
     Raises:
       ValueError: coefficients whose last entry is not 0, or that do not fit the shape.
     """
-    filters = np.asarray(coefficients, np.float64)
+    filters = checks.host_values(coefficients, "coefficients")
     if filters.ndim != 4 or filters.shape[1] != shape[2] or filters[..., -1, -1].any():
         raise ValueError(f"coefficients must be (C, {shape[2]}, kh, kw) with a last entry of 0, got shape {filters.shape}")
     _check_window(filters.shape[2:], shape)
     labels = checked_labels(labels, len(filters), rms)
     size = _scanned(shape, crop)
-    starts = np.asarray(jax.random.normal(checks.prng_key(key), (len(labels), shape[2], *size)), np.float64)
+    starts = np.asarray(jax.random.normal(checks.prng_key(key, known=True), (len(labels), shape[2], *size)), np.float64)
     if antithetic:
         starts = paired(starts, labels)
     signals = _scan(filters[labels], starts)[..., size[0] - shape[0] :, size[1] - shape[1] :]
@@ -103,8 +103,14 @@ def autoregressive(
 
 
 def ar_response(coefficients: Float[ArrayLike, "c kh kw"], perturbations: Float[ArrayLike, "N h w c"]) -> Float[np.ndarray, " N"]:
-    """How badly a class's filters (channels, kh, kw) predict perturbations: rms of pixel minus prediction, (N,); 0 for their own."""
-    filters, signals = np.asarray(coefficients, np.float64), np.moveaxis(np.asarray(perturbations, np.float64), -1, 1)
+    """How badly a class's filters (channels, kh, kw) predict perturbations: rms of pixel minus prediction, (N,); 0 for their own.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    filters = checks.host_values(coefficients, "coefficients", shape=(None, None, None))
+    signals = np.moveaxis(checks.host_values(perturbations, "perturbations", shape=(None, None, None, len(filters))), -1, 1)
+    _check_window(filters.shape[1:], (*signals.shape[2:], len(filters)))
     return np.sqrt((_residuals(filters, signals) ** 2).mean((1, 2, 3)))
 
 

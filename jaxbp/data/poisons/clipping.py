@@ -6,6 +6,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jaxbp import checks
+
 
 class Poisoned(NamedTuple):
     """Inputs with what is left of a perturbation after clipping.
@@ -29,7 +31,8 @@ def apply(inputs: Float[ArrayLike, "N ..."], perturbation: Float[ArrayLike, "N .
     Raises:
       ValueError: shapes that differ, or a box whose ends are not in order.
     """
-    inputs, perturbation = np.asarray(inputs), np.asarray(perturbation)
+    inputs, perturbation = checks.host_array(inputs, "inputs"), checks.host_array(perturbation, "perturbation")
+    low, high = (float(checks.host_values(value, name, shape=())) for value, name in ((low, "low"), (high, "high")))
     if inputs.shape != perturbation.shape or not low < high:
         raise ValueError(f"inputs and perturbation need one shape and low < high, got {inputs.shape}, {perturbation.shape}, {low}, {high}")
     poisoned = np.clip(inputs + perturbation, low, high)
@@ -43,14 +46,18 @@ def headroom(inputs: Float[ArrayLike, "N ..."], margin: float) -> Float[np.ndarr
     Raises:
       ValueError: a margin that is not from 0 to below 1/2.
     """
-    if not 0 <= margin < 0.5:
+    if not 0 <= checks.number(margin, "margin", known=True) < 0.5:
         raise ValueError(f"margin must be from 0 to below 0.5, got {margin}")
-    return margin + (1 - 2 * margin) * np.asarray(inputs)
+    return margin + (1 - 2 * margin) * checks.host_array(inputs, "inputs")
 
 
 def budget(perturbation: Float[ArrayLike, "N ..."]) -> dict[str, float]:
-    """How large a perturbation is: ``rms`` over all entries, the largest entry ``l_inf``, and ``l_0``, changed entries per example."""
-    values = np.asarray(perturbation, np.float64)
+    """How large a perturbation is: ``rms`` over all entries, the largest entry ``l_inf``, and ``l_0``, changed entries per example.
+
+    Raises:
+      ValueError: no perturbation of an example.
+    """
+    values = np.asarray(checks.host_examples(perturbation, "perturbation"), np.float64)
     return {
         "rms": float(np.sqrt((values**2).mean())),
         "l_inf": float(np.abs(values).max()),

@@ -14,6 +14,10 @@ from jaxbp import checks, losses, metrics
 from jaxbp.attacks import Attack, Threat
 
 
+def _real(inputs: np.ndarray) -> np.ndarray:
+    return inputs if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs.astype(np.float32)
+
+
 def adversarial(
     key: PRNGKeyArray,
     logits_fn: Callable[[jax.Array], jax.Array],
@@ -37,10 +41,10 @@ def adversarial(
     """
     if getattr(attack.method, "targets", None) != "given":
         raise ValueError('the attack must aim at given classes: build it by attacks.pgd(threat, targets="given")')
-    inputs = checks.examples(inputs)
+    inputs = jnp.asarray(_real(checks.host_examples(inputs)))
     _, num_classes = checks.logits_shape(logits_fn, inputs)
-    goals = (checks.labels(labels, num_classes, len(inputs)) + shift) % num_classes
-    return np.asarray(attack(logits_fn, checks.prng_key(key), inputs, goals).adversarial - inputs)
+    goals = (checks.host_labels(labels, num_classes, len(inputs)) + shift) % num_classes
+    return np.asarray(attack(logits_fn, checks.prng_key(key, known=True), inputs, goals).adversarial - inputs)
 
 
 class ErrorMinimising(NamedTuple):
@@ -89,11 +93,11 @@ def error_minimising(
       max_rounds: rounds end here anyway.
       per_class: one perturbation for each class (box bounds aside); its gradient is the mean over the class.
     """
-    inputs = checks.examples(data[0])
-    init_key, batch_key = jax.random.split(checks.prng_key(key))
+    inputs = jnp.asarray(_real(checks.host_examples(data[0])))
+    init_key, batch_key = jax.random.split(checks.prng_key(key, known=True))
     params = init_fn(init_key, inputs[:1])
     _, num_classes = checks.logits_shape(apply_fn, params, inputs)
-    labels = checks.labels(data[1], num_classes, len(inputs))
+    labels = jnp.asarray(checks.host_labels(data[1], num_classes, len(inputs)))
     members = jax.nn.one_hot(labels, num_classes) if per_class else None
     size = min(batch_size, len(inputs))
     rows = jnp.arange(-(-len(inputs) // size) * size).reshape(-1, size) % len(inputs)  # all examples, some twice, in batches

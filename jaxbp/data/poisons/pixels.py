@@ -43,7 +43,7 @@ def class_patches(
         raise ValueError(
             f"{number} patches have {2**number} sign vectors, fewer than {num_classes} classes: use patches smaller than {patch}"
         )
-    code_key, sign_key, jitter_key = jax.random.split(checks.prng_key(key), 3)
+    code_key, sign_key, jitter_key = jax.random.split(checks.prng_key(key, known=True), 3)
     codes = np.asarray(jax.random.permutation(code_key, 2**prefix)[:num_classes])
     signs = np.array(jax.random.rademacher(sign_key, (num_classes, number), float))
     signs[:, :prefix] = 2 * ((codes[:, None] >> np.arange(prefix)) & 1) - 1
@@ -63,8 +63,9 @@ def one_pixel(
     Raises:
       ValueError: a class without examples, or fewer pairs than classes.
     """
-    inputs = np.asarray(checks.examples(inputs))
-    labels = np.asarray(checks.labels(labels, num_classes, len(inputs)))
+    inputs = checks.host_array(inputs, "inputs", shape=(None, None, None, None))
+    inputs = inputs if np.issubdtype(inputs.dtype, np.floating) else inputs.astype(np.float32)
+    labels = checks.host_labels(labels, num_classes, len(inputs))
     colours = np.array(list(itertools.product(values, repeat=inputs.shape[-1])), inputs.dtype)
     if inputs[0, ..., 0].size * len(colours) < num_classes:
         raise ValueError(f"{inputs[0, ..., 0].size} pixels and {len(colours)} colours make fewer pairs than {num_classes} classes")

@@ -33,11 +33,11 @@ def waves(
     Raises:
       ValueError: frequencies that are not (C, 2) or equal for two classes.
     """
-    frequencies = np.asarray(frequencies, np.float64)
+    frequencies = checks.host_values(frequencies, "frequencies")
     if frequencies.ndim != 2 or frequencies.shape[1] != 2 or len(np.unique(frequencies, axis=0)) < len(frequencies):
         raise ValueError(f"frequencies must be (C, 2), a row of its own for each class, got {frequencies.tolist()}")
     labels = checked_labels(labels, len(frequencies), rms)
-    phases = np.asarray(jax.random.uniform(checks.prng_key(key), (len(labels),), maxval=2 * np.pi), np.float64)
+    phases = np.asarray(jax.random.uniform(checks.prng_key(key, known=True), (len(labels),), maxval=2 * np.pi), np.float64)
     grid = np.stack(np.meshgrid(*map(np.arange, shape[:2]), indexing="ij"))
     angles = np.einsum("na,ahw->nhw", frequencies[labels], grid) + phases[:, None, None]
     signals = np.repeat(np.cos(angles)[..., None], shape[2], -1)
@@ -46,8 +46,8 @@ def waves(
 
 def checked_labels(labels: ArrayLike, num_classes: int, rms: float) -> np.ndarray:
     """Labels (N,) of a maker that scales to a positive ``rms``."""
-    checks.number(rms, "rms", positive=True)
-    return np.asarray(checks.labels(labels, num_classes, np.shape(labels)[0] if np.ndim(labels) else 0))
+    checks.number(rms, "rms", positive=True, known=True)
+    return checks.host_labels(labels, num_classes)
 
 
 def paired(signals: np.ndarray, labels: np.ndarray) -> np.ndarray:

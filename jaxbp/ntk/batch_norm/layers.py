@@ -24,13 +24,14 @@ import functools
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxbp import checks
 from jaxbp.ntk.batch_norm import quadrature
 from jaxbp.ntk.batch_norm.closed_forms import ReluMoments, gated_products, relu_moments
 from jaxbp.ops import dtypes
@@ -119,6 +120,7 @@ def batch_norm_relu(
       num_nodes: of the quadrature, odd; default 25, doubled until the error estimate is below 1e-3.
 
     Raises:
+      ValueError: arrays that are not square, of one size and finite.
       DegenerateBatchError: the batch does not vary, or, for a tangent kernel, in too few directions.
       InaccurateQuadratureError: 193 nodes do not suffice.
 
@@ -128,8 +130,8 @@ def batch_norm_relu(
     if statistics not in COUPLED:
         raise ValueError(f"statistics must be one of {COUPLED}, got {statistics!r}")
     with dtypes.float64():
-        covariance = jnp.asarray(covariance, float)
-        tangent = None if tangent is None else jnp.asarray(tangent, float)
+        covariance, tangent = checked(covariance, tangent)
+        epsilon = checks.number(epsilon, "epsilon", least=0, known=True)
         shift = len(covariance) * epsilon
         spectrum = centred_spectrum(covariance)
         tail = judge(spectrum, shift, tangent is not None)
@@ -154,16 +156,39 @@ def stored_norm_relu(branches: Sequence[tuple[jax.Array, jax.Array | None]], *, 
     Args:
       branches: (covariance, tangent kernel or None), each (D, D), of independent pre-activations.
       epsilon: under BatchNorm's root.
+
+    Raises:
+      ValueError: arrays that are not square, of one size and finite.
     """
     with dtypes.float64():
-        parts = [jnp.asarray(covariance, float) / (1 + epsilon) for covariance, _ in branches]
+        branches = [checked(*branch) for branch in branches]
+        parts = [covariance / (1 + epsilon) for covariance, _ in branches]
         total = functools.reduce(jnp.add, parts)
         _, step, relu = relu_moments(total)
         if branches[0][1] is None:
             return Layer.of(relu, None)
         shares = [gated_products(part, total, step) for part in parts]
-        shares += [step * (jnp.asarray(tangent, float) / (1 + epsilon) + 1) for _, tangent in branches]
+        shares += [step * (tangent / (1 + epsilon) + 1) for _, tangent in branches if tangent is not None]
         return Layer.of(relu, functools.reduce(jnp.add, shares))
+
+
+def checked(covariance: Any, tangent: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Covariance and tangent kernel, or None, as finite (D, D) of one size; under `dtypes.float64`.
+
+    Raises:
+      ValueError: they are not.
+    """
+    arrays = {"covariance": covariance} | ({} if tangent is None else {"tangent": tangent})
+    kernels = {name: checks.numbers(array, name) for name, array in arrays.items()}
+    checks.refuse_traced("covariance and tangent", *kernels.values())
+    size = kernels["covariance"].shape[:1]
+    for name, kernel in kernels.items():
+        if kernel.shape != size * 2 or not kernel.size:
+            raise ValueError(f"{name} must be a square array (D, D), alike for both kernels, got shape {kernel.shape}")
+        if not bool(jnp.isfinite(kernel).all()):
+            raise ValueError(f"{name} must be finite numbers, got NaN or infinite ones")
+    wide = {name: kernel.astype(float) for name, kernel in kernels.items()}
+    return wide["covariance"], wide.get("tangent")
 
 
 def relu(covariance: Float[Array, "D D"], tangent: Float[Array, "D D"] | None) -> Layer:

@@ -101,9 +101,10 @@ def sampled_sum_relu(
       ValueError: no power of 2, no branch, or ``carried`` of another number of channels.
       DegenerateBatchError, SlowLimitWarning: as `layers.batch_norm_relu`, for every normalised branch.
     """
-    checks.prng_key(key)
+    checks.prng_key(key, known=True)
     _check(branches, channels, carried)
     with dtypes.float64():
+        branches = [Branch(*layers.checked(branch.covariance, branch.tangent), branch.statistics) for branch in branches]
         factors, tails = zip(*(_factor(branch, epsilon) for branch in branches), strict=True)
         normals = _normals(key, channels // 2, [factor.shape[1] for factor in factors])
         drawn = tuple(
@@ -132,7 +133,7 @@ def _check(branches: Sequence[Branch], channels: int, carried: Carried | None) -
 
 def _factor(branch: Branch, epsilon: float) -> tuple[jax.Array, float]:
     """L (D, R) with L L' = S, leading directions first, and the tail of the norm."""
-    covariance = jnp.asarray(branch.covariance, float)
+    covariance = branch.covariance
     if branch.statistics in COUPLED:
         spectrum = layers.centred_spectrum(covariance)
         tail = layers.judge(spectrum, len(covariance) * epsilon, branch.tangent is not None)
@@ -145,8 +146,7 @@ def _factor(branch: Branch, epsilon: float) -> tuple[jax.Array, float]:
 def _tangent(branch: Branch) -> jax.Array | None:
     if branch.tangent is None:
         return None
-    tangent = jnp.asarray(branch.tangent, float)
-    return layers.centred(tangent) if branch.statistics == "batch" else tangent
+    return layers.centred(branch.tangent) if branch.statistics == "batch" else branch.tangent
 
 
 def _normals(key: jax.Array, number: int, ranks: Sequence[int]) -> list[np.ndarray]:

@@ -47,7 +47,7 @@ class Lines:
             description += f", {100 * unit.share:.0f} % of it" if unit.share else " started"
         elif unit.state != "done":
             description += f" {unit.state}"
-        description += f" ({unit.note})" if unit.note else ""
+        description += f" ({unit.note})" if unit.note and unit.note_is_shown else ""
         if self._several and setting is not None:
             description += f", setting {setting.ended}/{setting.total}"
         time = clock.now()

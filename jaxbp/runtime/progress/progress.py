@@ -108,8 +108,12 @@ class Progress:
         """Mark a unit as retired with results that are not finite."""
         self._move(name, "diverged", 1.0, "diverged", note)
 
-    def failed(self, name: str, error: BaseException | str) -> None:
-        """Mark a unit as ended by an error; another start may try the unit again."""
+    def failed(self, name: str, error: BaseException | str, *, raised: bool = False) -> None:
+        """Mark a unit as ended by an error; another start may try the unit again.
+
+        An error that is ``raised`` all the same is told where it ends the program: the display names the unit alone.
+        """
+        self._units[name].note_is_shown = not raised
         self._move(name, "failed", 1.0, "failed", error if isinstance(error, str) else _describe(error))
 
     def log(self, text: str) -> None:

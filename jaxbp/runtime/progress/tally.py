@@ -30,6 +30,7 @@ class Unit:
       state: one of `STATES`.
       share: finished part, 0 to 1.
       note: message that came with the last change.
+      note_is_shown: whether the display shows the message.
     """
 
     group: str | None
@@ -37,6 +38,7 @@ class Unit:
     state: str = "left"
     share: float = 0.0
     note: str = ""
+    note_is_shown: bool = True
 
 
 class Tally:
