@@ -72,8 +72,8 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
     per_case = {case: record for (case, _), record in compiled.items()}
     programs = sum(record.programs for record in per_case.values())
     seconds += sum(record.compile_seconds for record in per_case.values())
-    sizes = _ratios(missing, records)
-    basis_text = f"{len(records)} timed jobs{sizes}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
+    timed = f"{len(records)} timed job{'s' * (len(records) != 1)}{_ratios(missing, records)}"
+    basis_text = f"{timed}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
     peak = max(record.peak_mib for record in records)
     return StageCost(stage, num_jobs, there, seconds, programs, round(num_bytes), peak, basis_text)
 
