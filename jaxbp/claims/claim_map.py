@@ -6,25 +6,26 @@ A cell is one choice of the settings; the cases of the claim within the cell are
 
 import collections
 import functools
+import importlib
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import scipy
-import xarray as xr
 
 from jaxbp import stats
 from jaxbp.claims.claim import Claim
 from jaxbp.claims.verdicts import Outcome, Verdict
 from jaxbp.stats import Boundary, Component, Interval
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 CASE = "case"
 FAILED = "failed"
 _LOG_RATIO = 8.0  # a numeric axis that spans more is read on a logarithmic scale
-_MOST_POINTS = 200_000  # of the array over the axes
 
 
 @dataclass(frozen=True)
@@ -237,51 +238,9 @@ class ClaimMap:
         of_mean = np.sqrt((errors**2).sum(0)) / len(lines)
         return stats.boundary(points, effects.mean(0), errors=of_mean, region=self.claim.rule.region, log=axis.is_log)
 
-    def to_dataset(self) -> xr.Dataset:
-        """The map as labelled arrays.
-
-        ``effect``, ``low``, ``high``, ``num_seeds`` and ``outcome`` have all axes, ``cell`` (its number, -1 where none was tried) those of
-        the settings. Where an axis does not apply, a cell's values stand at every point of the axis: the study is the same there. With
-        more than 200,000 points the only axis is ``specification``, and the settings are coordinates of it.
-        """
-        axes = self.all_axes
-        coordinates: dict[str, Any] = {axis.name: _coordinates(axis) for axis in axes}
-        shape = tuple(len(axis.values) for axis in axes)
-        dense = math.prod(shape) <= _MOST_POINTS
-        names = list(coordinates) if dense else ["specification"]
-        arrays = _blank(shape if dense else (len(self.specifications),))
-        for number, spec in enumerate(self.specifications):
-            for place in _places(axes, spec.point) if dense else [(number,)]:
-                _fill(arrays, place, spec)
-        if not dense:
-            texts = {a.name: [value_text(s.point[a.name]) if a.name in s.point else "" for s in self.specifications] for a in axes}
-            coordinates = {name: ("specification", values) for name, values in texts.items()}
-        claim = {"claim": self.claim.id, "statement": self.claim.statement, "holds_if": self.claim.rule.text(self.claim.measure)}
-        arrays["outcome"] = arrays["outcome"].astype(str)
-        return xr.Dataset({name: (names, array) for name, array in arrays.items()}, coordinates, attrs={**claim, "headline": self.headline})
-
-
-def _coordinates(axis: Axis) -> list[Any]:
-    alike = axis.is_numeric or all(isinstance(value, str) for value in axis.values)
-    return list(axis.values) if alike else [value_text(value) for value in axis.values]
-
-
-def _blank(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    numbers = {name: np.full(shape, np.nan) for name in ("effect", "low", "high")}
-    return {**numbers, "num_seeds": np.zeros(shape, int), "cell": np.full(shape, -1), "outcome": np.full(shape, "", dtype=object)}
-
-
-def _fill(arrays: Mapping[str, np.ndarray], place: tuple[int, ...], spec: Specification) -> None:
-    if spec.interval:
-        for name, value in (("effect", spec.interval.estimate), ("low", spec.interval.low), ("high", spec.interval.high)):
-            arrays[name][place] = value
-    arrays["num_seeds"][place], arrays["cell"][place], arrays["outcome"][place] = spec.num_seeds, spec.cell, spec.outcome
-
-
-def _places(axes: Sequence[Axis], point: Mapping[str, Any]) -> Iterator[tuple[int, ...]]:
-    """All places of the array at which a specification stands; a failed cell stands for every case."""
-    each = [[axis.values.index(point[axis.name])] if axis.name in point else range(len(axis.values)) for axis in axes]
-    return itertools.product(*each)
+    def to_dataset(self) -> "xr.Dataset":
+        """The map as labelled arrays: `jaxbp.claims.map_arrays.to_dataset`."""
+        return importlib.import_module("jaxbp.claims.map_arrays").to_dataset(self)  # late: settings of studies wait for no xarray
 
 
 def standard_error(interval: Interval) -> float:
