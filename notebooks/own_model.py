@@ -266,4 +266,4 @@ print(f"    {report.format_interval(verdict.interval)}, {verdict.num_seeds} seed
 #
 # - `python -m experiments.train --help`: sweeps over seeds and settings from the command line, resumable.
 # - `sweep.run(your_function, {"learning_rate": [0.01, 0.1]}, seeds=16, out="runs/mine")`: the same for a function of yours.
-# - The notebooks of the four studies: `local_minima`, `norm_bias`, `ntk_width`, `rank_robustness`.
+# - A notebook each of nine studies, from `local_minima` to `soft_biases`: each runs in a minute, and asks for your network.

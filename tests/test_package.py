@@ -50,7 +50,7 @@ def run_python(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
-@pytest.mark.parametrize("blocked", [[], OPTIONAL], ids=["all installed", "no extra installed"])
+@pytest.mark.parametrize("blocked", [pytest.param([], marks=pytest.mark.slow), OPTIONAL], ids=["all installed", "no extra installed"])
 def test_the_core_needs_no_extra(blocked):
     """The imports of the instruments, networks, training, sweeps and verdicts, with and without optional packages to be had."""
     imports = ", ".join(f"jaxbp.{name}" for name in CORE)
@@ -58,11 +58,18 @@ def test_the_core_needs_no_extra(blocked):
     assert run_python(program + f"print([name for name in {HEAVY} if sys.modules.get(name)])").strip() == "[]"
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_settings_and_claims_start_no_jax(module):
-    """import-linter does not see what a package's ``__init__`` imports; a fresh interpreter does."""
+def test_settings_and_claims_start_no_jax():
+    """import-linter does not see what a package's ``__init__`` imports; a fresh interpreter does. The first module to blame is told."""
     heavy = ["jax", "jaxlib", "flax", "optax", "chex", "pandas", *HEAVY]
-    assert run_python(f"import sys, {module}\nprint([name for name in {heavy} if name in sys.modules])").strip() == "[]"
+    program = f"""
+import importlib, sys
+for module in {LIGHT}:
+    importlib.import_module(module)
+    if started := [name for name in {heavy} if name in sys.modules]:
+        print(f"{{module}} starts {{started}}")
+        break
+"""
+    assert run_python(program) == ""
 
 
 def test_there_are_light_modules():
@@ -102,7 +109,9 @@ def test_imports_are_declared(folder):
         needed = {DISTRIBUTIONS.get(package, package) for package in imported_packages(path)}
         assert needed <= declared, path
         if folder == "jaxbp" and path.relative_to(ROOT).parts[1] not in ("report", "lab", "data"):
-            assert needed <= core | {"tensorboardX", "safetensors"}, path  # asked for by an option, with an error that names the extra
+            assert needed <= core | {"lineax", "tensorboardX", "safetensors"}, (
+                path
+            )  # asked for by an option, with an error that names the extra
 
 
 def name_of(requirement: str) -> str:

@@ -91,6 +91,16 @@ def test_a_minimiser_proves_inseparability_and_a_class_that_splits_off_leaves_it
     assert unlearnable.separability(clusters, sides, 2).status == "inseparable"
 
 
+def test_nothing_to_separate_and_a_single_clean_example_are_values():
+    nothing = unlearnable.separability(np.zeros((6, 8)), np.arange(6) % 3, 3)
+    assert (nothing.status, nothing.train_accuracy) == ("inseparable", 1 / 3)  # 0 is its own negative, in every class
+    everything = np.eye(5)
+    assert (unlearnable.project_out(FEATURES, everything) == 0).all()
+    lone = unlearnable.reweigh(FEATURES[:1], LABELS[:1], 3, l2=0.1)
+    assert (lone.kernel == 0).all()
+    assert lone.accuracy(FEATURES, LABELS) == pytest.approx(np.mean(LABELS[0] == LABELS))
+
+
 def test_pairs_of_one_class_prove_nothing():
     assert not unlearnable._has_antithetic_witness(np.array([[1.0], [-1.0], [5.0]]), np.array([0, 0, 1]))
     assert unlearnable._has_antithetic_witness(np.array([[1.0], [-1.0], [0.0]]), np.array([0, 0, 1]))  # 0 is its own negative

@@ -71,6 +71,7 @@ class Settings(lab.Settings):
             raise lab.SettingsError(f"give a replaced example and noise from 0 upwards, got {self.num_replaced} and {self.shares}")
 
 
+_FASHION = "tfds:fashion_mnist@14"
 _SMALL = (Case("digits"), Case("digits", shift=1), Case("mnist1d", shift=1))
 
 
@@ -81,6 +82,15 @@ class Arguments(lab.Arguments):
     presets: ClassVar = {
         "smoke": Settings("smoke", 2, _SMALL[1:2], num_epochs=20, run_up=10),
         "quick": Settings("quick", 10, _SMALL, num_epochs=240, run_up=120),
+        "standard": Settings(
+            "standard",
+            10,
+            (Case(_FASHION, width=32), Case(_FASHION, width=32, shift=1)),
+            num_epochs=240,
+            run_up=120,
+            num_train=1000,
+            num_test=500,
+        ),
         "paper": Settings(
             "paper",
             5,

@@ -42,7 +42,7 @@ S6D = Claim(
     "Rangamani et al. 2023",
     "share of ||W||_F^2 beyond the C largest singular values, largest over hidden layers but the first, weight decay",
     Below(0.05),
-    "rank about C",
+    "rank about C (as reported, unchecked)",
     belief="Intermediate layers of networks in neural collapse are of low rank (Rangamani et al. 2023).",
 )
 S6E = Claim(

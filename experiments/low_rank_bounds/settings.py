@@ -91,6 +91,15 @@ PRESETS = {
         decay_epochs=40,
     ),
     "quick": QUICK,
+    "standard": dataclasses.replace(
+        QUICK,
+        preset="standard",
+        cases=(Case("tfds:fashion_mnist@14", 96),),
+        ranks=(24, 12),
+        num_train=2000,
+        num_epochs=200,
+        every=5,
+    ),
     "paper": dataclasses.replace(
         QUICK,
         preset="paper",

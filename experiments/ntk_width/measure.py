@@ -1,8 +1,8 @@
 """The stages of the study: what is trained, and how kernels are measured.
 
-``train`` trains a group of seeds as one compiled program, then measures the kernels at the measured epochs and everything that compares
-them. ``compare_with_exact`` compares kernels of fresh networks in the NTK parametrisation with the exact one; ``regress`` predicts with
-both. Kernels themselves are kept for one seed only.
+``train`` trains all seeds with each weight decay as one compiled program and compares kernels before training, at the target loss and at
+the end, and those of unrelated networks. ``limits`` computes exact kernels; ``compare_with_exact`` compares kernels of fresh networks in
+the NTK parametrisation with them; ``regress`` predicts with both. ``keep_kernel`` and ``explode`` are controls.
 """
 
 import functools
@@ -17,13 +17,18 @@ import numpy as np
 import optax
 import xarray as xr
 
-from experiments.ntk_width.settings import BATCH, CALIBRATED, Case, Settings
-from jaxbp import data, lab, models, ntk, sweep, training
-from jaxbp.ntk import infinite_width, measures, regression
+from experiments.ntk_width.settings import BATCH, STORED, Case, Settings
+from jaxbp import data, lab, models, ntk, training
+from jaxbp.ntk import measures, regression
+from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_kernel
 
-_EXACT_BLOCK = 5  # examples a side for which an exact kernel is computed at a time
+_SALT = zlib.crc32(b"ntk_width, at equal training loss")  # random numbers that no earlier run has used
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
-_KERNELS = ["kernel_at_start", "kernel_at_end"]
+_NUM_TEST = 1000  # test images at most, looked at along training
+_FEW_EPOCHS = 100  # of all trainings of a program together, which then wait for the compiler above all
+_TINY = 1e-3  # the sum of all learning rates, for a kernel that stays
+KERNELS = ("all logits", "pairs of images")
+TARGET, END = "at the target loss", "at the end"
 WIDEST = "NTK, empirical, widest"
 
 
@@ -32,9 +37,9 @@ def load(settings: Settings, seed: int) -> data.Dataset:
     return _load(settings.dataset, settings.num_train, settings.data_dir, seed)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _load(dataset: str, num_train: int | None, data_dir: Path | None, seed: int) -> data.Dataset:
-    return data.load(dataset, seed=seed, num_train=num_train, normalise=True, data_dir=data_dir)
+    return data.load(dataset, seed=seed + _SALT % 2**31, num_train=num_train, normalise=True, data_dir=data_dir)
 
 
 def probe_images(settings: Settings, seed: int, num_probes: int) -> jax.Array:
@@ -49,102 +54,132 @@ def create(case: Case, settings: Settings, width: int, **changes: Any) -> models
 
 def random_key(seed: int, *purpose: Any) -> jax.Array:
     """A random key of its own for each purpose."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(repr(purpose).encode()))
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(repr(purpose).encode()) ^ _SALT)
 
 
-def train(case: Case, settings: Settings, width: int, seed: Sequence[int]) -> xr.Dataset:
-    """Train the seeds ``seed`` together, then measure.
+def train(case: Case, settings: Settings, width: int, decay: tuple[float, ...], seed: tuple[int, ...]) -> xr.Dataset:
+    """Kernels before training against those at the target loss and at the end, (statistics, decay, seed, point), and curves.
 
-    The kernel against that before training has the axes (statistics, seed, epoch); between the first epoch and the last it is measured
-    with stored statistics alone, and other entries are NaN.
+    What is measured at the target loss is NaN for a network that never reaches it; ``reached`` says which do. ``floor`` is the
+    correlation of the kernels of the network and of another initialisation, ``unrelated`` with a third one.
     """
     net = create(case, settings, width)
-    splits = [load(settings, number) for number in seed]
-    runs = {
-        "key": jnp.stack([random_key(number, case.name, width) for number in seed]),
-        "train": _stacked(split.train for split in splits),
-        "test": _stacked(split.test for split in splits),
+    points, history = _trained(net, case, settings, width, decay, seed)
+    below = history["train_loss"][..., 1:] <= settings.target_loss  # before training nothing has been reached
+    reached = below.any(-1)
+    rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
+    epochs = np.array(settings.measure_epochs)
+    dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed")).assign_coords(decay=list(decay))
+    at_target = xr.DataArray(reached, dims=("seed", "decay")) | (dataset.point == END)
+    axes = ("seed", "decay")
+    variables = {name: dataset[name].where(at_target) for name in dataset if "point" in dataset[name].dims}
+    variables |= {name: ((*axes, "epoch"), np.asarray(curve)) for name, curve in history.items()}
+    variables |= {
+        "reached": (axes, reached.astype(float)),
+        "epoch_at_target": (axes, np.where(reached, epochs[1 + below.argmax(-1)], np.nan)),
     }
-    plan = "map" if lab.device().platform == "cpu" else "vmap"
-    result = sweep.evaluate(_training_program(net, settings), runs, plan=plan, devices=[lab.device()])
-    measured = []
-    for row, number in enumerate(seed):
-        points = [jax.tree.map(lambda leaf, at=(row, epoch): leaf[at], result.measured) for epoch in range(len(settings.measure_epochs))]
-        measured.append(_measured(net, case, settings, number, points))
-    dataset = xr.concat([results.drop_vars(_KERNELS) for results in measured], xr.DataArray(list(seed), dims="seed", name="seed"))
-    dataset = dataset.assign({name: (("seed", "epoch"), np.asarray(curve)) for name, curve in result.history.items()})
-    return dataset.assign(measured[0][_KERNELS]) if 0 in seed else dataset
+    return dataset.assign(variables).assign_coords(epoch=epochs)
 
 
-def _stacked(splits: Iterable[Any]) -> tuple[jax.Array, jax.Array]:
-    inputs, labels = zip(*((split.inputs, split.labels) for split in splits), strict=True)
+def _trained(
+    net: models.Network, case: Case, settings: Settings, width: int, decay: Sequence[float], seed: Sequence[int], pace: float = 1.0
+) -> tuple[list[list[tuple]], dict[str, np.ndarray]]:
+    """For each seed and weight decay: parameters and state before training, at the target loss and at the end; curves (S, D, E)."""
+    splits = [load(settings, number) for number in seed for _ in decay]
+    steps = training.num_steps(len(splits[0].train.labels), settings.num_epochs, settings.batch_size)
+    rate = case.learning_rate * pace
+    coefficients = np.array(decay) * (1 - settings.momentum) / (rate * steps * _mean_rate(settings))
+    runs = {
+        "key": jnp.stack([random_key(number, case.name, width) for number in seed for _ in decay]),
+        "train": _stacked(split.train for split in splits),
+        "test": _stacked((split.test for split in splits), _NUM_TEST),
+        "rates": jnp.asarray([[rate, coefficient] for _ in seed for coefficient in coefficients]),
+    }
+    in_turn, quickly = lab.device().platform == "cpu", len(splits) * settings.num_epochs < _FEW_EPOCHS
+    points, history = _training_program(net, settings, in_turn, quickly)(runs)
+    shape = (len(seed), len(decay))
+    rows = [[jax.tree.map(lambda leaf, at=row * shape[1] + i: leaf[at], points) for i in range(shape[1])] for row in range(shape[0])]
+    return rows, {name: np.reshape(curve, (*shape, -1)) for name, curve in history.items()}
+
+
+def _mean_rate(settings: Settings) -> float:
+    """The mean over training of what the schedule multiplies the learning rate by."""
+    lengths = np.diff((0.0, *settings.milestones, 1.0))
+    return float(sum(settings.decay**i * part for i, part in enumerate(lengths)))
+
+
+def _stacked(splits: Iterable[Any], most: int | None = None) -> tuple[jax.Array, jax.Array]:
+    inputs, labels = zip(*((split.inputs[:most], split.labels[:most]) for split in splits), strict=True)
     return jnp.stack(inputs), jnp.stack(labels)
 
 
 @functools.cache
-def _training_program(net: models.Network, settings: Settings) -> Callable[[dict[str, Any]], training.TrainResult]:
-    """One training as a pure function, which keeps parameters and state; the same object for equal arguments."""
+def _training_program(net: models.Network, settings: Settings, in_turn: bool, quickly: bool) -> Callable[[dict[str, Any]], tuple]:
+    """Trainings as one program, in turn or side by side, with parameters and state at three points; ``quickly``: compile fast."""
     epochs = training.Settings(settings.num_epochs, settings.batch_size, measure_epochs=settings.measure_epochs)
-    rates = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
 
-    def run(values: dict[str, Any]) -> training.TrainResult:
+    def run(values: dict[str, Any]) -> tuple:
         steps = training.num_steps(values["train"][0].shape[0], settings.num_epochs, settings.batch_size)
         schedule = optax.piecewise_constant_schedule(1.0, {int(m * steps): settings.decay for m in settings.milestones})
-        optimizer = training.sgd(settings.learning_rate, **rates, schedule=schedule)
+        learning_rate, weight_decay = values["rates"]
+        optimizer = training.sgd(learning_rate, momentum=settings.momentum, weight_decay=weight_decay, schedule=schedule)
         options = {"test_data": values["test"], "measure_fn": lambda state: (state.params, state.model_state)}
-        return training.train(net, optimizer, values["train"], values["key"], epochs, **options)
+        result = training.train(net, optimizer, values["train"], values["key"], epochs, **options)
+        reached = 1 + jnp.argmax(result.history["train_loss"][1:] <= settings.target_loss)
+        return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], result.measured) for at in (0, reached, -1)), result.history
 
-    return run
+    together = functools.partial(jax.lax.map, run) if in_turn else jax.vmap(run)
+    return jax.jit(together, compiler_options=ntk.FAST_COMPILE_OPTIONS if quickly else None)
 
 
-def _measured(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:
-    """Everything about one seed's kernels, features and parameters; ``points``: parameters and state at the measured epochs."""
+def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:
+    """Everything about one seed's kernels; ``points``: for each weight decay, parameters and state at the three points."""
     probes = probe_images(settings, seed, settings.num_probes)
-    inputs = jnp.asarray(load(settings, seed).train.inputs)
-    epochs = np.array(settings.measure_epochs)
-    stored, *others = case.statistics
-    kernels = jnp.stack([kernel_of(net, settings, *point, probes, stored, inputs) for point in points])
-    compared = [_compared(kernels, epochs)]
-    for statistics in others:
-        ends = jnp.stack([kernel_of(net, settings, *points[end], probes, statistics, inputs) for end in (0, -1)])
-        compared.append(_compared(ends, epochs[[0, -1]]))
-    velocity = measures.velocity(kernels, jnp.array(settings.measure_epochs, float))
-    moved, features = jax.device_get(_movement(net, points[0], points[-1], probes))
-    leaves = {path: value for path, value in moved.pop("leaves").items() if "kernel" in path}
-    axis = xr.DataArray(list(case.statistics), dims="statistics", name="statistics")
-    return xr.concat(compared, axis, join="outer").assign(
-        velocity=xr.DataArray(np.asarray(velocity), {"until_epoch": epochs[1:]}, "until_epoch"),
-        **{name: float(value) for name, value in moved.items()},
-        relative_l2_of_layer=xr.DataArray(np.array([*leaves.values()], float), {"layer": list(leaves)}, "layer"),
-        feature_correlation=xr.DataArray(np.array([*features.values()], float), {"map": list(features)}, "map"),
-        **{name: (("image", "other_image"), _trace(kernels[end])) for name, end in zip(_KERNELS, (0, -1), strict=True)},
+    others = [_initialised(net, random_key(seed, case.name, "unrelated", number), probes) for number in range(2)]
+    compared, unrelated = [], []
+    for statistics in case.statistics:
+        before, *strangers = (kernel_of(net, settings, *state, probes, statistics) for state in (points[0][0], *others))
+        afters = [[kernel_of(net, settings, *state, probes, statistics) for state in states[1:]] for states in points]
+        compared.append([[_comparison(before, after) for after in row] for row in afters])
+        unrelated.append([_correlations(before, stranger) for stranger in strangers])
+    axes = ("statistics", "decay", "point")
+    columns = jax.tree.map(lambda *leaves: np.array(leaves), *[cell for rows in compared for row in rows for cell in row])
+    shape = (len(case.statistics), len(points), 2)
+    variables = {
+        name: ((*axes, *("kernel",) * (column.ndim - 1)), column.reshape(*shape, *column.shape[1:])) for name, column in columns.items()
+    }
+    floor, other = np.moveaxis(np.array(unrelated), 1, 0)
+    moved = [measures.parameter_movement(states[0][0], states[-1][0]) for states in points]
+    return xr.Dataset(
+        {
+            **variables,
+            "floor": (("statistics", "kernel"), floor),
+            "unrelated": (("statistics", "kernel"), other),
+            "relative_l2": ("decay", [float(movement["relative_l2"]) for movement in moved]),
+        },
+        {"statistics": list(case.statistics), "point": [TARGET, END], "kernel": list(KERNELS)},
     )
 
 
-def kernel_of(
-    net: models.Network, settings: Settings, params: Any, state: Any, probes: jax.Array, statistics: str, inputs: jax.Array
-) -> jax.Array:
-    """The full kernel (N, N, C, C) of the images ``probes`` with one kind of statistics, if need be calibrated on ``inputs``."""
-    if statistics == CALIBRATED:
-        state = _calibrated(net, params, state, inputs, batch_size=settings.batch_size, num_epochs=settings.calibration_epochs)
+def kernel_of(net: models.Network, settings: Settings, params: Any, state: Any, probes: jax.Array, statistics: str) -> jax.Array:
+    """The full kernel (N, N, C, C) of the images ``probes`` with one kind of statistics."""
     fn = models.with_batch_statistics(net) if statistics == BATCH else net.apply
     options = {"coupled": statistics == BATCH, "memory": settings.memory, "compiler_options": ntk.FAST_COMPILE_OPTIONS}
     return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
 
-_CALIBRATION = ("net", "batch_size", "num_epochs")
-_calibrated = jax.jit(models.calibrate_batch_norm, static_argnames=_CALIBRATION, compiler_options=ntk.FAST_COMPILE_OPTIONS)
-
-
-def _trace(kernel: jax.Array) -> np.ndarray:
+def _trace(kernel: jax.Array) -> jax.Array:
     """Mean over the logits of a full kernel, (N, N)."""
-    return np.asarray(jnp.einsum("ijkk->ij", kernel) / kernel.shape[-1])
+    return jnp.einsum("ijkk->ij", kernel) / kernel.shape[-1]
 
 
-def _compared(kernels: jax.Array, epochs: np.ndarray) -> xr.Dataset:
-    """Each kernel (E, N, N, C, C) against the first; variables (epoch,)."""
-    rows = [_comparison(kernels[0], kernel) for kernel in kernels]
-    return xr.Dataset({name: ("epoch", np.array([row[name] for row in rows], float)) for name in rows[0]}, {"epoch": epochs})
+@jax.jit
+def _correlations(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Correlations of `KERNELS`, (2,): of all entries, and of the trace kernel's entries for different images."""
+    above = jnp.triu_indices(before.shape[0], 1)
+    return jnp.stack(
+        [measures.correlation(before, after), measures.correlation(*(_trace(kernel)[above][None] for kernel in (before, after)))]
+    )
 
 
 @jax.jit
@@ -155,19 +190,10 @@ def _comparison(before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
     return {
         "relative_change": change,
         "share_of_rescaling": 1 - (rescaled.change * norms[1] / (change * norms[0])) ** 2,
-        "correlation": measures.correlation(before, after),
+        "correlation": _correlations(before, after),
         "cosine": measures.cosine(before, after),
         "centred_alignment": measures.centred_alignment(before, after),
-        "kernel_norm": norms[1],
-        "entropy_rank": measures.spectral_ranks(measures.spectrum(after)).entropy_rank,
     }
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
-def _movement(net: models.Network, before: tuple, after: tuple, probes: jax.Array) -> tuple[dict, dict]:
-    """How far parameters moved, and how alike the maps of features are."""
-    maps = [measures.feature_maps(net.features(params, probes, state)) for params, state in (before, after)]
-    return measures.parameter_movement(before[0], after[0]), measures.compare_feature_maps(*maps)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
@@ -175,47 +201,86 @@ def _initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tupl
     return net.init(key, inputs)
 
 
-def compare_with_exact(case: Case, settings: Settings, width: int, seed: tuple[int, ...]) -> xr.Dataset:
-    """Distances of fresh networks' kernels, NTK parametrisation, to the exact kernel, (statistics, seed)."""
-    probes = probe_images(settings, 0, settings.exact_probes)  # alike for all seeds: one exact kernel
-    inputs = jnp.asarray(load(settings, 0).train.inputs)
+def keep_kernel(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset:
+    """The widest network in the NTK parametrisation after training with a tiny learning rate; as `train` at the end."""
+    width = max(case.widths)
     net = create(case, settings, width, parametrisation="ntk")
-    exact = exact_kernel(case, settings, probes)
-    target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(load(settings, 0).num_classes))
+    steps = training.num_steps(len(load(settings, 0).train.labels), settings.num_epochs, settings.batch_size)
+    points, _ = _trained(net, case, settings, width, [0.0], seed, pace=_TINY / (steps * case.learning_rate))
+    rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
+    dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed"))
+    return dataset[["correlation", "floor"]].sel(point=END, drop=True).isel(decay=0, statistics=0, drop=True)
+
+
+def explode(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset:
+    """Growth a layer, (seed,), of the exact tangent kernel of deep chains of dense layers with BatchNorm, statistics of the batch."""
+    num_examples, blocks = settings.chain
+    growths = []
+    for number in seed:
+        images = probe_images(settings, number, num_examples)
+        shallow, deep = (np.trace(_chain_kernel(settings, images, depth, BATCH)) for depth in (blocks, 2 * blocks))
+        growths.append((deep / shallow) ** (1 / (2 * blocks)))  # a block has two layers
+    return xr.Dataset({"growth": ("seed", growths)}, {"seed": list(seed)})
+
+
+def _chain_kernel(settings: Settings, images: jax.Array, blocks: int, statistics: str | None) -> np.ndarray:
+    """The exact tangent kernel (N, N) of a chain of dense layers; ``statistics`` of its BatchNorm, None: it has none."""
+    vectors = images.reshape(len(images), 1, 1, -1)  # pixels are channels of one pixel, so that convolutions are dense
+    options = {"norm": "batch" if statistics else "none", "skip": False, "stages": 1, "depth": blocks, "parametrisation": "ntk"}
+    net = models.create("resnet", num_classes=load(settings, 0).num_classes, width=1, **options)
+    return np.asarray(infinite_width_kernel(net.module, vectors.shape[1:], statistics=statistics)(vectors))
+
+
+def exact_kernel_fn(case: Case, settings: Settings, statistics: str, *purpose: Any) -> KernelFn | PropagatedKernel:
+    """The exact kernel of the infinitely wide network with one kind of statistics."""
+    net = create(case, settings, 1, parametrisation="ntk")
+    options = {"statistics": statistics if case.batch_norm else None, "memory": settings.memory}
+    key = random_key(0, case.name, statistics, *purpose)
+    return infinite_width_kernel(net.module, load(settings, 0).train.inputs.shape[1:], channels=settings.channels, key=key, **options)
+
+
+def limits(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset:
+    """Exact kernels of each seed's images, (statistics, seed, image, other_image), and how far to trust them."""
+    exact = np.empty((len(case.statistics), len(seed), settings.exact_probes, settings.exact_probes))
+    errors, tails = np.zeros((2, len(case.statistics), len(seed)))
+    for mode, statistics in enumerate(case.statistics):
+        for row, number in enumerate(seed):
+            kernel_fn, probes = exact_kernel_fn(case, settings, statistics, number), probe_images(settings, number, settings.exact_probes)
+            if isinstance(kernel_fn, PropagatedKernel):
+                report = kernel_fn.report(probes)
+                exact[mode, row], errors[mode, row], tails[mode, row] = report.ntk, report.sampling_error, report.tail
+            else:
+                exact[mode, row] = jax.jit(kernel_fn, compiler_options=ntk.FAST_COMPILE_OPTIONS)(probes)
+    axes = ("statistics", "seed")
+    variables = {"exact": ((*axes, "image", "other_image"), exact), "sampling_error": (axes, errors), "tail": (axes, tails)}
+    return xr.Dataset(variables, {"statistics": list(case.statistics), "seed": list(seed)})
+
+
+def compare_with_exact(case: Case, settings: Settings, limit: xr.Dataset, width: int, seed: tuple[int, ...]) -> xr.Dataset:
+    """Distances of fresh networks' kernels, NTK parametrisation, to the exact kernel, (statistics, seed)."""
+    net = create(case, settings, width, parametrisation="ntk")
     plain, rescaled = np.empty((2, len(case.statistics), len(seed)))
+    finite = np.empty(limit.exact.shape)
     for row, number in enumerate(seed):
+        probes = probe_images(settings, number, settings.exact_probes)
         params, state = _initialised(net, random_key(number, case.name, width, "exact"), probes)
         for mode, statistics in enumerate(case.statistics):
-            kernel = kernel_of(net, settings, params, state, probes, statistics, inputs)
+            exact = jnp.asarray(limit.exact.sel(statistics=statistics, seed=number).values, jnp.float32)
+            target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(load(settings, 0).num_classes))
+            kernel = kernel_of(net, settings, params, state, probes, statistics)
             plain[mode, row] = measures.relative_change(target, kernel)
             rescaled[mode, row] = measures.rescaled_change(target, kernel).change
-    axes, images = ("statistics", "seed"), ("image", "other_image")
-    return xr.Dataset(
-        {
-            "distance": (axes, plain),
-            "rescaled_distance": (axes, rescaled),
-            "exact": (images, np.asarray(exact)),
-            "finite": (images, _trace(kernel)),
-        },
-        {"statistics": list(case.statistics), "seed": list(seed)},
-    )
-
-
-def exact_kernel(case: Case, settings: Settings, x1: jax.Array, x2: jax.Array | None = None, get: str = "ntk") -> jax.Array:
-    """The kernel (N, M) of the infinitely wide network, in blocks, since pooled kernels hold all pairs of pixels."""
-    net = create(case, settings, 1, **{"parametrisation": "ntk", **dict(case.twin)})
-    infinite = functools.partial(infinite_width.infinite_width_kernel(net.module, x1.shape[1:]), get=get)
-    kernel_fn = jax.jit(infinite, compiler_options=ntk.FAST_COMPILE_OPTIONS)
-    x2 = x1 if x2 is None else x2
-    rows = [x1[i : i + _EXACT_BLOCK] for i in range(0, len(x1), _EXACT_BLOCK)]
-    columns = [x2[j : j + _EXACT_BLOCK] for j in range(0, len(x2), _EXACT_BLOCK)]
-    return jnp.concatenate([jnp.concatenate([kernel_fn(a, b) for b in columns], 1) for a in rows])
+            finite[mode, row] = _trace(kernel)
+    axes = ("statistics", "seed")
+    variables = {"distance": (axes, plain), "rescaled_distance": (axes, rescaled), "finite": ((*axes, "image", "other_image"), finite)}
+    return xr.Dataset(variables, {"statistics": list(case.statistics), "seed": list(seed)})
 
 
 def regress(case: Case, settings: Settings) -> xr.Dataset:
-    """Test accuracy of regression with the exact kernels and with the empirical one of the widest network, seed 0; (kernel,).
+    """Test accuracy of regression with exact kernels and with the empirical one of the widest network, seed 0; (kernel,).
 
-    The ridge is chosen on half as many validation images, from the same grid for each kernel.
+    The ridge is chosen on half as many validation images, from the same grid for each kernel. The statistics of a batch are those of all
+    images, test images included.
     """
     dataset, number = load(settings, 0), case.regression
     parts = [(dataset.train, number), (dataset.validation, number // 2), (dataset.test, number)]
@@ -226,11 +291,15 @@ def regress(case: Case, settings: Settings) -> xr.Dataset:
     net = create(case, settings, width, parametrisation="ntk")
     params, _ = _initialised(net, random_key(0, case.name, width), train_images)
     empirical = ntk.empirical_ntk(net.apply, params, everything, train_images, logits="trace", memory=settings.memory)
+    kernel_fn = exact_kernel_fn(case, settings, case.statistics[0])
     kernels = {
-        "NNGP, exact": exact_kernel(case, settings, everything, train_images, "nngp"),
-        "NTK, exact": exact_kernel(case, settings, everything, train_images),
+        "NNGP, exact": kernel_fn(everything, train_images, get="nngp"),
+        "NTK, exact": kernel_fn(everything, train_images),
         WIDEST: empirical / dataset.num_classes,
     }
+    for statistics in (None, STORED, BATCH):
+        name = "NTK, exact, dense chain" + (f", BatchNorm, {statistics}" if statistics else "")
+        kernels[name] = _chain_kernel(settings, everything, 1, statistics)[:, : len(train_images)]
     accuracies = [_regression_accuracy(np.asarray(kernel, float), labels, dataset.num_classes) for kernel in kernels.values()]
     return xr.Dataset({"test_accuracy": ("kernel", accuracies)}, {"kernel": list(kernels)})
 

@@ -1,9 +1,10 @@
 """Cases, presets and command line of the study of tangent kernels over width.
 
-Optimiser, weight decay and the schedule's milestones are the paper's (SGD, learning rate 0.01, momentum 0.9, weight decay 5e-4; x0.2 at
-10, 20 and 27 % of the epochs; no augmentation); no setting was chosen by a verdict. Data, widths and epochs of the quick preset are what
-its share of the whole lab's twenty minutes on two cores allows; it leaves the learning rate constant, since 10 epochs are too few to
-divide.
+Weight decay is set by its time, learning rate x coefficient x steps / (1 - momentum) over the whole training: the share of the weights'
+logarithm that it takes where no gradient works against it. The paper's is about 1.5 (SGD, learning rate 0.01, momentum 0.9, weight decay
+5e-4, x0.2 at 10, 20 and 27 % of 600 epochs; no augmentation). No setting was chosen by a verdict. Data, widths and epochs of the quick
+preset are what its share of the whole lab's twenty minutes on two cores allows; learning rates and the least width are from a pilot of
+two seeds, in which all ResNets of width 16 and ConvNets of width 4 reached the target loss, and a few ResNets of width 4 did not.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from typing import Any
 
 from jaxbp import lab
 
-STORED, CALIBRATED, BATCH = "stored", "calibrated", "batch"  # statistics that BatchNorm uses when a kernel is measured
+STORED, BATCH = "stored", "batch"  # statistics that BatchNorm uses when a kernel is measured
+SMALL_DECAY, PAPER_DECAY = 0.005, 1.5  # weight-decay times
+ASYMPTOTIC = 16  # narrower networks are no part of exponents
 Options = tuple[tuple[str, object], ...]
 
 
@@ -20,29 +23,30 @@ class Case:
     """A network over a range of widths.
 
     Attributes:
+      widths: of networks that are trained.
+      exact_widths: of fresh ones that are compared with the exact kernel; none: no such comparison.
       options: of `jaxbp.models.create`, as pairs.
       skip, batch_norm: the place of a ResNet in the factorial; None: no ResNet.
-      trained: whether kernels before and after training are measured.
-      exact: whether kernels at initialisation are compared with the exact one.
-      twin: replaces some of ``options`` in the network whose exact kernel is computed, where a network has none of its own.
+      decays: weight-decay times; none: nothing is trained.
+      learning_rate: of its trainings, at every width.
       regression: training images, and as many test images, for regression with the kernels; 0: none.
     """
 
     name: str
     model: str
     widths: tuple[int, ...]
+    exact_widths: tuple[int, ...] = ()
     options: Options = ()
     skip: bool | None = None
     batch_norm: bool | None = None
-    trained: bool = True
-    exact: bool = False
-    twin: Options = ()
+    decays: tuple[float, ...] = (SMALL_DECAY,)
+    learning_rate: float = 0.02
     regression: int = 0
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """The statistics with which kernels are measured; they are all one without BatchNorm."""
-        return (STORED, CALIBRATED, BATCH) if self.batch_norm else (STORED,)
+        return (STORED, BATCH) if self.batch_norm else (STORED,)
 
     def cost(self, width: int) -> float:
         """A rough guess of the time for one seed and epoch; compilation counts as much as training."""
@@ -55,12 +59,13 @@ class Settings(lab.Settings):
 
     Attributes:
       num_train: training examples that each seed draws, None for all.
-      measure_epochs: when kernels are measured, 0 being before training.
+      measure_epochs: when the loss is evaluated, 0 being before training.
+      target_loss: kernels are compared where the training loss is first at most this.
       num_probes: class-balanced training images whose kernel is measured.
       exact_probes: those of the comparison with the exact kernel.
-      seeds_together: seeds that are trained in one program.
+      channels: drawn for exact kernels of sums that have no closed form.
+      chain: examples and blocks of the control's deep chain with BatchNorm.
       milestones: shares of the epochs after which the learning rate is multiplied by ``decay``.
-      calibration_epochs: passes over the training data that calibrate BatchNorm's statistics.
       memory: bytes that a kernel's temporaries may take.
     """
 
@@ -69,23 +74,16 @@ class Settings(lab.Settings):
     cases: tuple[Case, ...]
     num_epochs: int
     measure_epochs: tuple[int, ...]
+    target_loss: float
     batch_size: int
     num_probes: int
     exact_probes: int
-    seeds_together: int
-    learning_rate: float = 0.01
+    channels: int
+    chain: tuple[int, int] = (64, 8)
     momentum: float = 0.9
-    weight_decay: float = 5e-4
     milestones: tuple[float, ...] = ()
     decay: float = 0.2
-    calibration_epochs: int = 2
-    memory: float = 2.0 * 2**30
-
-    @property
-    def groups(self) -> list[tuple[int, ...]]:
-        """Seeds that are trained together."""
-        size = self.seeds_together
-        return [block[start : start + size] for block in self.seed_blocks for start in range(0, len(block), size)]
+    memory: float = 4.0 * 2**30
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""
@@ -93,74 +91,102 @@ class Settings(lab.Settings):
         if self.num_train is not None and self.num_train < self.num_probes:
             raise lab.SettingsError(f"num_train must be at least the number of probes {self.num_probes}, got {self.num_train}")
         for case in self.cases:
-            if len(set(case.widths)) < 2:
-                raise lab.SettingsError(f"a trend needs at least 2 widths, got {case.widths} for {case.name}")
-            if min(case.widths) < 1:
-                raise lab.SettingsError(f"widths must be at least 1, got {case.widths} for {case.name}")
+            fitted = [tuple(width for width in case.exact_widths if width >= ASYMPTOTIC)] if case.exact_widths else []
+            for widths in ([case.widths] if case.decays else []) + fitted:
+                if len(set(widths)) < 2:
+                    raise lab.SettingsError(f"a trend needs at least 2 widths, got {widths} for {case.name}")
+            if min((*case.widths, *case.exact_widths), default=1) < 1:
+                raise lab.SettingsError(f"widths must be at least 1, got {case.widths} and {case.exact_widths} for {case.name}")
 
 
 def log_spaced(num_epochs: int) -> tuple[int, ...]:
-    """0, then 1, 2, 5, 10, 20, 50, ... up to the last epoch."""
-    steps = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-    return (0, *(step for step in steps if step < num_epochs), num_epochs)
+    """0, every epoch at first, then about every fifth of the time gone, up to the last epoch."""
+    epochs = [0]
+    while epochs[-1] < num_epochs:
+        epochs.append(min(num_epochs, max(epochs[-1] + 1, round(1.2 * epochs[-1]))))
+    return tuple(epochs)
 
 
-def _cases(
-    mlp: tuple[int, ...], convnet: tuple[int, ...], resnet: tuple[int, ...], *, stages: int, depth: int, images: int, few_images: int
-) -> tuple[Case, ...]:
-    """Cases by widths; ``images`` for regression, ``few_images`` for networks whose exact kernels need all pairs of pixels."""
-    deep = Case("MLP, 4 layers", "mlp", mlp, (("depth", 3),), exact=True, regression=images)
-    pooled = {"options": (("pool", "average"),), "trained": False, "exact": True, "regression": few_images}
-    cases = [
-        dataclasses.replace(deep, name="MLP, 2 layers", options=(("depth", 1),)),
-        deep,
-        Case("ConvNet", "convnet", convnet),
-        Case("ConvNet, average pooling", "convnet", convnet, **pooled),
-    ]
+def _resnets(widths: tuple[int, ...], exact: tuple[int, ...], decays: tuple[float, ...], **shape: int) -> tuple[Case, ...]:
+    """The four cells of the factorial, at one learning rate."""
+    cells = []
     for skip, batch_norm in ((True, True), (False, True), (True, False), (False, False)):
         name = f"ResNet, {'skips' if skip else 'no skips'}, {'BatchNorm' if batch_norm else 'no BatchNorm'}"
-        options = (("stages", stages), ("depth", depth), ("norm", "batch" if batch_norm else "none"), ("skip", skip))
-        cell = Case(name, "resnet", resnet, options, skip, batch_norm)
-        cases.append(cell)
-        if skip or not batch_norm:  # one network with BatchNorm is enough to ask whether it approaches the exact kernel
-            twin, number = ((("norm", "none"),), 0) if batch_norm else ((), few_images)
-            projections = {"name": f"{name}, projections", "options": (*options, ("shortcut", "projection"))}
-            cases.append(dataclasses.replace(cell, **projections, trained=False, exact=True, twin=twin, regression=number))
-    return tuple(cases)
+        options = (*shape.items(), ("norm", "batch" if batch_norm else "none"), ("skip", skip))
+        cells.append(Case(name, "resnet", widths, exact, options, skip, batch_norm, decays, learning_rate=0.05))
+    return tuple(cells)
 
 
-def _without(cases: tuple[Case, ...], *names: str) -> tuple[Case, ...]:
-    return tuple(
-        case for case in cases if case.name not in (*names, "ConvNet, average pooling", "ResNet, no skips, no BatchNorm, projections")
-    )
+def _mlp(depth: int, widths: tuple[int, ...], images: int) -> Case:
+    return Case(f"MLP, {depth + 1} layers", "mlp", widths, widths, (("depth", depth),), regression=images)
 
 
-_QUICK = _cases((16, 128, 1024), (2, 6, 16), (4, 12, 32), stages=2, depth=1, images=200, few_images=30)
-_SMOKE = _cases((8, 32), (2, 4), (2, 4), stages=1, depth=1, images=20, few_images=10)
-_PAPER = (
-    *_cases((64, 256, 1024, 4096), (8, 16, 32, 64, 128), (4, 8, 16, 32, 64, 128), stages=4, depth=2, images=1000, few_images=0),
-    Case("MobileNetV2", "mobilenetv2", (8, 16, 32, 64), batch_norm=True),
-    Case("VGG-11", "vgg11", (8, 16, 32, 64, 128)),
-)
+_DECAYS = (SMALL_DECAY, PAPER_DECAY)
 QUICK = Settings(
     preset="quick",
     dataset="digits",
-    num_train=500,
-    cases=_without(_QUICK, "MLP, 2 layers"),
-    num_epochs=10,
-    measure_epochs=log_spaced(10),
-    batch_size=50,
-    num_seeds=5,
+    num_train=200,
+    cases=(
+        _mlp(3, (16, 64, 256), 200),
+        Case("ConvNet", "convnet", (4, 8), learning_rate=0.01),
+        *_resnets((8, 16), (8, 16, 64), _DECAYS, stages=2, depth=1),
+    ),
+    num_epochs=30,
+    measure_epochs=log_spaced(30),
+    target_loss=0.5,
+    batch_size=20,
+    num_seeds=10,
     num_probes=10,
-    exact_probes=10,
-    seeds_together=5,
+    exact_probes=5,
+    channels=4096,
 )
-_SHORT = {"num_train": 200, "num_epochs": 2, "measure_epochs": log_spaced(2), "num_seeds": 2, "exact_probes": 6, "seeds_together": 2}
-_LONG = {"num_train": None, "num_epochs": 600, "measure_epochs": log_spaced(600), "batch_size": 128, "num_probes": 25, "seeds_together": 1}
+_CIFAR_CASES = (
+    _mlp(1, (64, 256, 1024, 4096), 1000),
+    _mlp(3, (64, 256, 1024, 4096), 1000),
+    Case("ConvNet", "convnet", (8, 16, 32, 64, 128)),
+    Case("ConvNet, average pooling", "convnet", (), (8, 16, 32, 64, 128), (("pool", "average"),), decays=()),
+    *_resnets((4, 8, 16, 32, 64, 128), (), (PAPER_DECAY,), stages=4, depth=2),
+    *(dataclasses.replace(c, name=f"{c.name}, small") for c in _resnets((), (16, 32, 64, 128), (), stages=2, depth=1)),
+    Case("MobileNetV2", "mobilenetv2", (8, 16, 32, 64), batch_norm=True, decays=(PAPER_DECAY,)),
+    Case("VGG-11", "vgg11", (8, 16, 32, 64, 128), decays=(PAPER_DECAY,)),
+)
+_SMALLEST = _resnets((16, 32), (16, 32), (SMALL_DECAY,), stages=1, depth=1)
+_SHORT = {"num_epochs": 2, "measure_epochs": log_spaced(2), "num_seeds": 2, "exact_probes": 4, "channels": 256}
+_LONG = {"num_train": None, "num_epochs": 600, "measure_epochs": log_spaced(600), "batch_size": 128, "num_probes": 25}
 PRESETS = {
-    "smoke": dataclasses.replace(QUICK, preset="smoke", cases=_without(_SMOKE, "MLP, 4 layers"), **_SHORT),
+    "smoke": dataclasses.replace(
+        QUICK,
+        preset="smoke",
+        dataset="digits@4",
+        cases=(_mlp(1, (16, 32), 20), _SMALLEST[0], dataclasses.replace(_SMALLEST[2], decays=())),
+        target_loss=2.28,
+        **_SHORT,
+    ),
     "quick": QUICK,
-    "paper": dataclasses.replace(QUICK, preset="paper", dataset="tfds:cifar10", cases=_PAPER, milestones=(0.1, 0.2, 0.27), **_LONG),
+    "standard": dataclasses.replace(
+        QUICK,
+        preset="standard",
+        dataset="tfds:fashion_mnist@14",
+        num_train=500,
+        cases=(
+            _mlp(3, (64, 256, 1024), 400),
+            Case("ConvNet", "convnet", (4, 8), learning_rate=0.01),
+            *_resnets((8, 16), (8, 16, 64), _DECAYS, stages=2, depth=1),
+        ),
+        num_epochs=20,
+        measure_epochs=log_spaced(20),
+    ),
+    "paper": dataclasses.replace(
+        QUICK,
+        preset="paper",
+        dataset="tfds:cifar10",
+        cases=tuple(dataclasses.replace(case, learning_rate=0.01) for case in _CIFAR_CASES),
+        target_loss=0.01,
+        exact_probes=4,
+        memory=64.0 * 2**30,
+        milestones=(0.1, 0.2, 0.27),
+        **_LONG,
+    ),
 }
 
 
@@ -168,8 +194,9 @@ PRESETS = {
 class Arguments(lab.Arguments):
     """Measure tangent kernels of finite networks over widths and training, and compare them with the exact infinite-width ones.
 
-    Claims S3.a to S3.f over many seeds, each with an interval and a verdict, tables, figures and a page. A run that
-    was stopped goes on when the same command is given again. Kernels are measured before training and at epochs 1, 2, 5, 10, 20, ...
+    Claims S3.a to S3.h over many seeds, each with an interval and a verdict, tables, figures and a page. A run that
+    was stopped goes on when the same command is given again. Kernels are measured before training, where the training loss first reaches
+    its target, and at the end.
     """
 
     presets = PRESETS
@@ -177,14 +204,19 @@ class Arguments(lab.Arguments):
     max_width: int | None = None
     """Leave out wider networks."""
     learning_rate: float | None = None
-    """Learning rate of every training."""
+    """Learning rate of every network."""
 
     def changes(self) -> dict[str, Any]:
-        """As `lab.Arguments.changes`; epochs change when kernels are measured, too."""
+        """As `lab.Arguments.changes`; epochs change when the loss is evaluated, too."""
         changes = super().changes()
         if self.epochs is not None:
             changes["measure_epochs"] = log_spaced(self.epochs)
-        if (most := changes.pop("max_width", None)) is not None:
-            cases = self.presets[self.preset].cases
-            changes["cases"] = tuple(dataclasses.replace(c, widths=tuple(width for width in c.widths if width <= most)) for c in cases)
+        most, rate = (changes.pop(name, None) for name in ("max_width", "learning_rate"))
+        if most is not None or rate is not None:
+            changes["cases"] = tuple(_changed(case, most, rate) for case in self.presets[self.preset].cases)
         return changes
+
+
+def _changed(case: Case, most: int | None, rate: float | None) -> Case:
+    widths = {name: tuple(w for w in getattr(case, name) if most is None or w <= most) for name in ("widths", "exact_widths")}
+    return dataclasses.replace(case, learning_rate=case.learning_rate if rate is None else rate, **widths)

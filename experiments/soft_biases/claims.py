@@ -1,4 +1,7 @@
-"""Claims S10.a to S10.e, with the rules that turn intervals into verdicts, fixed before a run."""
+"""Claims S10.a to S10.e, with the rules that turn intervals into verdicts, fixed before a run.
+
+The paper's text was not at hand; what it shows is said as reported.
+"""
 
 from jaxbp.claims import Above, Below, Claim
 
@@ -13,7 +16,7 @@ S10A = Claim(
     f"{_SOURCE}, Figure 1, a to c",
     "share of seeds with relative training error below 0.001 on pure noise and excess risk below the noise variance on structured data",
     Above(0.5),
-    "shown in a figure",
+    "shown in a figure (as reported, unchecked)",
     belief=_BELIEF,
 )
 S10B = Claim(
@@ -22,7 +25,7 @@ S10B = Claim(
     f"{_SOURCE}, Figure 1, f",
     "log2 of (least test error over p <= 0.9 n / test error at p = 10 n), squared error, no ridge",
     Above(0.0),
-    "the same pattern as a ResNet-18's",
+    "the same pattern as a ResNet-18's (as reported, unchecked)",
     belief=_BELIEF,
 )
 S10C = Claim(
@@ -40,7 +43,7 @@ S10D = Claim(
     f"{_SOURCE}, Figure 1, g",
     "Kendall's tau of effective dimensionality and test loss over widths that interpolate, the largest over alpha",
     Above(0.5),
-    "tracks the test loss of a ResNet-18",
+    "tracks the test loss of a ResNet-18 (as reported, unchecked)",
     belief="Effective dimensionality explains double descent (Maddox, Benton and Wilson 2020).",
 )
 S10E = Claim(
@@ -49,6 +52,6 @@ S10E = Claim(
     _SOURCE,
     "smaller of (0.9 - bound on true labels) and (bound on random labels - 0.9)",
     Above(0.0),
-    "informative for CIFAR-10",
+    "informative for CIFAR-10 (as reported, unchecked)",
     belief="Compression explains why networks that can fit noise generalise (Lotfi et al., NeurIPS 2022).",
 )

@@ -108,6 +108,21 @@ PRESETS = {
         code_epochs=10,
     ),
     "quick": QUICK,
+    "standard": dataclasses.replace(
+        QUICK,
+        preset="standard",
+        cases=(
+            *_POLYNOMIALS,
+            *(Case(FEATURES, "tfds:fashion_mnist@14", noise) for noise in (0.0, 0.2)),
+            Case(ISOTROPIC),
+            Case(WIDTHS, "tfds:fashion_mnist@7", 0.2),
+            Case(CODE, "tfds:fashion_mnist@14"),
+        ),
+        num_train=400,
+        counts=(40, 100, 200, 300, 360, 400, 440, 520, 800, 1600, 4000),
+        width_train=600,
+        code_epochs=20,
+    ),
     "paper": dataclasses.replace(
         QUICK,
         preset="paper",

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 import xarray as xr
 
 from experiments.soft_biases import claims
@@ -23,6 +22,7 @@ from jaxbp.claims import Above, Below
 
 FLAT, SOFT, SQUARES = "no preference", "gamma^j", "(1 + j)^2"
 NO_RIDGE, RIDGE, EXACT = "smallest norm", "ridge", "exact"
+TEST_ERROR = "test error"
 FITS_NOISE = 1e-3  # relative training error
 CHANCE = 0.9  # error of guessing one of ten classes
 EXACT_SPECTRUM = 1000  # parameters up to which all eigenvalues are computed
@@ -246,7 +246,7 @@ def tracking(m: Any) -> xr.DataArray:
         fits = np.flatnonzero(accuracy >= 0.99)
         if not len(fits) or len(loss) - fits[0] < 3:
             return math.nan
-        taus = [scipy.stats.kendalltau(row[fits[0] :], loss[fits[0] :]).statistic for row in dimensions]
+        taus = [stats.kendall(row[fits[0] :], loss[fits[0] :]) for row in dimensions]
         return float(np.nanmax(taus))
 
     core = [["width"], ["width"], ["exponent", "width"]]
@@ -269,18 +269,47 @@ def peak(m: Any) -> xr.DataArray:
 def draw_polynomials(run: Any) -> Any:
     """The fits of the first seed, with and without a preference, structured data above and noise below."""
     cases = [m for m in run.cases if m.case.kind == POLYNOMIAL]
-    fig, axes = report.figure(2, len(cases), width=3.2 * len(cases), height=5.2, squeeze=False)
+    fig, axes = report.figure(len(cases), 2, width=7.0, height=2.0 * len(cases), squeeze=False)
     with report.style():
-        for column, m in enumerate(cases):
+        for row, m in zip(axes, cases, strict=True):
             results = m.polynomials
-            for row, kind in enumerate(("structured", "noise")):
-                ax, points = axes[row, column], results.points.isel(arm=0)
+            for ax, kind in zip(row, ("structured", "noise"), strict=True):
+                points = results.points.isel(arm=0)
                 for arm in (FLAT, SQUARES, SOFT):
                     ax.plot(results.x, results.curve.sel(arm=arm, data=kind), linewidth=0.9, label=arm)
                 ax.plot(points.sel(column="x"), points.sel(column=kind), "k.", markersize=4)
                 ax.set_ylim(-3.5, 3.5)
-                ax.set_title(f"{m.name}: {kind}", fontsize=8)
-        axes[0, 0].legend(fontsize=7)
+                ax.set_title(f"{m.name}: {kind}", fontsize=9)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    return fig
+
+
+def draw_widths(run: Any) -> Any:
+    """Test loss on the left axis, effective dimensionality on the right one, over widths; a panel a case."""
+    cases = [m for m in run.cases if m.case.kind == WIDTHS]
+    if not cases:
+        return None
+    fig, axes = report.figure(len(cases), 1, squeeze=False)
+    for ax, m in zip(axes[:, 0], cases, strict=True):
+        results = m.width_sweep.transpose("seed", "exponent", "width")
+        with report.style():
+            right = ax.twinx()
+        exponents = results.exponent.values
+        report.curve(ax, results.width, results.test_loss, label="test loss")
+        right.set_prop_cycle(color=report.PALETTE[1:])
+        for exponent in dict.fromkeys((exponents[0], exponents[len(exponents) // 2], exponents[-1])):
+            report.curve(right, results.width, results.effective_dimension.sel(exponent=exponent), label=f"alpha = 1e{exponent}", log=True)
+        taus = tracking(m)
+        with report.style():
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(results.width, [f"{width}" for width in results.width.values])
+            ax.set(xlabel="width", ylabel="test loss")
+            right.set_ylabel("effective dimensionality")
+            right.grid(False)
+            right.spines["right"].set_visible(True)
+            ax.set_title(f"{m.name}: tau {float(taus.mean()):.2f}" if taus.notnull().any() else f"{m.name}: too few widths fit for a tau")
+            handles, labels = (ours + theirs for ours, theirs in zip(*(a.get_legend_handles_labels() for a in (ax, right)), strict=True))
+            ax.legend(handles, labels, fontsize=8, loc="upper center")
     return fig
 
 
@@ -289,10 +318,11 @@ def kind_is(kind: str) -> Any:
     return lambda case, settings=None: case.kind == kind
 
 
-def _dimensions(m: Any) -> dict[str, xr.DataArray]:
-    exponents = m.settings.exponents
-    shown = dict.fromkeys((exponents[0], exponents[len(exponents) // 2], exponents[-1]))
-    return {f"alpha = 1e{e}": m.width_sweep.effective_dimension.sel(exponent=e, drop=True) for e in shown}
+def error_and_bits(m: Any) -> xr.DataArray:
+    """The bound as training error and price of the bits, and the test error, (seed, labels, part)."""
+    results = m.code_lengths
+    parts = {"training error": results.train_error, "price of the bits": results.bound - results.train_error}
+    return xr.concat((parts | {TEST_ERROR: results.test_error}).values(), xr.IndexVariable("part", [*parts, TEST_ERROR]))
 
 
 COSTS: Mapping[str, float] = {POLYNOMIAL: 1, FEATURES: 8, ISOTROPIC: 8, WIDTHS: 4, CODE: 20}
@@ -362,10 +392,10 @@ STUDY = lab.Study(
             name="polynomials",
             alt="polynomials of degree 150 over data",
             caption="Polynomials of degree 150 over 40 points, first seed: without a preference, with penalties (1 + j)^2, and with "
-            "gamma^j as chosen. Above structured data, below pure noise; a curve that leaves the panel is cut.",
+            "gamma^j as chosen. Left structured data, right pure noise; a curve that leaves the panel is cut.",
         ),
         report.SeedCurves(
-            lambda m: m.random_features.error if m.case.kind == FEATURES else None,
+            "random_features.error",
             x="features",
             x_scale="log",
             log=True,
@@ -374,7 +404,7 @@ STUDY = lab.Study(
             caption="Test error over the number of random features, by the fit of smallest norm and with ridge chosen on validation data.",
         ),
         report.SeedCurves(
-            lambda m: m.isotropic_model.error if m.case.kind == ISOTROPIC else None,
+            "isotropic_model.error",
             x="features",
             x_scale="log",
             log=True,
@@ -382,35 +412,37 @@ STUDY = lab.Study(
             ylabel="excess risk",
             caption="The isotropic model: simulated fits, the best ridge, and the exact risk of the fit of smallest norm.",
         ),
-        report.SeedCurves(
-            lambda m: {"test loss": m.width_sweep.test_loss} | _dimensions(m) if m.case.kind == WIDTHS else None,
-            x="width",
-            x_scale="log2",
-            log=True,
+        report.CustomFigure(
+            draw_widths,
+            per_case=False,
             name="widths",
-            ylabel="test loss; effective dimensionality",
-            caption="Test loss and effective dimensionality of the Hessian over widths, for three of the alphas.",
+            alt="test loss and effective dimensionality over widths",
+            caption="Test loss (left axis) and effective dimensionality of the Hessian (right axis) over widths, for three of the alphas. "
+            "Tau is that of S10.d, the mean over seeds.",
         ),
-        report.SeedStrip(
-            lambda m: m.code_lengths.bound.rename(labels="arm") if m.case.kind == CODE else None,
+        report.StackedBars(
+            error_and_bits,
+            parts="part",
+            mark=TEST_ERROR,
+            by="labels",
+            lines={"chance": CHANCE},
             name="codes",
             xlabel="bound of the error",
-            lines=CHANCE,
-            caption="The bound that counts bits, true and random labels; dashed: the error of guessing.",
+            alt="bound that counts bits, split into training error and bits",
+            caption="The bound that counts bits, true and random labels, split into the training error and what the bits cost; dots are "
+            "seeds, the black line is the test error, that of guessing for random labels.",
         ),
     ),
     tables=(
         report.MeanTable(
-            lambda m: (
-                m.polynomials[["noise_error", "risk", "gamma", "ridge"]].to_dataarray("measure") if m.case.kind == POLYNOMIAL else None
-            ),
+            lambda m: m.polynomials[["noise_error", "risk", "gamma", "ridge"]].to_dataarray("measure"),
             columns="measure",
             rows=("arm",),
             section="Polynomials",
             caption="Relative training error on noise, excess risk on structured data (noise variance 0.01), and what tuning chose.",
         ),
         report.MeanTable(
-            lambda m: m.code_lengths.to_dataarray("measure") if m.case.kind == CODE else None,
+            lambda m: m.code_lengths.to_dataarray("measure"),
             columns="measure",
             rows=("labels",),
             section="Bits",

@@ -72,6 +72,7 @@ _LEVELS = {
     WIDTH: (8, 12, 20, 32),
     EXAMPLES: (150, 250, 400, 600),
 }
+_FASHION = "tfds:fashion_mnist@14"
 QUICK = Settings(
     "quick",
     5,
@@ -109,6 +110,14 @@ PRESETS = {
         mse_decays=(3e-3,),
     ),
     "quick": QUICK,
+    "standard": dataclasses.replace(
+        QUICK,
+        preset="standard",
+        num_seeds=10,
+        cases=(Case(_FASHION, 2, 12, varied=True), Case(_FASHION, 3, 16), Case(_FASHION, 3, 16, stride=2)),
+        num_train=2000,
+        mse_epochs=100,
+    ),
     "paper": dataclasses.replace(
         QUICK,
         preset="paper",

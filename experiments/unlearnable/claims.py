@@ -56,7 +56,7 @@ RECOVERED = Claim(
     _SOURCE,
     "test accuracy, perturbed minus clean, both projected alike, percentage points",
     Above(-DROP),
-    "about -7 (OPS: above 87)",
+    "OPS: above 87 %, about -7 (the latter as reported, unchecked)",
     belief="Such perturbations protect data (Huang et al., ICLR 2021).",
     premise="S8.a",
 )

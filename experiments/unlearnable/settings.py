@@ -100,6 +100,7 @@ _IMAGES = (
     Poison("AR", "autoregressive", 0.4),
 )
 _SIGNALS = (Poison("LSP", "patches", 0.5, 5), Poison("waves", "waves", 0.5))
+_CLOTHES = (Poison("LSP", "patches", 0.2, 7), *_IMAGES[1:])
 _PUBLISHED = (
     Poison("LSP", "patches", 6 / 255, 8),
     Poison("OPS", "one pixel"),
@@ -118,5 +119,6 @@ class Arguments(lab.Arguments):
     presets: ClassVar = {
         "smoke": Settings("smoke", 2, (Case("mnist5k@14", (_IMAGES[0], _IMAGES[2]), num_epochs=3),), num_train=300),
         "quick": Settings("quick", 10, (Case("mnist5k@14", _IMAGES), Case("mnist1d", _SIGNALS, num_epochs=20))),
+        "standard": Settings("standard", 10, (Case("tfds:fashion_mnist", _CLOTHES, num_epochs=15),), num_train=2000),
         "paper": Settings("paper", 5, (_CIFAR10,), num_train=None, batch_size=128),
     }

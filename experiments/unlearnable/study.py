@@ -219,22 +219,6 @@ def after_projection(m: Any) -> dict[str, xr.DataArray]:
     return rows
 
 
-def draw_separability(run: lab.Run) -> Any:
-    """The network's accuracy against linear accuracy on fresh perturbations, a dot a seed, a panel a case."""
-    fig, axes = report.panels([m.name for m in run.cases])
-    for ax, m in zip(axes, run.cases, strict=True):
-        with report.style():
-            for name in m.learn.poison.values:
-                ax.plot(
-                    m.learn.linear_accuracy.sel(poison=name), m.learn.perturbed.sel(poison=name), "o", markersize=4, alpha=0.6, label=name
-                )
-            ax.set_xlabel("linear accuracy, fresh, %")
-            ax.set_ylabel("network's test accuracy, %")
-            ax.set_xlim(0, 105)
-            ax.legend(fontsize=7)
-    return fig
-
-
 def draw_pictures(m: Any) -> Any:
     """An image, perturbed; its perturbation; weights of the linear classifier; the perturbed image projected. A row a poison."""
     images = m.learn.pictures.isel(seed=0).mean("channel")
@@ -330,10 +314,14 @@ STUDY = lab.Study(
             caption="The first training example: clean, perturbed, the perturbation (scaled), the weights of the linear classifier for the "
             "first class, and the perturbed example after projection.",
         ),
-        report.CustomFigure(
-            draw_separability,
-            per_case=False,
+        report.SeedScatter(
+            "learn.perturbed",
+            x="learn.linear_accuracy",
+            by="poison",
             name="separability",
+            xlabel="linear accuracy, fresh, %",
+            ylabel="network's test accuracy, %",
+            decorate=lambda ax, m: ax.set_xlim(0, 105),
             alt="network accuracy against linear accuracy on perturbations",
             caption="Test accuracy of the network against that of a linear classifier on fresh perturbations; a dot a seed. The lower "
             "left holds counterexamples to the belief that perturbations work because they are linearly separable.",

@@ -65,8 +65,15 @@ class Hessian(NamedTuple):
         return scipy.sparse.linalg.LinearOperator((self.dimension, self.dimension), matvec=multiply, rmatvec=multiply, dtype=dtype)
 
     def as_lineax(self) -> Any:
-        """The operator for lineax's solvers, tagged symmetric; takes ``pip install "jaxbp[solvers]"``."""
-        import lineax
+        """The operator for lineax's solvers, tagged symmetric.
+
+        Raises:
+          ImportError: lineax is not installed.
+        """
+        try:
+            import lineax
+        except ImportError as error:
+            raise ImportError(f'lineax\'s operators need the package lineax ({error}): pip install "jaxbp[solvers]"') from error
 
         structure = jax.ShapeDtypeStruct(self.position.shape, self.position.dtype)
         return lineax.FunctionLinearOperator(self.matvec, structure, lineax.symmetric_tag)

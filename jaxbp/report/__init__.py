@@ -4,9 +4,9 @@ The page is a single file: figures are embedded, there is no script, and no font
 phone, a dark screen, paper, a keyboard and a screen reader. Verdicts come first, each with its interval drawn against the region in which
 the claim holds; then each study's figures and tables, its settings, and what to type to repeat it.
 
-A study declares its figures (`SeedStrip`, `SeedCurves`, `CustomFigure`) and tables (`MeanTable`, `CustomTable`);
-`build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of one's own, and
-`write_map_page` for a `jaxbp.claims.ClaimMap`.
+A study declares its figures (`SeedStrip`, `SeedCurves`, `SeedScatter`, `StackedBars`, `CustomFigure`) and tables (`MeanTable`,
+`CustomTable`); `build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of
+one's own, and `write_map_page` for a `jaxbp.claims.ClaimMap`.
 
 >>> from jaxbp import report, stats
 >>> report.format_interval(stats.t_interval([0.931, 0.934, 0.929, 0.937]))
@@ -15,7 +15,9 @@ A study declares its figures (`SeedStrip`, `SeedCurves`, `CustomFigure`) and tab
 
 from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, cell_text, geometric_mean_cell, mean_cell
 from jaxbp.report.claim_measures import ClaimMeans, ClaimStrips, claim_pictures, claim_table
+from jaxbp.report.declared_bars import StackedBars
 from jaxbp.report.declared_figures import CASES, CustomFigure, SeedCurves, SeedStrip, slope_guide
+from jaxbp.report.declared_scatter import SeedScatter
 from jaxbp.report.declared_tables import CustomTable, MeanTable
 from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split

@@ -10,7 +10,7 @@ dimensions that become strips, curves, panels. Its method ``pictures(run, folder
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +43,7 @@ _NUM_COLOURS = len(figures.PALETTE)
 
 
 @dataclass
-class _Panel:
+class Panel:
     """What one pair of axes shows: arrays by label, and the first case result that they come from."""
 
     title: str
@@ -115,7 +115,8 @@ class PanelFigure(DeclaredFigure):
       log: logarithmic axis; means and intervals are those of the logarithms.
       xlabel, ylabel: of the axes. The axis of the values defaults to the array's ``long_name`` and ``units``, or the variable's name.
       limits: lowest and highest of the values' axis.
-      lines: reference lines across the values' axis: a number, several, or a function of a case result that returns them.
+      lines: reference lines across the values' axis: a number, several, several by the label that is written beside them, or a function
+        of a case result that returns them.
       decorate: function of axes and case result that adds to a panel, in the style of the house.
     """
 
@@ -134,7 +135,7 @@ class PanelFigure(DeclaredFigure):
     xlabel: str | None = None
     ylabel: str | None = None
     limits: tuple[float, float] | None = None
-    lines: float | Sequence[float] | Callable[[Any], Any] | None = None
+    lines: float | Sequence[float] | Mapping[str, float] | Callable[[Any], Any] | None = None
     decorate: Callable[["Axes", Any], None] | None = None
 
     def __post_init__(self):
@@ -146,10 +147,13 @@ class PanelFigure(DeclaredFigure):
     def _file_name(self) -> str:
         return self.name or str(self.values).rpartition(".")[2]
 
-    def _panels(self, cases: Sequence[Any]) -> list[_Panel]:
-        panels: dict[str, _Panel] = {}
+    def _content(self, m: Any) -> Any:
+        return read_values(self.values, m)
+
+    def _panels(self, cases: Sequence[Any]) -> list[Panel]:
+        panels: dict[str, Panel] = {}
         for m in cases:
-            content = read_values(self.values, m)
+            content = self._content(m)
             if content is None:
                 continue
             arrays = labelled_arrays(content, self.by, self.show, self.labels)
@@ -157,7 +161,7 @@ class PanelFigure(DeclaredFigure):
                 arrays = {": ".join(filter(None, (m.name, label))): array for label, array in arrays.items()}
             for coordinate, part in split_all(arrays, self.panel_by):
                 title = ", ".join(filter(None, (self._title(m), coordinate)))
-                panel = panels.setdefault(title, _Panel(title, m, {}))
+                panel = panels.setdefault(title, Panel(title, m, {}))
                 if twice := panel.arrays.keys() & part.keys():
                     raise ValueError(f"{self._file_name()}: labels in the panel {title!r} differ, got {sorted(twice)} twice")
                 panel.arrays |= part
@@ -186,7 +190,7 @@ class PanelFigure(DeclaredFigure):
                     self.decorate(ax, panel.m)
         return fig
 
-    def _axes(self, panels: Sequence[_Panel]) -> "tuple[Figure, Sequence[Axes]]":
+    def _axes(self, panels: Sequence[Panel]) -> "tuple[Figure, Sequence[Axes]]":
         shared = {"sharex": self.share_x, "sharey": self.share_y}
         if len(panels) > 1 and not self.stacked:
             return figures.panels([panel.title for panel in panels], height=self.height, **shared)
@@ -196,20 +200,29 @@ class PanelFigure(DeclaredFigure):
                 ax.set_title(panel.title)
         return fig, list(axes[:, 0])
 
-    def _stacked_height(self, panels: Sequence[_Panel]) -> float | None:
+    def _stacked_height(self, panels: Sequence[Panel]) -> float | None:
         raise NotImplementedError
 
-    def _fill(self, ax: "Axes", panel: _Panel) -> None:
+    def _fill(self, ax: "Axes", panel: Panel) -> None:
         """Draw the panel's arrays."""
         raise NotImplementedError
 
-    def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
+    def _finish(self, ax: "Axes", panel: Panel, *, bottom: bool, legend: bool) -> None:
         """Write labels, scales, reference lines."""
         raise NotImplementedError
 
-    def _reference_lines(self, panel: _Panel) -> list[float]:
+    def _reference_lines(self, panel: Panel) -> list[tuple[str, float]]:
         places = self.lines(panel.m) if callable(self.lines) else self.lines
-        return [] if places is None else np.asarray(places, np.float64).ravel().tolist()
+        if isinstance(places, Mapping):
+            return [(label, float(place)) for label, place in places.items()]
+        return [] if places is None else [("", place) for place in np.asarray(places, np.float64).ravel().tolist()]
+
+    def _draw_upright_lines(self, ax: "Axes", panel: Panel, *, label_on_top: bool = False) -> None:
+        for label, place in self._reference_lines(panel):
+            ax.axvline(place, color="#444444", linestyle="--", linewidth=1)
+            height, end = (0.98, "top") if label_on_top else (0.02, "bottom")
+            beside: dict[str, Any] = {"rotation": 90, "ha": "right", "va": end, "fontsize": 7, "color": "#444444"}
+            ax.text(place, height, label, transform=ax.get_xaxis_transform(), **beside)
 
 
 @dataclass(frozen=True)
@@ -230,11 +243,11 @@ class SeedStrip(PanelFigure):
         labels = [ax.get_xlabel() for ax in fig.axes if ax.get_xlabel()] or [self._file_name().replace("_", " ")]
         return f"{labels[0]} by {self.by}" if self.by else labels[0]
 
-    def _stacked_height(self, panels: Sequence[_Panel]) -> float:
+    def _stacked_height(self, panels: Sequence[Panel]) -> float:
         rows = 0.42 * sum(len(panel.arrays) for panel in panels)
         return rows + 0.4 + 0.22 * len(panels) if len(panels) > 1 else rows + (1.3 if panels[0].title else 1.1)
 
-    def _fill(self, ax: "Axes", panel: _Panel) -> None:
+    def _fill(self, ax: "Axes", panel: Panel) -> None:
         vectors = {label: seed_vector(array, label) for label, array in panel.arrays.items() if array is not None}
         if self.joined:
             by_seed = list(zip(*vectors.values(), strict=True))
@@ -242,9 +255,8 @@ class SeedStrip(PanelFigure):
                 ax.plot(values, np.arange(len(values)) + offset, color="#999999", linewidth=0.6, alpha=0.6, zorder=0)
         figures.strip(ax, vectors, log=self.log)
 
-    def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
-        for place in self._reference_lines(panel):
-            ax.axvline(place, color="#444444", linestyle="--", linewidth=1)
+    def _finish(self, ax: "Axes", panel: Panel, *, bottom: bool, legend: bool) -> None:
+        self._draw_upright_lines(ax, panel)
         if len(panel.arrays) > 6 and not (self.stacked or self.per_case):
             ax.tick_params(axis="y", labelsize=7)
         if self.limits:
@@ -278,10 +290,10 @@ class SeedCurves(PanelFigure):
     mean_only: bool = False
     dashed: Sequence[str] = ()
 
-    def _stacked_height(self, panels: Sequence[_Panel]) -> float | None:
+    def _stacked_height(self, panels: Sequence[Panel]) -> float | None:
         return 4.4 if len(panels) == 1 and self.legend == "below" else 3.8 * len(panels) if len(panels) > 1 else None
 
-    def _fill(self, ax: "Axes", panel: _Panel) -> None:
+    def _fill(self, ax: "Axes", panel: Panel) -> None:
         for label, array in panel.arrays.items():
             if array is None:
                 continue
@@ -299,8 +311,8 @@ class SeedCurves(PanelFigure):
         numbered = numbers.dtype.kind not in "iufb"
         return np.arange(1, len(numbers) + 1) if numbered else numbers, numbered
 
-    def _finish(self, ax: "Axes", panel: _Panel, *, bottom: bool, legend: bool) -> None:
-        for place in self._reference_lines(panel):
+    def _finish(self, ax: "Axes", panel: Panel, *, bottom: bool, legend: bool) -> None:
+        for _, place in self._reference_lines(panel):
             ax.axhline(place, color="#888888", linewidth=1, linestyle=":")
         self._scale(ax, panel)
         ax.set_xlabel(self.x.replace("_", " ") if self.xlabel is None else self.xlabel)
@@ -313,7 +325,7 @@ class SeedCurves(PanelFigure):
         elif legend or self.legend == "each":
             ax.legend(fontsize=7 if self.legend == "each" else 8)
 
-    def _scale(self, ax: "Axes", panel: _Panel) -> None:
+    def _scale(self, ax: "Axes", panel: Panel) -> None:
         located = [self._places(array) for array in panel.arrays.values() if array is not None]
         places = np.unique(np.concatenate([numbers for numbers, _ in located]))
         if any(numbered for _, numbered in located):

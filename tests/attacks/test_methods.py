@@ -121,6 +121,7 @@ def test_what_an_attack_returns_is_true(name, norm):
         assert int(result.num_evaluations) == expected[name]
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(x64):
     network = partial(mlp, random_mlp(jax.random.key(1), (6, 8, 4)))
     inputs = jax.random.uniform(jax.random.key(2), (4, 6))
@@ -131,7 +132,7 @@ def test_jit_equals_eager(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), eager, run(attack, *args))
 
 
-@pytest.mark.parametrize("name", ["apgd", "square"])
+@pytest.mark.parametrize("name", [pytest.param("apgd", marks=pytest.mark.slow), "square"])
 def test_seeds_under_vmap_equal_a_loop(name, x64):
     keys = jax.random.split(jax.random.key(1), 3)
     params = jax.vmap(lambda key: random_mlp(key, (6, 8, 4)))(keys)

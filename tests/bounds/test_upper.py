@@ -73,6 +73,18 @@ def test_all_signs_and_the_published_formula_that_lies_below(depth, num_pixels):
         assert truth > 5 * published.value
 
 
+@pytest.mark.parametrize("num_pixels, lies_below", [(7, False), (8, True)])
+def test_the_smallest_image_for_which_the_published_formula_is_no_bound(num_pixels, lies_below):
+    """By hand: one white image, one filter of one weight; R = sqrt(pixels), the formula 1 + sqrt(4 log 2) = 2.665 for any number."""
+    image = np.ones((1, num_pixels, 1, 1))
+    net = bounds.anatomy(stack, [jnp.ones((1, 1, 1, 1)), jnp.ones((num_pixels, 1)) / math.sqrt(num_pixels)], image)
+    truth, published = exact_one_channel(image[:, :, 0, 0]), bounds.sparse(net, image, form="published").value
+    assert truth == pytest.approx(math.sqrt(num_pixels))
+    assert published == pytest.approx(1 + math.sqrt(4 * math.log(2)))
+    assert (published < truth) == lies_below
+    assert bounds.sparse(net, image).value >= truth
+
+
 def test_signed_pixels_and_all_signs():
     pixels = RNG.normal(size=(10, 4))
     net = bounds.anatomy(stack, pixel_net(4, 2), pixels[:, :, None, None])

@@ -169,6 +169,13 @@ def test_adversarial_noise_goes_to_the_class_aimed_at(shift):
     np.testing.assert_allclose(result, 0.05 * jnp.where(((SIDES + shift) % 2)[:, None] == 1, towards, -towards), atol=1e-6)
 
 
+def _exploding_filters():
+    """Of two classes; the second's signals overflow."""
+    filters = np.zeros((2, 2, 3, 3))
+    filters[..., 2, 1] = np.array([0.9, 1e60])[:, None]
+    return filters
+
+
 def _bad_filters():
     return np.ones((2, 2, 3, 3))
 
@@ -185,6 +192,8 @@ def _bad_filters():
         (lambda: poisons.waves(KEY, LABELS, SHAPE, FREQUENCIES[:2], rms=0.1), "must lie from 0 to 1"),
         (lambda: poisons.autoregressive(KEY, [0, 1], SHAPE, _bad_filters(), rms=0.1), "a last entry of 0"),
         (lambda: poisons.autoregressive(KEY, [0, 1], (2, 8, 2), np.zeros((2, 2, 3, 3)), rms=0.1), r"window must hold 2 .* got \(3, 3\)"),
+        (lambda: poisons.autoregressive(KEY, [0, 1], SHAPE, np.zeros((2, 2, 3, 3)), rms=0.1), "2 of 2 signals are 0 or not finite"),
+        (lambda: poisons.autoregressive(KEY, [0, 1], SHAPE, _exploding_filters(), rms=0.1), "1 of 2 signals are 0 or not finite"),
         (lambda: poisons.ar_coefficients(KEY, 3, SHAPE, min_response=1e9, max_draws=5), "1 of 6 filters were found in 30 draws"),
         (lambda: poisons.apply(np.ones((2, 3)), np.ones((2, 2)), 0, 1), "need one shape"),
         (lambda: poisons.headroom(np.ones(2), 0.5), "below 0.5, got 0.5"),

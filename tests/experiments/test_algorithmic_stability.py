@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments.algorithmic_stability import study
+from experiments.algorithmic_stability import claims, study
 from experiments.algorithmic_stability.settings import FIRST_SEED, Arguments, Case, Settings
 from jaxbp import lab, losses, models, stability, training
 from tests.helpers import run_processes, studies
@@ -94,6 +94,28 @@ def test_verdicts_follow_the_measurements():
         assert {name for name, outcome in outcomes(**changes).items() if outcome == "contradicted"} == {letter}
     assert outcomes(beta=np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 0.9, 0.8, 0.7]]))["c"] == "contradicted"
     assert outcomes(beta=np.array([[np.nan, 2.0, 3.0, 4.0], [8.0, 9.0, 12.0, 14.0]]))["c"] == "undecided"  # a run diverged
+
+
+# Coefficient of the mean loss, and the same over the mean test loss, at label noise of 0 and 0.5: from the authors' stored outputs.
+STORED = {"VGG16": ((0.0137, 0.0477), (0.031, 0.039)), "ResNet-18": ((0.0130, 0.1704), (0.029, 0.113))}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_papers_values_are_those_of_its_stored_outputs(name):
+    """Losses that are as far apart as the stored coefficients say, through the instrument and the measures."""
+    coefficient, relative = map(np.array, STORED[name])
+    loss = coefficient / relative
+    base = loss[:, None] + np.linspace(-0.1, 0.1, 5)  # about that mean, at five test examples
+    pairs = [
+        stability.coefficients(of_noise, of_noise + np.array([[gap], [-gap]])) for of_noise, gap in zip(base, coefficient, strict=True)
+    ]
+    np.testing.assert_allclose([pair.of_mean for pair in pairs], coefficient, rtol=1e-4)
+    beta = xr.DataArray([[float(pair.of_mean)] for pair in pairs], {"share": [0.0, 0.5]}, ("share", "learning_rate"))
+    for claim, rise in (
+        (claims.NOISE, study.rise(beta)),
+        (claims.BEYOND_LOSS, study.rise(beta / xr.DataArray(base.mean(1), {"share": [0.0, 0.5]}))),
+    ):
+        assert f"{float(rise):.1f} on {name}" in claim.paper_value
 
 
 def test_settings_that_leave_too_few_epochs_are_refused():

@@ -285,6 +285,7 @@ def test_the_embedded_point_is_proven_and_its_neighbours_are_not(tiny):
     assert not (embedded.moved_status == "proven").any()
 
 
+@pytest.mark.slow
 def test_tuning_takes_the_rate_of_the_lowest_loss(tiny):
     settings, _ = tiny
     tuned = measure.tune(TINY, settings, DEFAULT, SEEDS)

@@ -1,6 +1,8 @@
 """The study of tangent kernels as its users run it, and its verdicts from made-up measurements."""
 
+import dataclasses
 import functools
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -10,8 +12,8 @@ import pytest
 import xarray as xr
 
 from experiments.ntk_width import measure
-from experiments.ntk_width.settings import BATCH, CALIBRATED, PRESETS, STORED, Arguments, log_spaced
-from experiments.ntk_width.study import STUDY
+from experiments.ntk_width.settings import BATCH, PAPER_DECAY, PRESETS, STORED, Arguments, log_spaced
+from experiments.ntk_width.study import STUDY, difference_of_limits, has_controls, interaction, kept, plain_slopes, slopes
 from jaxbp import claims, lab
 from tests.helpers import run_processes, studies
 
@@ -28,7 +30,7 @@ def smoke(smoke_folder):
 def test_a_run_leaves_what_the_contract_says(smoke):
     folder, said = smoke
     verdicts = claims.read_verdicts(folder / "verdicts.json")
-    assert [v.claim.id for v in verdicts] == ["S3.a", "S3.b", "S3.c", "S3.d", "S3.e", "S3.f"]
+    assert [v.claim.id for v in verdicts] == [f"S3.{letter}" for letter in "abcdefgh"]
     rows = pd.read_parquet(folder / "measurements.parquet")
     assert {"case", "stage", "measure", "value", "width", "statistics", "seed", "epoch"} <= set(rows.columns)
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
@@ -42,16 +44,20 @@ def test_a_run_leaves_what_the_contract_says(smoke):
 def test_measurements_of_the_run_are_consistent(smoke):
     tree = lab.open(smoke[0])
     trained = {name: case["train"] for name, case in tree.children.items() if "train" in case}
+    assert len(trained) == 2
     for name, of_case in trained.items():
-        np.testing.assert_allclose(of_case.correlation.sel(epoch=0), 1.0, atol=1e-5)  # of the kernel at the start with itself
-        share = of_case.share_of_rescaling.sel(epoch=2)
+        assert of_case.statistics.values.tolist() == ([STORED, BATCH] if ", BatchNorm" in name else [STORED])
+        at_target = of_case.share_of_rescaling.sel(point=measure.TARGET)
+        assert bool((at_target.isnull().all("statistics") == (of_case.reached == 0)).all())
+        share = of_case.share_of_rescaling.sel(point=measure.END)
         assert ((share > -1e-5) & (share < 1 + 1e-5)).all()
-        modes = [STORED] if ", BatchNorm" not in name else [STORED, CALIBRATED, BATCH]
-        assert of_case.statistics.values.tolist() == modes
-        missing = of_case.correlation.isnull()
-        assert bool(missing.sel(statistics=modes[1:], epoch=1).all())
-        assert int(missing.sum()) == missing.sel(statistics=modes[1:], epoch=1).size
-    assert {of_case.kernel_at_start.dims for of_case in trained.values()} == {("width", "image", "other_image")}
+        reached = of_case.train_loss.where(of_case.epoch == of_case.epoch_at_target).max("epoch")
+        assert float(reached.max()) <= PRESETS["smoke"].target_loss
+    accuracy = tree["MLP, 2 layers"]["regress"].test_accuracy
+    assert [name for name in accuracy.kernel.values if "BatchNorm" in name] == [
+        f"NTK, exact, dense chain, BatchNorm, {s}" for s in (STORED, BATCH)
+    ]
+    assert (accuracy > 0.3).all()  # of ten classes
 
 
 @pytest.mark.slow
@@ -59,7 +65,7 @@ def test_the_same_command_again_has_nothing_to_compute(smoke):
     folder, _ = smoke
     before = (folder / "measurements.parquet").read_bytes()
     said = run("--preset", "smoke", "--out", folder).stdout
-    assert "20 of 20 jobs are in" in said
+    assert "16 of 16 jobs are in" in said
     assert (folder / "measurements.parquet").read_bytes() == before
 
 
@@ -70,87 +76,135 @@ def test_a_data_set_that_is_unknown_is_named(tmp_path):
 def test_bad_input_is_one_clear_line(tmp_path):
     done = run("--preset", "smoke", "--out", tmp_path / "new", "--max-width", "8", check=False)
     assert done.returncode == 2
-    assert "a trend needs at least 2 widths, got (8,) for MLP, 2 layers" in done.stderr
+    assert "a trend needs at least 2 widths, got () for MLP, 2 layers" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_epochs_are_log_spaced():
-    assert log_spaced(15) == (0, 1, 2, 5, 10, 15)
+def test_epochs_are_dense_first():
+    assert log_spaced(15) == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15)
     assert log_spaced(1) == (0, 1)
+    assert len(log_spaced(600)) < 40
     assert Arguments(preset="smoke", epochs=3).settings().measure_epochs == (0, 1, 2, 3)
 
 
-def made_up(slope, rate):
-    """Results of the quick preset whose kernels behave as told: ``slope`` and ``rate`` by case and statistics."""
+def test_weight_decay_has_the_time_that_is_asked_for(monkeypatch):
+    settings = dataclasses.replace(PRESETS["smoke"], num_train=40, num_epochs=5, measure_epochs=(0, 5), milestones=(0.2, 0.6))
+    given = {}
+    monkeypatch.setattr(measure, "_training_program", lambda *_: lambda runs: given.update(runs) or ([], {}))
+    case = settings.cases[0]
+    measure._trained(measure.create(case, settings, 4), case, settings, 4, [PAPER_DECAY], [0])
+    rate, coefficient = np.asarray(given["rates"][0], float)
+    shrinking = sum(rate * scale * coefficient * steps for scale, steps in ((1, 2), (0.2, 4), (0.04, 4)))  # 10 steps of two batches
+    np.testing.assert_allclose(shrinking / (1 - settings.momentum), PAPER_DECAY, rtol=1e-5)
+
+
+def made_up(slope, rate, *, apart=0.5, floor=0.2):
+    """Results of the quick preset whose kernels behave as told: ``slope``, of the excess, and ``rate`` by case, statistics and decay."""
     rng, settings = np.random.default_rng(0), PRESETS["quick"]
-    noise = 0.001 * rng.normal(size=(2, 3, settings.num_seeds))
-    steps, start = np.arange(3)[:, None], np.ones((3, settings.num_seeds))
+    noise = 0.001 * rng.normal(size=(3, 2, settings.num_seeds))
+    kernels, points, seeds = list(measure.KERNELS), [measure.TARGET, measure.END], list(settings.seeds)
     cases = []
     for case in settings.cases:
-        trends = [0.5 + slope(case, s) * steps + noise[0] for s in case.statistics]
-        shares = [0.8 + noise[1] for _ in case.statistics]
-        distances = [2.0 ** (rate(case, s) * steps) * (1 + noise[1]) for s in case.statistics]
-        axes = ("statistics", "epoch", "width", "seed")
-        coordinates = {"statistics": list(case.statistics), "width": [8, 16, 32], "seed": list(settings.seeds)}
-        compared = {
-            "correlation": (axes, [[start, trend] for trend in trends]),
-            "share_of_rescaling": (axes, [[0 * start, share] for share in shares]),
-        }
-        stages = {
-            "train": xr.Dataset(compared, coordinates),
-            "compare_with_exact": xr.Dataset({"distance": (("statistics", "width", "seed"), distances)}, coordinates),
-        }
-        cases.append(studies.made_up(case, settings, **stages))
+        steps = np.arange(len(case.widths))[:, None, None]
+        axes = ("statistics", "decay", "width", "kernel", "seed", "point")
+        shape = (len(case.statistics), len(case.decays), len(case.widths), 2, settings.num_seeds)
+        excess = np.empty(shape)
+        for index, (statistics, decay) in enumerate(itertools.product(case.statistics, case.decays)):
+            excess[divmod(index, len(case.decays))] = 0.5 + slope(case, statistics, decay) * steps + noise[0]
+        floors = np.broadcast_to(floor * (1 + steps), shape[2:])  # rises with width, as that of unrelated networks does
+        correlation = floors + (1 - floors) * excess
+        train = xr.Dataset(
+            {
+                "correlation": (axes, np.stack([correlation, 0 * correlation], -1)),
+                "floor": (axes[2:5], floors),
+                "unrelated": (axes[2:5], floors),
+                "share_of_rescaling": ((*axes[:3], *axes[4:]), np.full((*shape[:3], shape[4], 2), 0.8) + noise[1, 0][:, None]),
+            },
+            {"statistics": list(case.statistics), "decay": list(case.decays), "width": list(case.widths), "kernel": kernels, "seed": seeds}
+            | {"point": points},
+        )
+        doublings = np.log2(np.array(case.exact_widths or (1,)))[:, None]
+        far = [2.0 ** (rate(case, s) * doublings) * (1 + noise[2, 0]) for s in case.statistics]
+        places = {"statistics": list(case.statistics), "width": list(case.exact_widths or (1,)), "seed": seeds}
+        exact = np.broadcast_to(np.eye(2) + (apart if case.batch_norm else 0) * (1 - np.eye(2)), (len(case.statistics), len(seeds), 2, 2))
+        exact = exact + noise[2, 1][:, None, None]
+        limits = xr.Dataset(
+            {"exact": (("statistics", "seed", "image", "other_image"), exact)}, {k: places[k] for k in ("statistics", "seed")}
+        )
+        distances = xr.Dataset({"distance": (("statistics", "width", "seed"), far)}, places)
+        cases.append(studies.made_up(case, settings, train=train, compare_with_exact=distances, limits=limits))
     return SimpleNamespace(cases=cases, settings=settings)
 
 
-def verdicts_for(results):
-    return {m.claim.id: claims.judge(m.claim, m.values(results), interval_fn=m.interval_fn) for m in STUDY.measures}
+def words_for(*arguments, **options):
+    results = made_up(*arguments, **options)
+    return studies.verdicts(STUDY, results.cases, results.settings)
 
 
-def words_for(slope, rate):
-    return {name: verdict.verdict for name, verdict in verdicts_for(made_up(slope, rate)).items()}
-
-
-def test_the_paper_s_world_supports_every_claim():
-    def slope(case, statistics):
+def test_the_paper_s_world_supports_what_it_claims():
+    def slope(case, statistics, decay):
         return -0.1 if case.skip and case.batch_norm else 0.1
 
-    words = words_for(slope, lambda case, statistics: 0.0 if case.batch_norm else -0.5)
-    assert len(words) == 6
+    words = words_for(slope, lambda case, statistics: -0.5)
+    assert len(words) == 8
     assert set(words.values()) == {"supported"}
 
 
-def test_a_finding_that_depends_on_the_statistics_is_not_supported():
-    def slope(case, statistics):
-        return (-0.1 if statistics == STORED else 0.2) if case.skip and case.batch_norm else 0.1
+def test_a_floor_that_rises_alone_is_no_trend():
+    results = made_up(lambda *_: 0.0, lambda *_: -0.5, floor=0.3)
+    case = next(m for m in results.cases if m.case.model == "convnet")
+    rising = slopes(case.train.correlation.sel(point=measure.TARGET))
+    assert float(rising.min()) > 0.1  # what would be judged without the floor
+    np.testing.assert_allclose(plain_slopes(case), 0.0, atol=0.005)
+
+
+def test_a_finding_that_depends_on_the_regime_is_mixed():
+    def slope(case, statistics, decay):
+        return (-0.1 if decay == PAPER_DECAY else 0.2) if case.skip and case.batch_norm else 0.1
 
     words = words_for(slope, lambda case, statistics: -0.5)
     assert words["S3.a"] == "supported"
-    assert words["S3.b"] == words["S3.c"] == "mixed"
-    assert words["S3.f"] == "contradicted"
+    assert words["S3.b"] == "mixed"
+    assert words["S3.c"] == "supported"  # tested where the correlation does fall alone
+
+
+def test_what_does_not_fall_has_no_cause():
+    words = words_for(lambda *_: 0.1, lambda *_: 0.0, apart=0.0)
+    assert words["S3.b"] == "contradicted"
+    assert words["S3.c"] == "not tested"
+    assert words["S3.e"] == words["S3.f"] == "contradicted"
+    assert words["S3.g"] == "contradicted"
 
 
 def test_the_interaction_is_the_difference_of_differences_of_slopes():
-    def slope(case, statistics):
-        return {(True, True): 0.5, (False, True): 0.2, (True, False): 0.1, (False, False): 0.0}.get((case.skip, case.batch_norm), 0.1)
+    def slope(case, statistics, decay):
+        return {(True, True): 0.05, (False, True): 0.02, (True, False): 0.01, (False, False): 0.0}.get((case.skip, case.batch_norm), 0.1)
 
-    verdict = verdicts_for(made_up(slope, lambda *_: -0.5))["S3.c"]
-    np.testing.assert_allclose(verdict.interval.estimate, 0.5 - 0.2 - 0.1 + 0.0, atol=1e-6)
+    values = interaction(made_up(slope, lambda *_: -0.5))
+    assert len(values) == 8  # weight decays x statistics x kernels
+    for seeds in values.values():
+        np.testing.assert_allclose(seeds, 0.05 - 0.02 - 0.01, atol=1e-6)
 
 
-def test_a_diverged_seed_stands_in_the_way():
+def test_a_network_that_never_reaches_the_loss_stands_in_the_way():
     results = made_up(lambda *_: 0.1, lambda *_: -0.5)
-    results.cases[0].train.correlation.loc[{"epoch": 1, "width": 32, "seed": 1}] = np.nan
-    verdict = verdicts_for(results)["S3.a"]
+    results.cases[0].train.correlation.loc[{"point": measure.TARGET, "width": 16, "seed": 1}] = np.nan
+    run = SimpleNamespace(settings=results.settings, cases=results.cases)
+    verdict = claims.judge_all({m.claim: m.values(run) for m in STUDY.measures})[0]
     assert verdict.verdict == "undecided"
-    assert "1 of 5 seeds are not finite" in verdict.note
+    assert "1 of 10 seeds are not finite" in verdict.note
 
 
-def test_the_exact_kernel_does_not_depend_on_its_blocks(monkeypatch):
+def test_limits_that_differ_by_scale_alone_are_the_same():
+    results = made_up(lambda *_: 0.1, lambda *_: -0.5, apart=0.0)
+    for m in results.cases:
+        m.limits = 3 * m.limits if m.case.batch_norm else m.limits
+    assert max(float(values.max()) for values in difference_of_limits(results).values()) < 1e-6
+
+
+def test_a_network_that_hardly_learns_keeps_its_kernel_and_a_deep_chain_explodes():
     settings = PRESETS["smoke"]
-    probes = measure.probe_images(settings, 0, 10)
-    whole = measure.exact_kernel(settings.cases[0], settings, probes)
-    monkeypatch.setattr(measure, "_EXACT_BLOCK", 4)
-    # float32, and the arc cosine of a correlation next to 1 keeps half of its digits
-    np.testing.assert_allclose(measure.exact_kernel(settings.cases[0], settings, probes), whole, rtol=3e-4)
+    mlp = next(case for case in settings.cases if has_controls(case))
+    still = SimpleNamespace(keep_kernel=measure.keep_kernel(mlp, settings, (0, 1)))
+    assert float(kept(still).min()) > 0.95
+    np.testing.assert_allclose(measure.explode(mlp, settings, (0,)).growth, 1.467, atol=0.1)

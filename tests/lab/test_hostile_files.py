@@ -144,7 +144,7 @@ def test_config_json(whole, tmp_path):
         def resume():
             with Store(tmp_path, {"preset": "quick", "num_seeds": 2}, {"started": "2026-01-02"}) as store:
                 execute._note_rules(store, study)
-                execute._spent(store)
+                sum(execute._spent(store))
 
         _check(resume, StoreError)
 

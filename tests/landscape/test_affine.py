@@ -141,7 +141,7 @@ def alternating_least_squares(inputs, targets, rank, rng):
     return 0.5 * ((centred @ left @ right - goal) ** 2).sum(1).mean()
 
 
-@pytest.mark.parametrize("max_rank", [1, 2, 3])
+@pytest.mark.parametrize("max_rank", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_squared_error_under_a_rank_constraint_is_the_global_minimum(max_rank):
     inputs, labels = blobs(num_classes=5)
     fit = fit_affine(inputs, labels, 5, loss="squared_error", max_rank=max_rank)

@@ -55,7 +55,7 @@ def shifted(params, size, seed=0):
 @pytest.mark.parametrize(
     "depth,loss",
     [
-        (2, "cross_entropy"),
+        pytest.param(2, "cross_entropy", marks=pytest.mark.slow),
         (3, "squared_error"),  # with the program of the saddles below
         pytest.param(4, "cross_entropy", marks=pytest.mark.slow),
         pytest.param(8, "squared_error", marks=pytest.mark.slow),
@@ -103,6 +103,7 @@ def test_a_rescaled_minimum_is_a_minimum():
     assert certificate.activations.smallest_margin == pytest.approx(1.0)  # of the second layer
 
 
+@pytest.mark.slow
 def test_a_network_without_relus_is_proven_too():
     _, _, fit = data()
     certificate = certify(lambda p, x: x @ p[0] + p[1], (fit.kernel, fit.bias))
@@ -155,6 +156,7 @@ def test_a_fit_of_other_data_or_another_loss_is_refused():
         certify(*embedded(), fit=landscape.fit_affine(inputs[:, :4], labels, NUM_CLASSES, loss="cross_entropy"))
 
 
+@pytest.mark.slow
 def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
     net, params = embedded(2, 1, "squared_error", max_rank=1)
     fit = data("squared_error", 1)[2]
@@ -166,8 +168,9 @@ def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
     assert (loose.status, loose.gap) == ("supported", pytest.approx(fit.loss - fit.lower_bound))
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("with_fit", [True, False])
+@pytest.mark.parametrize(
+    ("depth", "with_fit"), [(1, True), (3, False), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, False), (3, True)))]
+)
 def test_a_truncated_map_with_room_for_a_better_one_is_refuted(depth, with_fit):
     # A saddle: with curvature of a net with one hidden layer, flat up to order 4 in one with three.
     net, params = embedded(depth, 6, "squared_error", max_rank=1)
@@ -325,6 +328,7 @@ def test_the_callers_mode_and_dtypes_do_not_matter():
     assert outside.probes.lowest_change == inside.probes.lowest_change  # can be read in either mode
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing():
     net, params = embedded()
     whole, chunked = (certify(net, params, chunk_size=size) for size in (None, 25))

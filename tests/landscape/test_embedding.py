@@ -59,7 +59,7 @@ def test_mlps_of_any_depth_and_the_smallest_width(depth, key):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-@pytest.mark.parametrize("depth", [2, 8])
+@pytest.mark.parametrize("depth", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_loss_is_kept_and_the_gradient_vanishes(depth, loss):
     inputs, labels, fit = problem(num_examples=200, loss=loss)
     net = mlp(6, depth)
@@ -191,9 +191,9 @@ def test_margins_that_are_not_positive_are_refused(margin):
 @pytest.mark.parametrize(
     "shape,depth,width,parametrisation",  # the last map has 4 or 16 times fewer pixels, and as many more channels
     [
-        ((7, 7, 1), 5, 4, "standard"),
+        pytest.param((7, 7, 1), 5, 4, "standard", marks=pytest.mark.slow),
         ((7, 7, 1), 3, 8, "ntk"),
-        ((12, 12, 1), 3, 8, "standard"),
+        pytest.param((12, 12, 1), 3, 8, "standard", marks=pytest.mark.slow),
         ((40, 1, 1), 3, 2, "standard"),
     ],
 )

@@ -63,7 +63,9 @@ def vector(operator, seed=2):
     return np.random.default_rng(seed).normal(size=operator.dimension).astype(operator.position.dtype)
 
 
-@pytest.mark.parametrize("net,chunk_size", [("conv auto", 4), *(("tanh", size) for size in (None, 1, 4, 7, 13, 50))])
+@pytest.mark.parametrize(
+    "net,chunk_size", [pytest.param("conv auto", 4, marks=pytest.mark.slow), *(("tanh", size) for size in (None, 1, 4, 7, 13, 50))]
+)
 def test_products_gradient_and_loss_do_not_depend_on_chunks(net, chunk_size):  # N = 14: dividing or not, more than N
     loss_fn, params, data, value, gradient, dense = problem(net)
     operator = landscape.hessian(loss_fn, params, data, chunk_size=chunk_size)
@@ -82,7 +84,7 @@ def test_products_are_those_of_the_dense_hessian(net, loss):
     np.testing.assert_allclose(columns, dense, atol=1e-13 * np.abs(dense).max())
 
 
-@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_float32_stays_float32_and_is_close(chunk_size):
     *_, dense = problem()
     loss_fn, params, data, *_ = problem(dtype=np.float32)

@@ -152,6 +152,7 @@ EIGENVALUES = (np.arange(301) / 300) ** 4
 EIGENVALUES[150] = -1e-4
 
 
+@pytest.mark.slow
 def test_curvature_that_is_missed_is_bounded():
     inputs, options = np.ones((2, 1)), {"loss": "squared_error", "key": KEY, "num_directions": 1, "num_steps": 1}
     certificate = landscape.certify(spectral, np.zeros(301), inputs, LABELS, max_products=16, **options)

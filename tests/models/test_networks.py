@@ -131,8 +131,15 @@ def test_convnet_is_the_formula(pool, input_shape, x64):
 # Parametrisations
 
 
-@pytest.mark.parametrize("input_shape", [(8, 8, 3), (40, 1, 1)], ids=["image", "signal"])
-@pytest.mark.parametrize("name", ["mlp", "convnet"])
+@pytest.mark.parametrize(
+    ("name", "input_shape"),
+    [
+        pytest.param("mlp", (8, 8, 3), marks=pytest.mark.slow),
+        ("mlp", (40, 1, 1)),
+        ("convnet", (8, 8, 3)),
+        pytest.param("convnet", (40, 1, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_initial_parameters(name, input_shape):
     for parametrisation in layers.PARAMETRISATIONS:
         net = models.create(name, num_classes=40, width=24, parametrisation=parametrisation)

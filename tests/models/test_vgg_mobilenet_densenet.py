@@ -314,7 +314,7 @@ def test_unknown_dtypes(name):
 # The functions that training and the instruments call
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("resnet", "densenet") else pytest.mark.slow) for n in STATEFUL])
 def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1))

@@ -214,6 +214,7 @@ def test_means_of_finite_networks(name):
 # Kernels as a user meets them
 
 
+@pytest.mark.slow
 def test_sampled_kernels_tell_their_error():
     net = models.ResNet(3, 4, (1,), shortcut="projection", parametrisation="ntk")
     kernel_fn, x = infinite_width_kernel(net, (2, 2, 1), statistics="batch", **SAMPLED), inputs_of(3, (2, 2, 1))

@@ -54,6 +54,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (6, 5))
 
 
+@pytest.mark.slow
 def test_exact_kernels_in_batches_and_against_monte_carlo(x):
     init_fn, apply_fn, kernel_fn = network(256)
     # Of an NNGP entry two logits of a sample tell the square of a Gaussian: sigma is sqrt(2 / 800) = 5 %.
@@ -104,6 +105,7 @@ def test_structured_derivatives_are_jacobian_contractions(x64, name):
         np.testing.assert_allclose(jax.jit(kernel_fn[1])(inputs, inputs[:2] / 2, params), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_implementations_are_chosen_by_counted_operations(x):
     init_fn, apply_fn, _ = network(8)
     _, params = init_fn(jax.random.PRNGKey(0), x.shape)
@@ -118,7 +120,7 @@ def test_the_largest_learning_rate_is_that_of_the_largest_eigenvalue():
     assert float(nt.predict.max_learning_rate(kernel, momentum=0.5)) == pytest.approx(1.5 * 2 * 3 / 4)
 
 
-@pytest.mark.parametrize("time", [2.0, None])
+@pytest.mark.parametrize("time", [2.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_predictions_from_a_traced_kernel(x64, time):
     """Gradient flow of squared error / N for time t: f(t) = (I - exp(-K t / N)) y from f(0) = 0."""
     rng = np.random.default_rng(0)

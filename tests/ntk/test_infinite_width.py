@@ -85,6 +85,7 @@ def test_the_kernel_is_the_recursion(name, parametrisation, x64):
         np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
     # On one pixel, where convolutions are dense layers. What enters the second block has variance 2, so that each LayerNorm counts.
     def dense(k, t):

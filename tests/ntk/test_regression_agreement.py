@@ -1,4 +1,4 @@
-"""Real data, ten seeds, three depths: every embedded minimum is exact, stationary and proven (`pytest -m slow`)."""
+"""Real data, three seeds, three depths: every embedded minimum is exact, stationary and proven (`pytest -m slow`)."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "num_train", "loss"), CASES)
 def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, depth):
     net = models.create("mlp", num_classes=10, width=48, depth=depth)
-    for seed in range(10):
+    for seed in range(3):
         inputs, labels = data.load(name, seed=seed, validation=0, num_train=num_train).train
         fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, 10, loss=loss)
         # Rounding in the gradient grows with the biases: at 28 x 28 and depth 8 a margin of 1 left 1.2e-8, 0.1 leaves 3e-9.
@@ -40,6 +40,8 @@ def test_embedded_minima_are_exact_stationary_and_proven(name, num_train, loss, 
         assert abs(found.loss / fit.loss - 1) <= 1e-12
         assert found.gradient_norm <= 1e-8
         assert found.status == "proven", found.reasons
+        if seed:
+            continue
         moved = jax.tree.map(lambda leaf: np.asarray(leaf) * 1.001, params)
         off = landscape.certify(
             net.apply,

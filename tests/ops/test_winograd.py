@@ -85,6 +85,7 @@ def test_rounding_is_that_of_a_plain_convolution():
     assert error["winograd"] < 4 * error["plain"]  # F(4x4, 3x3) would give 10 to 20
 
 
+@pytest.mark.slow
 def test_curvature_and_maps_over_kernels(x64):
     x, k, padding = operands("odd map")
     tangents = operands("odd map", seed=1)[:2]

@@ -141,6 +141,7 @@ def test_a_figure_a_case_carries_the_name_of_the_case(run, tmp_path, drawn):
         assert ax.get_xscale() == "log"
 
 
+@pytest.mark.slow
 def test_a_panel_for_each_case_and_coordinate(run, tmp_path, drawn):
     strip = report.SeedStrip("compare.robust", panel_by="training", title=lambda m: m.name[:3], caption="")
     strip.pictures(run, tmp_path)
@@ -185,6 +186,7 @@ def test_curves_over_an_axis_have_thin_lines_and_a_legend_in_the_first_panel(run
     assert np.array([line.get_ydata() for line in seeds]) == pytest.approx(norm.transpose("seed", "epoch").values)
 
 
+@pytest.mark.slow
 def test_curves_of_one_label_have_one_colour_in_all_panels(run, tmp_path, drawn):
     run.cases[1].compare = comparison(5, ["bias", "none", "other"])
     report.SeedCurves("compare.norm", caption="").pictures(run, tmp_path)
@@ -266,6 +268,60 @@ def test_custom_figures_are_drawn_a_case_or_once(run, tmp_path):
 
 
 # What is left out, and what is refused
+
+
+# Scatters and bars
+
+
+def test_a_scatter_has_a_dot_a_seed_and_joins_levels(run, tmp_path, drawn):
+    scatter = report.SeedScatter(
+        lambda m: m.compare.norm,
+        x=lambda m: 2 * m.compare.norm,
+        joined="epoch",
+        log_x=True,
+        log=True,
+        name="norms",
+        diagonal=True,
+        caption="",
+    )
+    (picture,) = scatter.pictures(run, tmp_path)
+    assert picture.path.name == "norms.svg"
+    ax = drawn[0].axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    lines = [line for line in ax.get_lines() if len(line.get_xdata()) == len(EPOCHS)]
+    assert len(lines) == len(ARMS) * SEEDS
+    np.testing.assert_allclose(lines[0].get_ydata(), run.cases[0].compare.norm.values[0, 0])
+    np.testing.assert_allclose(lines[0].get_xdata(), 2 * lines[0].get_ydata())
+    assert legend(ax) == ARMS
+    assert [line.get_color() for line in lines] == [colour for colour in report.PALETTE[:3] for _ in range(SEEDS)]
+    (diagonal,) = (line for line in ax.get_lines() if line.get_linestyle() == ":")
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+
+
+def test_bars_stack_parts_by_sign_and_show_every_seeds_sum(run, tmp_path, drawn):
+    run.cases[0].compare.norm[0, 0, 1] = np.nan  # a seed that lacks a part is left out
+    bars = report.StackedBars(
+        lambda m: m.compare.norm * xr.DataArray([1, -1, 1, 1], {"epoch": EPOCHS}), parts="epoch", mark="10", name="parts", caption=""
+    )
+    bars.pictures(run, tmp_path)
+    ax = drawn[0].axes[0]
+    assert row_names(ax) == [f"none\n(1 of {SEEDS} not shown)", *ARMS[1:]]
+    first, second, third = ax.patches[:3]
+    values = run.cases[0].compare.norm.values[0, 1:]
+    np.testing.assert_allclose([bar.get_width() for bar in (first, second, third)], values.mean(0)[:3] * [1, -1, 1])
+    assert (first.get_x(), second.get_x()) == (0, 0)
+    assert third.get_x() == first.get_width()
+    sums, mark = ax.get_lines()[:2]
+    np.testing.assert_allclose(sums.get_xdata(), values[:, [0, 2]].sum(1) - values[:, 1])
+    np.testing.assert_allclose(mark.get_xdata(), values[:, 3].mean())
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["sum", "10", "0", "1", "3"]
+
+
+def test_reference_lines_may_have_names(run, tmp_path, drawn):
+    report.SeedStrip("compare.test_accuracy", lines={"chance": 55.0}, caption="").pictures(run, tmp_path)
+    (label,) = drawn[0].axes[0].texts
+    assert (label.get_text(), label.get_position()[0]) == ("chance", 55)
+    assert [55, 55] in [list(line.get_xdata()) for line in drawn[0].axes[0].get_lines()]
 
 
 def test_a_missing_stage_leaves_a_case_out_but_a_mistake_is_seen(run, tmp_path):

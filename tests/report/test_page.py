@@ -400,6 +400,7 @@ def test_long_titles_of_panels_stay_inside():
     assert [ax.get_visible() for ax in fig.axes] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_a_caller_keeps_backend_and_settings(tmp_path):
     code = f"""
 import sys, matplotlib

@@ -228,6 +228,7 @@ def test_launchers_of_several_processes_are_recognised(environ, several):
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
+@pytest.mark.slow
 def test_jax_alone_aborts_a_process_whose_partner_is_missing(process_id):
     """Why `processes` has a rendezvous of its own, whose error names the missing process: once this fails, it can go."""
     script = f"""

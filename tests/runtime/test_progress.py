@@ -66,6 +66,7 @@ def test_lines_tell_shares_notes_errors_and_the_count_of_the_setting(clock):
         "[0/3] b 0 started, setting 0/1, 3 s",
         "[0/3] b 0, 50 % of it, setting 0/1, 6 s, about 10 s left",
         "[1/3] a 0 failed (ValueError: no such file), setting 1/2, 6 s, about 6 s left",
+        "[2/3] a 1 failed, setting 2/2, 6 s, about 4 s left",
         "[2/3] a 1 diverged (loss NaN at step 7), setting 2/2, 9 s, about 5 s left",
         "[3/3] b 0 (0.97), setting 1/1, 12 s, about 0 s left",
         "the end",
@@ -247,6 +248,7 @@ def test_a_slow_disk_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
         assert len(writes) == 1  # the next is due 5 s after
 
 
+@pytest.mark.slow
 def test_scalars_are_what_tensorflow_reads(tmp_path):
     tf = pytest.importorskip("tensorflow")
     values = [(0, 2.5), (1, float("nan")), (300, 1e300), (2**40, -0.125)]

@@ -138,7 +138,7 @@ def test_what_a_symbol_hides_between_the_frequencies_of_the_torus(x64):
     assert Geometry.of((5, 1, 1), (4,)).overshoot() == np.inf  # taps beyond one another's period
 
 
-@pytest.mark.parametrize("strides, outputs", [(1, 3), (2, 2), (1, 2)])
+@pytest.mark.parametrize("strides, outputs", [pytest.param(1, 3, marks=pytest.mark.slow), (2, 2), (1, 2)])
 def test_extremes_by_golub_and_kahan(x64, strides, outputs):
     kernel, options = kernel_of(3, 3, 3, outputs), {"strides": strides, "padding": "zero"}
     expected = np.linalg.svd(matrix_of(kernel, (6, 6), **options), compute_uv=False)

@@ -149,7 +149,7 @@ def disturbed(subject, folder, seconds, rng, signum, number):
     return hits, [*filled, folder / str(round_)]
 
 
-@pytest.mark.parametrize(("signum", "number"), [(signal.SIGKILL, 20), (signal.SIGTERM, 5)])
+@pytest.mark.parametrize(("signum", "number"), [(signal.SIGKILL, 8), (signal.SIGTERM, 3)])
 def test_signals_at_random_moments_change_nothing(subject, undisturbed, tmp_path, signum, number):
     expected, seconds = undisturbed
     hits, filled = disturbed(subject, tmp_path, seconds, random.Random(int(signum)), signum, number)

@@ -108,6 +108,7 @@ def test_shards_use_all_devices_and_no_more_than_there_are_runs():
     assert len(single.sharding.device_set) == 1
 
 
+@pytest.mark.slow
 def test_a_diverged_seed_leaves_the_others_alone(problem):
     given = {"key": sweep.keys(range(3)), "learning_rate": jnp.array([0.05, 1e30, 0.05])}
     losses = np.asarray(sweep.evaluate(train_fn, given, *problem).history["train_loss"])[:, -1]

@@ -280,7 +280,9 @@ def test_the_clock_of_checkpoints_starts_anew_with_each(tmp_path, monkeypatch):
     assert saved == [3]  # the segments end at 2, 4, 6, and 9, 11, 13 seconds; it is saved at 6, and not at the end
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "digests", "pickle", "list"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "missing", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("truncate", "digests", "pickle", "list"))]
+)
 def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monkeypatch, damage):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap", checkpoint_every=0, keep=2)
     (folder,) = (tmp_path / "checkpoints").iterdir()

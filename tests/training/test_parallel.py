@@ -90,12 +90,12 @@ def by_parts(num_devices):
 # Several devices
 
 
-def check_devices(num_devices):
+def check_devices(num_devices, modes=("global", "device")):
     """Whole runs on several devices against the same on one; float64 (called in a process of its own for more than two)."""
     mesh = parallel.make_mesh(BATCH_SIZE, jax.local_devices()[:num_devices])
     assert mesh.size == num_devices
-    for statistics, net in (("global", resnet()), ("device", by_parts(num_devices))):
-        expected = train(net, "float64")
+    for statistics in modes:
+        expected = train(resnet() if statistics == "global" else by_parts(num_devices), "float64")
         split = parallel.data_parallel(resnet(), mesh=mesh, batch_statistics=statistics)
         found = train(split, "float64", mesh)
         # 6 steps whose sums over examples are taken in another order: 1e-16 each, grown by the curvature.
@@ -106,8 +106,9 @@ def check_devices(num_devices):
             assert len(leaf.sharding.device_set) == num_devices
 
 
-def test_two_devices_train_as_one(x64):
-    check_devices(2)
+@pytest.mark.parametrize("statistics", ["global", pytest.param("device", marks=pytest.mark.slow)])
+def test_two_devices_train_as_one(statistics, x64):
+    check_devices(2, (statistics,))
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def autoregressive(
       antithetic: as for `waves`.
 
     Raises:
-      ValueError: coefficients whose last entry is not 0, or that do not fit the shape.
+      ValueError: coefficients whose last entry is not 0, that do not fit the shape, or whose signals vanish or overflow.
     """
     filters = checks.host_values(coefficients, "coefficients")
     if filters.ndim != 4 or filters.shape[1] != shape[2] or filters[..., -1, -1].any():
@@ -98,7 +98,8 @@ def autoregressive(
     starts = np.asarray(jax.random.normal(checks.prng_key(key, known=True), (len(labels), shape[2], *size)), np.float64)
     if antithetic:
         starts = paired(starts, labels)
-    signals = _scan(filters[labels], starts)[..., size[0] - shape[0] :, size[1] - shape[1] :]
+    with np.errstate(over="ignore", invalid="ignore"):
+        signals = _scan(filters[labels], starts)[..., size[0] - shape[0] :, size[1] - shape[1] :]
     return scaled(np.moveaxis(signals, 1, -1), rms)
 
 

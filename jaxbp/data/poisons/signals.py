@@ -61,6 +61,14 @@ def paired(signals: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def scaled(signals: np.ndarray, rms: float) -> np.ndarray:
-    """Signals (N, H, W, C), each with exactly this root mean square over its entries, as float32."""
+    """Signals (N, H, W, C), each with exactly this root mean square over its entries, as float32.
+
+    Raises:
+      ValueError: signals that are 0 or not finite, which no scale makes an example of.
+    """
     signals = np.asarray(signals, np.float64)
-    return (rms * signals / np.sqrt((signals**2).mean((1, 2, 3), keepdims=True))).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sizes = np.sqrt((signals**2).mean((1, 2, 3), keepdims=True))
+    if count := int(np.sum(~(np.isfinite(sizes) & (sizes > 0)))):
+        raise ValueError(f"{count} of {len(signals)} signals are 0 or not finite: use filters that neither vanish nor grow without bound")
+    return (rms * signals / sizes).astype(np.float32)

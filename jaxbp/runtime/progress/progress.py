@@ -113,8 +113,7 @@ class Progress:
 
         An error that is ``raised`` all the same is told where it ends the program: the display names the unit alone.
         """
-        self._units[name].note_is_shown = not raised
-        self._move(name, "failed", 1.0, "failed", error if isinstance(error, str) else _describe(error))
+        self._move(name, "failed", 1.0, "failed", error if isinstance(error, str) else _describe(error), note_is_shown=not raised)
 
     def log(self, text: str) -> None:
         """Write a message to the display and the log."""
@@ -135,7 +134,9 @@ class Progress:
                 if self._open and self._files:
                     self._files.scalars(name, step, values)
 
-    def _move(self, name: str, state: str, share: float, verb: str, note: str = "", *, inherited: float = 0.0) -> None:
+    def _move(
+        self, name: str, state: str, share: float, verb: str, note: str = "", *, inherited: float = 0.0, note_is_shown: bool = True
+    ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"a share is between 0 and 1, got {share} for {name!r}")
         unit = self._units[name]
@@ -145,7 +146,7 @@ class Progress:
             time_of_change = clock.now()
             for tally in self._tallies_of(unit):
                 tally.move(unit, state, share, time_of_change, inherited=inherited)
-            unit.state, unit.share, unit.note = state, share, note
+            unit.state, unit.share, unit.note, unit.note_is_shown = state, share, note, note_is_shown
             if self._files:
                 self._files.log(f"{verb} {name}" + (f": {note}" if note else ""))
             if self._display:
