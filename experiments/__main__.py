@@ -74,6 +74,8 @@ class Arguments:
     """Folder of the run; default runs/lab-PRESET."""
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
+    plan: bool = False
+    """Say what the run would cost, from the times of jobs that this machine has computed, and compute nothing."""
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
     reuse: bool = True
@@ -101,6 +103,9 @@ def main() -> None:
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
+            if arguments.plan:
+                execute.print_cost(study, its, folder / study.name, num_workers=len(devices))
+                continue
             more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
             command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"
             options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}

@@ -48,6 +48,8 @@ class Settings(lab.Settings):
       run_up: epochs before time averages begin.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     num_epochs: int
     run_up: int
@@ -73,6 +75,7 @@ _FASHION = "tfds:fashion_mnist@14"
 _SMALL = (Case("digits"), Case("digits", shift=1), Case("mnist1d", shift=1))
 
 
+@dataclasses.dataclass(frozen=True)
 class Arguments(lab.Arguments):
     """Measure how one example changes time-averaged losses, over label noise and learning rates. Claims S7.a to S7.g."""
 

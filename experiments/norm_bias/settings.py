@@ -9,6 +9,7 @@ coefficients of norm-bias, and each network's usual weight decay.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from jaxbp import lab
 
@@ -69,6 +70,8 @@ class Settings(lab.Settings):
       validation: share of the training data.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     num_train: int | None
     num_epochs: int
@@ -89,6 +92,10 @@ class Settings(lab.Settings):
     def leader(self, seed: int) -> int:
         """The seed whose split and tuning a seed uses."""
         return seed - seed % self.seeds_per_tuning
+
+    def with_network(self, name: str) -> "Settings":
+        """As `lab.Settings.with_network`; the positive control keeps its MLP."""
+        return lab.with_networks(self, name, keep=lambda case: case.label_noise > 0 and case.model == "mlp")
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""

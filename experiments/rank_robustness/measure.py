@@ -44,7 +44,7 @@ def network(case: Case, settings: Settings) -> models.Network:
     """The network of a case, of raw pixels.
 
     Raises:
-      lab.SettingsError: its data set cannot be attacked.
+      lab.SettingsError: its data set cannot be attacked, or it has no layer whose rank could be moved.
     """
     dataset = load(case.dataset, settings.data_dir)
     pixels, most_targets = dataset.train.inputs, max(3, settings.num_targets)
@@ -58,6 +58,13 @@ def network(case: Case, settings: Settings) -> models.Network:
             f"targeted attacks need more than {most_targets} classes, {case.dataset} has {dataset.num_classes}: choose another data set"
         )
     net = models.create(case.model, num_classes=dataset.num_classes, width=case.width, **dict(case.options))
+    variables = jax.eval_shape(net.init, jax.random.key(0), pixels[:1])
+    try:
+        spectra.layers_of(
+            lambda both, inputs: net.apply(both[0], inputs, both[1]), variables, pixels[:1], pattern=spectra.inner_convolutions
+        )
+    except ValueError as error:
+        raise lab.SettingsError(f"{case.name} has no convolution after the first whose rank could be moved: choose another") from error
     moments = tuple(pixels.mean((0, 1, 2)).tolist()), tuple((pixels.std((0, 1, 2)) + 1e-6).tolist())
     return models.with_normalised_inputs(net, *moments)
 

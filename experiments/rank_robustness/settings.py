@@ -10,7 +10,7 @@ preset.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxbp import lab
 
@@ -60,6 +60,8 @@ class Settings(lab.Settings):
       attack_steps, num_targets, num_queries: of the strongest attack.
       crop, flip: augmentation.
     """
+
+    own_networks: ClassVar[str] = ""
 
     cases: tuple[Case, ...]
     num_train: int | None

@@ -76,6 +76,8 @@ class Settings(lab.Settings):
       l2: penalty of the refitted head.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     num_train: int | None = 1000
     batch_size: int = 50

@@ -20,6 +20,7 @@ supported 0.381 0.859
 """
 
 from jaxbp.claims.claim import Claim, Premise
+from jaxbp.claims.claim_map import AlongAxis, Axis, ClaimMap, MapCell, Specification
 from jaxbp.claims.controls import Control, ControlVerdict, judge_control
 from jaxbp.claims.files import VerdictFileError, read_controls, read_verdicts, write_verdicts
 from jaxbp.claims.judging import judge

@@ -38,10 +38,15 @@ def _key(name: str) -> str:
 
 
 class Archive:
-    """The finished jobs in the folder of a run that this process has opened for writing."""
+    """The finished jobs in the folder of a run that this process has opened for writing.
 
-    def __init__(self, store: Store):
-        self.store, self.folder = store, store.folder / FOLDER
+    Args:
+      store: of the folder.
+      keeps_others: keep results of a job for other digests, too: those of other settings, in the folder of a map.
+    """
+
+    def __init__(self, store: Store, *, keeps_others: bool = False):
+        self.store, self.folder, self._keeps_others = store, store.folder / FOLDER, keeps_others
         self.folder.mkdir(exist_ok=True)
 
     def tidy(self) -> None:
@@ -57,14 +62,16 @@ class Archive:
         return self.path(name, digest).exists()
 
     def put(self, name: str, digest: str, dataset: xr.Dataset, **attributes: str) -> None:
-        """Write a job's result; when this returns the file is on disk whole, and results of the job for other digests are gone.
+        """Write a job's result; when this returns the file is on disk whole.
+
+        Results of the job for other digests are gone then, unless this archive keeps them.
 
         Raises:
           StoreError: the file cannot be written.
         """
         dataset = dataset.assign_attrs(job=name, digest=digest, **attributes)
         self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), to_bytes(dataset))
-        for path in self.others(name, digest):
+        for path in () if self._keeps_others else self.others(name, digest):
             path.unlink(missing_ok=True)
 
     def get(self, name: str, digest: str) -> xr.Dataset:
@@ -105,16 +112,44 @@ class Archive:
 
     @functools.cached_property
     def _elsewhere(self) -> dict[str, Path]:
-        """Results by digest in the folders beside this run's, in those inside them, and in those beside the parent folder."""
-        run = self.store.folder.absolute()
-        patterns = [(run.parent, f"*/{FOLDER}"), (run.parent, f"lab-*/*/{FOLDER}")]
-        patterns += [(run.parent.parent, f"*/{FOLDER}"), (run.parent.parent, f"*/{run.name}/{FOLDER}")]
-        places: list[Path] = []
-        for folder, pattern in patterns:
-            with contextlib.suppress(OSError):  # a neighbour that cannot be read has nothing to give
-                places += folder.glob(pattern)
-        files = [path for place in sorted(set(places)) if place.parent != run for path in place.glob("*-*.nc")]
-        return {path.stem.partition("-")[2]: path for path in files}
+        return results_nearby(self.store.folder)
+
+
+def results_nearby(folder: Path) -> dict[str, Path]:
+    """Results by digest in the folders beside that of a run, in those inside them, and in those beside the parent folder."""
+    run = folder.absolute()
+    patterns = [(run.parent, f"*/{FOLDER}"), (run.parent, f"lab-*/*/{FOLDER}")]
+    patterns += [(run.parent.parent, f"*/{FOLDER}"), (run.parent.parent, f"*/{run.name}/{FOLDER}")]
+    places: list[Path] = []
+    for parent, pattern in patterns:
+        with contextlib.suppress(OSError):  # a neighbour that cannot be read has nothing to give
+            places += parent.glob(pattern)
+    return _by_digest(place for place in sorted(set(places)) if place.parent != run)
+
+
+def _by_digest(places: Iterable[Path]) -> dict[str, Path]:
+    return {path.stem.partition("-")[2]: path for place in places for path in place.glob("*-*.nc")}
+
+
+class Results:
+    """Read access to what the folder of a run and those nearby hold, whether or not the folder is there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.paths = results_nearby(folder) | _by_digest([folder / FOLDER])
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the runs."""
+        return sorted({path.parent.parent for path in self.paths.values()} | {self.folder})
+
+    def contains(self, name: str, digest: str) -> bool:
+        """As `Archive.contains`."""
+        return digest in self.paths
+
+    def get(self, name: str, digest: str) -> xr.Dataset:
+        """As `Archive.get`."""
+        return read(self.paths[digest])
 
 
 def to_bytes(dataset: xr.Dataset) -> bytes:

@@ -34,6 +34,9 @@ def main(arguments: type[Arguments], study: Any) -> None:
         settings = options.settings()
         devices = importlib.import_module("jaxbp.runtime.jax_setup").start_jax(options.cluster)  # the one door to JAX
         execute = importlib.import_module("jaxbp.lab.execute")
+        if options.plan:
+            execute.print_cost(load(study), settings, folder, num_workers=len(devices))
+            return
         typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
         flags = {"recompute": options.recompute, "reuse": options.reuse}
         section = execute.run(load(study), settings, folder, devices=devices, command=typed, **flags)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxbp import claims, report
-from jaxbp.lab.archive import Archive
+from jaxbp.lab.archive import Archive, Results
+from jaxbp.lab.cost_plan import estimate
 from jaxbp.lab.jobs import plan, run_jobs
 from jaxbp.lab.outline import Outline
-from jaxbp.lab.output import print_verdicts
+from jaxbp.lab.output import print_plan, print_verdicts
 from jaxbp.lab.run import Run
 from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
@@ -107,6 +108,14 @@ def _note_rules(store: Any, study: Study) -> list[str]:
     for sentence in changed if processes.is_first() else ():
         print(sentence)
     return changed
+
+
+def print_cost(study: Study, settings: Any, folder: Path, *, num_workers: int) -> None:
+    """Say what the run would cost; with a schedule of looks, its first look."""
+    results, jobs = Results(folder), plan(study, settings)
+    if settings.looks:
+        print(f"the first look, at {settings.num_seeds} seeds:")
+    print_plan(estimate(jobs, results.paths, results.folders), num_workers)
 
 
 def print_outcome(section: Any, folder: Path) -> None:

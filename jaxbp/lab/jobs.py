@@ -7,6 +7,8 @@ the jobs that it needs. Two jobs of one digest have one result, in whatever run.
 
 import collections
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -18,18 +20,25 @@ import jax
 import threadpoolctl
 import xarray as xr
 
+from jaxbp.lab import job_times
 from jaxbp.lab.archive import Archive, combine, parts_of, read
 from jaxbp.lab.arms import to_dataset
+from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.settings import SettingsError, View, as_json
 from jaxbp.lab.study import Stage, Study
 from jaxbp.runtime import processes
-from jaxbp.runtime.fingerprint import explain, fingerprint
+from jaxbp.runtime.fingerprint import Fingerprint, explain, fingerprint
 from jaxbp.runtime.progress import Progress
 from jaxbp.runtime.store import StoreError
 from jaxbp.sweep import scheduler
 
+_SIZES = ("num_epochs", "num_train")  # to which the time of a job is about proportional
 _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by themselves
-_FRAME = ("adaptive", "archive", "cli", "compare", "execute", "jobs", "outline", "output", "run", "settings", "status", "study")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
+_FRAME = (
+    *("adaptive", "archive", "cli", "compare", "cost_plan", "execute", "job_times", "jobs", "map_axes", "map_cells", "map_run"),
+    *("outline", "output", "run", "settings", "status", "study"),
+)
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in (*_FRAME, "verdict_changes")),
     "jaxbp.sweep.scheduler",
@@ -62,9 +71,34 @@ class Job:
         return "; ".join([self.case.name, self.stage.name, *map(str, self.point.values())])
 
     @property
+    def key(self) -> str:
+        """What tells the job from all others: jobs of two stages may compute the same, and have one digest."""
+        return f"{self.name} #{self.digest}"
+
+    @property
     def weight(self) -> float:
         """The job's share of the time."""
         return self.stage.cost(self.case, self.settings, **self.point)
+
+    @property
+    def scale(self) -> dict[str, float]:
+        """The sizes that decide the job's time and of which the cost of its stage knows nothing."""
+        sizes = {}
+        for name in _SIZES:
+            owner = self.case if name in _fields(self.case) else self.settings
+            value = getattr(owner, name, None) if name in _fields(owner) else None
+            if isinstance(value, int) and not self._cost_knows(owner, name, value):
+                sizes[name] = float(value)
+        return sizes
+
+    def _cost_knows(self, owner: Any, name: str, value: int) -> bool:
+        """Whether the cost of the stage changes with a size."""
+        try:
+            other = dataclasses.replace(owner, **{name: 2 * value})
+            case, settings = (other, self.settings) if owner is self.case else (self.case, other)
+            return self.stage.cost(case, settings, **self.point) != self.weight
+        except (ValueError, LookupError, ArithmeticError):  # no such case can be: an estimate is made without the size
+            return True
 
     def compute(self, archive: Archive) -> xr.Dataset:
         """The result."""
@@ -88,6 +122,10 @@ class Job:
         return dataset
 
 
+def _fields(owner: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else set()
+
+
 def gather(archive: Archive, jobs: Sequence[Job]) -> xr.Dataset:
     """The results of one stage of one case as one Dataset."""
     return combine([(dict(job.point), archive.get(job.name, job.digest)) for job in jobs])
@@ -98,8 +136,12 @@ def _at(point: Mapping[str, Any], dataset: xr.Dataset) -> xr.Dataset:
     return dataset.sel({axis: list(value) if isinstance(value, tuple) else value for axis, value in shared.items()}, drop=True)
 
 
-def plan(study: Study, settings: Any) -> list[Job]:
-    """Every job of a run, needed ones first; those of a stage in the order of the cases and of the axes' coordinates."""
+def plan(study: Study, settings: Any, codes: dict[Callable, Fingerprint] | None = None) -> list[Job]:
+    """Every job of a run, needed ones first; those of a stage in the order of the cases and of the axes' coordinates.
+
+    ``codes`` keeps the fingerprints of the stages from one plan to the next.
+    """
+    codes = {} if codes is None else codes
     jobs: list[Job] = []
     by_stage: dict[tuple[Callable, str], list[Job]] = {}
     for stage in study.stages:
@@ -108,7 +150,9 @@ def plan(study: Study, settings: Any) -> list[Job]:
                 f"seeds cannot be added to stage {stage.name} of {study.id}, which reads num_seeds: put `settings.seed_blocks` "
                 "on the axis seed of its `over`, or run a fixed number of seeds"
             )
-        code = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
+        if stage.fn not in codes:
+            codes[stage.fn] = fingerprint(stage.fn, ignore=_INFRASTRUCTURE)
+        code = codes[stage.fn]
         of_stage: list[Job] = []
         for case in settings.cases:
             if not stage.where(case, settings):
@@ -203,10 +247,7 @@ def run_jobs(
     reuse: bool = True,
     result_fn: Callable[[Job, xr.Dataset], None] = lambda job, dataset: None,
 ) -> None:
-    """Compute the jobs that the folder and the runs beside it lack, by `jaxbp.sweep.scheduler`; ``result_fn`` is shown each result.
-
-    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
-    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+    """Compute the jobs that the folder and the runs beside it lack; ``result_fn`` is shown each result.
 
     Raises:
       StoreError: the folder holds results of other code; ``recompute`` replaces them.
@@ -222,40 +263,83 @@ def run_jobs(
             )
         archive.write_index([(job.name, job.digest) for job in jobs])  # the order of coordinates, not that of the work
         if reuse:
-            _take_over(archive, jobs)
-    jobs = _in_groups(jobs)
-    missing = processes.from_first([number for number, job in enumerate(jobs) if not archive.contains(job.name, job.digest)])
-    if done := len(jobs) - len(missing):
-        print(f"{done} of {len(jobs)} jobs are in {archive.store.folder} already")
-    units = {job.name: (None, job.weight) for job in jobs}
-    finished = units.keys() - {jobs[number].name for number in missing}
+            take_over(archive, jobs)
+    compute_missing(archive, {job.name: job for job in jobs}, num_workers=num_workers, result_fn=result_fn)
+
+
+class JobError(RuntimeError):
+    """A job failed; the message is that of its error."""
+
+
+def compute_missing(
+    archive: Archive,
+    jobs: Mapping[str, Job],
+    *,
+    num_workers: int = 1,
+    tolerant: bool = False,
+    result_fn: Callable[[Job, xr.Dataset], None] = lambda job, dataset: None,
+) -> dict[str, Exception]:
+    """Compute the jobs, given by what progress calls them, whose results the archive lacks, by `jaxbp.sweep.scheduler`.
+
+    BLAS gets one thread throughout. Threads of several workers would wait for one another, spinning (a fit of 0.4 s took 20 s on a
+    busy machine), and their number decides the last bits, which must not depend on where a run was stopped.
+
+    Args:
+      archive: in which all results are kept.
+      jobs: needed ones first.
+      num_workers: jobs that this process computes beside each other.
+      tolerant: the other jobs go on after one that fails; a job that needs its result fails, too.
+      result_fn: is shown each result.
+
+    Returns:
+      The errors of the jobs that failed, in this process.
+    """
+    names = {job.key: name for name, job in jobs.items()}
+    ordered = _in_groups(list(jobs.values()))
+    missing = processes.from_first([number for number, job in enumerate(ordered) if not archive.contains(job.name, job.digest)])
+    if done := len(ordered) - len(missing):
+        print(f"{done} of {len(ordered)} jobs are in {archive.store.folder} already")
+    units = {name: (None, job.weight) for name, job in jobs.items()}
+    finished = units.keys() - {names[ordered[number].key] for number in missing}
     index, count = jax.process_index(), jax.process_count()
     with (
         threadpoolctl.threadpool_limits(1),
         Progress(units, archive.store.folder, process=index, num_processes=count, done_before=finished) as progress,
     ):
-        scheduler.run([_work(jobs[number], archive, progress, result_fn) for number in missing], num_workers=num_workers)
+        work = [
+            _work(names[job.key], job, archive, progress, result_fn, tolerant=tolerant) for job in (ordered[number] for number in missing)
+        ]
+        return scheduler.run(work, num_workers=num_workers, tolerated=(JobError,) if tolerant else ())
 
 
-def _work(job: Job, archive: Archive, progress: Progress, result_fn: Callable[[Job, xr.Dataset], None]) -> scheduler.Work:
+def _work(
+    name: str, job: Job, archive: Archive, progress: Progress, result_fn: Callable[[Job, xr.Dataset], None], *, tolerant: bool
+) -> scheduler.Work:
+    took = JobTime(job.stage.qualified_name, job.case.name, "", job.weight, job.scale)
+
     def compute() -> xr.Dataset:
-        progress.start(job.name)
+        progress.start(name)
         try:
-            return job.compute(archive)
+            with job_times.timed(took):
+                return job.compute(archive)
         except Exception as error:
-            progress.failed(job.name, error, raised=True)  # the command tells it, once
+            progress.failed(name, error, raised=not tolerant)  # the command tells what ends it, once
+            if tolerant and not isinstance(error, StoreError) and getattr(error, "errno", None) not in _DISK_FULL:
+                raise JobError(f"{type(error).__name__}: {error}") from error
             raise
 
     def keep(dataset: xr.Dataset) -> None:
         facts = {"stage": job.stage.name, "case": job.case.name, "point": json.dumps(as_json(job.point))}
         archive.put(job.name, job.digest, dataset, **facts, parts=json.dumps(dict(job.parts)))
-        progress.done(job.name)
+        took.num_bytes = archive.path(job.name, job.digest).stat().st_size
+        job_times.write(archive.store.folder, took)
+        progress.done(name)
         result_fn(job, dataset)
 
-    return scheduler.Work(job.name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
+    return scheduler.Work(name, compute, keep, job.stage.group or job.stage.name, job.stage.on_cpu)
 
 
-def _take_over(archive: Archive, jobs: Sequence[Job]) -> None:
+def take_over(archive: Archive, jobs: Sequence[Job]) -> None:
     """Copy results of equal jobs from the runs beside this one."""
     sources = [archive.reuse(job.name, job.digest) for job in jobs if not archive.contains(job.name, job.digest)]
     for source in sorted({path for path in sources if path}):

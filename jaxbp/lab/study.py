@@ -69,6 +69,11 @@ class Stage:
         """The stage's name in folders, logs and results: that of its function."""
         return self.fn.__name__
 
+    @property
+    def qualified_name(self) -> str:
+        """The name with the module of the function, which tells it from stages of other studies."""
+        return f"{self.fn.__module__}.{self.name}"
+
 
 def _every(case: Any) -> bool:
     return True
@@ -108,13 +113,19 @@ class Measure:
 
     def values(self, run: "Run") -> dict[str, Any]:
         """The values of every case by its name, (S,) each."""
-        if self.across:
-            return dict(self.fn(run))
         values: dict[str, Any] = {}
-        for results in run.cases:
-            if self.where(results.case):
-                values |= by_case(results.name, self.fn(results))
+        for part in self.parts(run):
+            values |= part()
         return values
+
+    def parts(self, run: "Run") -> list[Callable[[], dict[str, Any]]]:
+        """What `values` joins, each to be computed by a call: a part for each case, one part of a measure across cases."""
+        if self.across:
+            return [lambda: dict(self.fn(run))]
+        return [functools.partial(self._of_case, results) for results in run.cases if self.where(results.case)]
+
+    def _of_case(self, results: Any) -> dict[str, Any]:
+        return by_case(results.name, self.fn(results))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ A network with BatchNorm has a state beside its parameters, and two modes: ``app
 >>> net.features(params, jnp.zeros((5, 8, 8, 1)), state).shape
 (5, 8)
 
-Modules of your own come in by `from_linen` and `from_nnx`, plain functions by `from_functions`, weights of PyTorch models by
-`from_torch_names`.
+Modules of your own come in by `from_linen` and `from_nnx`, or by the name "module:function"; plain functions by `from_functions`,
+weights of PyTorch models by `from_torch_names`.
 """
 
 from jaxbp.models.batch_norm import calibrate_batch_norm

@@ -12,6 +12,7 @@ from jaxbp.models.from_flax import from_linen
 from jaxbp.models.mlp import MLP
 from jaxbp.models.mobilenet import MobileNet
 from jaxbp.models.network import Network
+from jaxbp.models.own import create_own, is_own
 from jaxbp.models.resnet import ResNet
 from jaxbp.models.vgg import VGG
 
@@ -88,13 +89,12 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
 
 
 def create(name: str, *, num_classes: int, width: Width, depth: int | None = None, **options: Any) -> Network:
-    """The network ``name`` of `REGISTRY`.
+    """The network ``name`` of `REGISTRY`, or one of your own.
 
     Args:
-      name: a family, or a network of fixed depth: "resnet18" and the paper's "wideresnet" (both four stages of two basic blocks; in
-        the second, stages 2 to 4 are wider by ``widening``, default 2), "resnet20" (three stages of three; norm="fixup" is
-        the paper's), "resnet34", "vgg11", "mobilenetv2", "densenet40".
-      num_classes: logits.
+      name: "module:function" for a network of your own (`jaxbp.models.own`); a family; or a network of fixed depth: "resnet18" and the
+        paper's "wideresnet" (both four stages of two basic blocks; in the second, stages 2 to 4 are wider by ``widening``, default 2),
+        "resnet20" (three stages of three; norm="fixup" is the paper's), "resnet34", "vgg11", "mobilenetv2", "densenet40".
       width: hidden units, of every layer or of each ("mlp": ``(2048, 2048, 1024)`` is that of Goldblum et al., ICLR 2020); channels of
         the first convolution (all others; the sources have 64 for "resnet18", "resnet34" and "vgg11", 32 for
         "mobilenetv2", 24, twice the growth rate, for "densenet40", 16 for "resnet20").
@@ -108,8 +108,10 @@ def create(name: str, *, num_classes: int, width: Width, depth: int | None = Non
     Raises:
       ValueError: an unknown name or option, a width or depth below 1, or ones that do not suit the family.
     """
+    if is_own(name):
+        return create_own(name, num_classes=num_classes, width=width, depth=depth, **options)
     if name not in REGISTRY:
-        raise ValueError(f"there is no model {name!r}: choose one of {', '.join(REGISTRY)}")
+        raise ValueError(f"there is no model {name!r}: choose one of {', '.join(REGISTRY)}, or name your own as MODULE:FUNCTION")
     width = tuple(width) if isinstance(width, Sequence) else width
     smallest = min(width, default=0) if isinstance(width, tuple) else width
     for label, value, least in (("width", width, smallest), ("depth", depth, 1 if depth is None else depth)):

@@ -6,7 +6,7 @@ the claim holds; then each study's figures and tables, its settings, and what to
 
 A study declares its figures (`SeedStrip`, `SeedCurves`, `SeedScatter`, `StackedBars`, `CustomFigure`) and tables (`MeanTable`,
 `CustomTable`); `build_sections` draws them from a finished run. `figure`, `strip`, `curve` and `save_figure` are there for drawings of
-one's own.
+one's own, and `write_map_page` for a `jaxbp.claims.ClaimMap`.
 
 >>> from jaxbp import report, stats
 >>> report.format_interval(stats.t_interval([0.931, 0.934, 0.929, 0.937]))
@@ -21,6 +21,7 @@ from jaxbp.report.declared_scatter import SeedScatter
 from jaxbp.report.declared_tables import CustomTable, MeanTable
 from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
+from jaxbp.report.map_page import write_map_page
 from jaxbp.report.outcomes import beside_paper, tally
 from jaxbp.report.page import StudySection, write_page
 from jaxbp.report.study_sections import build_sections, draw_figures

@@ -16,7 +16,7 @@ from jaxbp.report.blocks import Section
 from jaxbp.report.text import plural
 from jaxbp.runtime import files
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def write_page(path: str | os.PathLike, *, title: str, lead: str, studies: Seque
     anchors = {"verdicts": "Verdicts"} if verdicts else {}
     anchors |= single.anchors() if single else {study.id: f"{study.id} {study.title}" for study in studies}
     text = rendering.render_page(
-        policy=_POLICY,
+        policy=POLICY,
         title=title,
         lead=lead,
         explanation=outcomes.EXPLANATION,

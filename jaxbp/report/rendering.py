@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxbp.report import blocks, outcomes, text
+from jaxbp.claims.claim_map import value_text
+from jaxbp.report import blocks, claim_maps, outcomes, text
 from jaxbp.runtime.outside_text import plain_text
 
 _FOLDER = Path(__file__).with_name("templates")
@@ -28,8 +29,10 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "along_sentences": claim_maps.along_sentences,
         "all_passed": lambda controls: all(control.passed for control in controls),
         "beside_paper": outcomes.beside_paper,
+        "boundary_text": claim_maps.boundary_text,
         "cell_text": blocks.cell_text,
         "facts": outcomes.facts,
         "fragment": text.fragment,
@@ -38,6 +41,7 @@ def _environment() -> jinja2.Environment:
         "power_sentence": outcomes.power_sentence,
         "prose": text.prose,
         "tally": outcomes.tally,
+        "value_text": value_text,
     }
     environment.tests |= {
         "picture": lambda block: isinstance(block, blocks.Picture),
@@ -55,6 +59,12 @@ def render_page(**content: Any) -> str:
     """The whole page; ``content`` is what ``page.html.j2`` names."""
     style = Markup((_FOLDER / "page.css").read_text("utf-8"))
     return _environment().get_template("page.html.j2").render(style=style, **content)
+
+
+def render_map(**content: Any) -> str:
+    """The page of a map; ``content`` is what ``map.html.j2`` names."""
+    style = Markup("".join((_FOLDER / name).read_text("utf-8") for name in ("page.css", "map.css")))
+    return _environment().get_template("map.html.j2").render(style=style, **content)
 
 
 def _macros(name: str) -> Any:

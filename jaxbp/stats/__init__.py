@@ -1,4 +1,4 @@
-"""Intervals, tests and trends over seeds, looks while seeds are added, summaries over cases, power.
+"""Intervals, tests and trends over seeds, looks while seeds are added, summaries over cases, power, grids.
 
 Every seed is one independent observation, so average over examples or epochs first. Intervals are two-sided at 95 % by default.
 
@@ -8,7 +8,9 @@ Every seed is one independent observation, so average over examples or epochs fi
 0.62 in [0.381, 0.859], 5 seeds
 """
 
+from jaxbp.stats.anova import Component, functional_anova
 from jaxbp.stats.anytime import anytime_event_interval, anytime_t_interval, event_e_value, t_e_value
+from jaxbp.stats.boundaries import Boundary, boundary
 from jaxbp.stats.comparisons import Alternative, holm, kendall, p_value, paired_difference, slopes, trend
 from jaxbp.stats.intervals import (
     bootstrap_interval,

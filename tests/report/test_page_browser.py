@@ -5,6 +5,7 @@ run is looked at, too; with JAXBP_SCREENSHOTS=FOLDER pictures of every page are 
 """
 
 import http.server
+import itertools
 import os
 import shutil
 import threading
@@ -87,6 +88,22 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def map_page(folder):
+    """The page of a map whose every text is from outside."""
+    axes = (claims.Axis("rate", (0.01, 0.1, 1.0)), claims.Axis(NASTY[5], NASTY[:7]), claims.Axis(NASTY[1], tuple(range(12))))
+    claim = Claim("S1.a", NASTY[0], NASTY[1], NASTY[2], Above(0.0), NASTY[5])
+    rng, cells = np.random.default_rng(0), []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        point = dict(zip((axis.name for axis in axes), values, strict=True))
+        verdict = claims.judge(claim, {"a": rng.normal(size=5) - np.log10(10 * values[0])})
+        cells.append(claims.MapCell(point, None, " ".join(NASTY)) if values[2] == 3 else claims.MapCell(point, verdict))
+    facts = {"sampling": NASTY[0], "controls": NASTY, "command": NASTY[4], "settings": {NASTY[0]: NASTY[5]}}
+    work = {"cells": 9, "cells_computed": 1, "jobs": 2}
+    report.write_map_page(folder / "map.html", claims.ClaimMap(claim, axes, tuple(cells), facts | {"work": work}))
+    return folder / "map.html"
+
+
 @pytest.fixture(params=PAGES)
 def path(request, folder):
     return Path(os.environ["JAXBP_PAGE"]) / "report.html" if request.param == "real" else folder / f"{request.param}.html"
@@ -164,6 +181,20 @@ def test_loads_in_silence_and_fits(browser, path, width, scheme):
         assert visit.page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         assert visit.said == []
         assert [url for url in visit.asked if not url.startswith("data:")] == [path.as_uri()]
+
+
+@pytest.mark.parametrize("width,scheme", [*LOOKS, (PAPER, "print")])
+def test_a_map_loads_in_silence_fits_and_is_accessible(browser, axe, map_page, width, scheme):
+    is_print = scheme == "print"
+    with Visit(browser, map_page, width=width, scheme="dark" if is_print else scheme, bypass_csp=True) as visit:
+        visit.page.emulate_media(media="print" if is_print else "screen")
+        keep(visit, map_page, f"{width}-{scheme}")
+        visit.unfold()
+        assert visit.excess() == [0, []]
+        assert visit.said == []
+        assert visit.asked == [map_page.as_uri()]
+        found = axe.run(visit.page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"][:200], each["nodes"][0]["failureSummary"]) for each in found] == []
 
 
 def test_prints_on_paper(browser, path):

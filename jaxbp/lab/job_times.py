@@ -1,0 +1,89 @@
+"""How long jobs took and what they left, a line each in the folder of a run: what estimates are made from."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxbp.runtime import jax_setup
+
+_NAME = "job_times.{}.jsonl"
+_COMPILING = "/jax/core/compile/backend_compile_duration"
+_of_thread = threading.local()
+
+
+@dataclasses.dataclass
+class JobTime:
+    """What a job took.
+
+    Attributes:
+      stage, case: of the job, by name; the stage's with its module.
+      device: the kind of the device.
+      weight: the job's share of the time, as its stage says it.
+      scale: sizes of which a stage's cost may know nothing, such as ``num_epochs``.
+      seconds: wall time, that of compilation included.
+      compile_seconds: of compilation alone.
+      programs: the number of programs that were compiled.
+      num_bytes: of the result on disk.
+      peak_mib: peak memory of the process until then.
+    """
+
+    stage: str
+    case: str
+    device: str
+    weight: float
+    scale: dict[str, float]
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    programs: int = 0
+    num_bytes: int = 0
+    peak_mib: int = 0
+
+
+@contextlib.contextmanager
+def timed(record: JobTime) -> Iterator[None]:
+    """Fill in what the body takes, in this thread."""
+    _of_thread.record, began = record, time.monotonic()
+    record.device = (jax.config.jax_default_device or jax.local_devices()[0]).device_kind
+    try:
+        yield
+    finally:
+        record.seconds, record.peak_mib = time.monotonic() - began, jax_setup.peak_memory_mib()
+        _of_thread.record = None
+
+
+def _note_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    if event == _COMPILING and (record := getattr(_of_thread, "record", None)) is not None:
+        record.programs += 1
+        record.compile_seconds += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+def write(folder: Path, record: JobTime) -> None:
+    """Append a record to those of this process; a line that a kill has torn is skipped when they are read."""
+    line = json.dumps(dataclasses.asdict(record)) + "\n"
+    descriptor = os.open(folder / _NAME.format(jax.process_index()), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read(folders: Iterable[Path]) -> list[JobTime]:
+    """All records of some folders."""
+    records = []
+    for folder in folders:
+        for path in sorted(folder.glob(_NAME.format("*"))):
+            for line in path.read_text("utf-8", "replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    records.append(JobTime(**json.loads(line)))
+    return records

@@ -1,0 +1,78 @@
+"""Estimates of a run's cost: from the times of jobs, scaled by what decides them, and with their basis."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxbp import lab
+from jaxbp.lab import cost_plan, job_times, jobs, output
+from jaxbp.lab.archive import Results
+from jaxbp.lab.job_times import JobTime
+from tests.helpers import studies
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    num_train: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(lab.Settings):
+    cases: tuple[Case, ...] = (Case("digits"),)
+    num_epochs: int = 2
+
+
+def train(case, settings, seed):
+    return {"loss": jax.jit(lambda x: (x * settings.num_epochs).sum())(jnp.ones(3))}
+
+
+def judge(case, settings):
+    return {"value": 1.0}
+
+
+STAGES = (
+    lab.Stage(train, over=lambda case, settings: {"seed": settings.seeds}, cost=lambda case, settings, seed: 2.0 * settings.num_epochs),
+    lab.Stage(judge, reads=()),
+)
+STUDY = lab.Study("C", "Title", "Lead", "tests.cost", STAGES, (), (), (), (), ())
+
+
+def test_a_run_notes_the_times_of_its_jobs_and_a_larger_one_is_estimated_from_them(tmp_path, capsys):
+    studies.compute(STUDY, Settings("quick", 2), tmp_path / "runs" / "small")
+    records = job_times.read([tmp_path / "runs" / "small"])
+    of_jobs = [(record.stage.rpartition(".")[2], record.case, record.weight) for record in records]
+    assert of_jobs == [("train", "digits", 4.0)] * 2 + [("judge", "digits", 1.0)]
+    assert records[0].scale == {"num_train": 100.0}  # of epochs the cost knows
+    assert sum(record.programs for record in records) > 0
+    assert 0 < records[0].compile_seconds < records[0].seconds
+    larger = Settings("quick", 4, (Case("digits"), Case("mnist1d", 200)), num_epochs=20)
+    results, planned = Results(tmp_path / "runs" / "large"), jobs.plan(STUDY, larger)
+    of_train, of_judge = cost_plan.estimate(planned, results.paths, results.folders)
+    assert (of_train.num_jobs, of_train.num_there, of_judge.num_jobs, of_judge.num_there) == (8, 0, 2, 1)
+    assert "2 timed jobs" in of_train.basis
+    assert "4 of 8 of a case that was timed" in of_train.basis
+    output.print_plan([of_train, of_judge], 2)
+    assert "an estimate" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "large").exists()
+
+
+def test_times_are_scaled_by_costs_and_by_sizes_that_costs_do_not_know(tmp_path):
+    kind = jax.local_devices()[0].device_kind
+    job_times.write(tmp_path, JobTime(f"{__name__}.train", "digits", kind, 4.0, {"num_train": 100.0}, 3.0, 1.0, 5, 1000, 300))
+    job_times.write(tmp_path, JobTime(f"{__name__}.train", "digits", "another device", 4.0, {"num_train": 100.0}, 99.0, 1.0, 5, 1000, 300))
+    with (tmp_path / "job_times.0.jsonl").open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(JobTime("other.train", "digits", kind, 4.0, {}, 99.0))) + "\n")  # of another study
+        file.write('{"stage": "tra')  # torn by a kill
+    planned = jobs.plan(STUDY, Settings("quick", 3, (Case("digits", 200),), num_epochs=20))
+    of_train, of_judge = cost_plan.estimate(planned, [], [tmp_path])
+    assert of_train.seconds == pytest.approx(3 * (3.0 - 1.0) * 10 * 2 + 1.0)  # three seeds, ten times the epochs, twice the examples
+    assert (of_train.programs, of_train.num_bytes, of_train.peak_mib) == (5, 3000, 300)
+    assert "num_train 100 scaled to 200" in of_train.basis
+    assert of_judge.seconds is None
+    assert "ever timed" in of_judge.basis
+    done = cost_plan.estimate(planned, [job.digest for job in planned], [tmp_path])
+    assert [cost.seconds for cost in done] == [0.0, 0.0]
