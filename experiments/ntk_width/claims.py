@@ -34,7 +34,7 @@ S3A = Claim(
 )
 S3B = Claim(
     "S3.b",
-    "For ResNets with BatchNorm and skip connections that correlation falls with width.",
+    "For ResNets with BatchNorm and skip connections the correlation of the kernels before and after training falls with width.",
     f"{_SOURCE}, Figure 1b",
     _EXCESS,
     Below(0.0),
