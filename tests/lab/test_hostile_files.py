@@ -17,6 +17,7 @@ from tests.helpers.errors import error_of, outcome
 from tests.lab import test_jobs
 
 QUICK = settings(max_examples=150, derandomize=True, deadline=2000, database=None)
+FEW = settings(QUICK, max_examples=40)  # where each example opens files of HDF5
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
@@ -164,7 +165,7 @@ def test_index_json_and_results(whole):
 
     assert error_of(opened) is None
 
-    @QUICK
+    @FEW
     @given(hostile(index))
     def check_index(content):
         (folder / "index.json").write_bytes(content)
@@ -173,7 +174,7 @@ def test_index_json_and_results(whole):
     check_index()
     (folder / "index.json").write_bytes(whole_index)
 
-    @QUICK
+    @FEW
     @given(st.integers(0, len(contents[files[0]])), st.binary(max_size=12), st.booleans())
     def check_results(place, patch, cut):
         content = contents[files[0]]
@@ -182,7 +183,7 @@ def test_index_json_and_results(whole):
 
     check_results()
 
-    @QUICK
+    @FEW
     @given(st.dictionaries(st.sampled_from(["stage", "case", "point", "parts"]), st.text(max_size=8) | JSON.map(json.dumps)))
     def check_attributes(attributes):
         dataset = archive.from_bytes(contents[files[0]], files[0])

@@ -252,6 +252,7 @@ def test_without_source_the_bytecode_counts():
     assert explain(base.parts, run("def g(x): return x\ndef f(x): return g(x) + 2").parts) == ["typed.f changed"]
 
 
+@pytest.mark.slow
 def test_processes_with_different_hash_seeds_agree(write, tmp_path):
     write()
     program = (
