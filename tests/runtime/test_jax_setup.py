@@ -10,7 +10,7 @@ import pytest
 from jaxbp.runtime import jax_setup, program_cache
 
 
-@pytest.mark.parametrize("held, forgets", [(40, True), (20, False), (0, False)])
+@pytest.mark.parametrize("held, forgets", [pytest.param(40, True, marks=pytest.mark.slow), (20, False), (0, False)])
 def test_compiled_programs_go_when_memory_maps_run_short(monkeypatch, held, forgets):
     traced = []
 

@@ -93,6 +93,7 @@ def test_eight_devices_give_what_one_gives(reference, tmp_path):
     assert_equal_to(reference, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(reference, tmp_path):
     sweeps = [("whole", 1, "shard-vmap")]
     run_processes.run(script(tmp_path, "assert jax.device_count() == 2 and jax.process_count() == 2", sweeps), 2, 1, timeout=240)
