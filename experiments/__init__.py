@@ -6,6 +6,7 @@
 .. include:: guide/sweeps.md
 .. include:: guide/own_study.md
 .. include:: guide/verdicts.md
+.. include:: guide/maps.md
 .. include:: guide/plan.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md

@@ -83,7 +83,7 @@ def products(case: str, model: str, options: dict[str, Any], num_examples: int, 
     if harness.missing_peer("torch") is None:
         from experiments.benchmarks import torch_peers
 
-        twin = torch_peers.Twin(params, net, inputs, labels)
+        twin = torch_peers.Twin(params, net.module, inputs, labels)
         expected = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(operator.unravel(ours()))])
         direction = torch_peers.from_flax(tangent)
         twin.check(direction, expected)

@@ -274,7 +274,7 @@ def _torch_peer(loop: bool) -> Callable:
             return f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB, and twice that to contract"
         from experiments.benchmarks import torch_peers
 
-        peer = torch_peers.Twin(params, net, np.asarray(images), np.zeros(len(images)))
+        peer = torch_peers.Twin(params, net.module, np.asarray(images), np.zeros(len(images)))
         expected = np.asarray(_ours(net, params, state, images[:2], "full")())
         entries = torch_peers.ntk_pairs(peer, peer.params, 2).cpu().numpy()
         if not np.allclose(entries, expected[0, :, 0, 0], rtol=1e-2):
