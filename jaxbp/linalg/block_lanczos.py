@@ -30,7 +30,7 @@ class Eigenpairs(NamedTuple):
     """Eigenpairs, the outermost first.
 
     Attributes:
-      values: (k,) Ritz values.
+      values: (k,) Ritz values; fewer than were asked for where a block too small meets an eigenvalue of high multiplicity.
       residuals: (k,) norms of A v - value v; an eigenvalue lies within each of its value, up to rounding.
       converged: (k,) whether a residual is within the tolerance.
       vectors: (k, P), orthonormal rows.

@@ -45,7 +45,7 @@ def trace(matvec: Matvec, dimension: int, key: Key[jax.Array, ""], *, num_produc
     Half of the products find the operator's range Q. For each random sign vector, the trace on the range that the other vectors found is
     exact, and the vector itself estimates the rest; the estimate is the mean over vectors. The error falls as the tail of the spectrum
     does, where Hutchinson's falls as 1 / sqrt(products). The single estimates share most of their range, so that the standard error is
-    itself rough: 5 of 100 runs with 8 vectors were off by more than 4.5 of it. Operators of at most ``num_products`` rows are
+    itself rough: 5 of 100 runs with 8 vectors were off by more than 4.4 of it. Operators of at most ``num_products`` rows are
     multiplied out.
 
     Args:
