@@ -10,9 +10,9 @@ robustness; "as robust" means within 2 percentage points of it, a tenth of what 
 against 0.0 and 80.5 against 32.0). Both are asked only where the projection did move the rank by a factor of 1.11 (2^0.152).
 
 What was changed after an audit of earlier runs, before any run of the present design: ranks must have moved by a factor of 1.11 (they moved
-by 2 to 15 %), kernels keep their norms and the network recovers after the last projection (RankMin used to end with a lower training accuracy,
-so that damage passed for low rank), test sets are used whole, "not more robust" is an equivalence (any harm used to support it), and the
-margin of S4.d is half of what natural training moves ranks by (it was twice that, so that nothing could contradict it).
+by 2 to 15 %), kernels keep their norms and the network recovers after the last projection (RankMin used to end with a lower training
+accuracy, so that damage passed for low rank), test sets are used whole, "not more robust" is an equivalence (any harm used to support it),
+and the margin of S4.d is half of what natural training moves ranks by (it was twice that, so that nothing could contradict it).
 """
 
 from jaxbp.claims import Above, Claim, Within
