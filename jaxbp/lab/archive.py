@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -180,6 +181,8 @@ def read(path: Path) -> xr.Dataset:
 def from_bytes(content: bytes, path: Path) -> xr.Dataset:
     """The inverse of `to_bytes`; errors name ``path``."""
     try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            dict(file.attrs)  # a file of h5netcdf that fails here would fail again, in its own words, when it is deleted
         return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
     except Exception as error:  # HDF5 and its readers raise errors of many kinds
         raise StoreError(f"{path} is damaged ({error}): delete this file and start the run again; the rest is kept") from error
