@@ -37,6 +37,7 @@ from jaxbp.attacks import masking, robustness
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
 from jaxbp.ntk import batch_norm, measures, regression
+from jaxbp.spectra import power_law
 from jaxbp.training import parallel
 from tests.helpers.errors import error_of, outcome
 
@@ -310,6 +311,8 @@ TRACED |= {
     "bounds.lower.unit_frobenius": (bounds.lower.unit_frobenius, {"params": PARAMS}),
 }
 INSTRUMENTS = {
+    "spectra.power_law.fit": (power_law.fit, {"values": VECTOR, "x_min": np.float64(0.5)}),
+    "spectra.power_law.p_value": (lambda key: power_law.p_value(power_law.fit(VECTOR), key, num_samples=1), {"key": KEY}),
     "stability.weight_distances": (stability.weight_distances, {"sketches": X}),
     "stability.detrend": (stability.detrend, {"series": SERIES}),
     "stability.autocorrelation": (stability.autocorrelation, {"series": SERIES}),

@@ -84,11 +84,14 @@ def numerical_rank(spectrum: Values, tolerance: float | None = None) -> Int[jax.
     return jnp.sum(values > tolerance * values.max(-1, keepdims=True), -1)
 
 
+def held_values(spectrum: Any) -> Any:
+    """The values that a `Spectrum` or the like holds; anything else as it is."""
+    return spectrum.values if isinstance(spectrum, HasValues) and not isinstance(spectrum, Mapping) else spectrum
+
+
 def _of(spectrum: Values) -> Float[jax.Array, "..."]:
     """The values; integers and booleans as floating-point numbers."""
-    given: Any = spectrum
-    holds_values = isinstance(spectrum, HasValues) and not isinstance(spectrum, Mapping)
-    values = checks.numbers(given.values if holds_values else given, "values")
+    values = checks.numbers(held_values(spectrum), "values")
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must be (..., count) singular values, at least one, got shape {values.shape}")
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
