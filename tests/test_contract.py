@@ -37,7 +37,7 @@ from jaxbp.attacks import masking, robustness
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
 from jaxbp.ntk import batch_norm, measures, regression
-from jaxbp.spectra import power_law
+from jaxbp.spectra import marchenko_pastur, power_law
 from jaxbp.training import parallel
 from tests.helpers.errors import error_of, outcome
 
@@ -311,6 +311,12 @@ TRACED |= {
     "bounds.lower.unit_frobenius": (bounds.lower.unit_frobenius, {"params": PARAMS}),
 }
 INSTRUMENTS = {
+    "spectra.marchenko_pastur.fit": (lambda values: marchenko_pastur.fit(values, (3, 5)), {"values": VECTOR}),
+    "spectra.marchenko_pastur.density": (
+        marchenko_pastur.density,
+        {"eigenvalues": VECTOR, "aspect": np.float64(0.5), "scale": np.float64(1)},
+    ),
+    "spectra.marchenko_pastur.cumulative": (marchenko_pastur.cumulative, {"eigenvalues": VECTOR, "aspect": np.float64(0.5)}),
     "spectra.power_law.fit": (power_law.fit, {"values": VECTOR, "x_min": np.float64(0.5)}),
     "spectra.power_law.p_value": (lambda key: power_law.p_value(power_law.fit(VECTOR), key, num_samples=1), {"key": KEY}),
     "stability.weight_distances": (stability.weight_distances, {"sketches": X}),

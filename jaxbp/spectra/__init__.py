@@ -15,7 +15,7 @@ a map, `of_network` those of all layers of a function. `nuclear_rank`, `stable_r
 """
 
 from jaxbp.linalg import golub_kahan
-from jaxbp.spectra import power_law, symbol, values
+from jaxbp.spectra import marchenko_pastur, power_law, symbol, values
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.network import Layer, inner_convolutions, layers_of, of_network
 from jaxbp.spectra.projection import LayerReport, rank_max, rank_min
