@@ -2,6 +2,7 @@
 
 The module follows section 5 of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020). `singular_values` computes those of one kernel on
 a map, `of_network` those of all layers of a function. `nuclear_rank`, `stable_rank`, `entropy_rank` and `numerical_rank` measure them.
+`rank_measure` follows them along a training.
 `rank_min` and `rank_max` change a network's parameters so that its layers have lower or higher rank.
 
 >>> import jax, jax.numpy as jnp
@@ -17,6 +18,7 @@ a map, `of_network` those of all layers of a function. `nuclear_rank`, `stable_r
 from jaxbp.linalg import golub_kahan
 from jaxbp.spectra import marchenko_pastur, power_law, symbol, values
 from jaxbp.spectra.geometry import Geometry
+from jaxbp.spectra.measures import rank_measure
 from jaxbp.spectra.network import Layer, inner_convolutions, layers_of, of_network
 from jaxbp.spectra.projection import LayerReport, rank_max, rank_min
 from jaxbp.spectra.ranks import (
