@@ -37,7 +37,7 @@ from jaxbp.attacks import masking, robustness
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
 from jaxbp.ntk import batch_norm, measures, regression
-from jaxbp.spectra import marchenko_pastur, power_law
+from jaxbp.spectra import lipschitz, marchenko_pastur, power_law
 from jaxbp.training import parallel
 from tests.helpers.errors import error_of, outcome
 
@@ -311,6 +311,11 @@ TRACED |= {
     "bounds.lower.unit_frobenius": (bounds.lower.unit_frobenius, {"params": PARAMS}),
 }
 INSTRUMENTS = {
+    "spectra.lipschitz.upper": (lambda params, inputs: lipschitz.upper(apply_fn, params, inputs), {"params": PARAMS, "inputs": X}),
+    "spectra.lipschitz.lower": (
+        lambda params, inputs, key: lipschitz.lower(apply_fn, params, inputs, key, num_steps=1, num_products=1),
+        {"params": PARAMS, "inputs": X, "key": KEY},
+    ),
     "spectra.marchenko_pastur.fit": (lambda values: marchenko_pastur.fit(values, (3, 5)), {"values": VECTOR}),
     "spectra.marchenko_pastur.density": (
         marchenko_pastur.density,
@@ -451,6 +456,7 @@ COSTLY = (  # of the instruments: a program for each shape that is taken
     "poisons.class_patches",
     "pac_bayes.gaussian",
     "pac_bayes.certify",
+    "spectra.lipschitz.lower",
     "ntk.batch_norm.batch_norm_relu",
     "ntk.batch_norm.sampled_sum_relu",
 )

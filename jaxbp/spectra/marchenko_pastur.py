@@ -103,8 +103,8 @@ def fit(values: Any, shape: Sequence[int], *, level: float = 0.01) -> MarchenkoP
     """Fit the law to the singular values of a matrix and name those that stand out.
 
     The scale is that at which the median of the values without the outliers is the law's median, found by turns until the outliers stay the
-    same. Only up to a half of the values can be outliers. The error of the median adds to the level: of 200 square matrices of noise with 60
-    rows 26 had outliers at level 0.1, 9 at 0.01 and 4 at 0.001.
+    same. Only up to a half of the values can be outliers. The error of the median adds to the level: of 200 square matrices of noise with
+    60 rows 26 had outliers at level 0.1, 9 at 0.01 and 4 at 0.001.
 
     Args:
       values: (min(shape),) singular values of a matrix, not squared, or a `jaxbp.spectra.Spectrum` of a dense layer. For convolutions as

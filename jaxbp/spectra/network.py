@@ -122,8 +122,8 @@ def layers_of(fn: Callable, params: PyTree, inputs: PyTree, *, pattern: Pattern 
         leaves = tuple(sorted(use.kernel.leaves, key=lambda leaf: (-parameters[leaf].size, leaf)))
         name = _name(use.kernel, leaves, paths, parameters)
         try:
-            geometry, arrange_fn = _operator(use)
-        except _NotFixedError as reason:
+            geometry, arrange_fn = operator_of(use)
+        except NotFixedError as reason:
             refused.append((name, use.kernel.shape, str(reason)))
             continue
         if math.prod(geometry.window) * geometry.inputs * geometry.outputs == 0:
@@ -221,12 +221,16 @@ def as_circular(geometry: Geometry) -> Geometry:
     return Geometry.of(window, spatial, strides=geometry.strides, dilation=geometry.dilation, groups=geometry.groups)
 
 
-class _NotFixedError(ValueError):
+class NotFixedError(ValueError):
     """The operator of a parameter's use is not known before the program runs."""
 
 
-def _operator(use: weight_uses.WeightUse) -> tuple[Geometry, Callable[[jax.Array], jax.Array]]:
-    """The geometry of a use, and the function from the kernel in the program to the kernel of the geometry."""
+def operator_of(use: weight_uses.WeightUse) -> tuple[Geometry, Callable[[jax.Array], jax.Array]]:
+    """The geometry of a use, and the function from the kernel in the program to the kernel of the geometry.
+
+    Raises:
+      NotFixedError: the operator is not known before the program runs.
+    """
     return _convolution(use, use.geometry) if isinstance(use.geometry, products.Convolution) else _matmul(use, use.geometry)
 
 
@@ -267,9 +271,9 @@ def _convolution(use: weight_uses.WeightUse, g: products.Convolution) -> tuple[G
             geometry = alone.padded_by([_widened(line, *pads) for line, pads in zip(use.pixels, g.padding, strict=True)])
         return geometry, lambda weight: weight.transpose(*space, inward, outward)
     if use.pixels is not None:
-        raise _NotFixedError("it has input dilation and reads a padded map")
+        raise NotFixedError("it has input dilation and reads a padded map")
     if max(g.strides) > 1 or g.groups > 1:
-        raise _NotFixedError("it has input dilation together with strides or groups")
+        raise NotFixedError("it has input dilation together with strides or groups")
     outer = [use.output.shape[axis] for axis in g.output_spec[2:]]
     pads = []
     for n, m, w, d, stride, (low, _) in zip(extents, outer, g.window, g.weight_dilation, g.data_dilation, g.padding, strict=True):
