@@ -281,6 +281,20 @@ HOST = {
     ),
 }
 TRACED |= {
+    "spectra.attention_heads": (
+        lambda kernel, out, scale: spectra.attention_heads(
+            {name: {"kernel": kernel} for name in ("query", "key", "value")} | {"out": {"kernel": out}}, layer_norm={"scale": scale}
+        ),
+        {"kernel": W[:, None], "out": W.T[None], "scale": VECTOR},
+    ),
+    "spectra.layer_norm_operator": (
+        lambda scale, kernel: spectra.layer_norm_operator({"scale": scale}, kernel),
+        {"scale": VECTOR, "kernel": W},
+    ),
+    "spectra.rank_measure": (
+        lambda params, inputs: spectra.rank_measure(lambda p, x, s: apply_fn(p, x), inputs)(training.TrainState(params, (), {})),
+        {"params": PARAMS, "inputs": X},
+    ),
     "stability.replace_example": (
         stability.replace_example,
         {"inputs": X, "labels": Y, "position": np.int64(1), "new_input": X[0], "new_label": np.int64(1)},

@@ -17,6 +17,7 @@ a map, `of_network` those of all layers of a function. `nuclear_rank`, `stable_r
 
 from jaxbp.linalg import golub_kahan
 from jaxbp.spectra import lipschitz, marchenko_pastur, power_law, symbol, values
+from jaxbp.spectra.attention import Heads, attention_heads, layer_norm_operator
 from jaxbp.spectra.geometry import Geometry
 from jaxbp.spectra.measures import rank_measure
 from jaxbp.spectra.network import Layer, inner_convolutions, layers_of, of_network

@@ -87,8 +87,8 @@ def upper(apply_fn: Callable, params: PyTree, inputs: Any) -> UpperBound:
     Raises:
       ValueError: another operation; the message names it.
     """
-    checks.refuse_traced("params", *jax.tree.leaves(params))
     params, examples = checks.parameters(params), checks.examples(inputs)
+    checks.refuse_traced("params and inputs", *jax.tree.leaves(params), examples)
     if not jnp.issubdtype(examples.dtype, jnp.floating):
         raise ValueError(f"inputs must be floating-point numbers, as a Lipschitz constant is of a function of them, got {examples.dtype}")
     program = interpret.trace(functools.partial(apply_fn, params), jax.ShapeDtypeStruct(examples.shape, examples.dtype))
@@ -100,7 +100,7 @@ def upper(apply_fn: Callable, params: PyTree, inputs: Any) -> UpperBound:
         return UpperBound(0.0, ())
     bound, affine = outputs[0]
     if affine and examples.size * math.prod(program.jaxpr.outvars[0].aval.shape) <= _MOST_ENTRIES:
-        jacobian = jax.jacobian(functools.partial(apply_fn, params))(jnp.zeros_like(examples))
+        jacobian = jax.jit(jax.jacobian(functools.partial(apply_fn, params)))(jnp.zeros_like(examples))
         bound = float(np.linalg.norm(np.asarray(jacobian, np.float64).reshape(-1, examples.size), 2))
     return UpperBound(bound, tuple(walk.factors))
 
