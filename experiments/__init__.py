@@ -11,6 +11,7 @@
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
 .. include:: guide/batch_norm_kernels.md
+.. include:: guide/spectra.md
 .. include:: guide/contributing.md
 .. include:: guide/benchmarks.md
 """
