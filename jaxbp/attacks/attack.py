@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, metrics
 from jaxbp.attacks import losses
-from jaxbp.attacks.threat import Threat
+from jaxbp.attacks.threat import Threat, wide
 from jaxbp.ops import platform
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # inputs (N, ...) -> logits (N, C)
@@ -118,11 +118,17 @@ def checked_examples(logits_fn: LogitsFn, inputs: Any, labels: Any) -> tuple[jax
     Raises:
       ValueError: arguments that are none, or logits that are not (N, C).
     """
+    examples = floating_examples(inputs)
+    num, num_classes = checks.logits_shape(logits_fn, examples, name="logits_fn", num_examples=len(examples))
+    return examples, checks.labels(labels, num_classes, num)
+
+
+def floating_examples(inputs: Any) -> jax.Array:
+    """Floating-point inputs (N, ...); ValueError for anything else."""
     examples = checks.examples(inputs)
     if not jnp.issubdtype(examples.dtype, jnp.floating):
         raise ValueError(f"inputs must be of a floating dtype, got {examples.dtype}: divide images by 255")
-    num, num_classes = checks.logits_shape(logits_fn, examples, name="logits_fn", num_examples=len(examples))
-    return examples, checks.labels(labels, num_classes, num)
+    return examples
 
 
 def network_of(logits_fn: LogitsFn) -> jax.tree_util.Partial:
@@ -258,7 +264,7 @@ def elementwise_worst(first: AttackResult, second: AttackResult) -> AttackResult
     second_wins = louder | (second.success & ~first.success)
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(second_wins.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
+        return jnp.where(wide(second_wins, a), b, a)
 
     adversarial, success, loss = jax.tree.map(pick, first[:3], second[:3])
     return AttackResult(adversarial, success, loss, first.num_evaluations + second.num_evaluations)
