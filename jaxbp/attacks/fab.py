@@ -196,7 +196,7 @@ class _Fab(RestartedMethod):
 
             def step(carry: tuple[jax.Array, _Nearest], _: None) -> tuple[tuple[jax.Array, _Nearest], None]:
                 iterate, nearest = carry
-                plane = linearise(logits_fn, goal, iterate, threat, *flat_box)
+                plane = _linearise(logits_fn, goal, iterate, threat, *flat_box)
                 towards = _biased_step(threat, plane, iterate, inputs, *flat_box)
                 point = jnp.clip(towards, lowest, highest)
                 wrong = result_at(point).success
@@ -213,7 +213,7 @@ class _Fab(RestartedMethod):
                 return nearest, None
 
             def tangent(nearest: _Nearest, overshoot: jax.Array) -> tuple[_Nearest, None]:
-                plane = linearise(logits_fn, goal, nearest.point, threat, *flat_box)
+                plane = _linearise(logits_fn, goal, nearest.point, threat, *flat_box)
                 step = hyperplane.nearest_step(inputs, plane.normal, _gap(plane, nearest.point, inputs), *flat_box, threat.norm)
                 point = jnp.clip(inputs + (1 + overshoot) * step, lowest, highest)
                 return _nearer(nearest, point, result_at(point).success, threat, inputs), None
@@ -233,11 +233,11 @@ class _Fab(RestartedMethod):
         return run
 
 
-def linearise(logits_fn: LogitsFn, goal: Goal, iterate: jax.Array, threat: Threat, low: jax.Array, high: jax.Array) -> _Plane:
+def _linearise(logits_fn: LogitsFn, goal: Goal, iterate: jax.Array, threat: Threat, low: jax.Array, high: jax.Array) -> _Plane:
     """The boundary towards the target; without one, of the wrong class whose hyperplane is nearest in the box (N, D) from low to high."""
     if goal.targets is not None or goal.labels is None:
         normal, result = gradient_and_result(logits_fn, goal, iterate)
-        return _Plane(normal, result.loss)
+        return _Plane(normal, result.loss.astype(iterate.dtype))
     logits, pullback = jax.vjp(logits_fn, iterate)
     num, num_classes = logits.shape
     classes = jnp.arange(num_classes)
@@ -260,7 +260,8 @@ def linearise(logits_fn: LogitsFn, goal: Goal, iterate: jax.Array, threat: Threa
     reached = ~own & (jnp.abs(values + gained) <= _UNREACHED * jnp.abs(values))
     candidates = jnp.where(reached.any(-1, keepdims=True), reached, ~own)
     chosen = jax.nn.one_hot(jnp.where(candidates, lengths, jnp.inf).argmin(-1), num_classes, dtype=logits.dtype)
-    return _Plane(jnp.einsum("nc,cn...->n...", chosen, normals), (values * chosen).sum(-1))
+    normal = jnp.einsum("nc,cn...->n...", chosen.astype(iterate.dtype), normals)
+    return _Plane(normal, (values * chosen).sum(-1).astype(iterate.dtype))
 
 
 def _biased_step(threat: Threat, plane: _Plane, iterate: jax.Array, inputs: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -295,7 +296,7 @@ def _secant_search(result_at: Any, first: AttackResult, nearest: _Nearest, threa
         right, loss_right, loss_wrong, nearest = carry
         share = jnp.clip(-loss_right / jnp.where(loss_wrong > loss_right, loss_wrong - loss_right, 1), 0, 1)
         share = jnp.where(jnp.isfinite(share), share + _BEYOND * (1 - share), 1)
-        point = right + wide(share, right) * (nearest.point - right)
+        point = right + wide(share.astype(right.dtype), right) * (nearest.point - right)
         result = result_at(point)
         wrong = result.success
         right = jnp.where(wide(wrong, right), right, point)

@@ -45,7 +45,7 @@ def nearest_step(
     weights = jnp.nan_to_num(weights).reshape(num, -1)
     largest = jnp.abs(weights).max(1, keepdims=True, initial=0)
     weights = weights / jnp.where(largest > 0, largest, 1)  # squares of small weights would vanish
-    gap = jnp.nan_to_num(gap)[:, None] / jnp.where(largest > 0, largest, 1)
+    gap = jnp.nan_to_num(gap).astype(weights.dtype)[:, None] / jnp.where(largest > 0, largest, 1)
     direction = -jnp.sign(gap) * jnp.sign(weights)
     room = jnp.where(direction > 0, high - points.reshape(num, -1), points.reshape(num, -1) - low)
     room = jnp.where(direction == 0, 0, room)

@@ -21,6 +21,7 @@ meets.
 0.98 0.86
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -163,14 +164,24 @@ def randomised_accuracy(
     return RandomisedEvaluation(share(inputs, clean_key), share(worst, count_key), shares, worst, num_samples, num_draws)
 
 
-def is_random(logits_fn: Any, inputs: jax.Array) -> bool:
-    """Whether a network (inputs -> logits) draws random numbers, in JAX or, between two traces, elsewhere; `expectation` may."""
-    if isinstance(getattr(logits_fn, "func", None), _Expectation):
+def is_random(network: jax.tree_util.Partial, inputs: jax.Array) -> bool:
+    """Whether a network (inputs -> logits) draws random numbers, in JAX or, between two traces, elsewhere; `expectation` may.
+
+    Traced once for each function, shapes and dtypes.
+    """
+    if isinstance(network.func, _Expectation):
         return False
-    first, second = (interpret.trace(lambda x: logits_fn(x), inputs) for _ in range(2))
+    leaves, structure = jax.tree.flatten((network, inputs))
+    return _is_random(structure, tuple((jnp.shape(leaf), getattr(leaf, "dtype", jnp.result_type(leaf))) for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=128)
+def _is_random(structure: Any, types: tuple[tuple[tuple[int, ...], Any], ...]) -> bool:
+    arguments = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in types])
+    first, second = (interpret.trace(lambda network, inputs: network(inputs), *arguments) for _ in range(2))
     if str(first.jaxpr) != str(second.jaxpr):
         return True
-    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first.consts, second.consts, strict=True))
+    same = all(np.array_equal(a, b) for a, b in zip(first.consts, second.consts, strict=True))
     return not same or _draws(first)
 
 

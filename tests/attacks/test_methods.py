@@ -294,14 +294,14 @@ def test_l1_attacks_come_close_to_the_linear_programme(method):
         before = np.cumsum(room[:, order], 1) - room[:, order]
         spent = np.clip(radius - before, 0, room[:, order])
         worst = (spent * np.abs(slope)[order]).sum(1)
-        make = functools.partial(attacks.apgd, num_steps=50) if method == "apgd" else functools.partial(attacks.square, num_queries=600)
+        make = functools.partial(attacks.apgd, num_steps=100) if method == "apgd" else functools.partial(attacks.square, num_queries=600)
         attack = make(attacks.Threat("l1", radius), **({"loss": "margin"} if method == "apgd" else {}))
         # The label's logit is 100 larger, so that no example is broken on the way, which would end the search of Square.
         network = partial(_shifted, (jnp.asarray(weights), jnp.float32(100.0) * (jnp.arange(2) == label)))
         result = run(attack, network, jax.random.key(0), inputs[rows], labels[rows])
         reached = result.loss + 100 - (inputs[rows] @ slope)
         assert (reached <= worst * (1 + 1e-4) + 1e-4).all()
-        assert (reached >= (0.98 if method == "apgd" else 0.5) * worst).all()
+        assert (reached >= (0.97 if method == "apgd" else 0.5) * worst).all()
 
 
 def _shifted(params, inputs):
