@@ -131,7 +131,7 @@ def floating_examples(inputs: Any) -> jax.Array:
     return examples
 
 
-def network_of(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+def network_of(logits_fn: Callable[..., jax.Array]) -> jax.tree_util.Partial:
     """A function of logits as a pytree, which compiled programs take as an argument; ValueError for what cannot be called."""
     if isinstance(logits_fn, jax.tree_util.Partial):
         return logits_fn

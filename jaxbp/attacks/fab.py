@@ -93,7 +93,8 @@ class MinimalNorms:
     Attributes:
       norm: the norm of the distances.
       distances: (N,), 0 where the network errs on the input itself, inf where no mistake came to light.
-      adversarial: (N, ...), the nearest mistakes; the inputs themselves where the distance is 0 or inf.
+      adversarial: (N, ...), the nearest mistakes, so close to the boundary that rounding may decide their class; the inputs themselves
+        where the distance is 0 or inf.
       num_evaluations: forward passes over all examples; a gradient counts as one.
     """
 
@@ -153,7 +154,7 @@ def minimal_norms(
     correct, num_evaluations = correct_examples(network, inputs, labels, batch_size), 0
     for batch, (rows, places) in enumerate(full_batches(np.flatnonzero(correct), batch_size)):
         result = _run(attack, network, jax.random.fold_in(key, batch), inputs[rows], labels[rows])
-        distances[places] = np.where(result.success, -result.loss, np.inf)[: len(places)]
+        distances[places] = -np.asarray(result.loss)[: len(places)]
         adversarial[places] = np.asarray(result.adversarial)[: len(places)]
         num_evaluations += int(result.num_evaluations) * len(places)
     return MinimalNorms(norm, distances, adversarial, num_evaluations)
@@ -188,7 +189,7 @@ class _Fab(RestartedMethod):
     def run_fn(self, threat: Threat, step_size: Any, logits_fn: LogitsFn, inputs: jax.Array) -> RunFn:
         del step_size
         lowest, highest = threat.reach(inputs)
-        flat_box = [jnp.reshape(end, (len(inputs), -1)) for end in (lowest, highest)]
+        low, high = (jnp.reshape(end, (len(inputs), -1)) for end in (lowest, highest))
 
         def run(key: jax.Array, goal: Goal) -> AttackResult:
             def result_at(points: jax.Array) -> AttackResult:
@@ -196,8 +197,8 @@ class _Fab(RestartedMethod):
 
             def step(carry: tuple[jax.Array, _Nearest], _: None) -> tuple[tuple[jax.Array, _Nearest], None]:
                 iterate, nearest = carry
-                plane = _linearise(logits_fn, goal, iterate, threat, *flat_box)
-                towards = _biased_step(threat, plane, iterate, inputs, *flat_box)
+                plane = _linearise(logits_fn, goal, iterate, threat, low, high)
+                towards = _biased_step(threat, plane, iterate, inputs, low, high)
                 point = jnp.clip(towards, lowest, highest)
                 wrong = result_at(point).success
                 back = jnp.where(wide(wrong, point), BACKWARD * point + (1 - BACKWARD) * inputs, point)
@@ -213,8 +214,8 @@ class _Fab(RestartedMethod):
                 return nearest, None
 
             def tangent(nearest: _Nearest, overshoot: jax.Array) -> tuple[_Nearest, None]:
-                plane = _linearise(logits_fn, goal, nearest.point, threat, *flat_box)
-                step = hyperplane.nearest_step(inputs, plane.normal, _gap(plane, nearest.point, inputs), *flat_box, threat.norm)
+                plane = _linearise(logits_fn, goal, nearest.point, threat, low, high)
+                step = hyperplane.nearest_step(inputs, plane.normal, _gap(plane, nearest.point, inputs), low, high, threat.norm)
                 point = jnp.clip(inputs + (1 + overshoot) * step, lowest, highest)
                 return _nearer(nearest, point, result_at(point).success, threat, inputs), None
 
@@ -267,10 +268,9 @@ def _linearise(logits_fn: LogitsFn, goal: Goal, iterate: jax.Array, threat: Thre
 def _biased_step(threat: Threat, plane: _Plane, iterate: jax.Array, inputs: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """The mean of both projections, each a little beyond the hyperplane (equations 7 to 9 of the source)."""
     gap = _gap(plane, iterate, inputs)
-    both = hyperplane.nearest_step(  # side by side, one loop for both
-        *(jnp.concatenate(pair) for pair in ((iterate, inputs), (plane.normal,) * 2, (plane.value, gap), (low, low), (high, high))),
-        threat.norm,
-    )
+    points, normals = jnp.concatenate([iterate, inputs]), jnp.concatenate([plane.normal, plane.normal])
+    box = jnp.concatenate([low, low]), jnp.concatenate([high, high])
+    both = hyperplane.nearest_step(points, normals, jnp.concatenate([plane.value, gap]), box[0], box[1], threat.norm)  # in one loop
     here, there = jnp.split(both, 2)
     lengths = [threat.distance(part, jnp.zeros_like(part)) for part in (here, there)]
     total = lengths[0] + lengths[1]

@@ -79,7 +79,8 @@ def interval_bounds(
         raise ValueError(f"function must return one array, got {len(program.jaxpr.outvars)}")
     opened = (interpret.CALL, interpret.CUSTOM_DERIVATIVE)
     (output,) = program.evaluate([_Interval(low, high)], _rule, opened=opened)
-    return tuple(output) if isinstance(output, _Interval) else (output, output)
+    output = _ends(output)
+    return output.lower, output.upper
 
 
 def interval_certificate(
