@@ -268,6 +268,11 @@ TRACED = {
 HOST = {
     "attacks.robust_accuracy": (robust_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
     "attacks.minimal_norms": (minimal_norms, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.MinimalNorms.accuracy": (attacks.MinimalNorms("l2", VECTOR, X[:3], 1).accuracy, {"radii": VECTOR}),
+    "attacks.SmoothedRadii.accuracy": (
+        attacks.SmoothedRadii(Y[:3], VECTOR, VECTOR / 5, 0.5, 0.01).accuracy,
+        {"labels": Y[:3], "radii": VECTOR},
+    ),
     "attacks.randomised_accuracy": (randomised_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
     "attacks.smoothed_radii": (
         smoothed_radii,

@@ -20,7 +20,8 @@ True
 from jaxbp.attacks.adversarial_training import PerturbFn, adversarial_batch, fgsm_training, pgd_training
 from jaxbp.attacks.apgd import apgd, step_size_checkpoints
 from jaxbp.attacks.attack import Attack, AttackResult
-from jaxbp.attacks.fab import MinimalNorms, fab, minimal_norms
+from jaxbp.attacks.distances import MinimalNorms, minimal_norms
+from jaxbp.attacks.fab import fab
 from jaxbp.attacks.interval_bounds import IntervalCertificate, UnboundedOperationError, interval_bounds, interval_certificate
 from jaxbp.attacks.losses import LOSSES, TARGETED
 from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, stats
 from jaxbp.attacks.attack import LogitsFn, floating_examples, network_of
+from jaxbp.attacks.threat import checked_radii
 
 ABSTAINED = -1
 
@@ -57,12 +58,11 @@ class SmoothedRadii:
         """Certified accuracy at each of the ``radii``, with Wilson's 95 % interval: right answers whose certificate is at least as wide.
 
         Raises:
-          ValueError: labels that are not (N,) integers, or a radius that is no number of at least 0.
+          ValueError: labels that are not (N,) integers, or radii that are no finite numbers of at least 0.
         """
         labels = checks.host_array(labels, "labels", shape=(len(self.classes),))
-        radii = [checks.number(radius, "radius", least=0, known=True) for radius in radii]
         right = self.classes == labels
-        return [stats.wilson_interval(int((right & (self.radii >= radius)).sum()), len(labels)) for radius in radii]
+        return [stats.wilson_interval(int((right & (self.radii >= radius)).sum()), len(labels)) for radius in checked_radii(radii)]
 
 
 def smoothed_radii(

@@ -189,6 +189,11 @@ def wide(values: jax.Array, array: jax.Array) -> jax.Array:
     return values.reshape(-1, *(1,) * (array.ndim - 1))
 
 
+def checked_radii(radii: Any) -> list[float]:
+    """Radii of a curve; ValueError for anything but a list of finite numbers of at least 0."""
+    return [checks.number(radius, "radii", least=0) for radius in checks.host_values(radii, "radii", shape=(None,))]
+
+
 def multiple_of_epsilon(threat: Threat, factor: float) -> Any:
     """``factor`` epsilon, the size of a step; of several radii, which come by vmap over attacks, several sizes.
 

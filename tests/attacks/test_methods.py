@@ -414,6 +414,19 @@ def test_the_order_of_strength(trained):
     assert square >= targeted - 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.07), ("l2", 0.4), ("l1", 2.0)])
+def test_attacks_that_follow_the_boundary_and_the_loss_agree(trained, norm, epsilon):
+    """The curve of minimal norms by FAB meets the robust accuracy under targeted APGD, within 3 % of the examples."""
+    network, inputs, labels = trained
+    options = {"norm": norm, "num_steps": 50, "targets": 9, "batch_size": 200}
+    curve = attacks.minimal_norms(network, jax.random.key(0), inputs, labels, **options).accuracy([epsilon])
+    suite = {"apgd": attacks.apgd(attacks.Threat(norm, epsilon), num_steps=50, loss="dlr", targets=9)}
+    result = attacks.robust_accuracy(network, jax.random.key(1), inputs, labels, suite, batch_size=200, check_masking=False)
+    assert 0.1 < result.worst_case.estimate < 0.8
+    assert abs(curve[0].estimate - result.worst_case.estimate) <= 0.03
+
+
 @pytest.mark.parametrize(
     "restarts, norm, epsilon, kind",
     [pytest.param(1, "l2", 0.4, "L2PGD", marks=pytest.mark.slow), (3, "linf", 0.07, "LinfPGD")],
