@@ -61,7 +61,7 @@ class AttackResult(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Attack:
-    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `square`, or from a method of your own.
+    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `fab`, `square`, or from a method of your own.
 
     Attributes:
       method: static and hashable; ``method(threat, step_size, logits_fn, key, inputs, labels) -> AttackResult``.

@@ -52,7 +52,7 @@ class Mixed(nn.Module):
         return nn.Dense(3)(jnp.where(x > 0.2, x, 0.5 - x))
 
 
-@pytest.mark.parametrize("name", ["mixed", "resnet"])
+@pytest.mark.parametrize("name", ["mixed", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_bounds_hold_the_outputs_of_samples(name):
     """In a box small enough for the ends to be near: all of 300 points and the corners lie between, and the bounds are not absurd."""
     if name == "mixed":
@@ -70,7 +70,8 @@ def test_bounds_hold_the_outputs_of_samples(name):
             return net.apply(params, x, state=state)
 
     inputs = jax.random.uniform(jax.random.key(1), (1, 4, 4, 2))
-    lower, upper = jax.jit(lambda x: attacks.interval_bounds(network, x - 0.02, x + 0.02))(inputs)
+    bounds = jax.jit(lambda x, size: attacks.interval_bounds(network, x - size, x + size))
+    lower, upper = bounds(inputs, 0.02)
     corners = jnp.sign(jax.random.normal(jax.random.key(2), (300, 4, 4, 2)))
     inside = corners.at[:150].multiply(jax.random.uniform(jax.random.key(3), (150, 4, 4, 2)))
     outputs = jax.jit(network)(inputs + 0.02 * inside)
@@ -78,8 +79,7 @@ def test_bounds_hold_the_outputs_of_samples(name):
     assert (outputs <= upper + 1e-5).all()
     spread = outputs.max(0) - outputs.min(0)
     assert ((upper - lower)[0] <= 100 * spread).all()
-    exact = jax.jit(lambda x: attacks.interval_bounds(network, x, x))(inputs)
-    for end in exact:
+    for end in bounds(inputs, 0.0):
         np.testing.assert_allclose(end, network(inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -99,11 +99,10 @@ def test_bounds_hold_the_outputs_of_samples(name):
 def test_each_rule_holds_samples(function):
     low = jnp.array([[-1.0, -0.2, 0.1], [0.2, 0.4, -0.6]])
     high = low + jnp.array([[0.7, 0.6, 0.5], [0.1, 0.0, 0.3]])
-    lower, upper = attacks.interval_bounds(function, low, high)
-    for share in jax.random.uniform(KEY, (60, 2, 3)):
-        value = function(low + share * (high - low))
-        assert (value >= lower - 1e-6).all()
-        assert (value <= upper + 1e-6).all()
+    lower, upper = jax.jit(lambda a, b: attacks.interval_bounds(function, a, b))(low, high)
+    values = jax.vmap(function)(low + jax.random.uniform(KEY, (60, 2, 3)) * (high - low))
+    assert (values >= lower - 1e-6).all()
+    assert (values <= upper + 1e-6).all()
 
 
 def test_certificates_are_right_about_an_affine_network(x64):
@@ -122,7 +121,7 @@ def test_certificates_are_right_about_an_affine_network(x64):
     worst = jnp.abs(network(inputs)).max(-1) - (jnp.abs(slope) * room).sum(-1)
     np.testing.assert_allclose(result.margins, 2 * worst, rtol=1e-9)
     assert 0 < result.certified.sum() < 20
-    broken = attacks.pgd(threat)(network, KEY, inputs, labels).success
+    broken = jax.jit(lambda: attacks.pgd(threat)(network, KEY, inputs, labels).success)()
     np.testing.assert_array_equal(result.certified, ~broken)
 
 

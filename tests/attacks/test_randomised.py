@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from jaxbp import attacks
+from jaxbp.attacks.randomised import is_random
 
 KEY = jax.random.key(0)
 WEIGHTS = jax.random.normal(jax.random.key(1), (6, 2))
@@ -46,38 +47,41 @@ def test_the_accuracy_of_noisy_logits_is_its_closed_form():
 def test_the_gradient_of_the_expectation_is_the_mean_gradient():
     """Averaged draws break what one draw does not: the mean network is 0.1 of the linear one."""
     one, many = (attacks.expectation(jax.tree_util.Partial(turning, WEIGHTS), KEY, num_samples=n) for n in (1, 801))
-    np.testing.assert_allclose(many(INPUTS), 0.1 * INPUTS @ WEIGHTS, atol=0.15 * float(jnp.abs(INPUTS @ WEIGHTS).max()))
-    gradient = jax.grad(lambda x: many(x)[:, 0].sum())(INPUTS)
-    np.testing.assert_allclose(gradient, many(INPUTS)[:1, :1] / (INPUTS @ WEIGHTS)[:1, :1] * WEIGHTS[:, 0][None].repeat(60, 0), rtol=1e-3)
-    assert not jnp.array_equal(one(INPUTS), many(INPUTS))
-    np.testing.assert_array_equal(many(INPUTS), many(INPUTS))  # pure
+    value, gradient = jax.jit(lambda x: (many(x), jax.grad(lambda y: many(y)[:, 0].sum())(x)))(INPUTS)
+    np.testing.assert_allclose(value, 0.1 * INPUTS @ WEIGHTS, atol=0.15 * float(jnp.abs(INPUTS @ WEIGHTS).max()))
+    factor = value[0, 0] / (INPUTS @ WEIGHTS)[0, 0]
+    np.testing.assert_allclose(gradient, factor * WEIGHTS[:, 0][None].repeat(60, 0), rtol=1e-3)
+    assert abs(float(jnp.abs(one(INPUTS) / (INPUTS @ WEIGHTS))[0, 0]) - 1) < 1e-3  # a single draw is the network or its opposite
     draws = attacks.expectation(jax.tree_util.Partial(noisy, WEIGHTS), KEY, num_samples=1)
+    np.testing.assert_array_equal(draws(INPUTS), draws(INPUTS))  # pure
     moved = INPUTS.at[3, 2].set(jnp.nextafter(INPUTS[3, 2], jnp.float32(2)))
     assert float(jnp.abs(draws(moved) - draws(INPUTS)).max()) > 0.5  # fresh noise at the next number
 
 
-def _suspected(network, key=KEY):
-    found = attacks.gradient_masking_checks(network, key, INPUTS, LABELS, attacks.Threat("linf", 0.1))
-    return {check.name: check for check in found if check.suspicious}
-
-
 def test_a_randomised_network_under_a_deterministic_attack_is_named():
-    fixed = jax.tree_util.Partial(noisy, WEIGHTS, jax.random.key(3))
+    """And probabilities in place of logits are, in the same program."""
+
+    def fixed_draw(weights, key, inputs):
+        return jax.nn.softmax(noisy(weights, key, inputs))
+
     suite = {"fgsm": attacks.fgsm(attacks.Threat("linf", 0.1))}
-    result = attacks.robust_accuracy(fixed, KEY, INPUTS, LABELS, suite)
+    result = attacks.robust_accuracy(jax.tree_util.Partial(fixed_draw, WEIGHTS, jax.random.key(3)), KEY, INPUTS, LABELS, suite)
     assert result.masking_suspected
     assert "the network draws random numbers" in result.warning
     assert "attacks.expectation" in result.warning
+    assert "outputs of 100% of the examples sum to 1 like probabilities" in result.warning
+
+
+def test_random_networks_are_told_from_others():
     generator = np.random.default_rng(0)
-    assert "randomness" in _suspected(lambda x: x @ WEIGHTS + generator.normal(size=(60, 2)))  # outside of JAX
-    assert "randomness" in _suspected(lambda x: x @ WEIGHTS * generator.uniform())
-    assert "randomness" not in _suspected(attacks.expectation(jax.tree_util.Partial(noisy, WEIGHTS), KEY, num_samples=2))
-    assert "randomness" not in _suspected(jax.tree_util.Partial(lambda w, x: x @ w, WEIGHTS))
-
-
-def test_probabilities_in_place_of_logits_are_named():
-    found = _suspected(lambda x: jax.nn.softmax(x @ WEIGHTS))
-    assert "sum to 1 like probabilities" in str(found["probabilities"])
+    for function, wanted in (
+        (lambda x: x @ WEIGHTS + generator.normal(size=(60, 2)), True),  # outside of JAX
+        (lambda x: x @ WEIGHTS * generator.uniform(), True),
+        (lambda x: jax.lax.map(lambda row: row @ WEIGHTS + jax.random.normal(KEY, (2,)), x), True),  # within a loop
+        (lambda x: x @ WEIGHTS + np.ones(2), False),
+    ):
+        assert is_random(jax.tree_util.Partial(function), INPUTS) == wanted
+    assert not is_random(attacks.expectation(jax.tree_util.Partial(noisy, WEIGHTS), KEY, num_samples=2), INPUTS)
 
 
 @pytest.mark.parametrize(
