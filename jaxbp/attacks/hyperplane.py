@@ -9,17 +9,17 @@ Hein, ICML 2020, section 2.1):
 - "l1": those with the largest weights as far as the box lets them, until the gap is closed.
 
 The amount of the first two solves a piecewise linear equation, concave and increasing. Newton's iteration from 0 approaches the
-solution from below and passes a kink in each step, so that it ends at the exact solution, on a few steps, without a sort. Where the box
+solution from below and passes a kink in each step, so that it ends at the exact solution, after a few steps, without a sort. Where the box
 does not meet the hyperplane, the result is the corner of the box that comes closest.
 
->>> import jax.numpy as jnp
+>>> import jax.numpy as jnp, numpy as np
 >>> from jaxbp.attacks import hyperplane
 >>> point, weights = jnp.array([[0.5, 0.5]]), jnp.array([[2.0, 1.0]])
->>> for norm in ("linf", "l2", "l1"):                  # 2 x + y has to grow by 1.3, and x has room for 0.5
-...     print(hyperplane.nearest_step(point, weights, jnp.array([-1.3]), 0.0, 1.0, norm).round(3).tolist())
-[[0.43299999833106995, 0.43299999833106995]]
-[[0.5, 0.30000001192092896]]
-[[0.5, 0.30000001192092896]]
+>>> for norm in ("linf", "l2", "l1"):                  # 2 x + y has to grow by 1.1, and x has room for 0.5
+...     print(np.asarray(hyperplane.nearest_step(point, weights, jnp.array([-1.1]), 0.0, 1.0, norm), float).round(3).tolist())
+[[0.367, 0.367]]
+[[0.44, 0.22]]
+[[0.5, 0.1]]
 """
 
 from typing import Any

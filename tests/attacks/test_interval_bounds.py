@@ -29,7 +29,7 @@ def test_a_multilayer_perceptron_by_hand(x64):
     params = random_mlp(KEY, (6, 8, 7, 3))
     inputs = jax.random.uniform(jax.random.key(1), (5, 6))
     low, high = np.asarray(inputs) - 0.05, np.asarray(inputs) + 0.05
-    lower, upper = attacks.interval_bounds(lambda x: mlp(params, x), low, high)
+    lower, upper = jax.jit(lambda a, b: attacks.interval_bounds(lambda x: mlp(params, x), a, b))(low, high)
     for layer, (weights, bias) in enumerate(params):
         plus, minus = np.maximum(weights, 0), np.minimum(weights, 0)
         low, high = low @ plus + high @ minus + bias, high @ plus + low @ minus + bias
