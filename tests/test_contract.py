@@ -173,6 +173,10 @@ TRACED = {
         {"key": KEY, "inputs": X, "labels": Y},
     ),
     "attacks.Threat": (lambda low, high: attacks.Threat("linf", 0.1, (low, high)), {"low": np.zeros(3), "high": np.ones(3)}),
+    "data.augment.cutmix": (
+        lambda key, images, labels: augment.cutmix()(key, images, labels),
+        {"key": KEY, "images": IMAGES, "labels": Y},
+    ),
     "data.augment.crop_and_flip": (lambda key, images: augment.crop_and_flip()(key, images), {"key": KEY, "images": IMAGES}),
     "models mlp.init": (MLP.init, {"key": KEY, "inputs": X}),
     "models mlp.apply": (lambda inputs: MLP.apply(*_drawn(MLP_START, inputs)), {"inputs": X}),
@@ -356,6 +360,10 @@ INSTRUMENTS = {
     "bounds.margins": (bounds.margins, {"logits": X, "labels": Y}),
     "bounds.risk": (
         lambda margins, delta: bounds.risk(bounds.counting(ANATOMY, X), margins, delta=delta),
+        {"margins": X[:, 0], "delta": np.float64(0.1)},
+    ),
+    "bounds.log_examples_needed": (
+        lambda margins, delta: bounds.log_examples_needed(bounds.counting(ANATOMY, X), margins, delta=delta),
         {"margins": X[:, 0], "delta": np.float64(0.1)},
     ),
     "bounds.lower.top_layer": (

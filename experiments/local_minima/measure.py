@@ -183,9 +183,18 @@ def measured_epochs(num_epochs: int) -> tuple[int, ...]:
 
 
 def train_from(
-    starts: np.ndarray, seeds: Sequence[int], rates: Any, momentum: float, case: Case, settings: Settings, *,
-    batch_size: int | None = None, num_epochs: int | None = None, num_steps: Any = None, use: str = "train",
-) -> dict[str, np.ndarray]:  # fmt: skip
+    starts: np.ndarray,
+    seeds: Sequence[int],
+    rates: Any,
+    momentum: float,
+    case: Case,
+    settings: Settings,
+    *,
+    batch_size: int | None = None,
+    num_epochs: int | None = None,
+    num_steps: Any = None,
+    use: str = "train",
+) -> dict[str, np.ndarray]:
     """Train from ``starts`` (R, P), run r on the data of ``seeds[r]``, with shuffles by seed and ``use``.
 
     ``rates`` and ``num_steps`` are (R,) or one for all. The rate decays along a cosine and is 0 after ``num_steps``, by default at the
@@ -245,9 +254,17 @@ def stay(case: Case, settings: Settings, embedded: xr.Dataset, batches: str, see
     steps = np.clip(np.round(wanted / rates), 1, training.num_steps(size, num_epochs, batch_size))
     starts = np.tile(embedded_params(embedded), (len(LIMIT_SHARES), 1))
     result = train_from(
-        starts, list(seed) * len(LIMIT_SHARES), rates.ravel(), settings.momentum, case, settings,
-        batch_size=batch_size, num_epochs=num_epochs, num_steps=steps.ravel(), use=f"stay, {batches}",
-    )  # fmt: skip
+        starts,
+        list(seed) * len(LIMIT_SHARES),
+        rates.ravel(),
+        settings.momentum,
+        case,
+        settings,
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        num_steps=steps.ravel(),
+        use=f"stay, {batches}",
+    )
     axes = ("share", "seed")
     ends = {"end_loss": (axes, result["train_loss"][:, -1].reshape(rates.shape)), "travel": (axes, rates * steps / wanted)}
     return xr.Dataset(ends, {"share": list(LIMIT_SHARES)})
@@ -284,9 +301,17 @@ def _certify(flat: np.ndarray, case: Case, settings: Settings, embedded: xr.Data
     inputs, labels, num_classes = load(case, settings, seed)
     net = network(case, num_classes)
     return landscape.certify(
-        net.apply, unravel(net, inputs)(flat), inputs, labels, loss=case.loss, key=key_of(seed, "certify"),
-        fit=affine_fit(embedded), chunk_size=case.chunk_size, max_products=_END_PRODUCTS, **_PROBES,
-    )  # fmt: skip
+        net.apply,
+        unravel(net, inputs)(flat),
+        inputs,
+        labels,
+        loss=case.loss,
+        key=key_of(seed, "certify"),
+        fit=affine_fit(embedded),
+        chunk_size=case.chunk_size,
+        max_products=_END_PRODUCTS,
+        **_PROBES,
+    )
 
 
 def density(case: Case, settings: Settings, embedded: xr.Dataset, trained: xr.Dataset, arm: str, seed: int) -> xr.Dataset:

@@ -23,6 +23,7 @@ from jaxbp.claims import Above
 
 CHAIN, ONE_SCALE, PRODUCT, COUNTING, WITNESS = "chain, constants 1", "ranks, one scale", "product of norms", "parameters", "lower bound"
 MARGIN_QUANTILE = 0.1
+NUM_VALUES = 32  # singular values of a layer that are drawn
 
 
 def product(kernel: Any) -> Any:
@@ -191,7 +192,21 @@ def follow_collapse(case: Case, settings: Settings) -> xr.Dataset:
             point = xr.concat(ends, xr.IndexVariable("when", ["first fit", "end"]))
             of_seeds.append(point if len(fits) else point.where(False))
         table.append(xr.concat(of_seeds, xr.IndexVariable("seed", list(settings.seeds))))
-    return xr.concat(table, xr.IndexVariable("decay", [f"decay {decay:g}" for decay in settings.decays]))
+    result = xr.concat(table, xr.IndexVariable("decay", [f"decay {decay:g}" for decay in settings.decays]))
+    return result.assign(singular_values=singular_values(params, curves.epoch.values, list(result.decay.values)))
+
+
+def singular_values(params: list, epochs: np.ndarray, decays: list[str]) -> xr.DataArray:
+    """Those of the first seed's layers over the largest, at up to 12 epochs: (decay, drawn_epoch, layer, index)."""
+    drawn = np.unique(np.linspace(0, len(epochs) - 1, 12).round().astype(int))
+    values = np.full((len(decays), len(drawn), len(params), NUM_VALUES), np.nan)
+    for place in np.ndindex(values.shape[:3]):
+        decay, epoch, layer = place
+        spectrum = np.linalg.svd(np.asarray(params[layer][decay, 0, drawn[epoch]], np.float64), compute_uv=False)[:NUM_VALUES]
+        values[place][: len(spectrum)] = spectrum / spectrum[0]
+    names = [f"layer {layer + 1}" for layer in range(len(params))]
+    coordinates = {"decay": decays, "drawn_epoch": epochs[drawn], "layer": names, "index": np.arange(1, NUM_VALUES + 1)}
+    return xr.DataArray(values, coordinates, list(coordinates))
 
 
 def over_margin(results: xr.Dataset, forms: list[str]) -> xr.DataArray:
@@ -252,6 +267,25 @@ def factors(m: Any) -> xr.DataArray:
     margin = (-results.log_margin).expand_dims(factor=["1 / margin"])
     lower = (results.complexity.sel(bound=WITNESS, drop=True) - results.log_margin).expand_dims(factor=[WITNESS])
     return xr.concat([results.factors, margin, lower], "factor") / math.log(10)
+
+
+def draw_singular_values(m: Any) -> Any:
+    """A panel a layer and weight decay: each singular value over the epochs, the C largest in colour."""
+    values = m.follow_collapse.singular_values
+    layers, decays = values.layer.values, values.decay.values
+    fig, axes = report.figure(len(decays), len(layers), width=9.0, height=2.0 * len(decays) + 0.4, squeeze=False, sharex=True, sharey=True)
+    num_classes = int(np.isfinite(values.isel(layer=-1, decay=0, drawn_epoch=0)).sum())  # the last layer has no more
+    with report.style():
+        for (row, decay), (column, layer) in itertools.product(enumerate(decays), enumerate(layers)):
+            ax, curves = axes[row, column], values.sel(decay=decay, layer=layer).values
+            ax.plot(values.drawn_epoch, curves[:, num_classes:], color="#999999", linewidth=0.7)
+            ax.plot(values.drawn_epoch, curves[:, :num_classes], color="C0", linewidth=0.9)
+            ax.set_title(f"{layer}, {decay}", fontsize=8)
+        for ax in axes[-1]:
+            ax.set_xlabel("epoch")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("over largest")
+    return fig
 
 
 METHOD = (
@@ -338,6 +372,13 @@ STUDY = lab.Study(
             xlabel="log2 of (bound by norms / by ranks)",
             alt="bound by the product of norms over the bound by ranks, by rank",
             caption="What is gained by adding factors of rank in place of multiplying norms, by the rank of the hidden layers.",
+        ),
+        report.CustomFigure(
+            draw_singular_values,
+            name="singular_values",
+            alt="singular values of all layers over epochs, by weight decay",
+            caption="The 32 largest singular values of every layer, over the largest one, first seed, by weight decay; blue: as many as "
+            "there are classes.",
         ),
         report.SeedScatter(
             lambda m: m.follow_collapse.beyond.sel(when="end"),

@@ -107,6 +107,10 @@ class Judged:
         self.gap = float(np.mean(test_logits.argmax(1) != dataset.test.labels)) - self.train_error
         self.anatomy = bounds.anatomy(net.apply, params, self.inputs)
 
+    def log_examples(self, bound: bounds.Bound, delta: float) -> float:
+        """Logarithm of the number of examples from which on the bound of the test error would say something."""
+        return bounds.log_examples_needed(bound, self.margins, delta=delta)
+
     def log_risk(self, bound: bounds.Bound, delta: float) -> float:
         """Logarithm of the bound of the test error."""
         return bounds.risk(bound, self.margins, delta=delta).log_value
@@ -153,11 +157,13 @@ def _bounds(judged: Judged, estimate: bounds.lower.Estimate, delta: float) -> xr
     risks[OCCAM] = math.log(pac_bayes.hoeffding(judged.train_error, len(inputs), bits=bits, delta=delta))
     best = bounds.sparse(net, inputs)
     risks[SPARSE] = judged.log_risk(best, delta)
+    needed = {name: judged.log_examples(bound, delta) for name, bound in (by_name | {SPARSE: best}).items()}
     certain = estimate.value - 3 * estimate.standard_error  # norms 1
     return xr.Dataset(
         {
             "complexity": xr.DataArray(list(complexities.values()), {"bound": list(complexities)}) / math.log(10),
             "risk": xr.DataArray(list(risks.values()), {"risk_bound": list(risks)}, ["risk_bound"]) / math.log(10),
+            "examples": xr.DataArray(list(needed.values()), {"needed_by": list(needed)}, ["needed_by"]) / math.log(10),
             "factors": xr.DataArray(list(best.factors.values()), {"factor": list(best.factors)}, ["factor"]) / math.log(10),
             "published_over_witness": (by_name[PUBLISHED].log_value - norms - math.log(certain)) / math.log(2),
             "path_over_witness": (by_name[PATH].log_value - norms - math.log(certain)) / math.log(2),
@@ -364,6 +370,17 @@ STUDY = lab.Study(
             xlabel="bound of the test error",
             alt="bounds of the test error",
             caption="Bounds of the test error that hold with probability 95 %, not capped; dashed: the error of guessing, and the truth.",
+        ),
+        report.SeedStrip(
+            ladder("examples", "needed_by"),
+            log=True,
+            stacked=True,
+            lines={"60,000, as in the paper": 60_000},
+            name="examples",
+            xlabel="examples needed",
+            alt="number of examples from which on each bound of the test error says something",
+            caption="Number of examples at which each bound of the test error would fall to 1, with norms, margins and training errors "
+            "as they are.",
         ),
         report.StackedBars(
             lambda m: xr.concat([m.compare.factors, m.compare.complexity.sel(bound=[WITNESS]).rename(bound="factor")], "factor"),

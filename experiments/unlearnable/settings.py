@@ -48,6 +48,7 @@ class Case:
       options: of `jaxbp.models.create`, as pairs.
       clip: whether perturbed inputs are clipped to [0, 1].
       crop, flip: augmentation, in all arms.
+      cutmix: whether perturbed and projected sets are also trained on with CutMix in half of the batches, which goes into a table.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Case:
     clip: bool = False
     crop: int = 0
     flip: bool = False
+    cutmix: bool = False
 
     @property
     def name(self) -> str:
@@ -110,7 +112,7 @@ _PUBLISHED = (
     Poison("error-minimising, class-wise", "error-minimising, class-wise", 8 / 255),
     Poison("error-maximising", "error-maximising", 8 / 255),
 )
-_CIFAR10 = Case("tfds:cifar10", _PUBLISHED, "resnet18", 64, (), 60, 0.1, clip=True, crop=4, flip=True)
+_CIFAR10 = Case("tfds:cifar10", _PUBLISHED, "resnet18", 64, (), 60, 0.1, clip=True, crop=4, flip=True, cutmix=True)
 
 
 class Arguments(lab.Arguments):

@@ -19,6 +19,7 @@ from jaxbp.claims import Above
 from jaxbp.data import augment, poisons
 
 TESTS = ("raw test data", "projected test data")
+CUTMIX_SHARE = 0.5  # of the batches, as in the authors' defaults
 LINEAR_STEPS = 49  # an epoch, as 1,024 of 50,000 images a step make in the paper
 ROUNDS, ATTACK_STEPS, ATTACK_BATCH = 100, 250, 1024
 RADIUS = 1.5  # of the frequencies of waves, radians a pixel
@@ -31,7 +32,14 @@ def network(case: Case, num_classes: int) -> models.Network:
 
 
 def train(
-    key: jax.Array, *, inputs: jax.Array, labels: jax.Array, case: Case, settings: Settings, num_classes: int
+    key: jax.Array,
+    *,
+    inputs: jax.Array,
+    labels: jax.Array,
+    cutmix: float | jax.Array = 0.0,
+    case: Case,
+    settings: Settings,
+    num_classes: int,
 ) -> tuple[dict[str, Any], tuple]:
     """One run: its training accuracy, and the trained parameters and state."""
     steps = training.num_steps(len(inputs), case.num_epochs, settings.batch_size)
@@ -41,6 +49,7 @@ def train(
         batch_size=settings.batch_size,
         measure_epochs=(case.num_epochs,),
         augment_fn=augment.crop_and_flip(case.crop, flip=case.flip) if case.crop else None,
+        mix_fn=augment.cutmix(cutmix) if case.cutmix else None,
     )
     result = training.train(network(case, num_classes), sgd, (inputs, labels), key, options)
     return {"train_accuracy": 100 * result.history["train_accuracy"][-1]}, (result.params, result.state)
@@ -112,9 +121,11 @@ def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
     few = round(settings.clean_share * len(inputs))  # the first examples have the classes in proportion
     arms = training_sets(sets, spans, labels, few) | {"shuffled": (poisons.apply(inputs, shuffled, *box).inputs, labels)}
     fixed = {"case": case, "settings": settings, "num_classes": split.num_classes}
-    arguments = {name: {"inputs": part[0], "labels": part[1]} for name, part in arms.items()}
+    arguments = {name: {"inputs": part[0], "labels": part[1], "cutmix": 0.0} for name, part in arms.items()}
+    if case.cutmix:
+        arguments |= {mixed(arm): arguments[arm] | {"cutmix": CUTMIX_SHARE} for name in names for arm in (name, f"{name}, projected")}
     results, ends = lab.sweep(functools.partial(train, **fixed), arms=arguments, seeds=[seed], keys=train_key[None])
-    trained = {name: jax.tree.map(lambda leaf, i=i: leaf[i, 0], ends) for i, name in enumerate(arms)}
+    trained = {name: jax.tree.map(lambda leaf, i=i: leaf[i, 0], ends) for i, name in enumerate(arguments)}
     trained["untrained"] = network(case, split.num_classes).init(jax.random.split(train_key)[0], inputs[:1])
 
     tests = {name: unlearnable.project_out(split.test.inputs, Q) for name, Q in spans.items()}
@@ -152,7 +163,17 @@ def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
         "clipped": ("poison", [poisoned[name].clipped for name in names]),
         "pictures": (("poison", "picture", "row", "column", "channel"), np.array(pictures)),
     }
-    return xr.Dataset(values, {"poison": names, "test": list(TESTS)})
+    result = xr.Dataset(values, {"poison": names, "test": list(TESTS)})
+    if not case.cutmix:
+        return result
+    remedies = [[[tested(arm), tested(mixed(arm))] for arm in (name, f"{name}, projected")] for name in names]
+    coordinates = {"poison": names, "data": ["perturbed", "projected"], "augmentation": ["plain", "CutMix"]}
+    return result.assign(remedies=xr.DataArray(remedies, coordinates, list(coordinates)))
+
+
+def mixed(arm: str) -> str:
+    """The name of an arm with CutMix."""
+    return f"{arm}, CutMix"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -352,6 +373,14 @@ STUDY = lab.Study(
             rows=("poison",),
             section="Perturbations",
             caption="Means and 95 % intervals over seeds.",
+        ),
+        report.MeanTable(
+            lambda m: m.learn.remedies,
+            columns="augmentation",
+            rows=("poison", "data"),
+            where=lambda case: case.cutmix,
+            section="Projection and CutMix",
+            caption="Test accuracy in %, raw test data, by what was trained on and whether half of the batches were mixed by CutMix.",
         ),
         report.ClaimMeans(),
     ),

@@ -25,5 +25,5 @@ from jaxbp.bounds._anatomy import Anatomy, Layer, anatomy
 from jaxbp.bounds._bound import Bound
 from jaxbp.bounds._covering import counting, low_rank
 from jaxbp.bounds._peeling import peeling
-from jaxbp.bounds._risk import Risk, margins, risk
+from jaxbp.bounds._risk import Risk, log_examples_needed, margins, risk
 from jaxbp.bounds._sparse import sparse

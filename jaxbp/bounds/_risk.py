@@ -48,6 +48,12 @@ class Risk:
         """The bound; vacuous from 1 on, infinite past the range of float64."""
         return exp(self.log_value)
 
+    @property
+    def log_inflation(self) -> float:
+        """Logarithm of the terms that fall with the root of the number of examples, over what the training error leaves below 1."""
+        left = 1 - self.margin_error
+        return math.inf if left == 0 else float(np.logaddexp(self.log_complexity, math.log(self.deviation))) - math.log(left)
+
 
 def margins(logits: Any, labels: Any) -> np.ndarray:
     """f_y - max_{j != y} f_j of logits (N, C) and labels (N,): (N,), Lipschitz in f with the constant sqrt 2."""
@@ -69,6 +75,23 @@ def risk(bound: Bound, margins: Any, *, delta: float = 0.05, margin_grid: Sequen
     Raises:
       ValueError: numbers out of range, or another number of margins than the bound's examples.
     """
+    return min(_by_gamma(bound, margins, delta, margin_grid), key=lambda candidate: candidate.log_value)
+
+
+def log_examples_needed(bound: Bound, margins: Any, *, delta: float = 0.05, margin_grid: Sequence[float] | None = None) -> float:
+    """Logarithm of the number of examples from which on the bound of the test error would say something, all else as it is.
+
+    Norms, margins and the mean square of the inputs stay; a complexity falls with the root of the number of examples, as the confidence's
+    term does. Bounds by covering numbers also grow with its logarithm, which is left out. Arguments and errors are those of `risk`.
+
+    Returns:
+      infinity where every margin's training error is 1.
+    """
+    candidates = _by_gamma(bound, margins, delta, margin_grid)
+    return min(math.log(bound.num_examples) + 2 * candidate.log_inflation for candidate in candidates)
+
+
+def _by_gamma(bound: Bound, margins: Any, delta: float, margin_grid: Sequence[float] | None) -> list[Risk]:
     values = checks.host_values(margins, "margins")
     if values.shape != (bound.num_examples,):
         raise ValueError(f"margins must be ({bound.num_examples},), one for each example of the bound, got {values.shape}")
@@ -78,7 +101,7 @@ def risk(bound: Bound, margins: Any, *, delta: float = 0.05, margin_grid: Sequen
     grid = _quantiles(values) if margin_grid is None else [float(gamma) for gamma in margin_grid]
     if min(grid) <= 0:
         raise ValueError(f"margin_grid must be positive, got {min(grid)}")
-    return min((_at(bound, values, gamma, delta, note) for gamma in grid), key=lambda candidate: candidate.log_value)
+    return [_at(bound, values, gamma, delta, note) for gamma in grid]
 
 
 def _quantiles(margins: np.ndarray) -> list[float]:

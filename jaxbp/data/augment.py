@@ -1,8 +1,8 @@
-"""Random crops and flips of a batch of images, inside a compiled training step.
+"""Random crops and flips of a batch of images, and CutMix, inside a compiled training step.
 
 The usual augmentation of small natural images (He et al., CVPR 2016, section 4.2): pad, crop a window of the original
 size, mirror half of the images. Each image has its own random numbers. `jaxbp.training.train` takes the functions as
-``augment_fn``.
+``augment_fn``, and `cutmix` as ``mix_fn``.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxbp.data import augment
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxbp import checks
 
 AugmentFn = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images (N, H, W, C)) -> images
+MixFn = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 @functools.cache  # equal arguments return the same object, so that a training run is traced once
@@ -39,9 +40,7 @@ def crop_and_flip(padding: int = 4, *, flip: bool = True, fill: tuple[float, ...
         raise ValueError(f"padding must be at least 0, got {padding}")
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        key, images = checks.prng_key(key), checks.examples(images, "images")
-        if images.ndim != 4 or images.dtype == bool:
-            raise ValueError(f"images must be numbers (N, H, W, C), got {images.dtype} of shape {images.shape}")
+        key, images = checks.prng_key(key), _images(images)
         crop_key, flip_key = jax.random.split(key)
         images = _cropped(crop_key, images, padding, jnp.asarray(fill, images.dtype)) if padding else images
         if not flip or images.shape[2] == 1:
@@ -50,6 +49,49 @@ def crop_and_flip(padding: int = 4, *, flip: bool = True, fill: tuple[float, ...
         return jnp.where(mirrored, images[:, :, ::-1], images)
 
     return augment
+
+
+def cutmix(probability: float | jax.Array = 0.5, *, alpha: float = 1.0) -> MixFn:
+    """CutMix (Yun et al., ICCV 2019, section 3.1): a box of each image is filled with the same box of another image of the batch.
+
+    The box covers 1 - l of the image, but for what lies beyond its edges, with l from Beta(alpha, alpha) and a uniform centre; a batch
+    has one box, and is mixed at all with ``probability``.
+
+    Args:
+      probability: from 0 to 1; may be traced.
+      alpha: positive.
+
+    Returns:
+      ``(key, images (N, H, W, C), labels (N,)) -> (images, labels of the boxes (N,), share of each image that is its own, a scalar)``.
+
+    Raises:
+      ValueError: numbers out of range, or, when called, images that are not (N, H, W, C).
+    """
+    if checks.number(alpha, "alpha", known=True) <= 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    if not isinstance(probability, jax.core.Tracer) and not 0 <= checks.number(probability, "probability", known=True) <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
+
+    def mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key, (images, labels) = checks.prng_key(key), checks.labelled_examples((_images(images), labels), "(images, labels)")
+        order_key, share_key, centre_key, whether_key = jax.random.split(key, 4)
+        order, extents = jax.random.permutation(order_key, len(images)), images.shape[1:3]
+        half_side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha)) / 2
+        inside = jnp.array(jax.random.uniform(whether_key) < probability)
+        for axis, (extent, centre) in enumerate(zip(extents, jax.random.uniform(centre_key, (2,)), strict=True)):
+            places = (jnp.arange(extent) + 0.5) / extent
+            inside = inside & jnp.expand_dims(jnp.abs(places - centre) < half_side, 1 - axis)
+        mixed = jnp.where(inside[:, :, None], images[order], images)
+        return mixed, jnp.asarray(labels)[order], 1 - inside.mean(dtype=images.dtype)
+
+    return mix
+
+
+def _images(images: jax.Array) -> jax.Array:
+    images = checks.examples(images, "images")
+    if images.ndim != 4 or images.dtype == bool:
+        raise ValueError(f"images must be numbers (N, H, W, C), got {images.dtype} of shape {images.shape}")
+    return images
 
 
 def _cropped(key: jax.Array, images: jax.Array, padding: int, fill: jax.Array) -> jax.Array:

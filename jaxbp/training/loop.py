@@ -126,22 +126,34 @@ def step_fn(
     ``batch_key`` is None where ``settings.draws_keys`` is False.
     """
 
-    def prepared(state: TrainState, batch: Arrays, batch_key: Any) -> jax.Array:
+    def prepared(state: TrainState, batch: Arrays, batch_key: Any) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """Inputs, and the per-example loss of their logits."""
         inputs, labels = batch
+
+        def per_example(logits: jax.Array) -> jax.Array:
+            return settings.loss_fn(logits, labels)
+
+        loss_of = per_example
         if settings.augment_fn:
             inputs = settings.augment_fn(batch_key, inputs)
+        if settings.mix_fn:
+            inputs, others, share = settings.mix_fn(jax.random.fold_in(batch_key, 2), inputs, labels)
+
+            def loss_of(logits: jax.Array) -> jax.Array:
+                return share * per_example(logits) + (1 - share) * settings.loss_fn(logits, others)
+
         if settings.perturb_fn:
             perturbed = settings.perturb_fn(jax.random.fold_in(batch_key, 1), state, inputs, labels)
             inputs = jax.lax.stop_gradient(perturbed)
-        return inputs
+        return inputs, loss_of
 
     def step(state: TrainState, draw: tuple[Arrays, Any]) -> tuple[TrainState, None]:
         batch, batch_key = draw
-        inputs, labels = prepared(state, batch, batch_key), batch[1]
+        inputs, loss_of = prepared(state, batch, batch_key)
 
         def mean_loss(params: Any) -> tuple[jax.Array, State]:
             logits, model_state = net.update(params, inputs, state.model_state)
-            return settings.loss_fn(logits, labels).mean(), jax.tree.map(in_dtype_of, state.model_state, model_state)
+            return loss_of(logits).mean(), jax.tree.map(in_dtype_of, state.model_state, model_state)
 
         gradient, model_state = jax.grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -23,6 +23,8 @@ class Settings:
       loss_fn: per-example loss from `jaxbp.losses`.
       measure_epochs: when to evaluate and measure; default all, from 0 (before training) to ``num_epochs``.
       augment_fn: ``(key, inputs) -> inputs`` for each batch to train on, for instance `jaxbp.data.augment.crop_and_flip`.
+      mix_fn: ``(key, inputs, labels) -> (inputs, other_labels, share)`` for each batch, once augmented, for instance
+        `jaxbp.data.augment.cutmix`: the loss is ``share`` of that for the labels plus the rest of that for ``other_labels``.
       perturb_fn: ``(key, state, inputs, labels) -> inputs``, which replaces the inputs of each batch, once augmented, with a `TrainState`:
         adversarial training (Madry et al., ICLR 2018). It acts between gradients and is not differentiated.
       project_fn: ``params -> params``, applied at the end of each of ``project_epochs``, before anything is measured there, for
@@ -38,6 +40,7 @@ class Settings:
     loss_fn: losses.Loss = losses.cross_entropy
     measure_epochs: Sequence[int] | None = None
     augment_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    mix_fn: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]] | None = None
     perturb_fn: Perturbation | None = None
     project_fn: Callable[[Any], Any] | None = None
     project_epochs: Sequence[int] = ()
@@ -68,7 +71,7 @@ class Settings:
     @property
     def draws_keys(self) -> bool:
         """Whether each batch needs a random key."""
-        return self.augment_fn is not None or self.perturb_fn is not None
+        return any(function is not None for function in (self.augment_fn, self.mix_fn, self.perturb_fn))
 
 
 def num_steps(num_examples: int, num_epochs: int, batch_size: int) -> int:

@@ -79,6 +79,21 @@ def test_a_risk_past_the_range_and_a_network_that_does_not_fit():
     assert bounds.risk(Bound("made", {"norms": -math.inf, "rest": 0.0}, 10), np.zeros(10)).value > 1
 
 
+def test_the_examples_needed_are_those_at_which_the_bound_reaches_1():
+    values = np.r_[np.full(1, -1.0), np.full(4, 2.0)]
+
+    def value(num_examples: int) -> float:  # as many of each margin, and a complexity that falls with the root
+        rest = math.log(0.1) - 0.5 * math.log(num_examples / 5)
+        bound = Bound("made", {"norms": math.log(9.0), "rest": rest}, num_examples)
+        return bounds.risk(bound, np.repeat(values, num_examples // 5), margin_grid=[2.0]).value
+
+    bound = Bound("made", {"norms": math.log(9.0), "rest": math.log(0.1)}, 5)
+    needed = math.exp(bounds.log_examples_needed(bound, values, margin_grid=[2.0]))
+    assert value(5 * math.ceil(needed / 5)) <= 1 < value(5 * math.floor(needed / 5))
+    assert bounds.log_examples_needed(bound, values, margin_grid=[2.0, 3.0]) == pytest.approx(math.log(needed))  # no margin reaches 3
+    assert bounds.log_examples_needed(bound, -values.clip(0.1), margin_grid=[2.0]) == math.inf
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

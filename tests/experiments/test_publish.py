@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
-from experiments import publish
+from experiments import results_pages as publish
 from experiments.__main__ import NAMES
 from jaxbp import claims, lab
 
@@ -21,13 +22,15 @@ FACTS = {
 
 
 def test_readme_and_guide_show_what_was_published():
-    verdicts = claims.read_verdicts(publish.FOLDER / "verdicts.json")
+    verdicts, known = publish.published(publish.FOLDER), publish.facts(publish.FOLDER)
+    larger = publish.published(publish.STANDARD)
     headlines = [verdict for verdict in verdicts if verdict.claim.id in publish.HEADLINES]
-    for page, text in (
-        (publish.README, publish.summary(headlines, publish.facts())),
-        (publish.RESULTS, publish.table(verdicts, publish.facts())),
+    for page, text, marker in (
+        (publish.README, publish.summary(headlines, known), publish.BEGIN),
+        (publish.RESULTS, publish.table(verdicts, known), publish.BEGIN),
+        (publish.RESULTS, publish.comparison(verdicts, larger, publish.facts(publish.STANDARD)), publish.BEGIN_STANDARD),
     ):
-        assert publish.with_table(page, text) == page.read_text("utf-8")
+        assert publish.with_table(page, text, marker) == page.read_text("utf-8")
     assert (publish.FOLDER / "verdicts.svg").exists()
     assert (publish.FOLDER / "headlines.svg").exists()
     assert {v.claim.id.partition(".")[0] for v in verdicts} == {f"S{number}" for number in range(1, 11)}
@@ -54,6 +57,19 @@ def test_the_summary_says_whether_the_paper_says_so():
     assert rows[2].endswith("| **contradicted** |")
 
 
+def test_two_presets_stand_beside_each_other():
+    quick = claims.judge(CLAIM, {"a": [1.0, 2.0, 3.0]})
+    standard = [claims.judge(CLAIM, {"a": [1.0, 1.1, 1.2]}), claims.judge(dataclasses.replace(CLAIM, id="S2.b"), {"a": [1.0, 2.0]})]
+    rows = publish.comparison([quick], standard, FACTS | {"preset": "standard"}).splitlines()
+    assert (
+        rows[2] == "| S2.a Weight decay \\| beats none. | **undecided**, 2.0 [-0.5, 4.5] | **supported**, 1.10 [0.85, 1.35] | 3 | moved |"
+    )
+    assert rows[3].startswith("| S2.b Weight decay \\| beats none. | – | **undecided**")
+    assert rows[3].endswith("| 2 | is new |")
+    assert rows[5].startswith("Preset standard, 2026-01-02")
+    assert publish.comparison([quick], [quick], FACTS).splitlines()[2].endswith("| 3 | stays |")
+
+
 def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(text := f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
@@ -66,10 +82,11 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path):
 
 def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "FOLDER", tmp_path / "published")
+    monkeypatch.setattr(publish, "STANDARD", tmp_path / "published/standard")
     run = tmp_path / "run"
     verdict = claims.judge(CLAIM, {"a": [1.0, 2.0]})
     for number, name in enumerate(NAMES):
-        with pytest.raises(lab.SettingsError, match=f"no finished run of the whole lab, it has no verdicts of {name}"):
+        with pytest.raises(lab.SettingsError, match=f"no finished run of the whole lab, it has no verdicts of .*{name}"):
             publish.take(run)
         (run / name).mkdir(parents=True)
         config = FACTS | {
@@ -82,7 +99,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
         claims.write_verdicts(run / name / "verdicts.json", [own])
     claims.write_verdicts(run / "verdicts.json", [verdict])  # as a later `--only S2` leaves it
     publish.take(run)
-    assert publish.facts() == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
+    assert publish.facts(publish.FOLDER) == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
     taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
     assert [v.claim.id for v in taken] == [f"S{number + 1}.a" for number in range(len(NAMES))]
     config = run / NAMES[0] / "config.json"
@@ -93,7 +110,16 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
         config.write_text(json.dumps({**FACTS, "started": "2026-01-01", "settings": {"preset": "quick"}, **damage}))
         with pytest.raises(lab.SettingsError, match=message):
             publish.take(run)
-    (run / NAMES[1] / "verdicts.json").write_text("{")
+    config.write_text(json.dumps({**FACTS, "settings": {"preset": "standard"}}))
+    with pytest.raises(lab.SettingsError, match="holds runs of the presets quick, standard"):
+        publish.take(run)
+    for name in NAMES[1:]:
+        shutil.move(run / name, tmp_path / name)
+    publish.take(run)
+    assert [v.claim.id for v in publish.published(publish.STANDARD)] == ["S1.a"]
+    assert publish.facts(publish.STANDARD)["preset"] == "standard"
+    assert len(publish.published(publish.FOLDER)) == len(NAMES)
+    (run / NAMES[0] / "verdicts.json").write_text("{")
     with pytest.raises(lab.SettingsError, match="cannot be read as verdicts"):
         publish.take(run)
 

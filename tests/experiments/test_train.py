@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import train
+from experiments import train, train_sweep
 from jaxbp import data, lab, models, training
 from jaxbp.runtime.store import StoreError
 
@@ -42,7 +42,7 @@ def command(folder, *more):
 
 @pytest.mark.slow
 def test_it_trains_as_training_does(tmp_path):
-    found = train.train_all(dataclasses.replace(SMALL, model="resnet", learning_rate=(0.1,), out=tmp_path))
+    found = train_sweep.train_all(dataclasses.replace(SMALL, model="resnet", learning_rate=(0.1,), out=tmp_path))
     split = data.load("digits@4", num_train=200)
     net = models.create("resnet", num_classes=10, width=4, depth=1)
     assert len(found) == 2
@@ -60,9 +60,9 @@ def test_it_trains_as_training_does(tmp_path):
 
 
 def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
-    found = train.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
+    found = train_sweep.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
     capsys.readouterr()
-    train.print_table(found)
+    train_sweep.print_table(found)
     said = capsys.readouterr().out
     assert "all settings: width 4, depth 1, momentum 0.9, weight_decay 0.001, batch_size 64\n" in said
     assert max(map(len, said.splitlines())) <= 80  # no terminal
@@ -94,7 +94,7 @@ def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
 def test_bad_arguments_are_told_before_anything_is_written(tmp_path, change, told):
     arguments = dataclasses.replace(SMALL, **change, out=tmp_path / "run")
     with pytest.raises(lab.SettingsError, match=told):
-        train.train_all(arguments)
+        train_sweep.train_all(arguments)
     assert not (tmp_path / "run").exists()
 
 
@@ -105,7 +105,7 @@ def test_missing_and_damaged_data_leave_nothing_behind(tmp_path, content, until_
         (tmp_path / "mine.npz").write_bytes(content)
     few = dataclasses.replace(SMALL, dataset=f"file:{tmp_path}/mine.npz", until_decided=until_decided, out=tmp_path / "run")
     with pytest.raises(lab.SettingsError, match=r"mine\.npz"):
-        (train.train_until_decided if until_decided else train.train_all)(few)
+        (train_sweep.train_until_decided if until_decided else train_sweep.train_all)(few)
     assert not (tmp_path / "run").exists()
 
 
@@ -138,12 +138,12 @@ def test_seeds_are_added_until_settings_are_told_apart(tmp_path, capsys):
     few = dataclasses.replace(
         SMALL, width=(32,), num_train=800, learning_rate=(0.1, 0.0), epochs=8, seeds=4, most_seeds=8, until_decided=True, out=tmp_path
     )
-    found, verdict = train.train_until_decided(few)
+    found, verdict = train_sweep.train_until_decided(few)
     assert [(case.case, case.verdict, case.num_seeds) for case in verdict.cases] == [("learning_rate 0.0", "contradicted", 4)]
     assert (len(found), found.seeds) == (8, (0, 1, 2, 3))
     assert (tmp_path / "seeds-0-3/results.parquet").exists()
-    assert train.train_until_decided(few)[1] == verdict
+    assert train_sweep.train_until_decided(few)[1] == verdict
     with pytest.raises(lab.SettingsError, match="give an option several values"):
-        train.train_until_decided(dataclasses.replace(few, learning_rate=(0.1,)))
+        train_sweep.train_until_decided(dataclasses.replace(few, learning_rate=(0.1,)))
     with pytest.raises(StoreError, match="other settings"):
-        train.train_until_decided(dataclasses.replace(few, most_seeds=12))
+        train_sweep.train_until_decided(dataclasses.replace(few, most_seeds=12))

@@ -10,7 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import publish
+from experiments import results_pages
 from jaxbp import claims, lab, stats
 from jaxbp.lab import archive, execute, verdict_changes
 from jaxbp.runtime.store import Store, StoreError
@@ -141,7 +141,7 @@ def test_config_json(whole, tmp_path):
     @given(hostile(whole["config"]))
     def check(content):
         path.write_bytes(content)
-        _check(lambda: publish._config(path), lab.SettingsError)
+        _check(lambda: results_pages._config(path), lab.SettingsError)
 
         def resume():
             with Store(tmp_path, {"preset": "quick", "num_seeds": 2}, {"started": "2026-01-02"}) as store:

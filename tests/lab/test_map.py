@@ -72,15 +72,21 @@ def dear(case, settings):
 CLAIM = claims.Claim("M.a", "Small rates help.", "made up", "effect", claims.Above(0.0))
 OTHER = claims.Claim("M.b", "Dear things help.", "made up", "effect", claims.Above(0.0))
 STUDY = lab.Study(
-    "M", "Title", "Lead", "tests.map",
+    "M",
+    "Title",
+    "Lead",
+    "tests.map",
     stages=(
         lab.Stage(prepare, reads=()),
         lab.Stage(train, needs=(prepare,), over=lambda case, settings: {"seed": settings.seed_blocks}, reads=("rate", "num_epochs")),
         lab.Stage(dear),
     ),
     measures=(lab.Measure(CLAIM, lambda m: m.train.effect), lab.Measure(OTHER, lambda m: m.dear.effect)),
-    controls=(), figures=(), tables=(), method=(),
-)  # fmt: skip
+    controls=(),
+    figures=(),
+    tables=(),
+    method=(),
+)
 RATES = (0.003, 0.01, 0.1, 0.3)
 
 
@@ -139,8 +145,9 @@ def test_a_superset_computes_new_cells_alone_and_runs_nearby_share(folder, calls
     calls.clear()
     found = mapped({"rate": RATES[:3], "dataset": ("digits", "mnist1d")}, folder)
     assert sorted(call[:3] for call in calls if call[0] == "train") == [
-        ("train", "digits", 0.1), *(("train", "mnist1d", rate) for rate in RATES[:3])
-    ]  # fmt: skip
+        ("train", "digits", 0.1),
+        *(("train", "mnist1d", rate) for rate in RATES[:3]),
+    ]
     assert found.facts["work"] == {"cells": 6, "cells_computed": 4, "cells_failed": 0, "jobs": 5}
     calls.clear()
     mapped({"rate": RATES[:3], "unread": (0, 1)}, folder.parent / "beside")  # by content, from the neighbour

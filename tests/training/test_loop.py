@@ -446,8 +446,19 @@ def test_batches_are_augmented_with_keys_of_their_own(x64):
     assert float(doubled.history["train_loss"][0]) == pytest.approx(start)  # evaluated as they are
 
 
-def test_what_augments_and_what_perturbs_draw_apart():
-    keys = {"augment": [], "perturb": []}
+def test_the_loss_of_mixed_examples_is_shared_between_two_labels(x64):
+    data, params = problem()
+    mixed = train(training.sgd(0.1), num_epochs=1, mix_fn=lambda key, inputs, labels: (3 * inputs, (labels + 1) % NUM_CLASSES, 0.3))
+    (order,) = shuffles(jax.random.key(5), 1)
+    for first in (0, BATCH_SIZE):
+        inputs, labels = data[0][order[first : first + BATCH_SIZE]], data[1][order[first : first + BATCH_SIZE]]
+        own, other = (gradient(params, 3 * inputs, given) for given in (labels, (labels + 1) % NUM_CLASSES))
+        params = {name: params[name] - 0.1 * (0.3 * own[name] + 0.7 * other[name]) for name in params}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), mixed.params, params)
+
+
+def test_what_augments_mixes_and_perturbs_draws_apart():
+    keys = {"augment": [], "mix": [], "perturb": []}
 
     def noted(who, key):
         jax.debug.callback(lambda data: keys[who].append(tuple(data.tolist())), jax.random.key_data(key))
@@ -456,10 +467,11 @@ def test_what_augments_and_what_perturbs_draw_apart():
         training.sgd(0.1),
         num_epochs=2,
         augment_fn=lambda key, inputs: (noted("augment", key), inputs)[1],
+        mix_fn=lambda key, inputs, labels: (noted("mix", key), (inputs, labels, 1.0))[1],
         perturb_fn=lambda key, now, inputs, labels: (noted("perturb", key), inputs)[1],
     )
     jax.effects_barrier()
-    assert len({*keys["augment"], *keys["perturb"]}) == 2 * training.num_steps(NUM_EXAMPLES, 2, BATCH_SIZE)
+    assert len({*keys["augment"], *keys["mix"], *keys["perturb"]}) == 3 * training.num_steps(NUM_EXAMPLES, 2, BATCH_SIZE)
 
 
 def test_batches_are_perturbed_against_the_network_as_it_stands(x64):
