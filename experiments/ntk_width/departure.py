@@ -140,7 +140,7 @@ def draw_change_and_distance(run: Any) -> Any:
             for colour, (cell, m) in zip(report.PALETTE, cells.items(), strict=False):
                 change = m.train.relative_change.sel(statistics=STORED, decay=decay, point=TARGET)
                 far = distances(run, cell, cell, STORED).sel(decay=decay, time=time)
-                y, x = (np.exp(np.log(values).mean("seed")) for values in (change, far))
+                x, y = far.mean("seed"), np.exp(np.log(change).mean("seed"))
                 look = {"linestyle": "-" if cell[1] else "--", "marker": "o" if cell[0] else "s"}
                 ax.plot(x, y, **look, color=colour, label=m.name.replace("ResNet, ", ""))
                 for spot in zip(x.values, y.values, x.width.values, strict=True):

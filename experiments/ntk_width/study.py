@@ -337,9 +337,9 @@ STUDY = lab.Study(
             alt="change of the kernel in training against its distance to the infinite-width kernel, a path over widths for each ResNet",
             caption="The question in one look: how far kernels move until the target loss, relative to their norm, over how far they lie "
             "from the network's own infinite-width limit at initialisation (NTK parametrisation, after the best rescaling: 0 is the same "
-            "direction, 1 a right angle), before training and at the target loss; geometric means over the seeds that reached it, numbers "
-            "are widths, statistics are the stored ones. Theory says that a path leads down and to the left, and that training does not "
-            "move it to the right. Solid: BatchNorm; round: skip connections.",
+            "direction, 1 a right angle), before training and at the target loss. Means over the seeds that reached it, of changes "
+            "geometric ones; numbers are widths; statistics are the stored ones. Theory says that a path leads down and to the left, and "
+            "that training does not move it to the right. Solid: BatchNorm; round: skip connections.",
         ),
         correlation_curves(lambda case: case.skip is None and is_trained(case), "correlation", "Figure 1a"),
         correlation_curves(lambda case: case.skip is not None and is_trained(case), "factorial", "Figure 1b"),

@@ -277,6 +277,16 @@ def test_an_interaction_in_the_departure_from_a_network_s_own_limit_is_found_the
         np.testing.assert_allclose([float(values.mean()) for values in crossed], [0.0, expected, 0.0, 0.0, 0.0], atol=1e-7)
 
 
+def test_the_figure_has_a_path_over_widths_for_each_cell_before_training_and_after():
+    angle = {(True, True): 0.6, (False, True): 0.3, (True, False): 0.2, (False, False): 0.1}
+    before, after = departure.draw_change_and_distance(four_cells(angle)).axes
+    assert [line.get_xdata().tolist() for line in before.lines] == [[0.0, 0.0]] * 4
+    for line, expected in zip(after.lines, angle.values(), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), np.sin(expected), atol=1e-7)
+        np.testing.assert_allclose(line.get_ydata(), 2.0)
+    assert {text.get_text() for text in after.texts} == {"8", "16"}
+
+
 def test_tables_of_departures_list_every_network_and_say_which_did_not_reach_the_loss():
     run = four_cells(dict.fromkeys(itertools.product((True, False), repeat=2), 0.3))
     run.cases[0].train = run.cases[0].train.copy(deep=True)
