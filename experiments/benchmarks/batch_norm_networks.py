@@ -8,6 +8,7 @@ one network over width beside -1/2, that of the central limit theorem.
 
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Arguments:
 
     quick: bool = False
     """Two networks, few copies, to see that it works."""
-    copies: int = 100
+    copies: int = 300
     """Finite networks of each width."""
     out: Path | None = None
     """Write the rows here as JSON."""
@@ -139,6 +140,7 @@ def finite_kernels(case: Case, images: np.ndarray, width: int, num_copies: int) 
 
     from jaxbp import models, ntk
 
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(width), zlib.crc32(case.name.encode())), num_copies)
     net, inputs, coupled = _net(case, width), jnp.asarray(images, jnp.float32), case.statistics == "batch"
     apply_fn = models.with_batch_statistics(net) if coupled else net.apply
 
@@ -147,7 +149,7 @@ def finite_kernels(case: Case, images: np.ndarray, width: int, num_copies: int) 
         params, state = net.init(key, inputs)
         return ntk.empirical_ntk(apply_fn, params, inputs, state=state, logits="trace", coupled=coupled) / _NUM_LOGITS
 
-    return np.stack([np.asarray(kernel_of(key), float) for key in jax.random.split(jax.random.key(1), num_copies)])
+    return np.stack([np.asarray(kernel_of(key), float) for key in keys])
 
 
 def _net(case: Case, width: int) -> Any:

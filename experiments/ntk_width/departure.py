@@ -134,7 +134,9 @@ def draw_change_and_distance(run: Any) -> Any:
     if not decays:
         return None
     panels = [(decay, time) for decay in decays for time in (BEFORE, TARGET)]
-    fig, axes = report.panels([f"weight-decay time {decay:g}, {time}" for decay, time in panels], sharex=True, sharey=True, height=4.2)
+    fig, axes = report.panels(
+        [f"weight-decay time {decay:g}, {time}" for decay, time in panels], sharex=True, sharey=True, height=1.5 + 3 * len(decays)
+    )
     for ax, (decay, time) in zip(axes, panels, strict=True):
         with report.style():
             for colour, (cell, m) in zip(report.PALETTE, cells.items(), strict=False):

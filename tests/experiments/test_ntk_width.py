@@ -122,6 +122,7 @@ def made_up(slope, rate, *, apart=0.5, floor=0.2):
         excess = np.empty(shape)
         for index, (statistics, decay) in enumerate(itertools.product(case.statistics, case.decays)):
             excess[divmod(index, len(case.decays))] = 0.5 + slope(case, statistics, decay) * steps + noise[0]
+        excess[:, :, :, 1] = 0.5  # pairs of images, which judge nothing
         floors = np.broadcast_to(floor * (1 + steps), shape[2:])  # rises with width, as that of unrelated networks does
         correlation = floors + (1 - floors) * excess
         train = xr.Dataset(

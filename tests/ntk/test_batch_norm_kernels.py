@@ -220,10 +220,10 @@ def test_one_network_comes_close_as_the_root_of_its_width(name):
         module = build(width=width, parametrisation="ntk")
         options = {"channels": 2**13, "key": KEY} if networks.needs_channels(module, statistics) else {}
         exact = infinite_width_kernel(module, shape, statistics=statistics, **options)(x)
-        samples = finite_kernels(models.from_linen(module), jnp.asarray(x, jnp.float32), num_nets // 2, statistics)
+        samples = finite_kernels(models.from_linen(module), jnp.asarray(x, jnp.float32), num_nets, statistics)
         distances.append(np.linalg.norm(samples - exact, axis=(1, 2)) / np.linalg.norm(exact))
     exponent = stats.trend(widths, np.transpose(distances), log_values=True)
-    assert exponent.high - exponent.low < 0.2
+    assert exponent.high - exponent.low < 0.25
     assert exponent.low - 0.05 < -0.5 < exponent.high + 0.05  # 0.05: terms of the next order, 1 / width
 
 
