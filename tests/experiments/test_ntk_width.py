@@ -282,8 +282,8 @@ def test_the_figure_has_a_path_over_widths_for_each_cell_before_training_and_aft
     angle = {(True, True): 0.6, (False, True): 0.3, (True, False): 0.2, (False, False): 0.1}
     before, after = departure.draw_change_and_distance(four_cells(angle)).axes
     assert [line.get_xdata().tolist() for line in before.lines] == [[0.0, 0.0]] * 4
-    for line, expected in zip(after.lines, angle.values(), strict=True):
-        np.testing.assert_allclose(line.get_xdata(), np.sin(expected), atol=1e-7)
+    for line, cell in zip(after.lines, itertools.product((True, False), repeat=2), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), np.sin(angle[cell]), atol=1e-7)
         np.testing.assert_allclose(line.get_ydata(), 2.0)
     assert {text.get_text() for text in after.texts} == {"8", "16"}
 
