@@ -18,6 +18,7 @@ These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2
 """
 
 from jaxbp.checks import BatchCouplingError
-from jaxbp.ntk import compat, measures, regression
+from jaxbp.ntk import compat, iterative, measures, regression
 from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, InsufficientMemoryError, empirical_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product
+from jaxbp.ntk.streaming import streamed_product
