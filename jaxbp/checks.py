@@ -328,6 +328,23 @@ def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = 
     return float(array)
 
 
+def real_dtype(value: Any, name: str) -> str:
+    """The name of a type of real floating-point numbers, given as a type, a name or a NumPy dtype.
+
+    Raises:
+      ValueError: no such type, or 64 bits while JAX has them disabled.
+    """
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a type of real floating-point numbers, such as jnp.bfloat16, got {_described(value)}")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f'{name} must be a type that JAX has, got {dtype}: enable it with jax.config.update("jax_enable_x64", True)')
+    return str(dtype)
+
+
 def count(value: Any, name: str, *, least: int = 1) -> int:
     """One whole number of at least ``least``, whose value is known.
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -79,22 +80,22 @@ def _norm(array: np.ndarray) -> float:
     return math.sqrt(float((array**2).sum()))
 
 
-def nystrom(product_fn: Product, shape: tuple[int, ...], rank: int, seed: int, *, shift: float = 0.0) -> Product:
+def nystrom(product_fn: Product, shape: tuple[int, ...], rank: int, key: jax.Array, *, shift: float = 0.0) -> Product:
     """A preconditioner of A + shift I, by ``rank`` products with a positive semidefinite A.
 
-    P^-1 v = (l + shift) U (L + shift)^-1 U^T v + (v - U U^T v), with the eigenvalues L, the smallest of which is l, and the vectors U of the
-    Nystrom approximation from Gaussian vectors (Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 2023, equation 5.3). Directions
-    that rounding cannot tell from 0 are left out. Memory: 2 ``rank`` arrays of the given shape.
+    P^-1 v = (l + shift) U (L + shift)^-1 U^T v + (v - U U^T v), with the eigenvalues L, of which l is the smallest, and the vectors U of
+    the Nystrom approximation from Gaussian vectors (Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 2023, equation 5.3).
+    Directions that rounding cannot tell from 0 are left out. Memory: 2 ``rank`` arrays of the given shape.
 
     Args:
       product_fn: v -> A v.
       shape: of v.
       rank: number of products, at most the number of entries of v.
-      seed: of the vectors.
+      key: of the vectors.
       shift: of the system to be solved, such as a ridge; at least 0.
     """
     size = math.prod(shape)
-    vectors = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, min(rank, size))))[0]
+    vectors = np.linalg.qr(np.asarray(jax.random.normal(key, (size, min(rank, size))), np.float64))[0]
     images = [np.asarray(product_fn(vector.reshape(shape))) for vector in vectors.T]
     epsilon = max(float(np.finfo(image.dtype).eps) for image in images)
     sketch = np.stack([image.reshape(-1) for image in images], 1).astype(np.float64)

@@ -5,6 +5,7 @@ the rows of a block are split over them: each device captures its share of the c
 layer by layer.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -27,6 +28,26 @@ _CACHE_BYTES = 2**22  # of a layer's output gradients that stay in the cache of 
 def outputs(apply_fn: ApplyFn, params: Any, x: Any, state: Any) -> jax.Array:
     """(N, C) logits of a batch; the state is passed on if there is one."""
     return apply_fn(params, x) if state is None else apply_fn(params, x, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class InPrecision:
+    """A function evaluated in another precision: real numbers among its arguments are cast first.
+
+    Attributes:
+      apply_fn: the function.
+      dtype: name of the precision.
+    """
+
+    apply_fn: ApplyFn
+    dtype: str
+
+    def __call__(self, *arguments: Any) -> jax.Array:
+        """The outputs, of the function's own type."""
+        return self.apply_fn(*jax.tree.map(self._cast, arguments))
+
+    def _cast(self, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def num_examples(x: Any) -> int:

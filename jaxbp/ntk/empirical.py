@@ -26,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxbp import checks
 from jaxbp.ntk import _contraction
-from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, num_examples, outputs, sharded_kernel
+from jaxbp.ntk._blocks import ApplyFn, InPrecision, KernelSpec, compiled_kernel, flow_bytes, num_examples, outputs, sharded_kernel
 
 MEMORY = 2 * 2**30
 FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -54,6 +54,7 @@ def empirical_ntk(
     coupled: bool = False,
     memory: float = MEMORY,
     method: str = "auto",
+    compute_dtype: DTypeLike | None = None,
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Float[Array, "..."]:
@@ -74,6 +75,8 @@ def empirical_ntk(
       memory: largest size of temporary arrays in bytes, as the compiler reports it; blocks of examples (if coupled: of outputs) are
         chosen to fit. Ignored under an outer jit: the kernel is then one block.
       method: "auto", or one of `METHODS` for every layer.
+      compute_dtype: precision of the passes through the function, such as bfloat16: real arguments are cast to it. Data and gradients
+        of the layers are then contracted in the precision of the parameters. `precision.kernel_error` measures what it costs.
       devices: split the rows of the kernel over these devices. Each holds its share of the layers' data, and all data of one
         layer at a time.
       compiler_options: of XLA. `FAST_COMPILE_OPTIONS` halves compile time; the program runs up to a third slower. Use it for
@@ -94,6 +97,8 @@ def empirical_ntk(
     options = tuple(sorted((compiler_options or {}).items()))
     spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
     num_outputs = _check(spec, params, x1, x2, state)
+    if compute_dtype is not None:
+        spec = spec._replace(apply_fn=InPrecision(apply_fn, checks.real_dtype(compute_dtype, "compute_dtype")))
     params, *examples, state = _placed(spec, (params, x1, x2, state))
     sides = tuple(_Side(spec, x, num_outputs) for x in examples if x is not None)
     kernel = _BlockedKernel(spec, params, state, sides).compute(memory)

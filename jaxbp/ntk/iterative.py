@@ -1,8 +1,9 @@
 """Kernel regression of sets whose kernel is too large to form: conjugate gradients on streamed products.
 
 (K + ridge mean(diag K) I) coefficients = targets is solved by products with the (N C, N C) kernel alone (`jaxbp.ntk.streaming`), so that
-10^5 examples cost one gradient and one forward-mode pass an iteration, and memory for one chunk. A kernel's spectrum falls fast, so a Nystrom
-preconditioner of a few dozen products often saves more iterations than it costs where the ridge is small; `Regression` tells both numbers.
+10^5 examples cost one gradient and one forward-mode pass an iteration, and memory for one chunk. A kernel's spectrum falls fast, so a
+Nystrom preconditioner of a few dozen products often saves more iterations than it costs where the ridge is small; `Regression` tells both
+numbers.
 
 >>> import jax.numpy as jnp, numpy as np
 >>> from jaxbp.ntk import iterative
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Float, PRNGKeyArray, PyTree, Shaped
 
 from jaxbp import checks
 from jaxbp.linalg import conjugate_gradients
@@ -60,7 +61,7 @@ def kernel_regression(
     ridge: float = 0.0,
     state: PyTree = None,
     rank: int = 0,
-    seed: int = 0,
+    key: PRNGKeyArray | None = None,
     rtol: float = 1e-5,
     max_iterations: int = 500,
     chunk_size: int = 256,
@@ -77,7 +78,7 @@ def kernel_regression(
       targets: (N, C).
       ridge: relative to the mean of the kernel's diagonal.
       rank: products spent on the Nystrom preconditioner, which holds 2 ``rank`` vectors (N, C) of float64; 0 for none.
-      seed: of the preconditioner's vectors.
+      key: of the preconditioner's vectors.
       rtol: of the residual, relative to the targets.
       max_iterations: largest number of iterations.
 
@@ -99,7 +100,7 @@ def kernel_regression(
         return train.push(train.pull(vector))
 
     shift = ridge * _mean_diagonal(train) if ridge else 0.0
-    precondition_fn = conjugate_gradients.nystrom(product, shape, rank, seed, shift=shift) if rank else None
+    precondition_fn = conjugate_gradients.nystrom(product, shape, rank, checks.prng_key(key), shift=shift) if rank else None
 
     def system(vector: np.ndarray) -> np.ndarray:
         return product(vector) + shift * vector

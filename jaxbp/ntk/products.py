@@ -44,7 +44,8 @@ def ntk_vector_product(
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once for each
         function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` does not.
       params: pytree of float32 or float64 arrays, all differentiated.
-      x1, x2: N and M examples on the leading axis of an array or of each array of a pytree; ``x2`` is by default ``x1``, whose linearisation then serves both.
+      x1, x2: N and M examples on the leading axis of an array, or of each array of a pytree; ``x2`` is by default ``x1``, whose
+        linearisation then serves both.
       state: further arguments of the function, not differentiated.
       chunk_size: examples whose activations are held at a time. None takes each set as one batch and keeps its
         activations; this is also right for outputs that depend on the batch (batch statistics).

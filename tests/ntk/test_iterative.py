@@ -46,7 +46,9 @@ def test_regression_is_that_of_a_dense_solve_and_the_preconditioner_saves_iterat
     assert np.linalg.cond(kernels[0] + shift * np.eye(N * C)) > 1e6
     truth = scipy.linalg.solve(kernels[0] + shift * np.eye(N * C), Y.reshape(-1), assume_a="pos")
     plain, saved = (
-        iterative.kernel_regression(apply_fn, PARAMS, X, Y, TEST, ridge=ridge, rank=rank, rtol=1e-9, chunk_size=13, max_iterations=2000)
+        iterative.kernel_regression(
+            apply_fn, PARAMS, X, Y, TEST, ridge=ridge, rank=rank, key=jax.random.key(0), rtol=1e-9, chunk_size=13, max_iterations=2000
+        )
         for rank in (0, 40)
     )
     for result in (plain, saved):
