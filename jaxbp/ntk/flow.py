@@ -60,6 +60,10 @@ def gradient_flow(
     kernels, targets, _ = checked_kernels(k_train_train, k_test_train, targets)
     rtol = checks.number(rtol, "rtol", positive=True, known=True)
     start, times = checked_outputs(outputs, kernels, targets), checked_times(time)
+    if not times.size:
+        raise ValueError("time must hold at least one time, got none")
+    if not all(np.isfinite(array).all() for array in (*kernels, targets, *start)):
+        raise ValueError("kernels, targets and outputs must be finite numbers, got NaN or infinite ones: the integrator cannot start")
     if loss == "cross_entropy" and not (np.all(targets >= 0) and np.allclose(targets.sum(1), 1)):
         raise ValueError("targets must be class probabilities (N, C), rows that sum to 1, for cross-entropy: take one-hot labels")
     num_examples, num_outputs = targets.shape

@@ -209,7 +209,9 @@ def checked_outputs(outputs: tuple[ArrayLike, ArrayLike], kernels: tuple[np.ndar
     Raises:
       ValueError: other shapes.
     """
-    train, test = (np.asarray(out, np.float64) for out in outputs)
+    if not isinstance(outputs, tuple | list) or len(outputs) != 2:
+        raise ValueError(f"outputs must be a pair, on training and on test examples, got {type(outputs).__name__}")
+    train, test = (checks.host_values(out, f"outputs on {name} examples") for out, name in zip(outputs, ("training", "test"), strict=True))
     expected = (len(kernels[1]), targets.shape[1])
     if train.shape != targets.shape or test.shape != expected:
         raise ValueError(f"outputs must be {targets.shape} and {expected}, got {train.shape} and {test.shape}")
@@ -222,7 +224,7 @@ def checked_times(time: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: other shapes, or times that are negative or not finite.
     """
-    times = np.asarray(time, np.float64)
+    times = checks.host_values(time, "time")
     if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
         raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
     return times
