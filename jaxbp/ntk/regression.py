@@ -226,7 +226,7 @@ def checked_times(time: ArrayLike) -> np.ndarray:
     """
     times = checks.host_values(time, "time")
     if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
-        raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
+        raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time!r}")
     return times
 
 

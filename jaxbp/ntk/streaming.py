@@ -101,7 +101,8 @@ class Stream(NamedTuple):
 
     def pull(self, vector: np.ndarray) -> Any:
         """J^T vector: the gradient of all examples' outputs (N, C), weighted."""
-        total, waiting = jax.tree.map(jnp.zeros_like, self.params), []
+        total = jax.tree.map(jnp.zeros_like, self.params)
+        waiting: list[Any] = []
         for x, weights in self.chunks(vector):
             total = _pull(self.apply_fn, self.params, x, self.state, weights, total)
             waiting = _wait([*waiting, total])
@@ -136,7 +137,8 @@ def stream_of(apply_fn: ApplyFn, params: Any, state: Any, x: Any, chunk_size: in
     first = jax.tree.map(lambda leaf: jnp.asarray(_extended(np.asarray(leaf[:chunk_size]), chunk_size - len(leaf[:chunk_size]), "edge")), x)
     out = output_type(apply_fn, params, first, state)
     refuse_coupling(apply_fn, params, [jax.tree.map(lambda leaf: leaf[:2], first)], state)
-    return Stream(apply_fn, *jax.device_put((params, state), whole), x, chunk_size, split, out)
+    params, state = jax.device_put((params, state), whole)
+    return Stream(apply_fn, params, state, x, chunk_size, split, out)
 
 
 def _extended(array: np.ndarray, short: int, mode: Any) -> np.ndarray:

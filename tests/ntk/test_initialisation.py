@@ -7,6 +7,7 @@ import pytest
 
 from jaxbp import models, ntk
 from jaxbp.ntk import initialisation
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 
 X = jax.random.normal(jax.random.key(5), (4, 6))
 NET = models.create("mlp", num_classes=2, width=256, depth=1, parametrisation="ntk")
@@ -52,10 +53,8 @@ def test_moments_are_those_of_all_samples(batch_size):
     np.testing.assert_allclose(estimate.standard_error, samples.std(0, ddof=1) / 3, rtol=1e-3)
 
 
-def test_the_exact_kernel_of_the_same_network():
-    pytest.importorskip("neural_tangents")
-    from jaxbp.ntk.infinite_width import infinite_width_kernel
-
+@pytest.mark.slow  # the package loads for ten seconds
+def test_the_recursion_is_that_of_the_exact_kernel():
     kernel_fn = infinite_width_kernel(NET.module, (6,))
     for get, truth in zip(("nngp", "ntk"), by_recursion(np.asarray(X, np.float64)), strict=True):
         np.testing.assert_allclose(kernel_fn(X, get=get), truth, rtol=1e-4)
