@@ -279,10 +279,6 @@ HOST = {
         {"params": PARAMS, "key": KEY},
     ),
     "ntk.ntk_extremes": (lambda x, key: ntk.ntk_extremes(apply_fn, PARAMS, x, key), {"x": X, "key": KEY}),
-    "ntk.streamed_product": (
-        lambda params, x, vector: ntk.streamed_product(apply_fn, params, x)(vector),
-        {"params": PARAMS, "x": X, "vector": X[:, :2]},
-    ),
     "ntk.iterative.kernel_regression": (
         lambda params, targets, ridge: iterative.kernel_regression(apply_fn, params, X, targets, X, ridge=ridge, max_iterations=1),
         {"params": PARAMS, "targets": X[:, :2], "ridge": np.float64(0)},
@@ -290,10 +286,6 @@ HOST = {
     "ntk.flow.gradient_flow": (
         lambda kernel, targets, outputs, time: flow.gradient_flow(kernel, kernel, targets, (outputs, outputs), time, loss="squared_error"),
         {"kernel": KERNEL, "targets": X, "outputs": X, "time": np.float64(1)},
-    ),
-    "ntk.precision.kernel_error": (
-        lambda kernel, x, key: ntk.precision.kernel_error(kernel, apply_fn, PARAMS, x, key=key, num_rows=1, logits="trace"),
-        {"kernel": KERNEL, "x": X, "key": KEY},
     ),
     "ntk.regression.kernel_regression": (regress, {"k_train_train": KERNEL, "k_test_train": KERNEL, "targets": X}),
     "linalg.extreme_eigenvalues": (lambda start: lanczos.extreme_eigenvalues(matvec, start), {"start": VECTOR}),
@@ -438,6 +430,14 @@ INSTRUMENTS = {
     ),
     "descent.stieltjes": (descent.stieltjes, {"ratio": np.float64(1), "ridge": np.float64(1)}),
     "descent.effective_dimension": (descent.effective_dimension, {"eigenvalues": VECTOR, "alpha": np.float64(1)}),
+    "ntk.streamed_product": (
+        lambda params, x, vector: ntk.streamed_product(apply_fn, params, x)(vector),
+        {"params": PARAMS, "x": X, "vector": X[:, :2]},
+    ),
+    "ntk.precision.kernel_error": (
+        lambda kernel, x, key: ntk.precision.kernel_error(kernel, apply_fn, PARAMS, x, key=key, num_rows=1, logits="trace"),
+        {"kernel": KERNEL, "x": X, "key": KEY},
+    ),
     "ntk.batch_norm.batch_norm_relu": (
         lambda covariance, tangent, epsilon: batch_norm.batch_norm_relu(covariance, tangent, epsilon=epsilon, num_nodes=3),
         {"covariance": KERNEL, "tangent": KERNEL, "epsilon": np.float64(1e-3)},
@@ -467,6 +467,8 @@ COSTLY = (  # of the instruments: a program for each shape that is taken
     "poisons.class_patches",
     "pac_bayes.gaussian",
     "pac_bayes.certify",
+    "ntk.streamed_product",
+    "ntk.precision.kernel_error",
     "ntk.batch_norm.batch_norm_relu",
     "ntk.batch_norm.sampled_sum_relu",
 )

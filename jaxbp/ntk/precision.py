@@ -72,7 +72,7 @@ def kernel_error(
     params, key = checks.parameters(params), checks.prng_key(key, known=True)
     checks.refuse_traced("params, examples and kernel", *jax.tree.leaves((params, x1, x2, state, kernel)))
     entries = checks.host_values(kernel, "kernel")
-    sets = [checks.example_tree(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+    sets = [checks.example_tree(x1, "x1"), *([] if x2 is None else [checks.example_tree(x2, "x2")])]
     shape = (num_examples(sets[0]), num_examples(sets[-1]))
     if entries.shape[:2] != shape:
         raise ValueError(f"kernel must be {shape} for these examples, got shape {entries.shape}")
