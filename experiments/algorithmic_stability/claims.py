@@ -20,6 +20,7 @@ WEIGHTS = Claim(
     Above(-1.0),
     "assumed",
     belief="Training ends where the gradient vanishes.",
+    smallest_effect=0.5,
 )
 AVERAGES = Claim(
     "S7.b",
@@ -29,6 +30,7 @@ AVERAGES = Claim(
     Within(0.05),
     "assumed; 0 to 0.11 in its stored outputs",
     belief=_BELIEF,
+    smallest_effect=0.05,
 )
 NOISE = Claim(
     "S7.c",
@@ -38,6 +40,7 @@ NOISE = Claim(
     Above(0.0),
     "1.8 on VGG16, 3.7 on ResNet-18, of the mean loss",
     belief=_BELIEF,
+    smallest_effect=0.5,
 )
 BEYOND_LOSS = Claim(
     "S7.d",
@@ -47,6 +50,7 @@ BEYOND_LOSS = Claim(
     Above(0.0),
     "not tested; 0.3 on VGG16, 2.0 on ResNet-18 in its stored outputs",
     belief=_BELIEF,
+    smallest_effect=0.5,
 )
 GAP = Claim(
     "S7.e",
@@ -56,6 +60,7 @@ GAP = Claim(
     Above(0.0),
     "claimed across levels of label noise only",
     belief=_INFLUENCE,
+    smallest_effect=0.3,
 )
 INFLUENCE = Claim(
     "S7.f",
@@ -64,6 +69,7 @@ INFLUENCE = Claim(
     "log2 of (change by a replaced example / change by another order), mean over settings",
     Above(0.0),
     belief=_INFLUENCE,
+    smallest_effect=0.5,
 )
 CORRELATION = Claim(
     "S7.g",
@@ -73,4 +79,5 @@ CORRELATION = Claim(
     Above(0.0),
     "raw times, across levels of label noise",
     belief="What mixes slowly is unstable: the paper bounds the coefficient by the rate of mixing.",
+    smallest_effect=0.3,
 )

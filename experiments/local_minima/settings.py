@@ -135,8 +135,8 @@ _SMOKE_CASES = (
 )
 _FASHION_CASES = (
     QUICK.cases[0],
-    Case("tfds:fashion_mnist@14", "mlp", 256, 4, "squared_error", 5000, _MAIN_ARMS, 40, chunk_size=2500),
-    Case("tfds:fashion_mnist@14", "convnet", 8, 5, "squared_error", 1000, _FEW_ARMS, 40, chunk_size=500),
+    Case("tfds:fashion_mnist@14", "mlp", 128, 4, "squared_error", 2000, _MAIN_ARMS, 40),
+    Case("tfds:fashion_mnist@14", "convnet", 4, 5, "squared_error", 500, _FEW_ARMS, 40, batch_size=16),
 )
 _PAPER_MLP = Case(
     "tfds:cifar10", "mlp", (2048, 2048, 1024), 3, "cross_entropy", None, _ALL_ARMS, 450, batch_size=128, explore=True, chunk_size=2500

@@ -5,7 +5,7 @@ from typing import Any
 from experiments.local_minima import claims, measure, outcomes, views
 from experiments.local_minima.settings import DEFAULT, EMBEDDED, FULL, LIMIT_SHARES, MOMENTUM_INIT, PLAIN, RATES, SHIFTED, SMALL, SMALL_LR
 from jaxbp import lab, report, stats
-from jaxbp.claims import Above, Below
+from jaxbp.claims import CLEAR_MAJORITY, Above, Below
 
 
 def heading(m: Any) -> str:
@@ -111,7 +111,7 @@ STUDY = lab.Study(
             where=lambda case: case.explore,
             interval_fn=stats.event_interval,
             claims=("S1.c",),
-            smallest_effect=claims.CLEARLY,
+            smallest_effect=CLEAR_MAJORITY,
         ),
         lab.Control(
             "positive",
@@ -122,7 +122,7 @@ STUDY = lab.Study(
             where=lambda case: case.has_saddle,
             interval_fn=stats.event_interval,
             claims=("S1.a",),
-            smallest_effect=claims.CLEARLY,
+            smallest_effect=CLEAR_MAJORITY,
         ),
         lab.Control(
             "negative",

@@ -17,6 +17,7 @@ S6A = Claim(
     Above(0.0),
     "implied, not measured",
     belief=_BELIEF,
+    smallest_effect=1.0,
 )
 S6B = Claim(
     "S6.b",
@@ -26,6 +27,7 @@ S6B = Claim(
     Above(0.0),
     "possible",
     belief=_BELIEF,
+    smallest_effect=0.5,
 )
 S6C = Claim(
     "S6.c",
@@ -35,6 +37,7 @@ S6C = Claim(
     Above(0.0),
     "yes, in rates",
     belief="Rank and dimension enter a bound as a sum over layers, not as a product (Pinto et al. 2025).",
+    smallest_effect=1.0,
 )
 S6D = Claim(
     "S6.d",
@@ -44,6 +47,7 @@ S6D = Claim(
     Below(0.05),
     "rank about C (as reported, unchecked)",
     belief="Intermediate layers of networks in neural collapse are of low rank (Rangamani et al. 2023).",
+    smallest_effect=0.03,
 )
 S6E = Claim(
     "S6.e",
@@ -53,4 +57,5 @@ S6E = Claim(
     Below(0.0),
     "argued",
     belief="Networks in neural collapse have layers of low rank, and so a smaller bound (Pinto et al. 2025).",
+    smallest_effect=0.5,
 )

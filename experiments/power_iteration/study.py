@@ -22,13 +22,12 @@ import xarray as xr
 
 from experiments.power_iteration.settings import Case, Settings
 from jaxbp import data, lab, landscape, models, report, stats, training
-from jaxbp.claims import Above, Below, Claim
+from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim
 
 _SALT = zlib.crc32(b"power_iteration, minima beside trained networks")  # random numbers that no earlier run has used
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: estimates so close to 0 have no sign
 _PLANTED = {"none": 0.0, "little": -0.05, "clear": -5.0}  # smallest eigenvalues beside 50 and 2,000 of 0 to 1
 _MOST = 800  # products of Lanczos' method
-_CLEARLY = 0.45  # the smallest effect for a share of seeds
 _SOURCE = "Goldblum et al., ICLR 2020, Table 1, where it is the evidence for minima"
 _BELIEF = "Folklore: some hundred steps of power iteration give the smallest eigenvalue."
 FINDS = Claim(
@@ -39,7 +38,7 @@ FINDS = Claim(
     Above(0.5),
     "taken for granted",
     belief=_BELIEF,
-    smallest_effect=_CLEARLY,
+    smallest_effect=CLEAR_MAJORITY,
 )
 SIZE = Claim(
     "S5.b",
@@ -49,7 +48,7 @@ SIZE = Claim(
     Above(0.5),
     "taken for granted, to three digits",
     belief=_BELIEF,
-    smallest_effect=_CLEARLY,
+    smallest_effect=CLEAR_MAJORITY,
 )
 SPARES = Claim(
     "S5.c",
@@ -59,7 +58,7 @@ SPARES = Claim(
     Above(0.5),
     "taken for granted",
     belief=_BELIEF,
-    smallest_effect=_CLEARLY,
+    smallest_effect=CLEAR_MAJORITY,
 )
 
 

@@ -32,6 +32,7 @@ S4A = Claim(
     Above(RANK_MOVED),
     "as intended",
     belief="Setting the singular values of a convolution sets its rank (Sedghi et al., ICLR 2019).",
+    smallest_effect=0.1,
 )
 S4B = Claim(
     "S4.b",

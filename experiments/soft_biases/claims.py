@@ -3,7 +3,7 @@
 The paper's text was not at hand; what it shows is said as reported.
 """
 
-from jaxbp.claims import Above, Below, Claim
+from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim
 
 _SOURCE = "Wilson, ICML 2025"
 _BELIEF = (
@@ -18,6 +18,7 @@ S10A = Claim(
     Above(0.5),
     "shown in a figure (as reported, unchecked)",
     belief=_BELIEF,
+    smallest_effect=CLEAR_MAJORITY,
 )
 S10B = Claim(
     "S10.b",
@@ -27,6 +28,7 @@ S10B = Claim(
     Above(0.0),
     "the same pattern as a ResNet-18's (as reported, unchecked)",
     belief=_BELIEF,
+    smallest_effect=0.5,
 )
 S10C = Claim(
     "S10.c",
@@ -36,6 +38,7 @@ S10C = Claim(
     Below(0.1),
     "implied",
     belief="Optimal ridge regression has no double descent (Nakkiran et al., ICLR 2021).",
+    smallest_effect=0.1,
 )
 S10D = Claim(
     "S10.d",
@@ -45,6 +48,7 @@ S10D = Claim(
     Above(0.5),
     "tracks the test loss of a ResNet-18 (as reported, unchecked)",
     belief="Effective dimensionality explains double descent (Maddox, Benton and Wilson 2020).",
+    smallest_effect=0.25,
 )
 S10E = Claim(
     "S10.e",
@@ -54,4 +58,5 @@ S10E = Claim(
     Above(0.0),
     "informative for CIFAR-10 (as reported, unchecked)",
     belief="Compression explains why networks that can fit noise generalise (Lotfi et al., NeurIPS 2022).",
+    smallest_effect=0.05,
 )

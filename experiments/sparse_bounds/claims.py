@@ -19,6 +19,7 @@ S9A = Claim(
     Above(0.0),
     "a theorem",
     belief=_BELIEF,
+    smallest_effect=1.0,
 )
 S9B = Claim(
     "S9.b",
@@ -38,6 +39,7 @@ S9C = Claim(
     Above(0.0),
     "better than four competitors",
     belief=_BELIEF,
+    smallest_effect=1.0,
 )
 S9D = Claim(
     "S9.d",
@@ -47,6 +49,7 @@ S9D = Claim(
     Above(0.5),
     "single curves",
     belief="A bound that explains generalisation orders networks by it (Jiang et al., ICLR 2020).",
+    smallest_effect=0.25,
 )
 S9E = Claim(
     "S9.e",
@@ -56,4 +59,5 @@ S9E = Claim(
     Below(1.0),
     "about 1 (as reported, unchecked)",
     belief="Strong weight decay makes the bound almost informative (Galanti et al. 2023).",
+    smallest_effect=0.3,
 )

@@ -5,7 +5,7 @@ experiments leave open. Seeds here are not the pilots'. Values of the paper are 
 S8.a is the premise of S8.b to S8.f: data that can be learnt from as they are say nothing about what is learnt from unlearnable ones.
 """
 
-from jaxbp.claims import Above, Below, Claim, Within
+from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim, Within
 
 DROP = 10.0  # percentage points of test accuracy that make data unlearnable
 HARMLESS = 2.0
@@ -20,6 +20,7 @@ FAIL = Claim(
     Below(-DROP),
     "about -80 (AR)",
     belief="The perturbed data are unlearnable (Huang et al., ICLR 2021).",
+    smallest_effect=DROP / 2,
 )
 REWEIGHED = Claim(
     "S8.b",
@@ -30,6 +31,7 @@ REWEIGHED = Claim(
     "so for most poisons (as reported, unchecked)",
     belief="Networks on such data learn shortcuts only (Yu et al., KDD 2022).",
     premise="S8.a",
+    smallest_effect=HARMLESS,
 )
 BEYOND_SUBSET = Claim(
     "S8.c",
@@ -39,6 +41,7 @@ BEYOND_SUBSET = Claim(
     Above(0.0),
     belief="Useful features can be had from unlearnable data (Sandoval-Segura et al., NeurIPS 2023).",
     premise="S8.a",
+    smallest_effect=HARMLESS,
 )
 INSEPARABLE = Claim(
     "S8.d",
@@ -49,6 +52,7 @@ INSEPARABLE = Claim(
     "1 of 1 (AR)",
     belief="Linear separability is why such perturbations work (Yu et al., KDD 2022).",
     premise="S8.a",
+    smallest_effect=CLEAR_MAJORITY,
 )
 RECOVERED = Claim(
     "S8.e",
@@ -59,6 +63,7 @@ RECOVERED = Claim(
     "OPS: above 87 %, about -7 (the latter as reported, unchecked)",
     belief="Such perturbations protect data (Huang et al., ICLR 2021).",
     premise="S8.a",
+    smallest_effect=DROP / 2,
 )
 KEPT = Claim(
     "S8.f",
@@ -69,6 +74,7 @@ KEPT = Claim(
     "weak on AR",
     belief="A linear projection removes linear perturbations only.",
     premise="S8.a",
+    smallest_effect=DROP,
 )
 HARMLESS_ON_CLEAN = Claim(
     "S8.g",
@@ -77,4 +83,5 @@ HARMLESS_ON_CLEAN = Claim(
     "test accuracy, clean data projected by their own weights minus clean, percentage points",
     Within(HARMLESS),
     belief="The projection is a simple, harmless remedy.",
+    smallest_effect=HARMLESS,
 )

@@ -19,7 +19,7 @@ supported 0.381 0.859
 'mixed: supported in 1 of 2 cases, contradicted in 1'
 """
 
-from jaxbp.claims.claim import Claim, Premise
+from jaxbp.claims.claim import CLEAR_MAJORITY, Claim, Premise
 from jaxbp.claims.claim_map import AlongAxis, Axis, ClaimMap, MapCell, Specification
 from jaxbp.claims.controls import Control, ControlVerdict, judge_control
 from jaxbp.claims.files import VerdictFileError, read_controls, read_verdicts, write_verdicts

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from jaxbp.claims.rules import Rule
 
 CaseOf = Callable[[str], str]
+CLEAR_MAJORITY = 0.45  # smallest effect for a share of seeds: 95 % where the rule asks for more than a half
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_every_study_names_itself_and_its_claims():
         assert (study.id, study.module) == (package.ID, package.__name__)
         assert study.measures
         assert all(measure.claim.id.startswith(f"{study.id}.") and measure.claim.belief for measure in study.measures)
+        assert all(measure.claim.smallest_effect for measure in study.measures)  # without it there is no power
 
 
 def test_every_verdict_of_the_quick_lab_has_five_seeds():
