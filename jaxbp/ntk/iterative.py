@@ -76,7 +76,8 @@ def kernel_regression(
       apply_fn, params, state, chunk_size, devices: as in `streamed_product`.
       x_train, x_test: examples on the host.
       targets: (N, C).
-      ridge: relative to the mean of the kernel's diagonal.
+      ridge: relative to the mean of the kernel's diagonal. In float32 less than about 1e-7 N C is lost in the rounding of the products,
+        which may then make the system indefinite: the iteration wanders off, and the residual exceeds 1.
       rank: products spent on the Nystrom preconditioner, which holds 2 ``rank`` vectors (N, C) of float64; 0 for none.
       key: of the preconditioner's vectors.
       rtol: of the residual, relative to the targets.
