@@ -11,8 +11,8 @@ section IV.8).
 >>> from jaxbp.ntk import flow
 >>> start = np.zeros((1, 2)), np.zeros((1, 2))
 >>> outputs = flow.gradient_flow(np.eye(1), np.eye(1), np.array([[1.0, 0.0]]), start, [0.0, 100.0])
->>> outputs.train.round(2).tolist()
-[[[0.0, 0.0]], [[2.62, -2.62]]]
+>>> outputs.train.round(2).tolist()  # u of (u, -u) solves u + (exp(2 u) - 1) / 2 = time
+[[[0.0, 0.0]], [[2.64, -2.64]]]
 """
 
 import numpy as np
