@@ -32,8 +32,8 @@ from jaxbp import (
     training,
     unlearnable,
 )
+from jaxbp.attacks import batching, masking, randomised, robustness, smoothing
 from jaxbp.attacks import losses as attack_losses
-from jaxbp.attacks import masking, robustness
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
 from jaxbp.ntk import batch_norm, flow, initialisation, iterative, measures, regression
@@ -104,8 +104,27 @@ def evaluate(inputs, labels):
 
 
 def robust_accuracy(inputs, labels, key):
-    with mock.patch.multiple(robustness, _is_right=of_zeros(robustness._is_right), _try=of_zeros(robustness._try)):
+    with (
+        mock.patch.object(batching, "_is_right", of_zeros(batching._is_right)),
+        mock.patch.object(robustness, "_try", of_zeros(robustness._try)),
+    ):
         return attacks.robust_accuracy(network, key, inputs, labels, {"a": attacks.fgsm(THREAT)}, batch_size=4, check_masking=False)
+
+
+def minimal_norms(inputs, labels, key):
+    with mock.patch.object(batching, "_is_right", of_zeros(batching._is_right)):  # no example is right, so none is attacked
+        return attacks.minimal_norms(network, key, inputs, labels, norm="l2", batch_size=4)
+
+
+def randomised_accuracy(inputs, labels, key):
+    zeros = {name: of_zeros(getattr(randomised, name)) for name in ("_adversarial", "_share_right")}
+    with mock.patch.multiple(randomised, **zeros):
+        return attacks.randomised_accuracy(lambda _, x: network(x), key, inputs, labels, {"a": attacks.fgsm(THREAT)}, batch_size=4)
+
+
+def smoothed_radii(inputs, key, sigma, failure):
+    with mock.patch.object(smoothing, "_class_counts", return_value=np.array([5, 0])):
+        return attacks.smoothed_radii(network, key, inputs, sigma=sigma, failure=failure, num_estimation=10)
 
 
 def gradient_masking_checks(inputs, labels, key):
@@ -168,6 +187,17 @@ TRACED = {
     ),
     "attacks.apgd": (lambda inputs, labels: attacks.apgd(THREAT, num_steps=2)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
     "attacks.square": (lambda inputs, labels: attacks.square(THREAT)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.fab": (lambda inputs, labels: attacks.fab(THREAT, num_steps=2)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.apgd in l1": (
+        lambda inputs, epsilon: attacks.apgd(attacks.Threat("l1", epsilon), num_steps=2)(network, KEY, inputs, Y),
+        {"inputs": X, "epsilon": np.float64(0.1)},
+    ),
+    "attacks.interval_bounds": (lambda lower, upper: attacks.interval_bounds(network, lower, upper), {"lower": X, "upper": X}),
+    "attacks.interval_certificate": (
+        lambda inputs, labels: attacks.interval_certificate(network, inputs, labels, THREAT),
+        {"inputs": X, "labels": Y},
+    ),
+    "attacks.expectation": (lambda key: attacks.expectation(lambda _, x: network(x), key)(X), {"key": KEY}),
     "attacks.pgd_training": (
         lambda key, inputs, labels: attacks.pgd_training(THREAT)(key, network, inputs, labels),
         {"key": KEY, "inputs": X, "labels": Y},
@@ -250,6 +280,17 @@ TRACED = {
 }
 HOST = {
     "attacks.robust_accuracy": (robust_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.minimal_norms": (minimal_norms, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.MinimalNorms.accuracy": (attacks.MinimalNorms("l2", VECTOR, X[:3], 1).accuracy, {"radii": VECTOR}),
+    "attacks.SmoothedRadii.accuracy": (
+        attacks.SmoothedRadii(Y[:3], VECTOR, VECTOR / 5, 0.5, 0.01).accuracy,
+        {"labels": Y[:3], "radii": VECTOR},
+    ),
+    "attacks.randomised_accuracy": (randomised_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.smoothed_radii": (
+        smoothed_radii,
+        {"inputs": X, "key": KEY, "sigma": np.float64(0.5), "failure": np.float64(0.01)},
+    ),
     "attacks.gradient_masking_checks": (gradient_masking_checks, {"inputs": X, "labels": Y, "key": KEY}),
     "training.parallel.stream": (stream, {"inputs": X, "labels": Y}),
     "data.stratified_indices": (lambda labels: loading.stratified_indices(labels, 2, seed=0), {"labels": Y}),
