@@ -36,7 +36,7 @@ from jaxbp.attacks import batching, masking, randomised, robustness, smoothing
 from jaxbp.attacks import losses as attack_losses
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
-from jaxbp.ntk import batch_norm, measures, regression
+from jaxbp.ntk import batch_norm, flow, initialisation, iterative, measures, regression
 from jaxbp.training import parallel
 from tests.helpers.errors import error_of, outcome
 
@@ -241,6 +241,15 @@ TRACED = {
     "ntk.measures.cosine": (measures.cosine, {"before": KERNEL, "after": KERNEL}),
     "ntk.measures.correlation": (measures.correlation, {"before": KERNEL, "after": KERNEL}),
     "ntk.measures.centred_alignment": (measures.centred_alignment, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.label_alignment": (
+        lambda kernel, labels: measures.label_alignment(kernel, labels, 2),
+        {"kernel": KERNEL, "labels": Y},
+    ),
+    "ntk.initialisation.feature_kernel": (initialisation.feature_kernel, {"features1": X, "features2": X}),
+    "ntk.initialisation.over_seeds": (
+        lambda key: initialisation.over_seeds(lambda key: KERNEL * jax.random.normal(key), key, num_seeds=2),
+        {"key": KEY},
+    ),
     "ntk.measures.as_matrix": (measures.as_matrix, {"kernel": KERNEL}),
     "ntk.measures.spectrum": (measures.spectrum, {"kernel": KERNEL}),
     "ntk.measures.spectral_ranks": (measures.spectral_ranks, {"eigenvalues": VECTOR}),
@@ -311,6 +320,14 @@ HOST = {
         {"params": PARAMS, "key": KEY},
     ),
     "ntk.ntk_extremes": (lambda x, key: ntk.ntk_extremes(apply_fn, PARAMS, x, key), {"x": X, "key": KEY}),
+    "ntk.iterative.kernel_regression": (
+        lambda params, targets, ridge: iterative.kernel_regression(apply_fn, params, X, targets, X, ridge=ridge, max_iterations=1),
+        {"params": PARAMS, "targets": X[:, :2], "ridge": np.float64(0)},
+    ),
+    "ntk.flow.gradient_flow": (
+        lambda kernel, targets, outputs, time: flow.gradient_flow(kernel, kernel, targets, (outputs, outputs), time, loss="squared_error"),
+        {"kernel": KERNEL, "targets": X, "outputs": X, "time": np.float64(1)},
+    ),
     "ntk.regression.kernel_regression": (regress, {"k_train_train": KERNEL, "k_test_train": KERNEL, "targets": X}),
     "linalg.extreme_eigenvalues": (lambda start: lanczos.extreme_eigenvalues(matvec, start), {"start": VECTOR}),
     "linalg.spectral_density": (lambda key: lanczos.spectral_density(matvec, 3, key, num_probes=1), {"key": KEY}),
@@ -454,6 +471,14 @@ INSTRUMENTS = {
     ),
     "descent.stieltjes": (descent.stieltjes, {"ratio": np.float64(1), "ridge": np.float64(1)}),
     "descent.effective_dimension": (descent.effective_dimension, {"eigenvalues": VECTOR, "alpha": np.float64(1)}),
+    "ntk.streamed_product": (
+        lambda params, x, vector: ntk.streamed_product(apply_fn, params, x)(vector),
+        {"params": PARAMS, "x": X, "vector": X[:, :2]},
+    ),
+    "ntk.precision.kernel_error": (
+        lambda kernel, x, key: ntk.precision.kernel_error(kernel, apply_fn, PARAMS, x, key=key, num_rows=1, logits="trace"),
+        {"kernel": KERNEL, "x": X, "key": KEY},
+    ),
     "ntk.batch_norm.batch_norm_relu": (
         lambda covariance, tangent, epsilon: batch_norm.batch_norm_relu(covariance, tangent, epsilon=epsilon, num_nodes=3),
         {"covariance": KERNEL, "tangent": KERNEL, "epsilon": np.float64(1e-3)},
@@ -483,6 +508,8 @@ COSTLY = (  # of the instruments: a program for each shape that is taken
     "poisons.class_patches",
     "pac_bayes.gaussian",
     "pac_bayes.certify",
+    "ntk.streamed_product",
+    "ntk.precision.kernel_error",
     "ntk.batch_norm.batch_norm_relu",
     "ntk.batch_norm.sampled_sum_relu",
 )
