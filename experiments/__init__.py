@@ -10,6 +10,7 @@
 .. include:: guide/plan.md
 .. include:: guide/machines.md
 .. include:: guide/troubleshooting.md
+.. include:: guide/kernels.md
 .. include:: guide/batch_norm_kernels.md
 .. include:: guide/spectra.md
 .. include:: guide/contributing.md

@@ -66,6 +66,30 @@ def examples(inputs: Any, name: str = "inputs", *, complex_numbers: bool = False
     return jnp.asarray(array)
 
 
+def example_tree(inputs: Any, name: str = "inputs", *, complex_numbers: bool = False, on_host: bool = False) -> PyTree:
+    """Examples as one array, or as a dict, tuple or other pytree of arrays with one leading axis, such as tokens and their mask.
+
+    A list is an array. Leaves are checked as `examples` or, with ``on_host``, as `host_examples` checks them.
+
+    Raises:
+      ValueError: a leaf that holds no examples, or leaves with unequally many.
+    """
+
+    def checked(leaf: Any, leaf_name: str) -> Any:
+        return host_examples(leaf, leaf_name) if on_host else examples(leaf, leaf_name, complex_numbers=complex_numbers)
+
+    if inputs is None or isinstance(inputs, list) or jax.tree_util.all_leaves([inputs]):
+        return checked(inputs, name)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(inputs)
+    if not leaves:
+        raise ValueError(f"{name} must hold at least one array of examples, got {_described(inputs)}")
+    arrays = [checked(leaf, name + jax.tree_util.keystr(path)) for path, leaf in leaves]
+    if len({len(array) for array in arrays}) > 1:
+        shapes = ", ".join(f"{list(array.shape)} at {jax.tree_util.keystr(path)}" for (path, _), array in zip(leaves, arrays, strict=True))
+        raise ValueError(f"{name} must have the same number of examples in each array, got {shapes}")
+    return jax.tree.unflatten(tree, arrays)
+
+
 def numbers(values: Any, name: str) -> jax.Array:
     """One array of real numbers, integers or booleans.
 
@@ -230,7 +254,7 @@ def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_exam
 
 
 def independent_examples(
-    outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
+    outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
 ) -> None:
     """Check that ``outputs_fn(fn, context, *arrays)``, (N, ...), gives an example the same outputs alone and beside another one.
 
@@ -238,7 +262,7 @@ def independent_examples(
     pass. Compiled once for each pair of functions, whatever the context.
 
     Args:
-      outputs_fn, fn: the two functions, one for the form of the call and one of the user's.
+      outputs_fn, fn: the two functions, one for the form of the call and one of the user's, or anything hashable that holds it.
       context: pytree of arrays on which the outputs depend, such as parameters.
       sets: tuples of arrays with the examples first, alike but for their length.
       advice: the end of the message.
@@ -278,7 +302,7 @@ def _changed(example: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
-def _dependence(outputs_fn: Callable[..., jax.Array], fn: Callable, context: Any, pair: tuple[jax.Array, ...]) -> jax.Array:
+def _dependence(outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, pair: tuple[jax.Array, ...]) -> jax.Array:
     """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
     together = outputs_fn(fn, context, *pair)
     alone = jax.lax.map(lambda example: outputs_fn(fn, context, *(array[None] for array in example))[0], pair)  # compiles the body once
@@ -302,6 +326,23 @@ def number(value: Any, name: str, *, least: float = -math.inf, positive: bool = 
     if float(array) < least or (positive and float(array) <= 0):
         raise ValueError(f"{wanted}, got {float(array):g}")
     return float(array)
+
+
+def real_dtype(value: Any, name: str) -> str:
+    """The name of a type of real floating-point numbers, given as a type, a name or a NumPy dtype.
+
+    Raises:
+      ValueError: no such type, or 64 bits while JAX has them disabled.
+    """
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a type of real floating-point numbers, such as jnp.bfloat16, got {_described(value)}")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f'{name} must be a type that JAX has, got {dtype}: enable it with jax.config.update("jax_enable_x64", True)')
+    return str(dtype)
 
 
 def count(value: Any, name: str, *, least: int = 1) -> int:

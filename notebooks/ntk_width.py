@@ -254,7 +254,7 @@ for verdict in verdicts:
 # ## Where next
 #
 # The full study has more widths and networks, all four combinations of skip connections and BatchNorm with their exact kernels, equal
-# training loss, weight decay as a factor, and regression with kernels:
+# training loss, weight decay as a factor, regression with kernels, and trained networks' kernels against their own and others' limits:
 #
 # ```
 # python -m experiments.ntk_width                   # minutes on two CPU cores

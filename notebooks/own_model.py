@@ -206,7 +206,7 @@ except ntk.BatchCouplingError as refusal:
 RADII, RADIUS = (0.0, 0.025, 0.05, 0.075, 0.1), 0.05  # of the l_inf ball
 images, targets = digits.test.inputs[:200], digits.test.labels[:200]
 pgd = {f"{radius}": attacks.pgd(attacks.Threat("linf", radius), num_steps=20) for radius in RADII[1:]}
-suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 ranks, curves, robust = {}, {}, {name: [] for name in NETWORKS}
 for name in NETWORKS:
     logits, seeds = networks(name)

@@ -141,7 +141,7 @@ curve = sweep.evaluate(accuracy_under_pgd, attacked, jnp.asarray(images), jnp.as
 curve = np.asarray(curve).reshape(len(ARMS), len(SEEDS), len(RADII))
 
 # %%
-suite = attacks.autoattack_suite(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
+suite = attacks.autoattack(attacks.Threat("linf", RADIUS), num_steps=10, num_targets=2, num_queries=100)
 evaluations = []
 for place in range(len(ARMS) * len(SEEDS)):
     params, state = jax.tree.map(lambda leaf, i=place: leaf[i], networks)

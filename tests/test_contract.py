@@ -32,11 +32,11 @@ from jaxbp import (
     training,
     unlearnable,
 )
+from jaxbp.attacks import batching, masking, randomised, robustness, smoothing
 from jaxbp.attacks import losses as attack_losses
-from jaxbp.attacks import masking, robustness
 from jaxbp.data import augment, loading, poisons
 from jaxbp.linalg import golub_kahan, lanczos, newton_cg
-from jaxbp.ntk import batch_norm, measures, regression
+from jaxbp.ntk import batch_norm, flow, initialisation, iterative, measures, regression
 from jaxbp.spectra import lipschitz, marchenko_pastur, power_law
 from jaxbp.training import parallel
 from tests.helpers.errors import error_of, outcome
@@ -105,8 +105,27 @@ def evaluate(inputs, labels):
 
 
 def robust_accuracy(inputs, labels, key):
-    with mock.patch.multiple(robustness, _is_right=of_zeros(robustness._is_right), _try=of_zeros(robustness._try)):
+    with (
+        mock.patch.object(batching, "_is_right", of_zeros(batching._is_right)),
+        mock.patch.object(robustness, "_try", of_zeros(robustness._try)),
+    ):
         return attacks.robust_accuracy(network, key, inputs, labels, {"a": attacks.fgsm(THREAT)}, batch_size=4, check_masking=False)
+
+
+def minimal_norms(inputs, labels, key):
+    with mock.patch.object(batching, "_is_right", of_zeros(batching._is_right)):  # no example is right, so none is attacked
+        return attacks.minimal_norms(network, key, inputs, labels, norm="l2", batch_size=4)
+
+
+def randomised_accuracy(inputs, labels, key):
+    zeros = {name: of_zeros(getattr(randomised, name)) for name in ("_adversarial", "_share_right")}
+    with mock.patch.multiple(randomised, **zeros):
+        return attacks.randomised_accuracy(lambda _, x: network(x), key, inputs, labels, {"a": attacks.fgsm(THREAT)}, batch_size=4)
+
+
+def smoothed_radii(inputs, key, sigma, failure):
+    with mock.patch.object(smoothing, "_class_counts", return_value=np.array([5, 0])):
+        return attacks.smoothed_radii(network, key, inputs, sigma=sigma, failure=failure, num_estimation=10)
 
 
 def gradient_masking_checks(inputs, labels, key):
@@ -169,6 +188,17 @@ TRACED = {
     ),
     "attacks.apgd": (lambda inputs, labels: attacks.apgd(THREAT, num_steps=2)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
     "attacks.square": (lambda inputs, labels: attacks.square(THREAT)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.fab": (lambda inputs, labels: attacks.fab(THREAT, num_steps=2)(network, KEY, inputs, labels), {"inputs": X, "labels": Y}),
+    "attacks.apgd in l1": (
+        lambda inputs, epsilon: attacks.apgd(attacks.Threat("l1", epsilon), num_steps=2)(network, KEY, inputs, Y),
+        {"inputs": X, "epsilon": np.float64(0.1)},
+    ),
+    "attacks.interval_bounds": (lambda lower, upper: attacks.interval_bounds(network, lower, upper), {"lower": X, "upper": X}),
+    "attacks.interval_certificate": (
+        lambda inputs, labels: attacks.interval_certificate(network, inputs, labels, THREAT),
+        {"inputs": X, "labels": Y},
+    ),
+    "attacks.expectation": (lambda key: attacks.expectation(lambda _, x: network(x), key)(X), {"key": KEY}),
     "attacks.pgd_training": (
         lambda key, inputs, labels: attacks.pgd_training(THREAT)(key, network, inputs, labels),
         {"key": KEY, "inputs": X, "labels": Y},
@@ -212,6 +242,15 @@ TRACED = {
     "ntk.measures.cosine": (measures.cosine, {"before": KERNEL, "after": KERNEL}),
     "ntk.measures.correlation": (measures.correlation, {"before": KERNEL, "after": KERNEL}),
     "ntk.measures.centred_alignment": (measures.centred_alignment, {"before": KERNEL, "after": KERNEL}),
+    "ntk.measures.label_alignment": (
+        lambda kernel, labels: measures.label_alignment(kernel, labels, 2),
+        {"kernel": KERNEL, "labels": Y},
+    ),
+    "ntk.initialisation.feature_kernel": (initialisation.feature_kernel, {"features1": X, "features2": X}),
+    "ntk.initialisation.over_seeds": (
+        lambda key: initialisation.over_seeds(lambda key: KERNEL * jax.random.normal(key), key, num_seeds=2),
+        {"key": KEY},
+    ),
     "ntk.measures.as_matrix": (measures.as_matrix, {"kernel": KERNEL}),
     "ntk.measures.spectrum": (measures.spectrum, {"kernel": KERNEL}),
     "ntk.measures.spectral_ranks": (measures.spectral_ranks, {"eigenvalues": VECTOR}),
@@ -242,6 +281,17 @@ TRACED = {
 }
 HOST = {
     "attacks.robust_accuracy": (robust_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.minimal_norms": (minimal_norms, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.MinimalNorms.accuracy": (attacks.MinimalNorms("l2", VECTOR, X[:3], 1).accuracy, {"radii": VECTOR}),
+    "attacks.SmoothedRadii.accuracy": (
+        attacks.SmoothedRadii(Y[:3], VECTOR, VECTOR / 5, 0.5, 0.01).accuracy,
+        {"labels": Y[:3], "radii": VECTOR},
+    ),
+    "attacks.randomised_accuracy": (randomised_accuracy, {"inputs": X, "labels": Y, "key": KEY}),
+    "attacks.smoothed_radii": (
+        smoothed_radii,
+        {"inputs": X, "key": KEY, "sigma": np.float64(0.5), "failure": np.float64(0.01)},
+    ),
     "attacks.gradient_masking_checks": (gradient_masking_checks, {"inputs": X, "labels": Y, "key": KEY}),
     "training.parallel.stream": (stream, {"inputs": X, "labels": Y}),
     "data.stratified_indices": (lambda labels: loading.stratified_indices(labels, 2, seed=0), {"labels": Y}),
@@ -271,6 +321,14 @@ HOST = {
         {"params": PARAMS, "key": KEY},
     ),
     "ntk.ntk_extremes": (lambda x, key: ntk.ntk_extremes(apply_fn, PARAMS, x, key), {"x": X, "key": KEY}),
+    "ntk.iterative.kernel_regression": (
+        lambda params, targets, ridge: iterative.kernel_regression(apply_fn, params, X, targets, X, ridge=ridge, max_iterations=1),
+        {"params": PARAMS, "targets": X[:, :2], "ridge": np.float64(0)},
+    ),
+    "ntk.flow.gradient_flow": (
+        lambda kernel, targets, outputs, time: flow.gradient_flow(kernel, kernel, targets, (outputs, outputs), time, loss="squared_error"),
+        {"kernel": KERNEL, "targets": X, "outputs": X, "time": np.float64(1)},
+    ),
     "ntk.regression.kernel_regression": (regress, {"k_train_train": KERNEL, "k_test_train": KERNEL, "targets": X}),
     "linalg.extreme_eigenvalues": (lambda start: lanczos.extreme_eigenvalues(matvec, start), {"start": VECTOR}),
     "linalg.spectral_density": (lambda key: lanczos.spectral_density(matvec, 3, key, num_probes=1), {"key": KEY}),
@@ -441,6 +499,14 @@ INSTRUMENTS = {
     ),
     "descent.stieltjes": (descent.stieltjes, {"ratio": np.float64(1), "ridge": np.float64(1)}),
     "descent.effective_dimension": (descent.effective_dimension, {"eigenvalues": VECTOR, "alpha": np.float64(1)}),
+    "ntk.streamed_product": (
+        lambda params, x, vector: ntk.streamed_product(apply_fn, params, x)(vector),
+        {"params": PARAMS, "x": X, "vector": X[:, :2]},
+    ),
+    "ntk.precision.kernel_error": (
+        lambda kernel, x, key: ntk.precision.kernel_error(kernel, apply_fn, PARAMS, x, key=key, num_rows=1, logits="trace"),
+        {"kernel": KERNEL, "x": X, "key": KEY},
+    ),
     "ntk.batch_norm.batch_norm_relu": (
         lambda covariance, tangent, epsilon: batch_norm.batch_norm_relu(covariance, tangent, epsilon=epsilon, num_nodes=3),
         {"covariance": KERNEL, "tangent": KERNEL, "epsilon": np.float64(1e-3)},
@@ -471,6 +537,8 @@ COSTLY = (  # of the instruments: a program for each shape that is taken
     "pac_bayes.gaussian",
     "pac_bayes.certify",
     "spectra.lipschitz.lower",
+    "ntk.streamed_product",
+    "ntk.precision.kernel_error",
     "ntk.batch_norm.batch_norm_relu",
     "ntk.batch_norm.sampled_sum_relu",
 )

@@ -1,4 +1,4 @@
-"""Attacks: adversarial training against PyTorch; PGD against foolbox, in time and in strength.
+"""Attacks: adversarial training against PyTorch; PGD against foolbox, AutoAttack and FAB against torchattacks, in time and strength.
 
 ``python -m experiments.benchmarks.attacks [--quick] [--out FILE.json]``. Small ResNets of width 16 with BatchNorm, batches of 64
 images, two sizes. A training step attacks its batch by PGD-7 from a random start and trains on the result, both in training
@@ -7,11 +7,14 @@ timed in evaluation mode against foolbox's LinfPGD on the very same Flax network
 on its PyTorch twin. Before anything is timed, the twin must give the same loss on the first batch attacked without a random
 start, and the same logits in evaluation.
 
-The last rows tell of strength: the robust accuracy of a ResNet trained on digits, under linf attacks of radius 0.1, at equal
-steps and restarts; lower is stronger.
+The last rows tell of strength; lower is stronger. The robust accuracy of a ResNet trained on digits, under linf attacks of radius 0.1, at
+equal steps and restarts, against foolbox. And of a ConvNet trained on digits, whose weights are carried over to PyTorch: the median
+minimal norm by FAB, and the robust accuracy by APGD, by Square and by the whole of AutoAttack, against torchattacks, with the seconds
+that each took; ours with the program compiled, and the first call apart.
 """
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ _BATCH = 64
 _EPSILON = 0.1
 _WEIGHT_STEP = 0.01  # learning rate: small, so that a chain of steps stays comparable
 _CASES = {"8x8": (8, 8, 1), "28x28": (28, 28, 1)}
+_BALLS = (("linf", "Linf", _EPSILON), ("l2", "L2", 0.5))  # ours, torchattacks' name, radius
 _CHAIN = 4  # training steps in one program
 
 
@@ -45,12 +49,15 @@ def main() -> None:
     """Run all cases and print the table."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.attacks")
     harness.start()
-    if note := harness.missing_peer("foolbox"):
-        print(note)
+    for peer in ("foolbox", "torchattacks"):
+        if note := harness.missing_peer(peer):
+            print(note)
     rows: list[dict[str, Any]] = []
     for name in list(_CASES)[:1] if arguments.quick else _CASES:
         rows += one_case(name, num_runs=2 if arguments.quick else arguments.runs)
-    harness.finish(rows + strength(num_examples=60 if arguments.quick else None), arguments.out)
+    rows += strength(num_examples=60 if arguments.quick else None)
+    size = {"num_examples": 20, "num_steps": 10, "num_queries": 50} if arguments.quick else {}
+    harness.finish(rows + suites(**size), arguments.out)
 
 
 def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
@@ -120,6 +127,90 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
             options = {"runs": 1, "standard_error": error}
             rows.append(harness.row(case, "robust accuracy", "", found.worst_case.estimate, theirs, "foolbox LinfPGD", **options))
     return rows
+
+
+def suites(*, num_examples: int = 200, num_steps: int = 100, num_queries: int = 5000) -> list[dict[str, Any]]:
+    """Minimal norms and robust accuracy of a ConvNet on digits, by our attacks and those of torchattacks, at equal settings.
+
+    AutoAttack is left out where the settings are not the standard's, which torchattacks fixes.
+    """
+    if harness.missing_peer("torch") or harness.missing_peer("torchattacks"):
+        return []
+    import jax
+    import torch
+    import torchattacks
+
+    from experiments.benchmarks import torch_peers
+    from jaxbp import attacks, data, models, training
+
+    digits = data.load("digits")
+    net = models.create("convnet", num_classes=10, width=16, depth=2, pool="stride")
+    start = net.init(jax.random.key(0), digits.train.inputs[:1])
+    settings = training.Settings(num_epochs=10, batch_size=64, measure_epochs=(10,))
+    run = jax.jit(functools.partial(training.train, net, training.sgd(0.05, momentum=0.9), settings=settings))
+    params = run(tuple(digits.train), jax.random.key(1), start=start).params
+    network = jax.tree_util.Partial(net.apply, params)
+    inputs, labels = (np.asarray(array[:num_examples]) for array in digits.test)
+    twin = torch_peers.Twin(params, net.module, inputs, labels)
+    module = torch_peers.Module(twin).eval()
+    module.register_parameter("device", torch.nn.Parameter(torch.zeros(())))  # of which torchattacks reads the device
+    with torch.no_grad():
+        error = np.abs(module(twin.inputs).numpy() - np.asarray(network(inputs))).max()
+    if not error < 1e-3:
+        raise AssertionError(f"the PyTorch twin's logits differ by {error:.1e}: not the same network")
+
+    def theirs(attack: Any) -> np.ndarray:
+        adversarial = attack(twin.inputs, twin.labels)
+        with torch.no_grad():
+            wrong = (module(adversarial).argmax(1) != twin.labels).numpy()
+        return np.where(wrong, 1, np.nan).reshape(-1, 1) * (adversarial - twin.inputs).detach().numpy().reshape(num_examples, -1)
+
+    rows = []
+    for norm, name, epsilon in _BALLS:
+        threat, common = attacks.Threat(norm, epsilon), {"norm": name, "eps": epsilon, "seed": 0}
+        case = f"digits ConvNet, {norm}"
+
+        options = {"norm": norm, "num_steps": num_steps, "batch_size": num_examples}
+        minimal, seconds = _clocked(lambda options=options: attacks.minimal_norms(network, jax.random.key(2), inputs, labels, **options), 2)
+        peer = torchattacks.FAB(module, norm=name, eps=100.0, steps=num_steps, n_classes=10)
+        steps_taken, peer_seconds = _clocked(lambda peer=peer: theirs(peer))
+        norms = np.linalg.norm(steps_taken, np.inf if norm == "linf" else 2, axis=1)
+        both = (minimal.distances > 0) & np.isfinite(norms) & np.isfinite(minimal.distances)
+        medians = float(np.median(minimal.distances[both])), float(np.median(norms[both]))
+        more = {"runs": 1, "median_of_ratios": float(np.median(norms[both] / minimal.distances[both]))}
+        rows.append(harness.row(f"{case}, FAB", "median norm", "", *medians, "torchattacks", **more))
+        rows.append(harness.row(f"{case}, FAB", "time", "s", seconds[1], peer_seconds[0], "torchattacks", runs=1, first=seconds[0]))
+
+        suite = attacks.autoattack(threat, num_steps=num_steps, num_queries=num_queries)
+        trials = {
+            "APGD-CE": ({"apgd": suite["apgd_ce"]}, torchattacks.APGD(module, steps=num_steps, loss="ce", **common)),
+            "Square": ({"square": suite["square"]}, torchattacks.Square(module, n_queries=num_queries, **common)),
+            "AutoAttack": (suite, torchattacks.AutoAttack(module, n_classes=10, version="standard", **common)),
+        }
+        for attack_name, (ours, peer) in trials.items():
+            if attack_name == "AutoAttack" and (num_steps, num_queries) != (100, 5000):
+                continue
+            evaluate = functools.partial(attacks.robust_accuracy, network, jax.random.key(3), inputs, labels, check_masking=False)
+            evaluation, seconds = _clocked(
+                lambda evaluate=evaluate, ours=ours: evaluate(attacks=ours, batch_size=min(num_examples, 100)), 2
+            )
+            steps_taken, peer_seconds = _clocked(lambda peer=peer: theirs(peer))
+            accuracy = float(np.isnan(steps_taken).any(1).mean())
+            alone = {"runs": 1, "standard_error": (accuracy * (1 - accuracy) / num_examples) ** 0.5}
+            title = f"{case} {epsilon}, {attack_name}"
+            rows.append(harness.row(title, "robust accuracy", "", evaluation.worst_case.estimate, accuracy, "torchattacks", **alone))
+            rows.append(harness.row(title, "time", "s", seconds[1], peer_seconds[0], "torchattacks", runs=1, first=seconds[0]))
+    return rows
+
+
+def _clocked(function: Callable[[], Any], num_calls: int = 1) -> tuple[Any, list[float]]:
+    """The result, and the seconds of each call."""
+    seconds = []
+    for _ in range(num_calls):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return result, seconds
 
 
 def _in_evaluation(net: Any, params: Any, state: Any) -> Any:

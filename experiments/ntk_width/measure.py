@@ -6,9 +6,7 @@ the NTK parametrisation with them; ``regress`` predicts with both. ``keep_kernel
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,62 +15,47 @@ import numpy as np
 import optax
 import xarray as xr
 
+from experiments.ntk_width import kernels
+from experiments.ntk_width.kernels import BEFORE, END, KERNELS, TARGET, create, kernel_of, load, probe_images, random_key
 from experiments.ntk_width.settings import BATCH, STORED, Case, Settings
-from jaxbp import data, lab, models, ntk, training
+from jaxbp import lab, models, ntk, training
 from jaxbp.ntk import measures, regression
 from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_kernel
 
-_SALT = zlib.crc32(b"ntk_width, at equal training loss")  # random numbers that no earlier run has used
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
 _NUM_TEST = 1000  # test images at most, looked at along training
 _FEW_EPOCHS = 100  # of all trainings of a program together, which then wait for the compiler above all
 _TINY = 1e-3  # the sum of all learning rates, for a kernel that stays
-KERNELS = ("all logits", "pairs of images")
-TARGET, END = "at the target loss", "at the end"
 WIDEST = "NTK, empirical, widest"
-
-
-def load(settings: Settings, seed: int) -> data.Dataset:
-    """The seed's own data, normalised by its training statistics."""
-    return _load(settings.dataset, settings.num_train, settings.data_dir, seed)
-
-
-@functools.lru_cache(maxsize=16)
-def _load(dataset: str, num_train: int | None, data_dir: Path | None, seed: int) -> data.Dataset:
-    return data.load(dataset, seed=seed + _SALT % 2**31, num_train=num_train, normalise=True, data_dir=data_dir)
-
-
-def probe_images(settings: Settings, seed: int, num_probes: int) -> jax.Array:
-    """Class-balanced training images (N, H, W, C)."""
-    return jnp.asarray(data.balanced_subset(load(settings, seed).train, num_probes, seed=seed).inputs)
-
-
-def create(case: Case, settings: Settings, width: int, **changes: Any) -> models.Network:
-    """The network of a width; ``changes`` replace some of its options."""
-    return models.create(case.model, num_classes=load(settings, 0).num_classes, width=width, **dict(case.options) | changes)
-
-
-def random_key(seed: int, *purpose: Any) -> jax.Array:
-    """A random key of its own for each purpose."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(repr(purpose).encode()) ^ _SALT)
 
 
 def train(case: Case, settings: Settings, width: int, decay: tuple[float, ...], seed: tuple[int, ...]) -> xr.Dataset:
     """Kernels before training against those at the target loss and at the end, (statistics, decay, seed, point), and curves.
 
     What is measured at the target loss is NaN for a network that never reaches it; ``reached`` says which do. ``floor`` is the
-    correlation of the kernels of the network and of another initialisation, ``unrelated`` with a third one.
+    correlation of the kernels of the network and of another initialisation, ``unrelated`` with a third one. Of a network that has an
+    exact kernel there are ``trace`` and ``norm`` of its kernel in the NTK parametrisation, (statistics, decay, seed, time), as
+    `experiments.ntk_width.departure.distance` takes them.
     """
     net = create(case, settings, width)
     points, history = _trained(net, case, settings, width, decay, seed)
     below = history["train_loss"][..., 1:] <= settings.target_loss  # before training nothing has been reached
     reached = below.any(-1)
     rows = [_of_seed(net, case, settings, number, points[row]) for row, number in enumerate(seed)]
+    if case.exact_widths:
+        rows = [
+            row.assign(_limiting(net, case, settings, *of_seed)) for row, of_seed in zip(rows, zip(seed, points, strict=True), strict=True)
+        ]
     epochs = np.array(settings.measure_epochs)
     dataset = xr.concat(rows, xr.DataArray(list(seed), dims="seed", name="seed")).assign_coords(decay=list(decay))
-    at_target = xr.DataArray(reached, dims=("seed", "decay")) | (dataset.point == END)
+    known = xr.DataArray(reached, dims=("seed", "decay"))
     axes = ("seed", "decay")
-    variables = {name: dataset[name].where(at_target) for name in dataset if "point" in dataset[name].dims}
+    variables = {
+        name: dataset[name].where(known | (dataset[axis] != TARGET))
+        for axis in ("point", "time")
+        for name in dataset
+        if axis in dataset[name].dims
+    }
     variables |= {name: ((*axes, "epoch"), np.asarray(curve)) for name, curve in history.items()}
     variables |= {
         "reached": (axes, reached.astype(float)),
@@ -135,13 +118,13 @@ def _training_program(net: models.Network, settings: Settings, in_turn: bool, qu
 def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:
     """Everything about one seed's kernels; ``points``: for each weight decay, parameters and state at the three points."""
     probes = probe_images(settings, seed, settings.num_probes)
-    others = [_initialised(net, random_key(seed, case.name, "unrelated", number), probes) for number in range(2)]
+    others = [kernels.initialised(net, random_key(seed, case.name, "unrelated", number), probes) for number in range(2)]
     compared, unrelated = [], []
     for statistics in case.statistics:
         before, *strangers = (kernel_of(net, settings, *state, probes, statistics) for state in (points[0][0], *others))
         afters = [[kernel_of(net, settings, *state, probes, statistics) for state in states[1:]] for states in points]
-        compared.append([[_comparison(before, after) for after in row] for row in afters])
-        unrelated.append([_correlations(before, stranger) for stranger in strangers])
+        compared.append([[kernels.comparison(before, after) for after in row] for row in afters])
+        unrelated.append([kernels.correlations(before, stranger) for stranger in strangers])
     axes = ("statistics", "decay", "point")
     columns = jax.tree.map(lambda *leaves: np.array(leaves), *[cell for rows in compared for row in rows for cell in row])
     shape = (len(case.statistics), len(points), 2)
@@ -161,44 +144,23 @@ def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, poi
     )
 
 
-def kernel_of(net: models.Network, settings: Settings, params: Any, state: Any, probes: jax.Array, statistics: str) -> jax.Array:
-    """The full kernel (N, N, C, C) of the images ``probes`` with one kind of statistics."""
-    fn = models.with_batch_statistics(net) if statistics == BATCH else net.apply
-    options = {"coupled": statistics == BATCH, "memory": settings.memory, "compiler_options": ntk.FAST_COMPILE_OPTIONS}
-    return ntk.empirical_ntk(fn, params, probes, state=state, **options)
+def _limiting(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:
+    """Trace and norm of one seed's kernels in the NTK parametrisation, which have a limit, before training and at the target loss."""
+    twin = models.from_linen(net.module.clone(parametrisation="ntk"))
+    probes = probe_images(settings, seed, settings.exact_probes)
 
+    def full(params: Any, state: Any, statistics: str) -> jax.Array:
+        return kernel_of(twin, settings, kernels.in_ntk_parametrisation(params), state, probes, statistics)
 
-def _trace(kernel: jax.Array) -> jax.Array:
-    """Mean over the logits of a full kernel, (N, N)."""
-    return jnp.einsum("ijkk->ij", kernel) / kernel.shape[-1]
-
-
-@jax.jit
-def _correlations(before: jax.Array, after: jax.Array) -> jax.Array:
-    """Correlations of `KERNELS`, (2,): of all entries, and of the trace kernel's entries for different images."""
-    above = jnp.triu_indices(before.shape[0], 1)
-    return jnp.stack(
-        [measures.correlation(before, after), measures.correlation(*(_trace(kernel)[above][None] for kernel in (before, after)))]
-    )
-
-
-@jax.jit
-def _comparison(before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
-    change = measures.relative_change(before, after)
-    rescaled = measures.rescaled_change(before, after)
-    norms = jnp.linalg.norm(before), jnp.linalg.norm(after)
-    return {
-        "relative_change": change,
-        "share_of_rescaling": 1 - (rescaled.change * norms[1] / (change * norms[0])) ** 2,
-        "correlation": _correlations(before, after),
-        "cosine": measures.cosine(before, after),
-        "centred_alignment": measures.centred_alignment(before, after),
-    }
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
-def _initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
-    return net.init(key, inputs)
+    traces, norms = [], []
+    for statistics in case.statistics:
+        before = full(*points[0][0], statistics)
+        pairs = [(before, full(*states[1], statistics)) for states in points]
+        traces.append([[kernels.trace(kernel) for kernel in pair] for pair in pairs])
+        norms.append([[jnp.linalg.norm(kernel) / kernel.shape[-1] ** 0.5 for kernel in pair] for pair in pairs])
+    axes = ("statistics", "decay", "time")
+    variables = {"trace": ((*axes, "image", "other_image"), np.array(traces)), "norm": (axes, np.array(norms))}
+    return xr.Dataset(variables, {"statistics": list(case.statistics), "time": [BEFORE, TARGET]})
 
 
 def keep_kernel(case: Case, settings: Settings, seed: tuple[int, ...]) -> xr.Dataset:
@@ -263,14 +225,14 @@ def compare_with_exact(case: Case, settings: Settings, limit: xr.Dataset, width:
     finite = np.empty(limit.exact.shape)
     for row, number in enumerate(seed):
         probes = probe_images(settings, number, settings.exact_probes)
-        params, state = _initialised(net, random_key(number, case.name, width, "exact"), probes)
+        params, state = kernels.initialised(net, random_key(number, case.name, width, "exact"), probes)
         for mode, statistics in enumerate(case.statistics):
             exact = jnp.asarray(limit.exact.sel(statistics=statistics, seed=number).values, jnp.float32)
             target = jnp.einsum("ij,kl->ijkl", exact, jnp.eye(load(settings, 0).num_classes))
             kernel = kernel_of(net, settings, params, state, probes, statistics)
             plain[mode, row] = measures.relative_change(target, kernel)
             rescaled[mode, row] = measures.rescaled_change(target, kernel).change
-            finite[mode, row] = _trace(kernel)
+            finite[mode, row] = kernels.trace(kernel)
     axes = ("statistics", "seed")
     variables = {"distance": (axes, plain), "rescaled_distance": (axes, rescaled), "finite": ((*axes, "image", "other_image"), finite)}
     return xr.Dataset(variables, {"statistics": list(case.statistics), "seed": list(seed)})
@@ -289,19 +251,19 @@ def regress(case: Case, settings: Settings) -> xr.Dataset:
     everything, train_images = jnp.concatenate([jnp.asarray(array) for array in images]), jnp.asarray(images[0])
     width = max(case.widths)
     net = create(case, settings, width, parametrisation="ntk")
-    params, _ = _initialised(net, random_key(0, case.name, width), train_images)
+    params, _ = kernels.initialised(net, random_key(0, case.name, width), train_images)
     empirical = ntk.empirical_ntk(net.apply, params, everything, train_images, logits="trace", memory=settings.memory)
     kernel_fn = exact_kernel_fn(case, settings, case.statistics[0])
-    kernels = {
+    by_name = {
         "NNGP, exact": kernel_fn(everything, train_images, get="nngp"),
         "NTK, exact": kernel_fn(everything, train_images),
         WIDEST: empirical / dataset.num_classes,
     }
     for statistics in (None, STORED, BATCH):
         name = "NTK, exact, dense chain" + (f", BatchNorm, {statistics}" if statistics else "")
-        kernels[name] = _chain_kernel(settings, everything, 1, statistics)[:, : len(train_images)]
-    accuracies = [_regression_accuracy(np.asarray(kernel, float), labels, dataset.num_classes) for kernel in kernels.values()]
-    return xr.Dataset({"test_accuracy": ("kernel", accuracies)}, {"kernel": list(kernels)})
+        by_name[name] = _chain_kernel(settings, everything, 1, statistics)[:, : len(train_images)]
+    accuracies = [_regression_accuracy(np.asarray(kernel, float), labels, dataset.num_classes) for kernel in by_name.values()]
+    return xr.Dataset({"test_accuracy": ("kernel", accuracies)}, {"kernel": list(by_name)})
 
 
 def _regression_accuracy(kernel: np.ndarray, labels: Sequence[np.ndarray], num_classes: int) -> float:

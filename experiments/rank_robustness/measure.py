@@ -234,7 +234,7 @@ def under_attack(
     """
     evaluate = functools.partial(attacks.robust_accuracy, key=key, inputs=inputs, labels=labels, batch_size=settings.attack_batch)
     options = {"num_steps": settings.attack_steps, "num_targets": settings.num_targets, "num_queries": settings.num_queries}
-    suite = attacks.autoattack_suite(attacks.Threat("linf", radius), **options)
+    suite = attacks.autoattack(attacks.Threat("linf", radius), **options)
     strongest = [evaluate(network_fn, attacks=suite) for network_fn in networks]
     curve = np.full((len(networks), len(settings.curve)), np.nan)
     for number, size in itertools.product(range(len(ARMS)), range(len(settings.curve))):

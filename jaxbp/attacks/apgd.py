@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.attacks.apgd_l1 import L1Apgd
 from jaxbp.attacks.attack import (
     Attack,
     AttackResult,
@@ -35,7 +36,7 @@ from jaxbp.attacks.attack import (
     gradient_and_result,
     unevaluated_result,
 )
-from jaxbp.attacks.threat import Threat
+from jaxbp.attacks.threat import Threat, wide
 
 MOMENTUM = 0.75  # alpha: weight of the new step in a move; the last move has the rest
 RISING = 0.75  # rho: fraction of the steps since the last checkpoint that must raise the loss
@@ -53,7 +54,7 @@ def apgd(
     """Auto-PGD from random starts; the result is the worst over all iterates and runs, as with `pgd`'s ``keep="best"``.
 
     Args:
-      threat, num_restarts, loss, targets, runs: as for `pgd`.
+      threat, num_restarts, loss, targets, runs: as for `pgd`; in the norm "l1" the method is that of `jaxbp.attacks.apgd_l1`.
       num_steps: gradients of a run.
 
     Raises:
@@ -61,7 +62,8 @@ def apgd(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    return Attack(_Apgd(num_steps=num_steps, loss=loss, targets=targets, num_restarts=num_restarts, runs=runs), threat)
+    method = L1Apgd if isinstance(threat, Threat) and threat.norm == "l1" else _Apgd
+    return Attack(method(num_steps=num_steps, loss=loss, targets=targets, num_restarts=num_restarts, runs=runs), threat)
 
 
 def step_size_checkpoints(num_steps: int) -> tuple[int, ...]:
@@ -137,15 +139,10 @@ def _with_best(state: _State, loss: jax.Array, gradient: jax.Array) -> _State:
     """The state with ``best`` replaced where the loss at the iterate is larger."""
     better = loss > state.best_loss
     return state._replace(
-        best=jnp.where(_wide(better, state.best), state.iterate, state.best),
+        best=jnp.where(wide(better, state.best), state.iterate, state.best),
         best_loss=jnp.where(better, loss, state.best_loss),
-        best_gradient=jnp.where(_wide(better, state.best), gradient, state.best_gradient),
+        best_gradient=jnp.where(wide(better, state.best), gradient, state.best_gradient),
     )
-
-
-def _wide(values: jax.Array, array: jax.Array) -> jax.Array:
-    """(N,) as (N, 1, ...), to broadcast with ``array`` (N, ...)."""
-    return values.reshape(-1, *(1,) * (array.ndim - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +157,7 @@ class _Apgd(RestartedMethod):
 
         def move(iterate: jax.Array, previous: jax.Array, gradient: jax.Array, step: jax.Array, is_first: jax.Array) -> jax.Array:
             """The next iterate: an ascent step, mixed with the last move."""
-            plain = project(iterate + _wide(step, iterate) * threat.steepest_ascent(gradient))
+            plain = project(iterate + wide(step, iterate) * threat.steepest_ascent(gradient))
             weight = jnp.where(is_first, 1, MOMENTUM).astype(iterate.dtype)
             return project(iterate + weight * (plain - iterate) + (1 - weight) * (iterate - previous))
 
@@ -173,8 +170,8 @@ class _Apgd(RestartedMethod):
 
                 stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
                 halve = is_checkpoint & ((num_rises < rises_needed) | stuck)
-                here = jnp.where(_wide(halve, inputs), state.best, state.iterate)
-                gradient = jnp.where(_wide(halve, inputs), state.best_gradient, gradient)
+                here = jnp.where(wide(halve, inputs), state.best, state.iterate)
+                gradient = jnp.where(wide(halve, inputs), state.best_gradient, gradient)
                 step = jnp.where(halve, state.step / 2, state.step)
                 following = state._replace(
                     iterate=move(here, state.previous, gradient, step, is_first),

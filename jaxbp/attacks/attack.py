@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, metrics
 from jaxbp.attacks import losses
-from jaxbp.attacks.threat import Threat
+from jaxbp.attacks.threat import Threat, wide
 from jaxbp.ops import platform
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # inputs (N, ...) -> logits (N, C)
@@ -61,7 +61,7 @@ class AttackResult(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Attack:
-    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `square`, or from a method of your own.
+    """A method under a threat; made by `fgsm`, `pgd`, `apgd`, `fab`, `square`, or from a method of your own.
 
     Attributes:
       method: static and hashable; ``method(threat, step_size, logits_fn, key, inputs, labels) -> AttackResult``.
@@ -118,14 +118,20 @@ def checked_examples(logits_fn: LogitsFn, inputs: Any, labels: Any) -> tuple[jax
     Raises:
       ValueError: arguments that are none, or logits that are not (N, C).
     """
-    examples = checks.examples(inputs)
-    if not jnp.issubdtype(examples.dtype, jnp.floating):
-        raise ValueError(f"inputs must be of a floating dtype, got {examples.dtype}: divide images by 255")
+    examples = floating_examples(inputs)
     num, num_classes = checks.logits_shape(logits_fn, examples, name="logits_fn", num_examples=len(examples))
     return examples, checks.labels(labels, num_classes, num)
 
 
-def network_of(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+def floating_examples(inputs: Any) -> jax.Array:
+    """Floating-point inputs (N, ...); ValueError for anything else."""
+    examples = checks.examples(inputs)
+    if not jnp.issubdtype(examples.dtype, jnp.floating):
+        raise ValueError(f"inputs must be of a floating dtype, got {examples.dtype}: divide images by 255")
+    return examples
+
+
+def network_of(logits_fn: Callable[..., jax.Array]) -> jax.tree_util.Partial:
     """A function of logits as a pytree, which compiled programs take as an argument; ValueError for what cannot be called."""
     if isinstance(logits_fn, jax.tree_util.Partial):
         return logits_fn
@@ -258,7 +264,7 @@ def elementwise_worst(first: AttackResult, second: AttackResult) -> AttackResult
     second_wins = louder | (second.success & ~first.success)
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(second_wins.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
+        return jnp.where(wide(second_wins, a), b, a)
 
     adversarial, success, loss = jax.tree.map(pick, first[:3], second[:3])
     return AttackResult(adversarial, success, loss, first.num_evaluations + second.num_evaluations)

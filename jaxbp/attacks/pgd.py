@@ -2,7 +2,8 @@
 
 FGSM (Goodfellow et al., ICLR 2015) takes one step of length epsilon along the sign of the gradient. PGD (Madry et al., ICLR
 2018, section 2) takes many shorter steps from a random point of the ball, and projects after each. In the norm "l2" a step follows
-the gradient itself, scaled to the step size. All steps are one compiled loop, which forms gradients with respect to the inputs only.
+the gradient itself, scaled to the step size. In "l1" a step moves one entry, which is slow: use `jaxbp.attacks.apgd` there. All steps
+are one compiled loop, which forms gradients with respect to the inputs only.
 
 PGD returns one of two iterates. ``keep="best"`` returns the worst iterate over all steps and restarts: success before
 failure, then the larger loss. ``keep="last"`` takes the last iterate of each restart, as the source and foolbox do, and
@@ -135,6 +136,8 @@ class _Pgd(RestartedMethod):
                 iterate, worst = carry
                 gradient, result = gradient_and_result(logits_fn, goal, iterate)
                 worst = None if worst is None else elementwise_worst(worst, result)
+                if threat.norm == "l1":  # where the largest entry is at the box's edge, no step would move anything
+                    gradient = threat.open_entries(gradient, iterate)
                 return (project(iterate + step * threat.steepest_ascent(gradient)), worst), None
 
             worst = None if self.keep == "last" else unevaluated_result(logits_fn, goal, start)

@@ -1,7 +1,7 @@
 """Robust accuracy: the fraction of examples that a network classifies correctly and that no attack breaks.
 
 It is the worst case over attacks, example by example, so it can only overstate the truth; a diverse set of attacks overstates
-it less, and `autoattack_suite` is such a set. The order of attacks changes the running time only: each attack is tried
+it less, and `jaxbp.attacks.autoattack` is such a set. The order of attacks changes the running time only: each attack is tried
 on the examples that the attacks before it left, gathered into full batches, so a weak, cheap attack in front saves much time.
 
 Examples vary within a seed: Wilson's interval says how well N examples determine the accuracy of one network. Seeds vary between
@@ -21,7 +21,8 @@ networks: `mean_over_seeds` gives Student's interval of their mean, which is the
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,33 +31,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, metrics, stats
-from jaxbp.attacks.apgd import apgd
 from jaxbp.attacks.attack import Attack, LogitsFn, check_within, checked_examples, logits_of, network_of
+from jaxbp.attacks.batching import correct_examples, full_batches
 from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks
-from jaxbp.attacks.square import square
 from jaxbp.attacks.threat import Threat
-
-
-def autoattack_suite(
-    threat: Threat, *, num_steps: int = 100, num_restarts: int = 1, num_targets: int = 9, num_queries: int = 5000
-) -> dict[str, Attack]:
-    """Three of the four parts of AutoAttack (Croce & Hein, ICML 2020): APGD-CE, targeted APGD-DLR and Square.
-
-    The fourth part, targeted FAB, is not here. Defaults are those of AutoAttack's standard version. Use this suite before a
-    claim of robustness.
-
-    Args:
-      threat: norm, radius and box.
-      num_steps: gradients of each run of APGD.
-      num_restarts: runs of each attack from different starts (for each target, in the targeted attack).
-      num_targets: number of likeliest wrong classes to target, fewer than the classes; the loss needs 4 classes.
-      num_queries: forward passes of each run of Square.
-    """
-    return {
-        "apgd_ce": apgd(threat, num_steps=num_steps, num_restarts=num_restarts),
-        "apgd_dlr_targeted": apgd(threat, num_steps=num_steps, num_restarts=num_restarts, loss="dlr", targets=num_targets),
-        "square": square(threat, num_queries=num_queries, num_restarts=num_restarts),
-    }
 
 
 @dataclass(frozen=True)
@@ -68,6 +46,8 @@ class RobustEvaluation:
       tried, broken: for each attack (N,), whether it was tried on the example, and whether it made the network err.
       num_evaluations: for each attack, forward passes over all examples.
       gradient_masking_checks: empty where the evaluation did not ask for them.
+      adversarial: (N, ...), for each example the input of the first attack that broke it, the example itself where none did.
+      threats: the threat of each attack.
     """
 
     correct: Bool[np.ndarray, " N"]
@@ -75,6 +55,8 @@ class RobustEvaluation:
     broken: dict[str, Bool[np.ndarray, " N"]]
     num_evaluations: dict[str, int]
     gradient_masking_checks: tuple[GradientMaskingCheck, ...] = ()
+    adversarial: Float[np.ndarray, "N ..."] | None = None
+    threats: dict[str, Threat] = field(default_factory=dict)
 
     @property
     def clean(self) -> stats.Interval:
@@ -94,7 +76,35 @@ class RobustEvaluation:
     @property
     def worst_case(self) -> stats.Interval:
         """Robust accuracy: the fraction of examples that are correct and that no attack broke."""
-        return _proportion(self.correct & ~np.any([np.zeros_like(self.correct), *self.broken.values()], axis=0))
+        return _proportion(self.robust)
+
+    @property
+    def robust(self) -> Bool[np.ndarray, " N"]:
+        """Whether the network classifies each example correctly and no attack broke it."""
+        return self.correct & ~np.any([np.zeros_like(self.correct), *self.broken.values()], axis=0)
+
+    def record(self) -> dict[str, Any]:
+        """The evaluation in the terms of RobustBench's leaderboard: accuracies in percent, the norm, and epsilon; plain values for JSON.
+
+        Raises:
+          ValueError: attacks under different threats, or none.
+        """
+        threats = {(threat.norm, float(threat.check_epsilon())) for threat in self.threats.values()}
+        if len(threats) != 1:
+            raise ValueError(f"a record states one norm and one epsilon, got {sorted(threats) or 'no attacks'}: evaluate each threat alone")
+        ((norm, epsilon),) = threats
+        names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+        return {
+            "clean_acc": 100 * self.clean.estimate,
+            "robust_acc": 100 * self.worst_case.estimate,
+            "robust_acc_low": 100 * self.worst_case.low,
+            "robust_acc_high": 100 * self.worst_case.high,
+            "norm": names[norm],
+            "eps": epsilon,
+            "attacks": list(self.broken),
+            "num_examples": len(self.correct),
+            "warning": self.warning,
+        }
 
     @property
     def masking_suspected(self) -> bool:
@@ -147,19 +157,18 @@ def robust_accuracy(
     for name, attack in attacks.items():
         attack.for_true_labels("robust_accuracy").threat.check_epsilon()
         check_within(inputs, attack.threat, repr(name))
-    correct = np.zeros(len(inputs), bool)
-    for rows, places in _batches(np.arange(len(inputs)), batch_size):
-        correct[places] = np.asarray(_is_right(network, inputs[rows], labels[rows]))[: len(places)]
-
-    tried, broken, num_evaluations = {}, {}, {}
+    correct = correct_examples(network, inputs, labels, batch_size)
+    tried, broken, num_evaluations, worst = {}, {}, {}, inputs.copy()
     survivors = correct.copy()
     for index, (name, attack) in enumerate(attacks.items()):
         tried[name] = (survivors if only_survivors else correct).copy()
         broken[name], num_evaluations[name] = np.zeros(len(inputs), bool), 0
-        for batch, (rows, places) in enumerate(_batches(np.flatnonzero(tried[name]), batch_size)):
+        for batch, (rows, places) in enumerate(full_batches(np.flatnonzero(tried[name]), batch_size)):
             batch_key = jax.random.fold_in(jax.random.fold_in(key, index), batch)
-            is_broken, evaluations = _try(attack, network, batch_key, inputs[rows], labels[rows])
+            is_broken, adversarial, evaluations = _try(attack, network, batch_key, inputs[rows], labels[rows])
             broken[name][places] = np.asarray(is_broken)[: len(places)]
+            newly = broken[name][places] & survivors[places]
+            worst[places[newly]] = np.asarray(adversarial)[: len(places)][newly]
             num_evaluations[name] += int(evaluations) * len(places)
         survivors &= ~broken[name]
 
@@ -175,7 +184,8 @@ def robust_accuracy(
             threat,
             gradient_free_share=_only_without_gradients(attacks, tried, broken),
         )
-    return RobustEvaluation(correct, tried, broken, num_evaluations, masking)
+    threats = {name: attack.threat for name, attack in attacks.items()}
+    return RobustEvaluation(correct, tried, broken, num_evaluations, masking, worst, threats)
 
 
 def mean_over_seeds(evaluations: Sequence[RobustEvaluation]) -> dict[str, stats.Interval]:
@@ -199,13 +209,6 @@ def _proportion(flags: np.ndarray) -> stats.Interval:
     return stats.wilson_interval(flags.sum(), len(flags))
 
 
-def _batches(chosen: np.ndarray, batch_size: int):
-    """Pairs (rows, places): rows of a full batch, the last batch padded with its first row, and the rows without padding."""
-    for start in range(0, len(chosen), batch_size):
-        places = chosen[start : start + batch_size]
-        yield np.concatenate([places, np.repeat(places[:1], batch_size - len(places))]), places
-
-
 def _only_without_gradients(
     attacks: Mapping[str, Attack], tried: Mapping[str, np.ndarray], broken: Mapping[str, np.ndarray]
 ) -> float | None:
@@ -218,12 +221,11 @@ def _only_without_gradients(
 
 
 @jax.jit
-def _is_right(logits_fn: LogitsFn, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return metrics.accuracy(logits_fn(inputs), labels) > 0
-
-
-@jax.jit
-def _try(attack: Attack, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _try(
+    attack: Attack, logits_fn: LogitsFn, key: jax.Array, inputs: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether a fresh evaluation confirms each mistake, the adversarial inputs, and the evaluations."""
     result = attack(logits_fn, key, inputs, labels)
     still_right = metrics.accuracy(logits_fn(result.adversarial), labels) > 0
-    return ~still_right & jnp.isfinite(result.adversarial).reshape(len(inputs), -1).all(-1), result.num_evaluations
+    is_finite = jnp.isfinite(result.adversarial).reshape(len(inputs), -1).all(-1)
+    return ~still_right & is_finite, result.adversarial, result.num_evaluations

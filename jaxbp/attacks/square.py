@@ -4,7 +4,9 @@ A network may resist gradient attacks without being robust, because its gradient
 without gradients is not misled. Each query changes a random square of the image, and keeps the change if the margin of
 the true class falls. Under "linf" every pixel is always at a corner of the ball, and each channel of a square moves to one side
 (Algorithm 2); the start is vertical stripes. Under "l2" a square takes the budget of another square, shaped as two bumps of
-opposite sign (Algorithm 3, equation 2); the start is a tiling of such bumps. Squares shrink along the queries.
+opposite sign (Algorithm 3, equation 2); the start is a tiling of such bumps. Under "l1" the search is that of "l2" with sums of absolute
+values in place of lengths, and the projection onto ball and box at its end (Croce & Hein, "Mind the box", ICML 2021, section 5). Squares
+shrink along the queries.
 
 Inputs are images (N, H, W, C) or (N, H, W), signals (N, L, 1, C) or vectors (N, D). In signals and vectors, squares are
 intervals and stripes are single positions. An example stays as it is once its class is wrong, and the search ends when all are.
@@ -30,8 +32,8 @@ from jaxbp.attacks.attack import Attack, AttackResult, Goal, LogitsFn, Restarted
 from jaxbp.attacks.threat import Threat
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which p is halved, section 4
-_TILES = 5  # tiles along the shorter side of an image at the start of an "l2" search
-_SMALLEST_L2 = 3  # side of the smallest window there: two bumps need room
+_TILES = 5  # tiles along the shorter side of an image at the start of a search with bumps
+_SMALLEST_BUMPS = 3  # side of the smallest window of bumps: two need room
 
 
 def square(
@@ -130,7 +132,7 @@ class _Square(RestartedMethod):
             return reach(candidates.reshape(inputs.shape)).reshape(shape)
 
         start, propose = (_corners if threat.norm == "linf" else _mass)(threat, maps, project)
-        smallest = 1 if threat.norm == "linf" else _SMALLEST_L2
+        smallest = 1 if threat.norm == "linf" else _SMALLEST_BUMPS
         sides = jnp.asarray(_sides(shares(self.share, self.num_queries), shape, smallest))
 
         def run(key: jax.Array, goal: Goal) -> AttackResult:
@@ -196,13 +198,19 @@ def _corners(threat: Threat, maps: jax.Array, project: Callable) -> tuple[Callab
 
 
 def _mass(threat: Threat, maps: jax.Array, project: Callable) -> tuple[Callable, Callable]:
-    """Start and proposal of "l2": bumps that together have length epsilon."""
+    """Start and proposal of "l2" and "l1": bumps that together have the length epsilon in the norm."""
     num, rows, columns, channels = maps.shape
     epsilon = jnp.asarray(threat.epsilon, maps.dtype)
     tiny = jnp.finfo(maps.dtype).tiny
 
+    order = 2 if threat.norm == "l2" else 1
+
+    def mass(step: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
+        """The part of epsilon^order that a step uses up."""
+        return (jnp.abs(step) ** order).sum(axes, keepdims=True)
+
     def length(step: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
-        return jnp.sqrt((step**2).sum(axes, keepdims=True))
+        return mass(step, axes) ** (1 / order)
 
     def random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.rademacher(key, shape, maps.dtype)
@@ -227,9 +235,9 @@ def _mass(threat: Threat, maps: jax.Array, project: Callable) -> tuple[Callable,
         shape = shape / jnp.maximum(length(shape), tiny)
         old = jnp.where(taker.inside, step, 0)
         direction = random_signs(sign_key, (num, 1, 1, channels)) * shape + old / jnp.maximum(length(old), tiny)
-        unused = jnp.maximum(epsilon**2 - (step**2).sum((1, 2, 3), keepdims=True), 0)
+        unused = jnp.maximum(epsilon**order - mass(step, (1, 2, 3)), 0)
         moved = jnp.where(giver.inside | taker.inside, step, 0)
-        budget = jnp.sqrt((moved**2).sum((1, 2), keepdims=True) + unused / channels)
+        budget = (mass(moved) + unused / channels) ** (1 / order)
         rest = jnp.where(giver.inside | taker.inside, 0, step)
         return project(maps + rest + budget * direction / jnp.maximum(length(direction), tiny))
 

@@ -3,10 +3,13 @@
 A `Threat` holds the whole constraint. It projects, draws a random start and turns a gradient into the steepest step
 of length 1 in its norm, so that the code of an attack is the same for every norm.
 
+In the norm "l1" the box matters more than elsewhere: few entries carry the whole budget, and most of them end at the box. The projection
+is therefore onto the intersection of ball and box (Croce & Hein, "Mind the box", ICML 2021, proposition 2.1), not onto one after the other.
+
 Rounding. Projected inputs are in [low, high] exactly. For "linf" the difference to the input, computed in the dtype of
-the inputs, never exceeds epsilon in that dtype, not by one bit. For "l2" the radius is reduced by the rounding
+the inputs, never exceeds epsilon in that dtype, not by one bit. For "l2" and "l1" the radius is reduced by the rounding
 of one subtraction, the machine epsilon times (||x|| + epsilon), so the distance exceeds epsilon at most by the rounding of
-the sum of squares, some 1e-6 of it in float32.
+the sum, some 1e-6 of it in float32.
 
 >>> import jax.numpy as jnp
 >>> from jaxbp import attacks
@@ -30,7 +33,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxbp import checks
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 Batch = Float[Array, "N ..."]
 Bound = float | tuple[float, ...]
@@ -80,12 +83,11 @@ class Threat:
     def projection(self, inputs: Batch) -> Callable[[jax.Array], jax.Array]:
         """The map of candidates (N, ...) to points within reach of ``inputs`` (N, ...), with its constants computed once.
 
-        For "linf" it is the nearest point. For "l2" the candidate is drawn along its ray into the ball and then clipped
-        to the box, which keeps it in the ball; that is not the nearest point where both constraints bind. Where an input lies outside
-        the box, the box is widened up to it, so that epsilon holds in any case.
+        For "linf" and "l1" it is the nearest point in the Euclidean sense. For "l2" the candidate is drawn along its ray into the ball and
+        then clipped to the box, which keeps it in the ball; that is not the nearest point where both constraints bind. Where an input
+        lies outside the box, the box is widened up to it, so that epsilon holds in any case.
         """
-        low, high = self.box(inputs)
-        lowest, highest = jnp.minimum(low, inputs), jnp.maximum(high, inputs)
+        lowest, highest = self.reach(inputs)
         epsilon = jnp.asarray(self.check_epsilon(), inputs.dtype)
         if self.norm == "linf":
             lower, upper = inputs - epsilon, inputs + epsilon
@@ -94,16 +96,37 @@ class Threat:
             upper = jnp.where(upper - inputs > epsilon, jnp.nextafter(upper, inputs), upper)
             lower, upper = jnp.clip(lower, lowest, highest), jnp.clip(upper, lowest, highest)
             return lambda candidates: jnp.clip(candidates, lower, upper)
-        rounding = jnp.finfo(inputs.dtype).eps * (_length(inputs) + epsilon)
-        radius = jnp.maximum(epsilon - rounding, 0)
+        size = _length if self.norm == "l2" else _total
+        radius = jnp.maximum(epsilon - jnp.finfo(inputs.dtype).eps * (size(inputs) + epsilon), 0)
 
-        def project(candidates: jax.Array) -> jax.Array:
+        def along_the_ray(candidates: jax.Array) -> jax.Array:
             step = candidates - inputs
             length = _length(step)
-            step = jnp.where(length > radius, step * (radius / jnp.where(length > 0, length, 1)), step)
-            return jnp.clip(inputs + step, lowest, highest)
+            shorter = inputs + step * (radius / jnp.where(length > 0, length, 1))
+            return jnp.clip(jnp.where(length > radius, shorter, candidates), lowest, highest)
 
-        return project
+        def shrunken(candidates: jax.Array) -> jax.Array:
+            step = jnp.nan_to_num(candidates - inputs)
+            room = jnp.where(step > 0, highest - inputs, inputs - lowest)
+            moved = jnp.sign(step) * _within_total(jnp.abs(step), room, radius)
+            inside = _total(jnp.clip(candidates, lowest, highest) - inputs) <= radius
+            return jnp.clip(jnp.where(inside, candidates, inputs + moved), lowest, highest)
+
+        return along_the_ray if self.norm == "l2" else shrunken
+
+    def reach(self, inputs: Batch) -> tuple[jax.Array, jax.Array]:
+        """The box (lowest, highest) as arrays (N, ...), widened up to ``inputs`` (N, ...) that lie outside."""
+        low, high = self.box(inputs)
+        return jnp.minimum(low, inputs), jnp.maximum(high, inputs)
+
+    def diameter(self, inputs: np.ndarray) -> float:
+        """A radius around any of ``inputs`` (N, ...) that holds the box, or, where it is infinite, 100 times the extent of the inputs."""
+        extents = np.subtract(self.bounds[1], self.bounds[0])
+        if not np.isfinite(extents).all():
+            extents = 100 * max(np.ptp(inputs), np.abs(inputs).max(initial=0), 1)
+        entries = np.broadcast_to(extents, inputs.shape[1:]).ravel()
+        orders = {"linf": np.inf, "l2": 2, "l1": 1}
+        return float(np.linalg.norm(entries, orders[self.norm]))
 
     def project(self, candidates: Batch, inputs: Batch) -> Batch:
         """Points within reach of ``inputs`` for ``candidates``, both (N, ...); see `projection`."""
@@ -115,7 +138,9 @@ class Threat:
             step = jax.random.uniform(key, inputs.shape, inputs.dtype, -1, 1)
         else:
             direction_key, length_key = jax.random.split(key)
-            direction = self.steepest_ascent(jax.random.normal(direction_key, inputs.shape, inputs.dtype))
+            draw, size = (jax.random.normal, _length) if self.norm == "l2" else (jax.random.laplace, _total)
+            direction = draw(direction_key, inputs.shape, inputs.dtype)
+            direction = direction / jnp.maximum(size(direction), jnp.finfo(inputs.dtype).tiny)
             volume = jax.random.uniform(length_key, (len(inputs),) + (1,) * (inputs.ndim - 1), inputs.dtype)
             step = direction * volume ** (1 / max(math.prod(inputs.shape[1:]), 1))
         return self.project(inputs + jnp.asarray(self.epsilon, inputs.dtype) * step, inputs)
@@ -123,21 +148,50 @@ class Threat:
     def steepest_ascent(self, gradient: Batch) -> Batch:
         """The step of length 1 in the norm with the largest inner product with the ``gradient`` (N, ...).
 
-        Zero where the gradient is zero; NaN entries count as 0. Gradients may be as small as the dtype holds.
+        Zero where the gradient is zero; NaN entries count as 0. Gradients may be as small as the dtype holds. In the norm "l1" one entry
+        has the whole step: hand in the entries that the box leaves free (`open_entries`), or use `jaxbp.attacks.apgd`.
         """
         if self.norm == "linf":
             return (gradient > 0).astype(gradient.dtype) - (gradient < 0).astype(gradient.dtype)
+        if self.norm == "l1":
+            return self.sparse_ascent(gradient, jnp.ones(len(gradient), gradient.dtype))
         gradient = jnp.nan_to_num(gradient)
         largest = jnp.max(jnp.abs(gradient), _axes(gradient), keepdims=True, initial=0)
         scaled = gradient / jnp.where(largest > 0, largest, 1)  # squares of a small gradient would vanish
         return scaled / jnp.maximum(_length(scaled), 1)  # at least 1 unless all are 0
+
+    def sparse_ascent(self, gradient: Batch, num_entries: Float[Array, " N"]) -> Batch:
+        """The step of length 1 in "l1" that moves the largest ``num_entries`` (N,), rounded down, of the ``gradient`` (N, ...) equally.
+
+        Zeros of the gradient do not move, and entries beyond ``num_entries`` are left out by their order where several are equal.
+        """
+        flat = jnp.nan_to_num(gradient).reshape(len(gradient), -1)
+        order = jnp.argsort(-jnp.abs(flat), axis=1)
+        rank = jnp.argsort(order, axis=1)
+        step = jnp.where(rank + 1 <= num_entries[:, None], jnp.sign(flat), 0)
+        return (step / jnp.maximum(jnp.abs(step).sum(1, keepdims=True), 1)).reshape(gradient.shape)
+
+    def open_entries(self, gradient: Batch, candidates: Batch) -> Batch:
+        """The ``gradient`` (N, ...) without entries that would push ``candidates`` (N, ...), which lie at the box's edge there, out."""
+        low, high = self.box(candidates)
+        return jnp.where(((candidates >= high) & (gradient > 0)) | ((candidates <= low) & (gradient < 0)), 0, gradient)
 
     def distance(self, adversarial: Batch, inputs: Batch) -> Float[Array, " N"]:
         """The distance (N,) of ``adversarial`` from ``inputs``, both (N, ...), in the norm."""
         step = adversarial - inputs
         if self.norm == "linf":
             return jnp.max(jnp.abs(step), _axes(step), initial=0)
-        return _length(step).reshape(len(step))
+        return (_length if self.norm == "l2" else _total)(step).reshape(len(step))
+
+
+def wide(values: jax.Array, array: jax.Array) -> jax.Array:
+    """``values`` (N,) as (N, 1, ...), to broadcast with ``array`` (N, ...)."""
+    return values.reshape(-1, *(1,) * (array.ndim - 1))
+
+
+def checked_radii(radii: Any) -> list[float]:
+    """Radii of a curve; ValueError for anything but a list of finite numbers of at least 0."""
+    return [checks.number(radius, "radii", least=0) for radius in checks.host_values(radii, "radii", shape=(None,))]
 
 
 def multiple_of_epsilon(threat: Threat, factor: float) -> Any:
@@ -176,3 +230,31 @@ def _axes(array: jax.Array) -> tuple[int, ...]:
 def _length(array: jax.Array) -> jax.Array:
     """Euclidean norm of each example, (N, 1, ...)."""
     return jnp.sqrt(jnp.sum(array**2, _axes(array), keepdims=True))
+
+
+def _total(array: jax.Array) -> jax.Array:
+    """Sum of absolute values of each example, (N, 1, ...)."""
+    return jnp.sum(jnp.abs(array), _axes(array), keepdims=True)
+
+
+def _within_total(size: jax.Array, room: jax.Array, radius: jax.Array) -> jax.Array:
+    """The nearest point to ``size`` (N, ...) >= 0 among those from 0 to ``room`` (N, ...) whose sum is at most ``radius`` (N, 1, ...).
+
+    It is clip(size - shift, 0, room) for the smallest shift >= 0 at which the sum fits. The sum is piecewise linear in the shift: halving
+    finds the piece to the precision of the dtype, and the piece gives the shift.
+    """
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        few, enough = ends
+        middle = (few + enough) / 2
+        fits = jnp.clip(size - middle, 0, room).sum(_axes(size), keepdims=True) <= radius
+        return jnp.where(fits, few, middle), jnp.where(fits, middle, enough)
+
+    most = jnp.max(size, _axes(size), keepdims=True, initial=0)
+    few, enough = jax.lax.fori_loop(0, jnp.finfo(size.dtype).nmant + 3, halve, (jnp.zeros_like(most), most))
+    rest = size - enough
+    moving = (rest > 0) & (rest < room)
+    total = jnp.where(moving, size, jnp.where(rest >= room, room, 0)).sum(_axes(size), keepdims=True)
+    exact = (total - radius) / jnp.maximum(moving.sum(_axes(size), keepdims=True), 1)
+    shift = jnp.where(moving.any(_axes(size), keepdims=True), jnp.clip(exact, few, enough), enough)
+    return jnp.clip(size - shift, 0, room)

@@ -24,7 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-Product = Callable[[np.ndarray], np.ndarray]
+from jaxbp.linalg import conjugate_gradients
+from jaxbp.linalg.conjugate_gradients import Product
+
 ValueFn = Callable[[np.ndarray], float]
 DerivativesFn = Callable[[np.ndarray], tuple[float, np.ndarray, Product]]
 
@@ -74,27 +76,11 @@ def minimise(
         if norm <= tolerance or stalled or iteration == max_newton - 1:
             break
         best = min(best, norm)
-        direction = _conjugate_gradients(product, -gradient, min(0.1, math.sqrt(norm)) * norm, max_products)
+        inexact = conjugate_gradients.solve(product, -gradient, tolerance=min(0.1, math.sqrt(norm)) * norm, max_products=max_products)
+        direction = inexact.solution if inexact.solution.any() else -gradient
         slope = float((gradient * direction).sum())
         position = position + _step_size(value_fn, position, direction, value, slope) * direction
     return Minimum(position, value, norm)
-
-
-def _conjugate_gradients(product: Product, target: np.ndarray, tolerance: float, max_products: int) -> np.ndarray:
-    solution, residual = np.zeros_like(target), target
-    direction, square = target, float((target**2).sum())
-    for _ in range(max_products):
-        image = product(direction)
-        curvature = float((direction * image).sum())
-        if curvature <= 0:  # flat to rounding: the solution so far is a descent direction
-            break
-        solution = solution + square / curvature * direction
-        residual = residual - square / curvature * image
-        previous, square = square, float((residual**2).sum())
-        if math.sqrt(square) <= tolerance:
-            break
-        direction = residual + square / previous * direction
-    return solution if solution.any() else target
 
 
 def _step_size(value_fn: ValueFn, position: np.ndarray, direction: np.ndarray, value: float, slope: float) -> float:

@@ -1,8 +1,9 @@
 """Neural tangent kernels of finite networks, measures that compare them, and kernel regression.
 
-`empirical_ntk` takes any function of ``(params, inputs)`` or ``(params, inputs, state)``; `ntk_vector_product` and `ntk_extremes` never
-form the kernel; `measures` compares kernels, `regression` predicts with them. `compat` loads neural-tangents, for the exact kernels of
-infinitely wide networks (`jaxbp.ntk.infinite_width`).
+`empirical_ntk` takes any function of ``(params, inputs)`` or ``(params, inputs, state)``; `ntk_vector_product`, `ntk_extremes` and, for
+sets that stay on the host, `streamed_product` never form the kernel. `measures` compares kernels; `regression` predicts with them,
+`iterative` without forming them; `flow` follows gradient flow on any loss, `initialisation` averages over seeds, `precision` tells
+errors. `compat` loads neural-tangents, for the exact kernels of infinitely wide networks (`jaxbp.ntk.infinite_width`).
 
 These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2020), section 4.
 
@@ -18,6 +19,7 @@ These are the instruments of "Truth or Backpropaganda?" (Goldblum et al., ICLR 2
 """
 
 from jaxbp.checks import BatchCouplingError
-from jaxbp.ntk import compat, measures, regression
+from jaxbp.ntk import compat, flow, initialisation, iterative, measures, precision, regression
 from jaxbp.ntk.empirical import FAST_COMPILE_OPTIONS, InsufficientMemoryError, empirical_ntk
 from jaxbp.ntk.products import ntk_extremes, ntk_vector_product
+from jaxbp.ntk.streaming import streamed_product

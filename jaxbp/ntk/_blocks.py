@@ -5,6 +5,7 @@ the rows of a block are split over them: each device captures its share of the c
 layer by layer.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -24,9 +25,39 @@ ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state
 _CACHE_BYTES = 2**22  # of a layer's output gradients that stay in the cache of a CPU
 
 
-def outputs(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.Array:
+def outputs(apply_fn: ApplyFn, params: Any, x: Any, state: Any) -> jax.Array:
     """(N, C) logits of a batch; the state is passed on if there is one."""
     return apply_fn(params, x) if state is None else apply_fn(params, x, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class InPrecision:
+    """A function evaluated in another precision: real numbers among its arguments are cast first.
+
+    Attributes:
+      apply_fn: the function.
+      dtype: name of the precision.
+    """
+
+    apply_fn: ApplyFn
+    dtype: str
+
+    def __call__(self, *arguments: Any) -> jax.Array:
+        """The outputs, of the function's own type."""
+        return self.apply_fn(*jax.tree.map(self._cast, arguments))
+
+    def _cast(self, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def num_examples(x: Any) -> int:
+    """N of examples (N, ...), an array or a pytree of arrays."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def _one_example(x: Any) -> Any:
+    """Shapes and dtypes of one of the examples x (N, ...)."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
 
 
 class KernelSpec(NamedTuple):
@@ -56,11 +87,11 @@ class KernelSpec(NamedTuple):
         """The pairs of gradients to contract, one of `_contraction.LOGITS`; a sum or a single logit has one gradient an example."""
         return self.logits if self.logits in _contraction.LOGITS and not self.coupled else "full"
 
-    def example_outputs(self, params: Any, example: jax.Array, state: Any) -> jax.Array:
+    def example_outputs(self, params: Any, example: Any, state: Any) -> jax.Array:
         """The outputs of one example, or of a coupled batch as one example, as a vector."""
         if self.coupled:
             return outputs(self.apply_fn, params, example, state).reshape(-1)
-        return outputs(self.apply_fn, params, example[None], state)[0]
+        return outputs(self.apply_fn, params, jax.tree.map(lambda leaf: leaf[None], example), state)[0]
 
     def directions(self, num_examples: int, num_outputs: int) -> np.ndarray:
         """(c, outputs) linear combinations of one example's outputs, to be differentiated."""
@@ -96,7 +127,7 @@ class LayerFlows(NamedTuple):
         ]
         return self._replace(rules=tuple(rules))
 
-    def operands(self, params: Any, state: Any, x: jax.Array, directions: jax.Array) -> list:
+    def operands(self, params: Any, state: Any, x: Any, directions: jax.Array) -> list:
         """The operand of each layer, then the plain Jacobians (n, c, F) of the other leaves, for examples x (n, ...)."""
         run = linear_layers.run_fn(self.layers)
         leaves = jax.tree.leaves(params)
@@ -104,7 +135,7 @@ class LayerFlows(NamedTuple):
         others = [leaves[i] for i in self.layers.others]
         taps = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), [layer.output for layer in self.layers.layers])
 
-        def flow(example: jax.Array) -> list:
+        def flow(example: Any) -> list:
             arguments = jax.tree.leaves((example, state))
             out, pullback, data = jax.vjp(lambda t, o: run(t, o, leaves, arguments), taps, others, has_aux=True)
             deltas, jacobians = jax.vmap(pullback)(directions.astype(out.dtype))
@@ -112,7 +143,7 @@ class LayerFlows(NamedTuple):
             operands = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
             return [*operands, *(j.reshape(len(j), -1) for j in jacobians)]
 
-        return jax.vmap(flow)(x) if self.chunk_size == len(x) else jax.lax.map(flow, x, batch_size=self.chunk_size)
+        return jax.vmap(flow)(x) if self.chunk_size == num_examples(x) else jax.lax.map(flow, x, batch_size=self.chunk_size)
 
     def contract(self, rows: list, columns: list | None) -> jax.Array:
         """The kernel of two sets of operands, or of one with itself."""
@@ -135,14 +166,14 @@ def _ordering_dependency(array: jax.Array) -> jax.Array:
 
 def plan_flows(spec: KernelSpec, params: Any, state: Any, x: Any, directions: Any) -> LayerFlows:
     """The layers of one example of x (n, ...) and the cheapest contraction of each."""
-    num_examples, num_outputs = x.shape[0], directions.shape[0]
-    layers = linear_layers.find(spec.example_outputs, params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-    rules = [_contraction.plan(layer, num_examples, num_outputs, spec.reduction, spec.method) for layer in layers.layers]
+    count, num_outputs = num_examples(x), directions.shape[0]
+    layers = linear_layers.find(spec.example_outputs, params, _one_example(x), state)
+    rules = [_contraction.plan(layer, count, num_outputs, spec.reduction, spec.method) for layer in layers.layers]
     if spec.coupled:  # batches of different sizes need the same contractions
         rules = [rule._replace(from_pixels=False) for rule in rules]
     largest = max((_num_bytes(layer.output) for layer in layers.layers), default=1)
-    fitting = max(_CACHE_BYTES // (largest * num_outputs), 1) if platform.current() == "cpu" else num_examples
-    chunk_size = next(n for n in range(min(fitting, num_examples), 0, -1) if num_examples % n == 0)
+    fitting = max(_CACHE_BYTES // (largest * num_outputs), 1) if platform.current() == "cpu" else count
+    chunk_size = next(n for n in range(min(fitting, count), 0, -1) if count % n == 0)
     return LayerFlows(layers, tuple(rules), spec.reduction, chunk_size)
 
 
@@ -195,8 +226,8 @@ def flow_bytes(spec: KernelSpec, params: Any, state: Any, *sides: tuple | None) 
     """Bytes of the data and output gradients of some blocks of (examples, directions): the least that any program needs."""
     total = 0
     for x, directions in (side for side in sides if side is not None):
-        leaves, tree = jax.tree.flatten((params, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state))
-        total += len(x) * _bytes_per_example(spec, len(directions), tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        leaves, tree = jax.tree.flatten((params, _one_example(x), state))
+        total += num_examples(x) * _bytes_per_example(spec, len(directions), tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     return total // max(len(spec.devices), 1)
 
 

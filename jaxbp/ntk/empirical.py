@@ -26,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxbp import checks
 from jaxbp.ntk import _contraction
-from jaxbp.ntk._blocks import ApplyFn, KernelSpec, compiled_kernel, flow_bytes, outputs, sharded_kernel
+from jaxbp.ntk._blocks import ApplyFn, InPrecision, KernelSpec, compiled_kernel, flow_bytes, num_examples, outputs, sharded_kernel
 
 MEMORY = 2 * 2**30
 FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -45,8 +45,8 @@ class InsufficientMemoryError(ValueError):
 def empirical_ntk(
     apply_fn: ApplyFn,
     params: PyTree,
-    x1: Shaped[ArrayLike, "N ..."],
-    x2: Shaped[ArrayLike, "M ..."] | None = None,
+    x1: PyTree[Shaped[ArrayLike, "N ..."]],
+    x2: PyTree[Shaped[ArrayLike, "M ..."]] | None = None,
     *,
     state: PyTree = None,
     logits: str | int = "full",
@@ -54,6 +54,7 @@ def empirical_ntk(
     coupled: bool = False,
     memory: float = MEMORY,
     method: str = "auto",
+    compute_dtype: DTypeLike | None = None,
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Float[Array, "..."]:
@@ -63,7 +64,8 @@ def empirical_ntk(
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given. Compiled once
         for each function object.
       params: pytree of float32 or float64 arrays, all differentiated.
-      x1, x2: examples on the leading axis, of real or complex numbers or integers (tokens).
+      x1, x2: examples on the leading axis, of real or complex numbers or integers (tokens); or dicts, tuples or other pytrees of such
+        arrays, equally long (tokens and their mask).
       state: further arguments of the function, not differentiated (stored batch statistics).
       logits: "full", shape (N, M, C, C); "trace", the sum over k = l, (N, M); "diagonal", (N, M, C); "sum", the
         kernel of the sum of all logits, (N, M); an integer k, the kernel of logit k, (N, M).
@@ -73,6 +75,8 @@ def empirical_ntk(
       memory: largest size of temporary arrays in bytes, as the compiler reports it; blocks of examples (if coupled: of outputs) are
         chosen to fit. Ignored under an outer jit: the kernel is then one block.
       method: "auto", or one of `METHODS` for every layer.
+      compute_dtype: precision of the passes through the function, such as bfloat16: real arguments are cast to it. Data and gradients
+        of the layers are then contracted in the precision of the parameters. `precision.kernel_error` measures what it costs.
       devices: split the rows of the kernel over these devices. Each holds its share of the layers' data, and all data of one
         layer at a time.
       compiler_options: of XLA. `FAST_COMPILE_OPTIONS` halves compile time; the program runs up to a third slower. Use it for
@@ -86,13 +90,15 @@ def empirical_ntk(
         that are not one real array (N, C).
     """
     params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
-    x1 = checks.examples(x1, "x1", complex_numbers=True)
-    x2 = None if x2 is None else checks.examples(x2, "x2", complex_numbers=True)
+    x1 = checks.example_tree(x1, "x1", complex_numbers=True)
+    x2 = None if x2 is None else checks.example_tree(x2, "x2", complex_numbers=True)
     logits = _logit_index(logits)
     devices = tuple(devices or ())
     options = tuple(sorted((compiler_options or {}).items()))
     spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
     num_outputs = _check(spec, params, x1, x2, state)
+    if compute_dtype is not None:
+        spec = spec._replace(apply_fn=InPrecision(apply_fn, checks.real_dtype(compute_dtype, "compute_dtype")))
     params, *examples, state = _placed(spec, (params, x1, x2, state))
     sides = tuple(_Side(spec, x, num_outputs) for x in examples if x is not None)
     kernel = _BlockedKernel(spec, params, state, sides).compute(memory)
@@ -102,26 +108,26 @@ def empirical_ntk(
 class _Side:
     """One set of examples, cut into blocks of examples with all their directions or, if coupled, into blocks of directions."""
 
-    def __init__(self, spec: KernelSpec, x: jax.Array, num_outputs: int):
-        self.x = x[None] if spec.coupled else x
-        self.directions = spec.directions(len(x), num_outputs)
+    def __init__(self, spec: KernelSpec, x: Any, num_outputs: int):
+        self.x = jax.tree.map(lambda leaf: leaf[None], x) if spec.coupled else x
+        self.num_examples = num_examples(x)
+        self.directions = spec.directions(self.num_examples, num_outputs)
         self.coupled = spec.coupled
-        self.num_examples = len(x)
 
     @property
     def length(self) -> int:
         """Number of items, which blocks are made of."""
         return len(self.directions) if self.coupled else self.num_examples
 
-    def block(self, start: int, size: int, logits: slice = slice(None)) -> tuple[jax.Array, np.ndarray]:
+    def block(self, start: int, size: int, logits: slice = slice(None)) -> tuple[Any, np.ndarray]:
         """Examples and directions of one block; the last block is padded with its last item."""
         items = np.minimum(np.arange(start, start + size), self.length - 1)
         if self.coupled:
             return self.x, self.directions[items]
-        return (self.x if size == self.length else self.x[items]), self.directions[logits]
+        return (self.x if size == self.length else jax.tree.map(lambda leaf: leaf[items], self.x)), self.directions[logits]
 
 
-def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, state: Any) -> int:
+def _check(spec: KernelSpec, params: Any, x1: Any, x2: Any, state: Any) -> int:
     """Raise for arguments that do not fit one another; returns the number of outputs C."""
     if spec.pairs not in ("all", "same"):
         raise ValueError(f'pairs must be "all" or "same", got {spec.pairs!r}')
@@ -129,10 +135,8 @@ def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, s
         raise ValueError(f"method must be auto or one of {', '.join(_contraction.METHODS)}, got {spec.method!r}")
     if spec.pairs == "same" and (x2 is not None or spec.coupled or spec.devices):
         raise ValueError('pairs="same" takes one set of examples on one device, not coupled: leave out x2, coupled, devices')
-    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise ValueError(f"examples of x1 and x2 must have one shape, got {x1.shape[1:]} and {x2.shape[1:]}")
-    if x2 is not None and x1.dtype != x2.dtype:
-        raise ValueError(f"x1 and x2 must have one dtype, got {x1.dtype} and {x2.dtype}: cast one of them")
+    if x2 is not None:
+        _check_alike(x1, x2)
     num_outputs = output_type(spec.apply_fn, params, x1, state).shape[1]
     is_name = spec.logits in (*_contraction.LOGITS, "sum")
     if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < num_outputs):
@@ -140,6 +144,16 @@ def _check(spec: KernelSpec, params: Any, x1: jax.Array, x2: jax.Array | None, s
     if not spec.coupled:
         refuse_coupling(spec.apply_fn, params, [x for x in (x1, x2) if x is not None], state)
     return num_outputs
+
+
+def _check_alike(x1: Any, x2: Any) -> None:
+    if jax.tree.structure(x1) != jax.tree.structure(x2):
+        raise ValueError(f"x1 and x2 must have one structure, got {jax.tree.structure(x1)} and {jax.tree.structure(x2)}")
+    for first, second in zip(jax.tree.leaves(x1), jax.tree.leaves(x2), strict=True):
+        if first.shape[1:] != second.shape[1:]:
+            raise ValueError(f"examples of x1 and x2 must have one shape, got {first.shape[1:]} and {second.shape[1:]}")
+        if first.dtype != second.dtype:
+            raise ValueError(f"x1 and x2 must have one dtype, got {first.dtype} and {second.dtype}: cast one of them")
 
 
 def _logit_index(logits: Any) -> Any:
@@ -152,7 +166,7 @@ def _logit_index(logits: Any) -> Any:
         return repr(logits)
 
 
-def output_type(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax.ShapeDtypeStruct:
+def output_type(apply_fn: ApplyFn, params: Any, x: Any, state: Any) -> jax.ShapeDtypeStruct:
     """Shape (N, C) and dtype of the outputs for N examples x, traced once.
 
     Raises:
@@ -166,8 +180,8 @@ def output_type(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> jax
         ) from error
     leaves, tree = jax.tree.flatten((params, x, state))
     logits = _traced_type(apply_fn, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    if logits.shape[0] != len(x):
-        raise ValueError(f"apply_fn must return logits (N, C) for N = {len(x)} examples, got shape {logits.shape}")
+    if logits.shape[0] != num_examples(x):
+        raise ValueError(f"apply_fn must return logits (N, C) for N = {num_examples(x)} examples, got shape {logits.shape}")
     return logits
 
 
@@ -181,15 +195,23 @@ def _traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def refuse_coupling(apply_fn: ApplyFn, params: Any, sets: Sequence[jax.Array], state: Any = None) -> None:
+def refuse_coupling(apply_fn: ApplyFn, params: Any, sets: Sequence[Any], state: Any = None) -> None:
     """Raise `BatchCouplingError` if the outputs of two different examples of the sets differ alone and in a batch; traced values pass."""
     advice = "Use stored statistics, or take the batch as a whole (coupled=True for a kernel, no chunk_size for its products)"
-    checks.independent_examples(_outputs_of, apply_fn, (params, state), [(x,) for x in sets], advice)
+    fn = _OfLeaves(apply_fn, jax.tree.structure(sets[0]))
+    checks.independent_examples(_outputs_of, fn, (params, state), [tuple(jax.tree.leaves(x)) for x in sets], advice)
 
 
-def _outputs_of(apply_fn: ApplyFn, context: tuple[Any, Any], x: jax.Array) -> jax.Array:
+class _OfLeaves(NamedTuple):
+    """A function of a pytree of examples, told by its leaves."""
+
+    apply_fn: ApplyFn
+    tree: Any
+
+
+def _outputs_of(fn: _OfLeaves, context: tuple[Any, Any], *leaves: jax.Array) -> jax.Array:
     params, state = context
-    return outputs(apply_fn, params, x, state)
+    return outputs(fn.apply_fn, params, jax.tree.unflatten(fn.tree, leaves), state)
 
 
 def _placed(spec: KernelSpec, arrays: tuple) -> tuple:
@@ -302,11 +324,11 @@ class _BlockedKernel(NamedTuple):
         """Block sizes are multiples of the number of devices."""
         return max(len(self.spec.devices), 1)
 
-    def _items(self, side: _Side, start: int, block: _Block) -> tuple[jax.Array, jax.Array]:
+    def _items(self, side: _Side, start: int, block: _Block) -> tuple[Any, jax.Array]:
         """Examples and directions of one side of a block, on the devices of the examples."""
         x, unit_vectors = side.block(start, block.size, block.logits)
         directions = jnp.asarray(unit_vectors, jnp.result_type(*jax.tree.leaves(self.params)))
-        return x, directions if _traced(x) else jax.device_put(directions, x.sharding)
+        return x, directions if _traced(x) else jax.device_put(directions, jax.tree.leaves(x)[0].sharding)
 
     def _trimmed(self, kernel: jax.Array) -> jax.Array:
         """The kernel without the padding of the last blocks."""

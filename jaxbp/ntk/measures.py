@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxbp import checks
 from jaxbp.linalg import scaling
@@ -94,6 +94,27 @@ def centred_alignment(before: Kernel, after: Kernel) -> Scalar:
     """
     before, after = _alike(before, after)
     return cosine(_centred(_square(before)), _centred(_square(after)))
+
+
+def label_alignment(kernel: Kernel, labels: Int[ArrayLike, " N"], num_classes: int) -> Scalar:
+    """Centred kernel-target alignment: `centred_alignment` of a kernel with that of the labels, 1 for pairs of one class and 0 for others.
+
+    Cristianini et al. (NeurIPS 2001), centred as in Cortes et al. (JMLR 13, 2012, section 3). Traced, so that it can be measured along a
+    training: ``measure_fn=lambda s: label_alignment(empirical_ntk(net.apply, s.params, probe, logits="trace"), labels, num_classes)``.
+
+    Args:
+      kernel: (N, N), or (N, N, C, C), which is summed over equal logits.
+      labels: (N,) class indices.
+      num_classes: number of classes.
+
+    Returns:
+      From 0 to 1 for a semidefinite kernel; NaN if all labels are equal.
+    """
+    kernel = _real(kernel, "kernel")
+    kernel = jnp.trace(kernel, axis1=2, axis2=3) if kernel.ndim == 4 else kernel
+    kernel = _square(kernel)
+    one_hot = jax.nn.one_hot(checks.labels(labels, num_classes, len(kernel)), num_classes, dtype=kernel.dtype)
+    return centred_alignment(kernel, jnp.matmul(one_hot, one_hot.T, precision="highest"))
 
 
 def as_matrix(kernel: Kernel) -> Float[Array, "rows columns"]:

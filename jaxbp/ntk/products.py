@@ -25,15 +25,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from jaxbp import checks, landscape
-from jaxbp.ntk._blocks import ApplyFn, outputs
+from jaxbp.ntk._blocks import ApplyFn, num_examples, outputs
 from jaxbp.ntk.empirical import output_type, refuse_coupling
 
 
 def ntk_vector_product(
     apply_fn: ApplyFn,
     params: PyTree,
-    x1: Shaped[ArrayLike, "N ..."],
-    x2: Shaped[ArrayLike, "M ..."] | None = None,
+    x1: PyTree[Shaped[ArrayLike, "N ..."]],
+    x2: PyTree[Shaped[ArrayLike, "M ..."]] | None = None,
     *,
     state: PyTree = None,
     chunk_size: int | None = None,
@@ -44,7 +44,8 @@ def ntk_vector_product(
       apply_fn: ``(params, inputs) -> (N, C)``, or ``(params, inputs, state)`` where a state is given; compiled once for each
         function object and shapes. Needs forward mode: `jaxbp.ops.convolution` has it, a `jax.custom_vjp` does not.
       params: pytree of float32 or float64 arrays, all differentiated.
-      x1, x2: N and M examples on the leading axis; ``x2`` is by default ``x1``, whose linearisation then serves both.
+      x1, x2: N and M examples on the leading axis of an array, or of each array of a pytree; ``x2`` is by default ``x1``, whose
+        linearisation then serves both.
       state: further arguments of the function, not differentiated.
       chunk_size: examples whose activations are held at a time. None takes each set as one batch and keeps its
         activations; this is also right for outputs that depend on the batch (batch statistics).
@@ -58,8 +59,8 @@ def ntk_vector_product(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
-    x1 = checks.examples(x1, "x1", complex_numbers=True)
-    x2 = None if x2 is None else checks.examples(x2, "x2", complex_numbers=True)
+    x1 = checks.example_tree(x1, "x1", complex_numbers=True)
+    x2 = None if x2 is None else checks.example_tree(x2, "x2", complex_numbers=True)
     out = [output_type(apply_fn, params, x, state) for x in (x1, x2) if x is not None][-1]
     if chunk_size is None:
         rows = _linearise(apply_fn, params, x1, state)
@@ -81,7 +82,7 @@ def ntk_vector_product(
 def ntk_extremes(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Shaped[Array, "N ..."],
+    x: PyTree[Shaped[ArrayLike, "N ..."]],
     key: PRNGKeyArray,
     *,
     state: PyTree = None,
@@ -99,7 +100,7 @@ def ntk_extremes(
       options: passed to `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
     """
     matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
-    out = output_type(apply_fn, params, jnp.asarray(x), state)
+    out = output_type(apply_fn, params, jax.tree.map(jnp.asarray, x), state)
     checks.refuse_traced("params, x and key", key, *jax.tree.leaves((params, x)))
     start = jax.random.normal(checks.prng_key(key), (out.shape[0] * out.shape[1],), out.dtype)
     return landscape.extreme_eigenvalues(lambda v: matvec(v.reshape(out.shape)).reshape(-1), start, **options)
@@ -110,7 +111,7 @@ def ntk_extremes(
 
 @partial(jax.jit, static_argnums=0)
 @jax.default_matmul_precision("highest")
-def _linearise(apply_fn: ApplyFn, params: Any, x: jax.Array, state: Any) -> Callable:
+def _linearise(apply_fn: ApplyFn, params: Any, x: Any, state: Any) -> Callable:
     """v -> J v, with the stored activations of the forward pass."""
     return jax.linearize(lambda p: outputs(apply_fn, p, x, state), params)[1]
 
@@ -123,26 +124,24 @@ def _product(rows: Callable, columns: Callable, params: Any, vector: jax.Array) 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.default_matmul_precision("highest")
-def _chunked_product(
-    apply_fn: ApplyFn, chunk_size: int, params: Any, x1: jax.Array, x2: jax.Array, state: Any, vector: jax.Array
-) -> jax.Array:
-    def add(total: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+def _chunked_product(apply_fn: ApplyFn, chunk_size: int, params: Any, x1: Any, x2: Any, state: Any, vector: jax.Array) -> jax.Array:
+    def add(total: Any, chunk: tuple[Any, jax.Array]) -> tuple[Any, None]:
         _, pullback = jax.vjp(lambda p: outputs(apply_fn, p, chunk[0], state), params)
         return jax.tree.map(jnp.add, total, pullback(chunk[1])[0]), None
 
-    def push_forward(gradient: Any, chunk: jax.Array) -> tuple[Any, jax.Array]:
+    def push_forward(gradient: Any, chunk: Any) -> tuple[Any, jax.Array]:
         return gradient, jax.jvp(lambda p: outputs(apply_fn, p, chunk, state), (params,), (gradient,))[1]
 
-    short = -len(x2) % chunk_size
+    short = -num_examples(x2) % chunk_size
     weights = jnp.pad(vector, ((0, short), (0, 0)))  # the padding of the last chunk has weight 0
     pairs = _chunks(x2, chunk_size), _chunks(weights, chunk_size)
     gradient, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pairs)
     products = jax.lax.scan(push_forward, gradient, _chunks(x1, chunk_size))[1]
-    return products.reshape(-1, products.shape[-1])[: len(x1)]
+    return products.reshape(-1, products.shape[-1])[: num_examples(x1)]
 
 
-def _chunks(x: jax.Array, chunk_size: int) -> jax.Array:
+def _chunks(x: Any, chunk_size: int) -> Any:
     """(chunks, chunk_size, ...), the last chunk padded with the last example."""
-    num_chunks = -(-len(x) // chunk_size)
-    items = np.minimum(np.arange(num_chunks * chunk_size), len(x) - 1)
-    return x[items].reshape(num_chunks, chunk_size, *x.shape[1:])
+    num_chunks = -(-num_examples(x) // chunk_size)
+    items = np.minimum(np.arange(num_chunks * chunk_size), num_examples(x) - 1)
+    return jax.tree.map(lambda leaf: leaf[items].reshape(num_chunks, chunk_size, *leaf.shape[1:]), x)

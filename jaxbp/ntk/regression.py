@@ -87,7 +87,7 @@ def kernel_regression(
     Raises:
       ValueError: shapes that do not fit one another, or a negative ridge.
     """
-    kernels, targets, trace_axes = _checked(k_train_train, k_test_train, targets)
+    kernels, targets, trace_axes = checked_kernels(k_train_train, k_test_train, targets)
     if not ridge >= 0:
         raise ValueError(f"ridge must be at least 0, got {ridge}")
     with dtypes.float64():
@@ -157,17 +157,12 @@ def mean_prediction(
     Raises:
       ValueError: shapes that do not fit one another, or a negative time.
     """
-    kernels, targets, _ = _checked(k_train_train, k_test_train, targets)
-    train, test = (np.asarray(out, np.float64) for out in outputs)
-    if train.shape != targets.shape or test.shape != (len(kernels[1]), targets.shape[1]):
-        expected = (len(kernels[1]), targets.shape[1])
-        raise ValueError(f"outputs must be {targets.shape} and {expected}, got {train.shape} and {test.shape}")
+    kernels, targets, _ = checked_kernels(k_train_train, k_test_train, targets)
+    train, test = checked_outputs(outputs, kernels, targets)
     if time is None:
         return Outputs(targets, test + kernel_regression(*kernels, targets - train))
-    times = np.asarray(time, np.float64)
-    if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
-        raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time}")
-    changes = _changes(_matrix(kernels[0]), _matrix(kernels[1]), targets - train, np.atleast_1d(times))
+    times = checked_times(time)
+    changes = _changes(flat_kernel(kernels[0]), flat_kernel(kernels[1]), targets - train, np.atleast_1d(times))
     train, test = (out + np.reshape(change, (*times.shape, *out.shape)) for out, change in zip((train, test), changes, strict=True))
     return Outputs(train, test)
 
@@ -183,7 +178,7 @@ def _changes(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, time
     return (kernel @ (vectors @ weights) / len(residual) for kernel in (k_train, k_test))
 
 
-def _matrix(kernel: np.ndarray) -> np.ndarray:
+def flat_kernel(kernel: np.ndarray) -> np.ndarray:
     """(N, M, C, C) as (N C, M C)."""
     if kernel.ndim == 2:
         return kernel
@@ -208,14 +203,45 @@ def linearised(apply_fn: ApplyFn, params: PyTree) -> ApplyFn:
     return linear_fn
 
 
+def checked_outputs(outputs: tuple[ArrayLike, ArrayLike], kernels: tuple[np.ndarray, np.ndarray], targets: np.ndarray) -> Outputs:
+    """Outputs on training (N, C) and test examples (M, C), float64.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    if not isinstance(outputs, tuple | list) or len(outputs) != 2:
+        raise ValueError(f"outputs must be a pair, on training and on test examples, got {type(outputs).__name__}")
+    train, test = (checks.host_values(out, f"outputs on {name} examples") for out, name in zip(outputs, ("training", "test"), strict=True))
+    expected = (len(kernels[1]), targets.shape[1])
+    if train.shape != targets.shape or test.shape != expected:
+        raise ValueError(f"outputs must be {targets.shape} and {expected}, got {train.shape} and {test.shape}")
+    return Outputs(train, test)
+
+
+def checked_times(time: ArrayLike) -> np.ndarray:
+    """A number or (T,) numbers, float64.
+
+    Raises:
+      ValueError: other shapes, or times that are negative or not finite.
+    """
+    times = checks.host_values(time, "time")
+    if times.ndim > 1 or not np.all((times >= 0) & np.isfinite(times)):
+        raise ValueError(f"time must be None, a number or (T,), finite and not negative, got {time!r}")
+    return times
+
+
 def _mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean((predictions - targets) ** 2))
 
 
-def _checked(
+def checked_kernels(
     k_train_train: ArrayLike, k_test_train: ArrayLike, targets: ArrayLike
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[int, ...]]:
-    """(kernels, targets, trace_axes) in float64; trace_axes is () for kernels with logits, else (-1,)."""
+    """(kernels, targets, trace_axes) in float64; trace_axes is () for kernels with logits, else (-1,).
+
+    Raises:
+      ValueError: shapes that do not fit one another.
+    """
     kernels = stats.numbers(k_train_train, "k_train_train"), stats.numbers(k_test_train, "k_test_train")
     targets = stats.numbers(targets, "targets")
     if targets.ndim != 2:

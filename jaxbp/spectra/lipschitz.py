@@ -44,8 +44,8 @@ _NN_SLOPES = dict.fromkeys(("relu", "relu6", "softplus", "log_sigmoid", "hard_ta
     "selu": 1.7580994,
 }
 _MOVING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "copy", "stop_gradient", "pad", "split")
-_LINEAR = (*_MOVING, *products.BILINEAR, "add", "sub", "add_any", "neg", "mul", "div", "concatenate", "select_n", "convert_element_type")
-_LINEAR += ("broadcast_in_dim", "reduce_sum", "reduce_window_sum")
+_SUMS = ("broadcast_in_dim", "reduce_sum", "reduce_window_sum", "add", "sub", "add_any", "concatenate")
+_LINEAR = (*_MOVING, *_SUMS, *products.BILINEAR, "neg", "mul", "div", "select_n", "convert_element_type")
 _MOST_ENTRIES = 2**22  # of the matrix of an affine function that is decomposed
 _ADVICE = "write the network with products, sums, jax.nn's ReLU-like functions, max and average pooling, and norms of stored statistics"
 

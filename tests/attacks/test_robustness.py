@@ -1,5 +1,7 @@
 """Robust accuracy against closed forms, its intervals against the literature, and masking against networks built to mask."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,15 @@ def test_robust_accuracy_of_a_linear_network_is_its_closed_form(only_survivors, 
     alone = np.asarray(suite["fgsm"](network(linear), jax.random.key(2), INPUTS, LABELS).success)
     np.testing.assert_array_equal(found.broken["fgsm"], alone & found.correct)
     assert found.accuracy["targeted"].estimate == pytest.approx(1 - broken.mean())
+    np.testing.assert_array_equal(found.robust, ~broken)
+    wrong = np.asarray(linear(WEIGHTS, found.adversarial).argmax(-1) != LABELS)
+    np.testing.assert_array_equal(wrong, broken)  # the examples themselves where none was broken, or where the network errs
+    np.testing.assert_array_equal(found.adversarial[~broken], INPUTS[~broken])
+    assert np.abs(found.adversarial - INPUTS).max() <= np.float32(0.08)
+    record = found.record()
+    assert record == json.loads(json.dumps(record))
+    assert {name: record[name] for name in ("clean_acc", "norm", "eps")} == {"clean_acc": pytest.approx(90), "norm": "Linf", "eps": 0.08}
+    assert record["robust_acc"] == pytest.approx(100 * (1 - broken.mean()))
     tried = found.correct & ~alone if only_survivors else found.correct
     np.testing.assert_array_equal(found.tried["targeted"], tried)
     assert found.num_evaluations == {"fgsm": 2 * 81, "targeted": (3 * 4 + 1) * tried.sum()}
@@ -126,6 +137,8 @@ def test_plain_networks_are_not_suspected_and_masking_ones_are():
         "zero_gradients",
         "huge_radius",
         "one_step",
+        "probabilities",
+        "randomness",
     ]
     for name in ("quantised", "saturated"):
         checks = {check.name: check for check in found[name].gradient_masking_checks}
@@ -168,10 +181,10 @@ def test_one_step_that_beats_many_is_suspicious():
     assert "under one step is" in str(found["one_step"])
 
 
-def test_the_autoattack_suite_sees_through_saturation():
+def test_autoattack_sees_through_saturation():
     """Ratios of logits have gradients where the cross-entropy has none, so the worst case is the plain network's."""
-    suite = attacks.autoattack_suite(attacks.Threat("linf", 0.08), num_steps=10, num_targets=3, num_queries=60)
-    assert list(suite) == ["apgd_ce", "apgd_dlr_targeted", "square"]
+    suite = attacks.autoattack(attacks.Threat("linf", 0.08), num_steps=10, num_targets=3, num_queries=60)
+    assert list(suite) == ["apgd_ce", "apgd_t", "fab_t", "square"]
     plain, steep = (
         attacks.robust_accuracy(NETWORKS[name], jax.random.key(3), INPUTS, LABELS, suite, check_masking=False)
         for name in ("plain", "saturated")
@@ -214,3 +227,19 @@ def test_misuse_is_named(message, wrong):
 def evaluate_on(inputs, **options):
     suite = {"fgsm": attacks.fgsm(attacks.Threat("linf", 0.1))}
     return attacks.robust_accuracy(network(linear), jax.random.key(0), inputs, LABELS, suite, **options)
+
+
+def test_a_record_states_one_threat():
+    suite = {name: attacks.fgsm(attacks.Threat("linf", epsilon)) for name, epsilon in (("a", 0.1), ("b", 0.2))}
+    evaluation = attacks.robust_accuracy(network(linear), jax.random.key(0), INPUTS, LABELS, suite, check_masking=False)
+    with pytest.raises(ValueError, match=r"one norm and one epsilon, got \[\('linf', 0.1\), \('linf', 0.2\)\]: evaluate each threat alone"):
+        evaluation.record()
+
+
+def test_minimal_norms_of_the_linear_network_agree_with_its_robust_accuracy():
+    """The curve at the radius of the closed form, and just beside it on either side."""
+    result = attacks.minimal_norms(
+        network(linear), jax.random.key(0), INPUTS, LABELS, norm="linf", bounds=(-np.inf, np.inf), num_steps=10, batch_size=90
+    )
+    assert result.accuracy([0.08])[0].estimate == pytest.approx(1 - broken_by_theory().mean())
+    np.testing.assert_array_equal(result.distances > 0.08, ~broken_by_theory())

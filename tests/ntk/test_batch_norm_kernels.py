@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import models, ntk
+from jaxbp import models, ntk, stats
 from jaxbp.models import layers as finite
 from jaxbp.ntk import batch_norm, regression
 from jaxbp.ntk.batch_norm import closed_forms, maps, networks
@@ -209,6 +209,22 @@ def test_means_of_finite_networks(name):
     assert error.max() < 0.04  # or the comparison says nothing
     assert report.sampling_error < 0.01
     assert (deviation < 4.5 * error + 1.0 / width + 2 * report.sampling_error).all(), (deviation / error).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["no skip", "projection"])
+def test_one_network_comes_close_as_the_root_of_its_width(name):
+    build, statistics, shape, _, num_nets = NETS[name]
+    x, widths, distances = inputs_of(6, shape), (16, 64), []
+    for width in widths:
+        module = build(width=width, parametrisation="ntk")
+        options = {"channels": 2**13, "key": KEY} if networks.needs_channels(module, statistics) else {}
+        exact = infinite_width_kernel(module, shape, statistics=statistics, **options)(x)
+        samples = finite_kernels(models.from_linen(module), jnp.asarray(x, jnp.float32), num_nets, statistics)
+        distances.append(np.linalg.norm(samples - exact, axis=(1, 2)) / np.linalg.norm(exact))
+    exponent = stats.trend(widths, np.transpose(distances), log_values=True)
+    assert exponent.high - exponent.low < 0.25
+    assert exponent.low - 0.05 < -0.5 < exponent.high + 0.05  # 0.05: terms of the next order, 1 / width
 
 
 # Kernels as a user meets them

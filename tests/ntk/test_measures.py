@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from jaxbp import models, ntk, training
 from jaxbp.ntk import measures
 
 N, C = 5, 3
@@ -246,3 +247,39 @@ def test_misuse_is_refused():
     }.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
+
+
+def test_label_alignment_by_hand():
+    """Four examples of two classes: H L H has entries 1/2 within classes and -1/2 between them."""
+    labels = np.array([0, 0, 1, 1])
+    target = np.where(labels[:, None] == labels, 0.5, -0.5)
+    kernel = np.array([[4.0, 1, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 3]])
+    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    expected = (centred * target).sum() / (np.linalg.norm(centred) * 2)
+    assert float(measures.label_alignment(kernel, labels, 2)) == pytest.approx(expected, rel=1e-6)
+    assert float(measures.label_alignment(target + 7, labels, 3)) == pytest.approx(1, rel=1e-6)
+    logits = np.stack([np.stack([kernel / 2, kernel], -1), np.stack([kernel, kernel / 2], -1)], -1)
+    assert float(measures.label_alignment(logits, labels, 2)) == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(measures.label_alignment(kernel, np.zeros(4, int), 2))
+    with pytest.raises(ValueError, match="labels must lie from 0 to 1"):
+        measures.label_alignment(kernel, labels + 1, 2)
+
+
+def test_label_alignment_along_a_training():
+    x, labels = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), np.array([0, 1] * 4)
+
+    def apply_fn(params, inputs):
+        return jnp.tanh(inputs @ params["w"]) @ params["v"]
+
+    params = {"w": jnp.ones((3, 4)) + jnp.arange(4.0) / 4, "v": jnp.ones((4, 2))}
+
+    def align(params):
+        return measures.label_alignment(ntk.empirical_ntk(apply_fn, params, x, logits="trace"), labels, 2)
+
+    settings = training.Settings(num_epochs=2, batch_size=8)
+    net, key = models.from_functions(apply_fn), jax.random.key(0)
+    options = {"start": (params, {}), "measure_fn": lambda state: align(state.params)}
+    result = training.train(net, training.sgd(0.5), (x, labels), key, settings, **options)
+    measured = np.asarray(result.measured)
+    assert measured[-1] == pytest.approx(float(align(result.params)), rel=1e-4)
+    assert np.ptp(measured) > 1e-4

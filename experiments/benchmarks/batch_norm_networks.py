@@ -1,0 +1,174 @@
+"""Finite networks against their exact infinite-width tangent kernels with BatchNorm: how far one is, and how that falls with width.
+
+``python -m experiments.benchmarks.batch_norm_networks [--quick] [--out FILE.json]``. Nothing is timed. For each network, at two widths,
+tangent kernels of fresh networks in the NTK parametrisation are compared with the exact kernel, in the Frobenius norm relative to it:
+the mean over networks of the wider ones beside what the standard errors of that mean alone amount to, and the exponent of the distance of
+one network over width beside -1/2, that of the central limit theorem.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jaxbp.runtime.files import write_atomically
+
+_CHANNELS = 2**14  # of exact kernels at shortcuts
+_NUM_LOGITS = 2
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Finite networks with BatchNorm and their exact kernels: distances, and their exponents over width."""
+
+    quick: bool = False
+    """Two networks, few copies, to see that it works."""
+    copies: int = 300
+    """Finite networks of each width."""
+    out: Path | None = None
+    """Write the rows here as JSON."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at two widths.
+
+    Attributes:
+      options: of `jaxbp.models.ResNet`.
+      statistics: of its BatchNorm.
+      num_images: of 4x4 pixels.
+      dense: whether pixels are channels of one pixel, so that all layers are dense.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    widths: tuple[int, int] = (16, 64)
+    statistics: str = "batch"
+    num_images: int = 5
+    dense: bool = False
+
+
+_CHAIN, _PROJECTIONS = {"skip": False}, {"shortcut": "projection"}
+CASES = (
+    Case("3 dense layers", {**_CHAIN, "stage_sizes": (1,)}, (64, 256), num_images=10, dense=True),
+    Case("5 dense layers", {**_CHAIN, "stage_sizes": (2,)}, (64, 256), num_images=10, dense=True),
+    Case("ResNet without skips, 1 block", {**_CHAIN, "stage_sizes": (1,)}),
+    Case("ResNet, projections, 1 block", {**_PROJECTIONS, "stage_sizes": (1,)}),
+    Case("ResNet, projections, 2 stages", {**_PROJECTIONS, "stage_sizes": (1, 1)}),
+    Case("ResNet, identity shortcuts, 2 blocks", {"stage_sizes": (2,)}),
+    Case("ResNet without skips, 2 stages, stored statistics", {**_CHAIN, "stage_sizes": (1, 1)}, statistics="stored"),
+    Case("ResNet, projections, 2 stages, stored statistics", {**_PROJECTIONS, "stage_sizes": (1, 1)}, statistics="stored"),
+)
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.batch_norm_networks")
+    from jaxbp import lab
+
+    lab.start_jax()
+    cases = (CASES[0], CASES[2]) if arguments.quick else CASES
+    rows = [compare(case, 8 if arguments.quick else arguments.copies) for case in cases]
+    _print(rows)
+    if arguments.out is not None:
+        write_atomically(arguments.out, (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def compare(case: Case, num_copies: int) -> dict[str, Any]:
+    """The row of a case; all distances are relative to the exact kernel.
+
+    Returns:
+      case, copies; widths and ``distance`` of one network at each, mean over the copies; ``difference`` of the mean over the wider
+      copies, and its ``floor``; ``exponent`` of one network's distance, with the ends ``low`` and ``high`` of its 95 % interval.
+    """
+    from jaxbp import stats
+
+    images = _images(case)
+    exact = exact_kernel(case, images)
+    samples = {width: finite_kernels(case, images, width, num_copies) for width in case.widths}
+    distances = np.stack([_norm(kernels - exact) for kernels in samples.values()], -1) / _norm(exact)  # (copies, widths)
+    exponent = stats.trend(case.widths, distances, log_values=True)
+    widest = samples[case.widths[1]]
+    return {
+        "case": case.name,
+        "copies": num_copies,
+        "widths": case.widths,
+        "distance": distances.mean(0).tolist(),
+        "difference": float(_norm(widest.mean(0) - exact) / _norm(exact)),
+        "floor": float(np.sqrt((widest.var(0, ddof=1) / num_copies).sum()) / _norm(exact)),
+        "exponent": exponent.estimate,
+        "low": exponent.low,
+        "high": exponent.high,
+    }
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="tangent kernels of finite networks against the exact one", title_justify="left")
+    for column in ("network", "widths", "distance of one", "exponent", "mean of the wider to exact", "standard errors alone", "networks"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        widths, distances = (", ".join(f"{number:.3g}" for number in row[name]) for name in ("widths", "distance"))
+        exponent = f"{row['exponent']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        shares = (f"{100 * row[name]:.2g} %" for name in ("difference", "floor"))
+        table.add_row(row["case"], widths, distances, exponent, *shares, str(row["copies"]))
+    Console(width=150).print(table)
+
+
+def exact_kernel(case: Case, images: np.ndarray) -> np.ndarray:
+    """The exact tangent kernel of one logit, (N, N)."""
+    import jax
+
+    from jaxbp.ntk.infinite_width import infinite_width_kernel
+
+    options = {"channels": _CHANNELS, "key": jax.random.key(0)}
+    return np.asarray(infinite_width_kernel(_net(case, 1).module, images.shape[1:], statistics=case.statistics, **options)(images))
+
+
+def finite_kernels(case: Case, images: np.ndarray, width: int, num_copies: int) -> np.ndarray:
+    """Tangent kernels of fresh networks, mean over logits, (copies, N, N)."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxbp import models, ntk
+
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(width), zlib.crc32(case.name.encode())), num_copies)
+    net, inputs, coupled = _net(case, width), jnp.asarray(images, jnp.float32), case.statistics == "batch"
+    apply_fn = models.with_batch_statistics(net) if coupled else net.apply
+
+    @jax.jit
+    def kernel_of(key: jax.Array) -> jax.Array:
+        params, state = net.init(key, inputs)
+        return ntk.empirical_ntk(apply_fn, params, inputs, state=state, logits="trace", coupled=coupled) / _NUM_LOGITS
+
+    return np.stack([np.asarray(kernel_of(key), float) for key in keys])
+
+
+def _net(case: Case, width: int) -> Any:
+    from jaxbp import models
+
+    return models.from_linen(models.ResNet(_NUM_LOGITS, width, parametrisation="ntk", **case.options))
+
+
+def _images(case: Case) -> np.ndarray:
+    from jaxbp import data
+
+    images = np.asarray(data.load("digits@4", num_train=200, normalise=True).train.inputs[: case.num_images], float)
+    return images.reshape(len(images), 1, 1, -1) if case.dense else images
+
+
+def _norm(kernels: np.ndarray) -> np.ndarray:
+    """Frobenius norms of (..., N, N)."""
+    return np.linalg.norm(kernels.reshape(*kernels.shape[:-2], math.prod(kernels.shape[-2:])), axis=-1)
+
+
+if __name__ == "__main__":
+    main()
