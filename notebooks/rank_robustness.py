@@ -120,7 +120,7 @@ list(values)  # the convolutions that are projected: all but the first one and t
 # ## Under attack
 #
 # PGD of twenty steps over a range of radii, one program for all networks and radii. It says how accuracy falls; how much is really left,
-# the strongest attack has to say: APGD on two losses and a random search without gradients, worst case over all, at one radius.
+# the strongest attack has to say: APGD on two losses, FAB and a random search without gradients, worst case over all, at one radius.
 
 
 # %%

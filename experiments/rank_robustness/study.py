@@ -181,8 +181,8 @@ METHOD = (
     "judged is the rank at the end, whatever was asked. The network left alone is fine-tuned alike, from the same parameters, on the "
     "same batches.",
     "Adversarial training replaces each batch by PGD examples from a random start (Madry et al., ICLR 2018). Robust accuracy is the worst "
-    "case over APGD on the cross-entropy, targeted APGD on the DLR loss (Croce & Hein, ICML 2020) and Square (Andriushchenko et al., "
-    "ECCV 2020), each tried on what is left. PGD of 20 steps, the paper's measure, is shown beside it.",
+    "case over AutoAttack's set, APGD on the cross-entropy, targeted APGD on the DLR loss, targeted FAB (Croce & Hein, ICML 2020) and "
+    "Square (Andriushchenko et al., ECCV 2020), each tried on what is left. PGD of 20 steps, the paper's measure, is shown beside it.",
     f"Clean accuracy counts as the same within {claims.CLEAN_MARGIN:g} percentage point, robustness within {claims.ROBUST_MARGIN:g} of the "
     "share of rightly classified examples that withstand attack, both only where the rank moved. Naturally trained networks are "
     "judged at the smaller radius, adversarially trained ones at the larger. Seeds draw training and test examples, initial "
@@ -228,7 +228,7 @@ STUDY = lab.Study(
             clean_and_robust, **_PANELS, xlabel="test accuracy, %", name="clean_and_robust",
             alt="test accuracy without attack and under the strongest attack, by arm",
             caption="Test accuracy without attack and under the strongest attack (the worst of APGD on the cross-entropy, targeted APGD on "
-            "the DLR loss, and Square) at the radius of the training. A dot is a seed, bars are 95 % intervals of the mean.",
+            "the DLR loss, targeted FAB, and Square) at the radius of the training. A dot is a seed, bars are 95 % intervals of the mean.",
         ),
         report.SeedCurves(
             rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", legend="below", name="rank_along",
