@@ -81,7 +81,7 @@ def test_wrong_arguments_are_refused():
         ((np.ones(3), (5, 4)), "4 singular values"),
         ((np.ones(3), (3,)), "two extents"),
         (([0.0, 0.0, 1.0], (3, 3)), "low rank"),
-        (([-1.0, 1.0, 1.0], (3, 3)), ">= 0"),
+        (([-1.0, 1.0, 1.0], (3, 3)), "none negative"),
     ):
         with pytest.raises(ValueError, match=match):
             marchenko_pastur.fit(*arguments)
