@@ -98,7 +98,7 @@ def main() -> None:
         lab.check_data(unfinished)
         devices = lab.start_jax(arguments.cluster)
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
-        sections: list[Any] = []
+        sections: dict[str, Any] = {}
         failures: list[str] = []
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
@@ -118,10 +118,10 @@ def main() -> None:
                 print(f"\n{study.id} failed: {error}\n", file=sys.stderr, flush=True)
                 continue
             if section:  # in the first process
-                sections.append(section)
+                sections[study.name] = section
                 execute.write_page(folder, TITLE, LEAD, sections)
         if sections:
-            execute.print_verdicts([verdict for section in sections for verdict in section.verdicts], folder / "report.html")
+            execute.print_verdicts([verdict for section in sections.values() for verdict in section.verdicts], folder / "report.html")
             print(f"wall time {time.monotonic() - began:.0f} s")
         if failures:
             print(f"\nerror: {', '.join(failures)} failed, see above; the page lacks what failed", file=sys.stderr)

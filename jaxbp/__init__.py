@@ -1,16 +1,26 @@
 """A laboratory for claims about deep learning theory: claim, experiment over many seeds, measured effect with an interval, verdict.
 
-Users import modules, each for one scientific question: ``from jaxbp import landscape, claims, sweep``.
+Users import modules, each for one scientific question: ``from jaxbp import landscape, claims, sweep``. The instruments take functions and
+pytrees, so they serve any model:
+
+| instrument | question | begin with |
+|---|---|---|
+| `jaxbp.landscape` | Is this point a minimum? How is the loss curved there? | `jaxbp.landscape.certify` |
+| `jaxbp.ntk` | Which tangent kernel does this network have, and does it stay? | `jaxbp.ntk.empirical_ntk` |
+| `jaxbp.spectra` | Which singular values and ranks have its layers, as the operators that they are? | `jaxbp.spectra.of_network` |
+| `jaxbp.attacks` | How much accuracy does the strongest of several attacks leave? | `jaxbp.attacks.robust_accuracy` |
+| `jaxbp.norms` | What does a pull on the norm of the parameters do? | `jaxbp.norms.norm_bias` |
+| `jaxbp.bounds` | What does this generalisation bound say here, factor by factor, and is it true? | `jaxbp.bounds.risk` |
+| `jaxbp.pac_bayes` | What do bounds say that count bits? | `jaxbp.pac_bayes.certify` |
+| `jaxbp.collapse` | Have features collapsed to their class means? | `jaxbp.collapse.measure` |
+| `jaxbp.stability` | What does one training example change? | `jaxbp.stability.coefficients` |
+| `jaxbp.unlearnable` | What can be learnt from poisoned data? | `jaxbp.unlearnable.separability` |
+| `jaxbp.descent` | Where does the test loss peak, and what is the exact risk? | `jaxbp.descent.isotropic_risk` |
+
+What they stand on, and what makes claims of them:
 
 | module | what it is for |
 |---|---|
-| `jaxbp.landscape` | curvature, spectra of Hessians, affine minimisers and their embedding, certificates of minima |
-| `jaxbp.ntk` | tangent kernels of finite and infinitely wide networks, measures that compare kernels, kernel regression |
-| `jaxbp.norms` | norm-bias, effective learning rates, angular updates |
-| `jaxbp.spectra` | singular values of layers as operators, ranks, RankMin and RankMax |
-| `jaxbp.attacks` | adversarial attacks, training against them, robust accuracy |
-| `jaxbp.bounds`, `jaxbp.pac_bayes` | bounds on complexity and test error, lower bounds; bounds that count bits |
-| `jaxbp.collapse`, `jaxbp.descent` | neural collapse; double descent, exact risks, effective dimensionality |
 | `jaxbp.models` | Flax networks and their infinite-width twins |
 | `jaxbp.data` | data sets by name, splits, probe sets, augmentation |
 | `jaxbp.training` | a whole training as one compiled program, on one device or on several |
@@ -22,7 +32,7 @@ Users import modules, each for one scientific question: ``from jaxbp import land
 | `jaxbp.linalg`, `jaxbp.ops`, `jaxbp.jaxprs` | iterative linear algebra; fast convolutions in compiled loops; analysis of traced programs |
 | `jaxbp.runtime` | files, folders of runs, processes, progress, an orderly end |
 
-The instruments (the first seven rows) take functions and pytrees, so they serve any model. From a claim to its verdict:
+From a claim to its verdict:
 
 >>> import jax
 >>> from jaxbp import claims, sweep
@@ -37,4 +47,4 @@ The instruments (the first seven rows) take functions and pytrees, so they serve
 'supported'
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

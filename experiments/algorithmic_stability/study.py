@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import xarray as xr
 
+from experiments import papers
 from experiments.algorithmic_stability import claims
 from experiments.algorithmic_stability.settings import FIRST_SEED, Case, Settings
 from jaxbp import data, lab, models, report, stability, stats, training
@@ -254,6 +255,7 @@ STUDY = lab.Study(
     "single training example is said to foretell how well a network generalises. Here examples are replaced one at a time, beside the "
     "control that the first experiment lacked: the same data in another order.",
     module="experiments.algorithmic_stability",
+    paper=papers.STABILITY,
     stages=(
         lab.Stage(
             train_all,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from experiments import papers
 from experiments.local_minima import claims, measure, outcomes, views
 from experiments.local_minima.settings import DEFAULT, EMBEDDED, FULL, LIMIT_SHARES, MOMENTUM_INIT, PLAIN, RATES, SHIFTED, SMALL, SMALL_LR
 from jaxbp import lab, report, stats
@@ -62,6 +63,7 @@ STUDY = lab.Study(
     lead="The best affine classifier of a data set, embedded in a deep ReLU network, is said to be a local minimum of its "
     "loss, far above what training from a usual start reaches. Here such minima are built, certified, and left to SGD.",
     module="experiments.local_minima",
+    paper=papers.TRUTH,
     stages=(  # embeddings come first: data that have no affine minimiser are refused before any training
         lab.Stage(
             measure.embed, over=lambda case, settings: {"seed": settings.seeds}, cost=passes(500), reads=("margin",), on_cpu=True

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.low_rank_bounds import claims
 from experiments.low_rank_bounds.settings import FULL, Case, Settings
 from jaxbp import bounds, collapse, data, lab, models, report, training
@@ -305,6 +306,7 @@ STUDY = lab.Study(
     "have such layers. Here low-rank networks and their full-rank twins are trained to one loss, and the bounds compared with margins, "
     "test accuracy and a lower bound.",
     module="experiments.low_rank_bounds",
+    paper=papers.LOW_RANK,
     stages=(
         lab.Stage(tune, cost=lambda case, settings: len(settings.learning_rates) * settings.num_tuning_seeds * settings.num_epochs),
         lab.Stage(compare, needs=(tune,), cost=lambda case, settings: settings.num_seeds * settings.num_epochs, group="train"),

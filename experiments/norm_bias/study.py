@@ -17,6 +17,7 @@ import optax
 import scipy
 import xarray as xr
 
+from experiments import papers
 from experiments.norm_bias import claims
 from experiments.norm_bias.settings import (
     ARMS,
@@ -366,6 +367,7 @@ STUDY = lab.Study(
     "their norm to any value wanted, a large one too. On every seed both are tuned on validation data with the same budget and compared "
     "with each other and with no regulariser, on clean labels and on noisy ones.",
     module="experiments.norm_bias",
+    paper=papers.TRUTH,
     stages=(
         lab.Stage(tune, over=over_blocks, cost=runs_of(lambda case, settings: 2 * settings.num_settings)),
         lab.Stage(compare, over=over_blocks, needs=(tune,), cost=runs_of(lambda case, settings: 7 if case.published else 5)),

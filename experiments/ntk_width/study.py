@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.ntk_width import claims, departure, measure
 from experiments.ntk_width.departure import factorial
 from experiments.ntk_width.kernels import KERNELS, TARGET
@@ -291,6 +292,7 @@ STUDY = lab.Study(
     "training. Here the kernels of finite networks are measured before training and at equal training loss over a range of widths, with "
     "and without BatchNorm and skip connections, and compared with the exact infinite-width kernels, BatchNorm's included.",
     module="experiments.ntk_width",
+    paper=papers.TRUTH,
     stages=(
         lab.Stage(
             measure.train, where=is_trained, reads=_TRAINING, group="first",

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.power_iteration.settings import Case, Settings
 from jaxbp import data, lab, landscape, models, report, stats, training
 from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim
@@ -178,6 +179,7 @@ STUDY = lab.Study(
     "for a minimum. Here that estimate is compared with Lanczos' method, whose residual bounds its error, in trained networks and at "
     "minima that are known.",
     module="experiments.power_iteration",
+    paper=papers.TRUTH,
     stages=(
         lab.Stage(
             smallest_eigenvalue,

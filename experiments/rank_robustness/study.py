@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.rank_robustness import claims
 from experiments.rank_robustness.measure import compare
 from experiments.rank_robustness.settings import (
@@ -198,6 +199,7 @@ STUDY = lab.Study(
     "the singular values of convolutions, taken as the operators that they are, down and up during fine-tuning; a third arm is "
     "fine-tuned alike and left alone. Accuracy is compared within pairs, without attack and under the strongest of several.",
     module="experiments.rank_robustness",
+    paper=papers.TRUTH,
     stages=(
         lab.Stage(
             compare, over=lambda case, settings: {"training": TRAININGS, "seed": settings.seeds}, cost=cost,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import xarray as xr
 
+from experiments import papers
 from experiments.soft_biases import claims
 from experiments.soft_biases.settings import CODE, FEATURES, FIRST_TUNING_SEED, ISOTROPIC, POLYNOMIAL, WIDTHS, Case, Settings
 from jaxbp import data, descent, lab, landscape, models, pac_bayes, report, stats, training
@@ -345,6 +346,7 @@ STUDY = lab.Study(
     lead="Benign overfitting, double descent and models that can fit noise are said to be no mystery: a flexible model with a soft "
     "preference for simple solutions shows them all, and bounds that count bits explain them. Here each statement is measured.",
     module="experiments.soft_biases",
+    paper=papers.SOFT_BIASES,
     stages=(
         lab.Stage(polynomials, where=kind_is(POLYNOMIAL), group="all"),
         lab.Stage(random_features, where=kind_is(FEATURES), cost=lambda case, settings: COSTS[case.kind], group="all"),

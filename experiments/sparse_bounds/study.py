@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.sparse_bounds import claims, nets
 from experiments.sparse_bounds.settings import DECAY, DEPTH, EXAMPLES, NOISE, WIDTH, Case, Settings
 from jaxbp import bounds, data, lab, losses, models, pac_bayes, report, stats, training
@@ -304,6 +305,7 @@ STUDY = lab.Study(
     "matrix. Here each bound is computed with every factor and held against a lower bound of what it bounds, against its rivals, and "
     "against the gap between training and test errors.",
     module="experiments.sparse_bounds",
+    paper=papers.SPARSE,
     stages=(
         lab.Stage(compare, cost=cost, group="train"),
         lab.Stage(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from experiments import papers
 from experiments.unlearnable import claims
 from experiments.unlearnable.settings import FIRST_SEED, Case, Poison, Settings
 from jaxbp import attacks, data, lab, metrics, models, report, stats, training, unlearnable
@@ -287,6 +288,7 @@ STUDY = lab.Study(
     "nothing but shortcuts, and that the shortcuts work because they are linearly separable. Here both are put to the test, the second by "
     "perturbations that are proven inseparable, and so is a remedy, projecting the perturbations out.",
     module="experiments.unlearnable",
+    paper=papers.UNLEARNABLE,
     stages=(
         lab.Stage(
             learn,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from jaxbp.lab.study import Study
 from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import StoreError
+
+DATA = ("measurements.parquet", "verdicts.json", "config.json", "jobs")  # of a run's folder, to which its page has links
 
 
 def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
@@ -48,7 +50,10 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         seconds, peak = _spent(store)
         wall = seconds + round(time.monotonic() - began, 1)
         store.add_metadata(wall_seconds=wall, peak_memory_mib=max(peak, jax_setup.peak_memory_mib()))
-        section = report.StudySection(study.id, study.title, study.lead, verdicts, sections, store.config, command, controls)
+        files = {name: name for name in DATA}
+        section = report.StudySection(
+            study.id, study.title, study.lead, verdicts, sections, store.config, command, controls, study.paper, files
+        )
         report.write_page(folder / "report.html", title=study.title, lead=study.lead, studies=[section])
     return section
 
@@ -126,10 +131,14 @@ def print_outcome(section: Any, folder: Path) -> None:
     print(f"wall time {section.settings['wall_seconds']:.0f} s, peak memory {section.settings['peak_memory_mib']} MiB")
 
 
-def write_page(folder: Path, title: str, lead: str, sections: Sequence[Any]) -> list[claims.Verdict]:
-    """Write verdicts.json and report.html of several studies; returns all verdicts."""
-    verdicts = [verdict for section in sections for verdict in section.verdicts]
-    controls = [control for section in sections for control in section.controls]
+def write_page(folder: Path, title: str, lead: str, sections: Mapping[str, Any]) -> list[claims.Verdict]:
+    """Write verdicts.json and report.html of several studies, given by the names of their folders; returns all verdicts."""
+    studies = [
+        dataclasses.replace(section, data={label: f"{name}/{path}" for label, path in section.data.items()})
+        for name, section in sections.items()
+    ]
+    verdicts = [verdict for section in studies for verdict in section.verdicts]
+    controls = [control for section in studies for control in section.controls]
     claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
-    report.write_page(folder / "report.html", title=title, lead=lead, studies=sections)
+    report.write_page(folder / "report.html", title=title, lead=lead, studies=studies)
     return verdicts

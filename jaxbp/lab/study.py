@@ -17,6 +17,7 @@ from jaxbp.claims import Control as JudgedControl
 from jaxbp.claims.controls import Kind as ControlKind
 from jaxbp.claims.premises import in_order
 from jaxbp.lab.cli import folder_name
+from jaxbp.report import Publication
 
 if TYPE_CHECKING:
     from jaxbp.lab.run import Run
@@ -199,6 +200,7 @@ class Study:
       figures: elements with ``pictures(run, folder)``, such as `jaxbp.report.SeedStrip`.
       tables: elements with ``sections(run)``, such as `jaxbp.report.MeanTable`.
       method: paragraphs that say how the measurements were made.
+      paper: the paper that the study tests.
     """
 
     id: str
@@ -211,6 +213,7 @@ class Study:
     figures: Sequence[Any]
     tables: Sequence[Any]
     method: Sequence[str]
+    paper: Publication | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -57,7 +57,7 @@ class RidgeChoice(NamedTuple):
     errors: Float[np.ndarray, " R"]
 
 
-def centred_one_hot(labels: Int[ArrayLike, " N"], num_classes: int) -> Float[Array, "N C"]:
+def centred_one_hot(labels: Int[jax.typing.ArrayLike, " N"], num_classes: int) -> Float[Array, "N C"]:
     """Targets (N, C) for integer ``labels`` (N,): 1 - 1/C for the class, -1/C for the others, so that rows sum to 0."""
     indices = checks.numbers(labels, "labels")
     return jax.nn.one_hot(checks.labels(indices, num_classes, indices.size), num_classes) - 1 / num_classes

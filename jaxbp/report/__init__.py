@@ -14,6 +14,7 @@ one's own, and `write_map_page` for a `jaxbp.claims.ClaimMap`.
 """
 
 from jaxbp.report.blocks import MAX_SVG_BYTES, Picture, Section, Table, cell_text, geometric_mean_cell, mean_cell
+from jaxbp.report.citation import Publication
 from jaxbp.report.claim_measures import ClaimMeans, ClaimStrips, claim_pictures, claim_table
 from jaxbp.report.declared_bars import StackedBars
 from jaxbp.report.declared_figures import CASES, CustomFigure, SeedCurves, SeedStrip, slope_guide

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxbp import claims
-from jaxbp.report import outcomes, rendering, reproduce
+from jaxbp.report import citation, outcomes, rendering, reproduce
 from jaxbp.report.blocks import Section
 from jaxbp.report.text import plural
 from jaxbp.runtime import files
@@ -31,6 +31,8 @@ class StudySection:
       settings: what the run's config.json holds, which may nest.
       command: what to type to reproduce it.
       controls: what came out of the study's controls.
+      paper: the paper that the study tests.
+      data: what the study's data are and where they lie, seen from the page.
     """
 
     id: str
@@ -41,6 +43,8 @@ class StudySection:
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     controls: Sequence[claims.ControlVerdict] = ()
+    paper: citation.Publication | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -76,6 +80,14 @@ class StudySection:
     def recipe(self) -> reproduce.Recipe:
         """How to reproduce the run."""
         return reproduce.recipe(self.settings, self.command)
+
+    def methods(self) -> str:
+        """A paragraph on the study's methods, for a paper."""
+        return citation.methods(self.title, self.settings, self.verdicts, self.controls)
+
+    def bibtex(self) -> str:
+        """The entries of a BibTeX file: the software, and the paper that the study tests."""
+        return "\n\n".join([citation.software_bibtex(self.settings), *([self.paper.bibtex()] if self.paper else [])])
 
 
 def write_page(path: str | os.PathLike, *, title: str, lead: str, studies: Sequence[StudySection]) -> None:

@@ -37,6 +37,7 @@ def _environment() -> jinja2.Environment:
         "facts": outcomes.facts,
         "fragment": text.fragment,
         "interval_text": text.format_interval,
+        "path": text.relative_path,
         "plural": text.plural,
         "power_sentence": outcomes.power_sentence,
         "prose": text.prose,

@@ -18,6 +18,11 @@ def fragment(anchor: str) -> str:
     return quote(anchor, safe="")
 
 
+def relative_path(path: str) -> str:
+    """A path below the page's folder as it stands in a link; no name in it is read as a scheme or a host."""
+    return f"./{quote(path)}"
+
+
 def plural(count: int, noun: str) -> str:
     """Write "1 seed", "2 seeds"."""
     return f"{count} {noun}{'s' * (count != 1)}"

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 import runpy
@@ -22,6 +23,10 @@ import tyro
 import yaml
 
 import jaxbp
+from experiments import papers
+from experiments.__main__ import STUDIES
+from jaxbp import claims, lab
+from jaxbp.report import citation as report_citation
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "experiments" / "guide"
@@ -169,6 +174,46 @@ def test_docstrings_have_no_example_that_nobody_runs(texts):
     assert not [text for text in texts[0] if "```" in text]
 
 
+def test_the_outcomes_that_the_readme_tells_are_the_published_ones():
+    told = re.findall(r"\((S\d+\.[a-z]), ([a-z ]+)\)", PAGES[0].read_text("utf-8"))
+    verdicts = {verdict.claim.id: verdict.verdict for verdict in claims.read_verdicts(ROOT / "experiments/published/verdicts.json")}
+    assert len(told) >= 5
+    assert [(name, verdicts[name]) for name, _ in told] == told
+    assert f"Ten studies, {len(verdicts)} claims." in PAGES[0].read_text("utf-8")
+
+
+def test_the_speed_that_the_readme_tells_is_the_benchmarks():
+    section = PAGES[0].read_text("utf-8").partition("## Speed")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][2:]
+    known = [[cell.strip() for cell in line.strip("|").split("|")] for line in (GUIDE / "benchmarks.md").read_text("utf-8").splitlines()]
+    assert len(rows) == 3
+    for name, _, times, command in rows:
+        assert any(row[0] == name and any(cell.partition(":")[0] == times for cell in row) for row in known), name
+        assert importlib.util.find_spec(command.strip("`").removeprefix("python -m ")), command
+
+
+def test_the_map_that_the_guide_tells_is_the_published_one():
+    text = (GUIDE / "maps.md").read_text("utf-8")
+    result = lab.open_map(ROOT / "experiments/published/maps/S7.c")
+    assert result.attrs["command"].replace("'", '"') in text
+    effect, outcome = (result[name].squeeze(drop=True).transpose("shift", "learning_rates").values for name in ("effect", "outcome"))
+    for row, name in enumerate(("plain images", "images shifted at random")):
+        cells = [f"{value:.1f}, {word}" for value, word in zip(effect[row], outcome[row], strict=True)]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    share = effect.mean(axis=1).var() / effect.var()  # of the variance of the effect, by whether images are shifted
+    assert f"explains {100 * share:.0f} % of the variance" in " ".join(text.split())
+
+
+def test_the_first_page_of_the_reference_maps_every_instrument():
+    rows = re.findall(r"^\| `jaxbp\.(\w+)` \| [^|]+\? \| `jaxbp\.(\w+)\.(\w+)` \|$", jaxbp.__doc__, re.MULTILINE)
+    instruments = PROJECT["tool"]["importlinter"]["contracts"]
+    (named,) = (contract["source_modules"] for contract in instruments if contract["id"] == "instruments")
+    assert {f"jaxbp.{name}" for name, _, _ in rows} == set(named)
+    for name, module, function in rows:
+        assert name == module
+        assert callable(getattr(importlib.import_module(f"jaxbp.{module}"), function)), function
+
+
 def test_citation():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["version"] == jaxbp.__version__
@@ -176,6 +221,20 @@ def test_citation():
     (paper,) = citation["references"]
     assert len(paper["authors"]) == 5
     assert "1910.00359" in paper["url"]
+    assert [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]] == list(papers.TRUTH.authors)
+    assert (paper["title"], paper["year"]) == (papers.TRUTH.title, papers.TRUTH.year)
+    assert (citation["title"], citation["authors"]) == (report_citation.SOFTWARE_TITLE, [{"name": report_citation.SOFTWARE_AUTHORS}])
+
+
+def test_every_study_names_the_paper_that_it_tests():
+    for package in STUDIES:
+        study = lab.load(package.DOOR)
+        year = str(study.paper.year)
+        assert re.fullmatch(r"[a-z]+\d{4}[a-z]+", study.paper.key), study.id
+        assert year in study.paper.key
+        if study.paper is not papers.TRUTH:  # its module's docstring names it, too
+            assert year in package.__doc__
+            assert all(author.split()[-1] in package.__doc__ for author in study.paper.authors)
 
 
 class Page(HTMLParser):
@@ -207,7 +266,7 @@ def test_reference(tmp_path):
     for module in MODULES:
         assert (tmp_path / module.replace(".", "/")).with_suffix(".html") in pages, module
     titles = [path.read_text("utf-8").partition("\n")[0].removeprefix("# ") for path in sorted(GUIDE.glob("*.md"))]
-    assert {title.lower().replace(" ", "-") for title in titles} <= pages[tmp_path / "experiments.html"].places
+    assert {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles} <= pages[tmp_path / "experiments.html"].places
     dead = []
     for path, page in pages.items():
         for link in page.links:

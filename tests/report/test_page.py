@@ -142,7 +142,7 @@ def test_page_is_well_formed_and_in_order(page):
 def test_page_of_a_study_does_not_repeat_its_title(write, study):
     one = dataclasses.replace(study, title="The title", lead="The lead")
     words = Page(write(one)).words
-    assert words.count("The title") == 2  # once in the tab
+    assert words.count("The title") == 3  # once in the tab, once in the paragraph on methods
     assert words.count("The lead") == 1
 
 
@@ -195,6 +195,41 @@ def test_page_tells_how_to_reproduce_it(page):
     }
     assert expected.items() <= facts.items()
     assert "Every setting (6)" in said
+
+
+def test_a_paper_can_cite_the_study_and_tell_its_methods(write):
+    paper = report.Publication("doe2020", f"Title {EVIL}", ("Jane Doe", "Max Mustermann"), 2020, venue="ICLR", arxiv="1234.56789")
+    told = [claims.judge(Claim(f"S1.{name}", "It is.", "Table 1", "loss", Above(0.5)), {"a": seeds()}) for name in "ab"]
+    control = claims.Control("negative", "Nothing is there.", "gain", Within(9.0), id="S1.negative")
+    passed = claims.judge_control(control, {"a": seeds()})
+    settings = {"preset": "quick", "num_seeds": 5, "num_train": 300, "cases": [{"dataset": "digits", "model": "mlp"}]}
+    rules = {"S1.b": "the whole 95 % interval of loss lies above 0"}
+    config = CONFIG | {"rules": rules, "settings": settings}
+    page = Page(write(report.StudySection("S1", "Is it?", "", told, [], config, "", [passed], paper)))
+    (text,) = (said for said in page.texts["p"] if said.startswith("We ran"))
+    for sentence in (
+        'We ran the study "Is it?" of jaxbp 0.1.0 (commit cad038273aea-dirty), preset quick, on 5 seeds.',
+        "There was 1 case (digits, mlp); settings of all cases: num train 300.",
+        "a rule written down before the first seed, but for S1.b, changed since.",
+        "S1.a holds in a case if the whole 95\u00a0% interval of loss lies above 0.5.",
+        f"Kind of the intervals over seeds: {told[0].interval.method}.",
+        "Of 1 control with a known answer 1 passed.",
+        "Software: Python 3.11.7, jax 0.10.2, odd one 1.",
+    ):
+        assert sentence in text
+    (entries,) = (code for code in page.texts["code"] if code.startswith("@"))
+    assert entries.startswith(
+        "@software{jaxbp,\n  title = {{jaxbp}},\n  author = {{The jaxbp authors}},\n  version = {0.1.0},\n  year = {2026},"
+    )
+    assert entries.endswith(paper.bibtex())
+    assert entries.count("{") == entries.count("}")
+
+
+def test_page_has_links_to_its_data(write, study):
+    files = {"the data": "javascript:alert(1)/a b#c", "verdicts": "S1/verdicts.json"}
+    text = write(dataclasses.replace(study, data=files))
+    links = [attrs["href"] for attrs in Page(text).all("a") if attrs["href"][0] != "#"]
+    assert links == ["./javascript%3Aalert%281%29/a%20b%23c", "./S1/verdicts.json"]  # below the page's folder, whatever they are called
 
 
 def test_page_escapes_what_it_is_given(page):
