@@ -4,6 +4,7 @@ Most tests compile far longer than they compute, so XLA optimises little here, c
 a core), and JAX lowers all programs in one MLIR context.
 """
 
+import collections
 import contextlib
 import ctypes
 import functools
@@ -58,6 +59,18 @@ def keep_freed_memory():
 with contextlib.suppress(AttributeError):  # a JAX that has no such function
     lower_in_one_context()
 keep_freed_memory()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test with the marker ``first_cases(n)`` all cases but the first n, of those that are not slow anyway, are slow."""
+    seen = collections.Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("first_cases")) and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > marker.args[0]:
+                item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)

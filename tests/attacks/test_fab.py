@@ -105,6 +105,7 @@ def centred(params, inputs):
     return mlp(params, 6 * inputs - 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow), pytest.param("l1", marks=pytest.mark.slow)])
 def test_minimal_norms_of_a_curved_network_are_those_of_a_dense_grid(norm):
     """Two inputs, three classes, the box binding: no distance is below the grid's, and few are above."""

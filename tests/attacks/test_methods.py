@@ -95,6 +95,7 @@ def trained():
 # Contracts of every attack.
 
 
+@pytest.mark.first_cases(6)
 @pytest.mark.parametrize("name, norm", TABLE)
 def test_what_an_attack_returns_is_true(name, norm):
     """Success and loss are those of the inputs returned, these are within reach, and eager equals jit."""
@@ -143,6 +144,7 @@ def test_jit_equals_eager(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), eager, run(attack, *args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("apgd", marks=pytest.mark.slow), "square"])
 def test_seeds_under_vmap_equal_a_loop(name, x64):
     keys = jax.random.split(jax.random.key(1), 3)
@@ -214,6 +216,7 @@ def program(name, norm):
     return jax.jit(lambda epsilon, *args: MAKERS[name](attacks.Threat(norm, epsilon, BOUNDS[norm]))(*args).adversarial)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     case=st.sampled_from([*itertools.product(("fgsm-rs", "pgd", "apgd", "square"), ("linf", "l2")), ("apgd", "l1"), ("square", "l1")]),
@@ -285,6 +288,7 @@ def test_the_projection_in_l1_is_the_nearest_point(x64):
         assert ((y - z) ** 2).sum() == pytest.approx(value, rel=1e-7, abs=1e-12)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("method", ["apgd", "square"])
 def test_l1_attacks_come_close_to_the_linear_programme(method):
     """Two classes: the worst point of ball and box moves the largest weights to the edge until the budget is spent."""
@@ -339,6 +343,7 @@ def test_random_starts_fill_the_ball_uniformly():
 # Strength against independent truth.
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd"])
 @pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.slow)])
 def test_linear_classifiers_have_their_closed_form(name, norm, x64):
@@ -432,6 +437,7 @@ def test_attacks_that_follow_the_boundary_and_the_loss_agree(trained, norm, epsi
     assert abs(curve[0].estimate - result.worst_case.estimate) <= 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "restarts, norm, epsilon, kind",
     [pytest.param(1, "l2", 0.4, "L2PGD", marks=pytest.mark.slow), (3, "linf", 0.07, "LinfPGD")],
@@ -628,6 +634,7 @@ def test_a_proposal_in_l2_moves_mass_between_its_windows_and_adds_what_was_unuse
     np.testing.assert_allclose(np.where(inside, 0, result), np.where(inside, 0, best), atol=1e-6)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "norm, shape",
     [

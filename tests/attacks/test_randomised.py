@@ -27,6 +27,7 @@ def turning(weights, key, inputs):
     return jnp.where(jax.random.uniform(key) < 0.55, 1, -1) * (inputs @ weights)
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_noisy_logits_is_its_closed_form():
     """FGSM is the worst case of a linear network; the share of right draws follows from its margin."""
     suite = {"zero": attacks.pgd(attacks.Threat("linf", 0.0, THREAT.bounds), num_steps=1), "fgsm": attacks.fgsm(THREAT)}

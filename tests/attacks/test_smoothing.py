@@ -46,6 +46,7 @@ def test_radii_of_a_linear_classifier_are_its_distances():
     assert curve == [(answered.sum() - 1) / 12, (np.delete(result.radii, 1) >= 0.3).sum() / 12]
 
 
+@pytest.mark.slow
 def test_radii_are_too_large_no_more_often_than_said():
     """500 certificates of one input with failure 0.1: at most 0.1 of them above the exact radius, plus three errors, and not far fewer."""
     inputs = jnp.tile(jnp.array([[0.9, -0.2, 0.1]]), (500, 1))

@@ -37,6 +37,7 @@ def dense_matrix(layer):
     return np.stack([np.ravel(layer.geometry.apply(jnp.asarray(layer.kernel), unit)) for unit in units], 1)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_norms_are_those_of_the_operators_as_matrices(padding, x64):
     params = PARAMS if padding == "VALID" else PARAMS | {"top": draw(64, 3)}

@@ -48,6 +48,7 @@ def test_npz_files_of_any_bytes(folder, place, patch, header):
     _read(folder, "b.npz", (folder / "b.npz").read_bytes())
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.one_of(st.none(), st.integers(), st.text(max_size=20).map("file:".__add__), st.text(max_size=20)))
 def test_names_of_any_kind(name):

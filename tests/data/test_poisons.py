@@ -161,6 +161,7 @@ def test_error_minimising_stops_when_nothing_is_left_to_learn_and_stays_in_its_b
     assert poisons.budget(result.perturbation)["l_inf"] <= 0.3 + 1e-6
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("shift", [0, 1])
 def test_adversarial_noise_goes_to_the_class_aimed_at(shift):
     attack = attacks.pgd(attacks.Threat("linf", 0.05), targets="given", num_steps=5)

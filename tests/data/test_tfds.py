@@ -70,6 +70,7 @@ def prepared(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_a_prepared_set_has_its_own_images_labels_and_splits(prepared):
     with tfds_warnings_ignored():
         found = data.load("tfds:tiny_shapes", data_dir=prepared["array_record"])

@@ -70,6 +70,7 @@ def shown_commands() -> list[tuple[str, ...]]:
     return list(dict.fromkeys(command for line in lines for command in commands(split(line))))
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else []) for page in PAGES], ids=lambda page: page.name
 )

@@ -129,6 +129,7 @@ def test_interrupted_and_killed_it_goes_on_to_the_same_numbers(smoke, tmp_path):
     assert (folder / "verdicts.json").read_bytes() == (smoke[0] / "verdicts.json").read_bytes()
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

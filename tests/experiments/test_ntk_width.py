@@ -308,6 +308,7 @@ def test_limits_that_differ_by_scale_alone_are_the_same():
     assert max(float(values.max()) for values in difference_of_limits(results).values()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_network_that_hardly_learns_keeps_its_kernel_and_a_deep_chain_explodes():
     settings = PRESETS["smoke"]
     mlp = next(case for case in settings.cases if has_controls(case))

@@ -37,6 +37,7 @@ def test_measures_by_hand():
     assert values == {"S5.a": [], "S5.b": [], "S5.c": [[1, 0, 1, 1]]}
 
 
+@pytest.mark.slow
 def test_planted_spectra():
     """After 500 steps -5 beside 50 has outgrown the rest by (55 / 50)^500, -0.05 by (50.05 / 50)^500 = 1.6: no more than nothing."""
     case = Case("digits", 100)

@@ -134,6 +134,7 @@ def test_rows_hold_everything(finished, natural):
     assert of_run[of_run.measure == "robust_accuracy"].value.item() == natural.robust_accuracy.sel(arm=RANK_MIN, seed=1)
 
 
+@pytest.mark.slow
 def test_projections_keep_norms_and_rotations_keep_ranks():
     net, (inputs, _) = measure.network(SMALL.cases[0], SMALL), measure.examples(SMALL.cases[0], SMALL, "train", 10, 0)
     params, state = measure.initialise(net, jax.random.key(0), inputs)

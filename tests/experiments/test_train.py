@@ -134,6 +134,7 @@ def test_sigterm_saves_and_ends_within_ten_seconds(tmp_path):
     assert int(digests.parent.name) > 1
 
 
+@pytest.mark.slow
 def test_seeds_are_added_until_settings_are_told_apart(tmp_path, capsys):
     few = dataclasses.replace(
         SMALL, width=(32,), num_train=800, learning_rate=(0.1, 0.0), epochs=8, seeds=4, most_seeds=8, until_decided=True, out=tmp_path

@@ -153,6 +153,7 @@ def test_config_json(whole, tmp_path):
     check()
 
 
+@pytest.mark.slow
 def test_index_json_and_results(whole):
     folder = whole["folder"] / "jobs"
     index = json.loads((folder / "index.json").read_text())

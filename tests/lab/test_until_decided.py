@@ -93,6 +93,7 @@ def test_seeds_are_added_in_blocks_until_all_is_decided(run, computed, tmp_path)
     assert computed() == names  # all of it is there
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_looks_ends_alike(run, computed, monkeypatch):
     whole, names = run(study(), settings(), "whole").verdicts, computed("whole")
 

@@ -185,6 +185,7 @@ def test_values_that_are_not_finite_have_no_radius(bad):
 # Radii
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(NETS)), st.integers(0, 2**32 - 1))
 @settings(max_examples=15, deadline=None)
 def test_no_change_below_the_radius_flips_a_sign(name, seed):

@@ -110,6 +110,7 @@ def test_a_network_without_relus_is_proven_too():
     assert (certificate.status, certificate.radius) == ("proven", math.inf)
 
 
+@pytest.mark.slow
 def test_an_embedded_convnet_is_proven():
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(60, 4, 4, 1)), np.arange(60) % 3
@@ -168,6 +169,7 @@ def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
     assert (loose.status, loose.gap) == ("supported", pytest.approx(fit.loss - fit.lower_bound))
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     ("depth", "with_fit"), [(1, True), (3, False), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, False), (3, True)))]
 )
@@ -344,6 +346,7 @@ def test_keys_of_every_kind(key):
     assert certify(*embedded(), key=key).status == "proven"
 
 
+@pytest.mark.slow
 def test_a_second_point_reuses_what_was_compiled():
     net, params = embedded()
     traces = 0

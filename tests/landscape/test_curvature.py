@@ -69,6 +69,7 @@ def fisher_over_classes(loss):
     return total / N
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_the_exact_matrix_is_the_fisher_information_over_classes(loss, chunk_size):

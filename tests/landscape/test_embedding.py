@@ -42,6 +42,7 @@ def mlp(width, depth=2, **options):
 # MLPs
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("depth,key", [(1, None), (2, 3), (4, None), (8, 3)])
 def test_mlps_of_any_depth_and_the_smallest_width(depth, key):
     inputs, _, fit = problem()
@@ -58,6 +59,7 @@ def test_mlps_of_any_depth_and_the_smallest_width(depth, key):
         landscape.embed_affine(mlp(2, depth), fit, inputs)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
 @pytest.mark.parametrize("depth", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_loss_is_kept_and_the_gradient_vanishes(depth, loss):
@@ -188,6 +190,7 @@ def test_margins_that_are_not_positive_are_refused(margin):
 # ConvNets and residual nets
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "shape,depth,width,parametrisation",  # the last map has 4 or 16 times fewer pixels, and as many more channels
     [
@@ -272,6 +275,7 @@ class Headless(nn.Module):
         return nn.Conv(NUM_CLASSES, (3, 3))(x).mean((1, 2))
 
 
+@pytest.mark.first_cases(6)
 @pytest.mark.parametrize(
     "net,message",
     [

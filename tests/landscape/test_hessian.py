@@ -63,6 +63,7 @@ def vector(operator, seed=2):
     return np.random.default_rng(seed).normal(size=operator.dimension).astype(operator.position.dtype)
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize(
     "net,chunk_size", [pytest.param("conv auto", 4, marks=pytest.mark.slow), *(("tanh", size) for size in (None, 1, 4, 7, 13, 50))]
 )
@@ -76,6 +77,7 @@ def test_products_gradient_and_loss_do_not_depend_on_chunks(net, chunk_size):  #
     jax.tree.map(np.testing.assert_array_equal, operator.unravel(operator.position), params)
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("net,loss", [*((net, "cross_entropy") for net in NETS), ("tanh", "squared_error")])
 def test_products_are_those_of_the_dense_hessian(net, loss):
     loss_fn, params, data, *_, dense = problem(net, loss)

@@ -43,6 +43,7 @@ def certify(apply_fn, terms, t=0.0, u=0.0, **options):
 MINIMUM, SADDLE, SLOPE = "supported", "refuted", "refuted"
 
 
+@pytest.mark.first_cases(8)
 @pytest.mark.parametrize(
     ("terms", "status"),
     [
@@ -184,6 +185,7 @@ def dead_params(output_bias):
     return params
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     ("logits", "labels", "status"),
     [

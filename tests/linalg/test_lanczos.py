@@ -58,6 +58,7 @@ matrices = st.tuples(st.sampled_from(KINDS), st.sampled_from(SIZES), st.booleans
 # Extreme eigenvalues
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width,depth", [(8, 1), pytest.param(20, 2, marks=pytest.mark.slow)])  # 323 and 1,223 parameters
 def test_extremes_of_a_network_against_eigh(x64, width, depth):
     net = nn.Sequential([f for _ in range(depth) for f in (nn.Dense(width), nn.relu)] + [nn.Dense(3)])
@@ -111,6 +112,7 @@ def test_intervals_contain_an_eigenvalue_and_bounds_hold(case):
     assert result.num_products <= min(max_products, size) + 2
 
 
+@pytest.mark.slow
 @given(matrices)
 @settings(max_examples=40, deadline=None)
 def test_the_whole_krylov_space_gives_the_ends_in_both_precisions(case):
@@ -220,6 +222,7 @@ def test_misuse_is_refused():
 # Spectral density and trace
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_density_has_the_moments_of_the_spectrum(dtype):
     spectrum = np.random.default_rng(0).gamma(1.0, size=300) - 0.1

@@ -69,6 +69,7 @@ def test_depths_of_the_convnet():
     assert shapes_of(single, (32, 32, 3))["Dense_0"]["kernel"].shape == (10 * 10 * 2, 10)  # its one layer is pooled
 
 
+@pytest.mark.first_cases(12)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("input_shape", SHAPES, ids=SHAPES.get)
 def test_logits_of_every_shape(name, input_shape):

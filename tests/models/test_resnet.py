@@ -65,6 +65,7 @@ def test_a_wideresnet_is_wide_from_its_second_stage_on():
     assert shapes_of(net, (8, 8, 3))["Dense_0"]["kernel"].shape == (512, 10)
 
 
+@pytest.mark.first_cases(5)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (7, 5, 1), (40, 1, 1)], ids=["CIFAR", "odd", "signals"])
 def test_logits_of_every_shape(norm, input_shape):
@@ -101,6 +102,7 @@ def spelled_out(params, state, inputs, net, train):
     return x.mean((1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
 def test_resnet_is_the_formula(norm, skip, x64):

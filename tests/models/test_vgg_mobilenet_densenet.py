@@ -51,6 +51,7 @@ def blocks_of_two(x, reduce):
     return reduce(x.reshape(len(x), x.shape[1] // a, a, x.shape[2] // b, b, -1), (2, 4))
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_vgg_is_the_formula(pool, x64):
     net, inputs = models.from_linen(VGG(3, 1, pool=pool)), inputs_of(2, 33, 2, 2)  # 33, 16, 8, 4, 2, 1 pixels high
@@ -69,6 +70,7 @@ def test_vgg_is_the_formula(pool, x64):
 # MobileNetV2
 
 
+@pytest.mark.slow
 def test_parameter_counts_of_mobilenet():
     count = functools.partial(num_parameters, input_shape=(32, 32, 3))
     assert count(models.create("mobilenetv2", num_classes=10, width=32)) == 2_236_682  # torchvision's, with 10 classes
@@ -260,6 +262,7 @@ def rounded(name, **options):
 MIXED = ("mlp", "resnet", "mobilenetv2", "resnet, layer")
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in MIXED else pytest.mark.slow) for name in (*NETS, "resnet, fixup", "resnet, layer")]
 )
@@ -314,6 +317,7 @@ def test_unknown_dtypes(name):
 # The functions that training and the instruments call
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("resnet", "densenet") else pytest.mark.slow) for n in STATEFUL])
 def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
@@ -330,6 +334,7 @@ def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     assert min(changes) > 1e-3  # or the seeds are no different runs
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("name", NETS)
 def test_state_and_modes(name):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)

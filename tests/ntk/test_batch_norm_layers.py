@@ -110,6 +110,7 @@ def test_tangent_kernels_explode_with_depth():
     assert 0 < growth[-1] - math.pi / (math.pi - 1) < 0.03
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1, 1.0])
 def test_two_examples(epsilon):
     covariance, theta = np.array([[1.3, 0.2], [0.2, 0.9]]), np.array([[2.0, 0.3], [0.3, 1.0]])

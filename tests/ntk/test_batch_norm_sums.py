@@ -32,6 +32,7 @@ def relative(found, expected):
     return np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("statistics", ["batch", "frozen", "stored", None])
 def test_one_branch_is_the_exact_layer(statistics):
     pair = random_kernels()

@@ -93,6 +93,7 @@ STRUCTURED = {
 }
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("skip", "convolution") else pytest.mark.slow) for n in STRUCTURED])
 def test_structured_derivatives_are_jacobian_contractions(x64, name):
     layers_fn, shape = STRUCTURED[name]

@@ -137,6 +137,7 @@ NETS = {
 KINDS = ("house convolution", "stride, padding", "groups", "attention", "foreign", "experts", "embedding")
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in NETS])
 def test_every_kind_of_layer(name):
     net, shape = NETS[name]
@@ -159,6 +160,7 @@ def test_the_kernel_is_symmetric_and_positive_semidefinite():
 LOGITS = ("full", "trace", "diagonal", "sum", 0, C - 1)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     ("method", "chosen"),
     [("gradients", LOGITS)]
@@ -188,6 +190,7 @@ def test_logits_and_pairs(method, chosen):
             assert off(run(x, pairs="same"), np.moveaxis(np.diagonal(square), -1, 0)) < 1e-12, logits
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m == "gradients" else []) for m in _contraction.METHODS])
 def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
     monkeypatch.setattr(_contraction, "_PART", 1000)
@@ -255,6 +258,7 @@ def test_logits_are_split_before_examples(logits, monkeypatch):
 SHORT = (("stored", "full"), ("stored", "trace"), ("batch", "full"), ("batch", 1))  # the others are with the slow tests
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     ("batch_norm", "logits"),
     [

@@ -122,6 +122,7 @@ class Transformer(nn.Module):
         return nn.Dense(2)(x.mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradients", *(pytest.param(m, marks=pytest.mark.slow) for m in ("positions", "products"))])
 def test_a_block_used_twice_is_one_layer_with_the_positions_of_both_uses(x64, method):
     net, x = Transformer(), jax.random.normal(jax.random.key(0), (3, 5, 4))

@@ -66,6 +66,7 @@ CHAINS = {  # name: network, shape of an input, fan-ins. On one pixel a convolut
 SHORT = (("mlp", "ntk"), ("mlp", "standard"), ("convnet", "standard"), ("resnet", "ntk"))  # the others are with the slow tests
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     ("name", "parametrisation"),
     [
@@ -166,6 +167,7 @@ def finite_kernels(name, parametrisation):
 QUICK = ("mlp",)  # to compile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,parametrisation",
     [pytest.param(name, "ntk", marks=[pytest.mark.slow] if name not in QUICK else []) for name in CASES]

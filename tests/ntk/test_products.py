@@ -72,6 +72,7 @@ CASES = [
 ]  # 3 divides neither set
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("first,chunk_size", CASES)  # vjp: by the primitive jaxbp_conv
 def test_products_are_those_of_the_dense_kernel(x64, first, chunk_size):
     apply_fn, params, state = problem(first)

@@ -102,6 +102,7 @@ def assert_close(found, expected, tolerance=1e-12):
 # Values and derivatives
 
 
+@pytest.mark.first_cases(10)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_products(geometry, x64):
     arrays = operands(geometry)
@@ -135,6 +136,7 @@ def test_a_kernel_gradient_in_parts(formulation, x64):
 # Batching
 
 
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize(
     "levels",  # of nested vmaps, the outermost first: whether inputs and kernels are mapped
     [
@@ -221,6 +223,7 @@ def test_descent_in_a_scan_and_the_gradient_through_it(formulation, x64):
     assert_close(jax.jit(jax.value_and_grad(scanned))(k), jax.jit(jax.value_and_grad(unrolled))(k))
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("formulation", FAST)
 def test_lax_map_and_eager_evaluation(formulation, x64):
     x, k = operands("2x2", 2)
@@ -330,6 +333,7 @@ def test_half_precision_rounds_once(formulation, dtype, bits):
 # Use in Flax
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize(
     "options,fast",
     [

@@ -138,6 +138,7 @@ time.sleep(90)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_meet_work_and_leave():
     done = run_processes.run(TOGETHER, 2, num_devices=4, check=False)
     assert done[0].returncode == 0, done
@@ -203,6 +204,7 @@ with processes.session():
 """
 
 
+@pytest.mark.slow
 def test_processes_of_srun_find_each_other():
     run_processes.run(SRUN, 2)
 

@@ -218,6 +218,7 @@ def test_a_layer_of_which_nothing_is_asked_rests_while_its_like_is_projected():
     assert not np.array_equal(result["large"], params["large"])
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("which, rule", [(spectra.rank_min, {"threshold": 0.6}), (spectra.rank_max, {"ceiling": 0.8})])
 def test_alternating_projections_converge(which, rule):
     fn, params = resnet()
@@ -239,6 +240,7 @@ def test_alternating_projections_converge(which, rule):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "which, rule",
     [
@@ -258,6 +260,7 @@ def test_where_nothing_is_asked_every_bit_stays(which, rule):
     assert all(int(entry.num_projections) == 0 for entry in report.values())
 
 
+@pytest.mark.slow
 def test_it_runs_inside_a_compiled_training_run_and_over_seeds():
     fn, params = resnet()
     name = "BasicBlock_0/Conv_0/kernel"

@@ -48,6 +48,7 @@ class Scanned(nn.Module):
         return nn.Dense(2, use_bias=False, name="head")(scan(name="blocks")(nn.Dense(6, name="stem")(x), None)[0])
 
 
+@pytest.mark.slow
 def test_a_stacked_kernel_under_scan_is_a_layer_for_each_step():
     fn, params = flax_net(Scanned(), jnp.ones((1, 5)))
     spectrum_of = spectra.of_network(fn, params, jnp.ones((1, 5)))
@@ -64,6 +65,7 @@ def test_a_stacked_kernel_under_scan_is_a_layer_for_each_step():
     assert set(report) == {names[0], names[2]}
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell])
 def test_every_kernel_of_a_recurrent_cell_is_a_layer(cell):
     x = jnp.ones((1, 3, 4))
@@ -170,6 +172,7 @@ def test_what_is_not_followed_is_named_or_left_out(reason):
     assert list(spectra.of_network(fn, params, x, pattern=lambda layer: layer.name == "head")) == ["head"]
 
 
+@pytest.mark.slow
 def test_tables_and_shifts():
     """An embedding is a layer that reads one-hot rows; positions, tokens and biases are no layers, though they have two or more axes."""
 
@@ -209,6 +212,7 @@ PADDED = {  # Flax's paddings, and paddings by hand before a convolution without
 }
 
 
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_is_followed_back_to_what_it_padded(name):
     options = dict(PADDED[name])
@@ -231,6 +235,7 @@ def test_padding_is_followed_back_to_what_it_padded(name):
             spectra.of_network(fn, params, jnp.ones((1, *shape)), method="circular")
 
 
+@pytest.mark.slow
 def test_causal_padding_and_zeros_joined_by_hand():
     causal, params = nn.Conv(4, (3,), padding="CAUSAL", use_bias=False), {"kernel": normal(3, 2, 4)}
 
@@ -270,6 +275,7 @@ def test_complex_kernels_are_refused():
             call()
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("method, padding", [("auto", "circular"), ("dense", "zero"), ("circular", "zero"), ("extremes", "zero")])
 def test_spectra_scale_with_the_kernel(method, padding):
     kernel = normal(3, 3, 2, 3)
@@ -283,6 +289,7 @@ def test_spectra_scale_with_the_kernel(method, padding):
             assert float(rank(scaled)) == pytest.approx(float(rank(whole)), rel=1e-4)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "which, rule", [("rank_min", {"relative_rank": 0.7}), ("rank_min", {"energy": 0.8}), ("rank_max", {"target_rank": 2.6})]
 )

@@ -57,6 +57,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first_cases(12)
 @pytest.mark.parametrize("shape, spatial, options", CASES)
 def test_circular_is_the_dense_operator(x64, shape, spatial, options):
     kernel = kernel_of(*shape)
@@ -84,6 +85,7 @@ ZERO = [
 ]
 
 
+@pytest.mark.first_cases(6)
 @pytest.mark.parametrize("shape, spatial, options", ZERO)
 def test_zero_padding_is_exact_when_dense_and_bounded_when_circular(x64, shape, spatial, options):
     kernel = kernel_of(*shape)

@@ -58,6 +58,7 @@ def test_effects_that_are_alike_explain_nothing():
     assert stats.functional_anova({"a": [0, 0]}, [1.0, 2.0], errors=[0.1, 0.1]) == []
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("shape_fn", [lambda x: x - 0.43, lambda x: 0.43**3 - x**3, lambda x: np.where(x < 0.43, -1.0, 1.0)])
 @pytest.mark.parametrize("error", [0.02, 0.3])
 def test_the_interval_covers_the_boundary_of_any_monotone_effect(shape_fn, error):

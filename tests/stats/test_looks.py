@@ -94,6 +94,7 @@ def test_the_sign_flip_interval_is_what_the_test_does_not_reject():
         stats.sign_flip_interval(values[:5])
 
 
+@pytest.mark.slow
 def test_the_sign_flip_interval_covers_where_seeds_are_tied():
     # Steps of a standard deviation: nominal 95 % for ten and for thirty seeds; 200 trials, four standard errors are 6.2 %.
     rng = np.random.default_rng(2)

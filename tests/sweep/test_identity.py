@@ -35,6 +35,7 @@ def in_segments(scale):
     return sweep.Segments(lambda key, *, lr: lr, lambda state, index, *, lr: (state, {"r": scale * state}), 1)
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize(
     ("make_fn", "changed"),
     [

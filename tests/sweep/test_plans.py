@@ -38,6 +38,7 @@ def reference(problem):
     return [train_fn(jax.tree.map(lambda a: a[i], runs(5)), *problem) for i in range(5)]  # noqa: B023
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("plan", sweep.PLANS)
 @pytest.mark.parametrize("num_runs", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_every_plan_gives_the_runs_one_by_one(problem, reference, plan, num_runs):
@@ -185,6 +186,7 @@ def test_each_core_becomes_a_device_in_a_fresh_process():
     subprocess.run([sys.executable, "-c", script], check=True, env=env)
 
 
+@pytest.mark.slow
 def test_optax_state_travels_through_every_plan(problem):
     def adam(key, inputs, labels):
         params = jax.random.normal(key, (5, 3)) * 0.1

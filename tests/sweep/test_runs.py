@@ -62,6 +62,7 @@ def by_hand(rate, seed, num_segments=6):
     return np.array(losses), np.asarray(state["w"])
 
 
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("plan", sweep.PLANS)
 def test_every_plan_gives_what_plain_calls_give(plan):
     found = sweep.run(descend, GRID, seeds=3, shared=[DATA], plan=plan)
@@ -103,6 +104,7 @@ def test_numbers_share_a_program_and_shapes_do_not():
     assert len(traces) == first <= 8  # looking at it, compiling it, and loops that look twice
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("plan", ["auto", "vmap", "shard-vmap"])
 def test_segments_give_what_plain_calls_give(plan):
     found = sweep.run(LONG, {"rate": [0.1, 0.3]}, seeds=3, shared=[DATA], plan=plan)
@@ -234,6 +236,7 @@ def resumed(monkeypatch, folder, **options):
     return found, seen
 
 
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("plan", ["vmap", "shard-map"])
 def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(tmp_path, monkeypatch, signum, plan):
@@ -719,9 +722,12 @@ def test_room_is_made_after_every_program(monkeypatch):
 
 def test_equal_sweeps_are_compiled_once_and_other_precisions_anew():
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
-    )
+
+    def note(event, *_, **__):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
     try:
         fn = lambda key, *, rate: {"draw": rate * jax.random.normal(key)}  # noqa: E731
         sweep.run(fn, {"rate": [1.0, 2.0]}, seeds=3, plan="vmap", quiet=True)
@@ -737,7 +743,7 @@ def test_equal_sweeps_are_compiled_once_and_other_precisions_anew():
             sweep.run(fn, {"rate": [3.0, 4.0]}, seeds=3, plan="vmap", quiet=True)
         assert len(compiled) > longer
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_results_are_read_from_the_folder_when_they_are_asked_for(tmp_path):

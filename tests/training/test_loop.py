@@ -150,6 +150,7 @@ def full_run():
     return train(training.sgd(0.1, momentum=0.5), num_epochs=4, measure_fn=lambda now: now.params)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("epochs", [[0, 2], [3, 4, 3], range(1, 3)], ids=str)
 def test_measuring_at_some_epochs_changes_nothing_else(epochs):
     full = full_run()
@@ -245,6 +246,7 @@ def test_seeds_and_settings_share_one_trace_and_no_step_runs_in_python():
     jax.tree.map(np.testing.assert_array_equal, run(0, 0.1, 0.0, 0.0), first)
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_and_settings_is_one_by_one(x64):
     jitted, run = counted_run([], measure_fn=lambda now: now.params, measure_epochs=[1, 3])
     settings = (jnp.arange(3), jnp.array([0.1, 0.2, 0.1]), jnp.array([0.0, 0.5, 0.9]), jnp.array([0.0, 0.01, 0.1]))
@@ -351,6 +353,7 @@ def test_a_state_is_carried_along_and_evaluated():
     np.testing.assert_allclose(run.history["train_loss"][-1], last, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_start_the_key_is_split_for_the_initialisation_and_the_shuffles():
     net = models.create("resnet", num_classes=NUM_CLASSES, width=2, depth=1, stages=1)
     data = jax.random.normal(jax.random.key(0), (12, 4, 4, 1)), jnp.arange(12) % NUM_CLASSES
@@ -379,6 +382,7 @@ def test_settings_are_hashable_and_their_sequences_tuples():
 # In segments
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("options", [{}, {"augment_fn": lambda key, inputs: inputs + jax.random.normal(key, inputs.shape)}, "project"])
 def test_segments_are_the_run_bit_for_bit(options):
     """Operation by operation, since two compiled programs may round differently."""

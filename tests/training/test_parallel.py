@@ -240,6 +240,7 @@ def streamed_options(augmented=False):
     return extra | {"measure_epochs": [2, 0], "measure_fn": lambda now: now.params}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory,augmented", [(LEAST, True), pytest.param(1e9, False, marks=pytest.mark.slow)], ids=["least, augmented", "one chunk"]
 )
@@ -276,6 +277,7 @@ def test_streamed_over_two_devices_is_resident(x64):
         stream(split, LEAST // 2 - 1, mesh=mesh)
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "num_examples,batches", [pytest.param(50, 1, marks=pytest.mark.slow), (50, 2), (7, 1)], ids=["tail", "uneven chunks", "tiny"]
 )
@@ -287,6 +289,7 @@ def test_a_streamed_network_without_state(num_examples, batches, x64):
     assert found.measured is None
 
 
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("batches", [1, 2])
 def test_two_chunks_at_most_are_on_the_device(batches, monkeypatch):
     alive, put = [], jax.device_put
@@ -307,6 +310,7 @@ def test_two_chunks_at_most_are_on_the_device(batches, monkeypatch):
     assert sum(number > 0 for number, _ in alive) >= steps_and_batches // batches
 
 
+@pytest.mark.slow
 def test_a_chunk_arrives_during_the_one_before_and_waits_for_the_one_before_that():
     @jax.jit
     def slow(carry, chunk):
