@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # loads scipy.stats, which takes a second, at its first use
 
 from jaxbp import checks
 from jaxbp.spectra import ranks
@@ -152,8 +152,8 @@ def compare(result: PowerLaw, alternative: str) -> Comparison:
     ratio, spread = float(differences.sum()), float(differences.std())
     # Two equal densities differ by rounding alone, of which a ratio over its spread would make noise.
     normalised = ratio / (spread * math.sqrt(len(differences))) if spread > 1e-7 else 0.0
-    nested = float(stats.chi2.sf(max(-2 * ratio, 0), 1)) if alternative == "truncated power law" else None
-    return Comparison(alternative, parameters, ratio, normalised, float(special.erfc(abs(normalised) / math.sqrt(2))), nested)
+    nested = float(scipy.stats.chi2.sf(max(-2 * ratio, 0), 1)) if alternative == "truncated power law" else None
+    return Comparison(alternative, parameters, ratio, normalised, float(scipy.special.erfc(abs(normalised) / math.sqrt(2))), nested)
 
 
 def _fit(ordered: np.ndarray, x_min: float | None, num_candidates: int) -> PowerLaw:
@@ -229,7 +229,7 @@ def _log_half_normal(a: float, b: float) -> float:
         return -math.log(a)
     root = math.sqrt(b) if b > 0 else 1e-150
     t = a / (2 * root)
-    log_erfcx = math.log(special.erfcx(t)) if t > -20 else math.log(2) + t**2
+    log_erfcx = math.log(scipy.special.erfcx(t)) if t > -20 else math.log(2) + t**2
     return 0.5 * math.log(math.pi) - math.log(2 * root) + log_erfcx
 
 
@@ -244,7 +244,7 @@ def _stretched(scaled: np.ndarray, result: PowerLaw) -> _Fit:
     grid = np.linspace(math.log(1e-6 / heights.mean()), math.log(300 / heights.max()), 100)
     least = int(np.argmin([loss(point) for point in grid]))
     ends = grid[max(least - 1, 0)], grid[min(least + 1, len(grid) - 1)]
-    beta = math.exp(optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-10}).x)
+    beta = math.exp(scipy.optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-10}).x)
     c = 1 / np.mean(np.expm1(beta * heights))  # (rate x_min)^beta
     log_density = math.log(beta * c) + (beta - 1) * heights - c * np.expm1(beta * heights)
     with np.errstate(over="ignore", under="ignore"):  # of betas near 0
@@ -263,7 +263,7 @@ def log_exponential_integral(order: float, argument: float) -> float:
         return -math.log(order - 1) if order > 1 else math.inf
     with np.errstate(over="ignore"):
         exponents = (1 - order) * _HEIGHTS - argument * np.expm1(np.minimum(_HEIGHTS, 700.0))
-    return float(special.logsumexp(exponents + _LOG_WEIGHTS)) - argument
+    return float(scipy.special.logsumexp(exponents + _LOG_WEIGHTS)) - argument
 
 
 def _truncated(scaled: np.ndarray, result: PowerLaw) -> _Fit:
@@ -283,7 +283,9 @@ def _truncated(scaled: np.ndarray, result: PowerLaw) -> _Fit:
 
 def _minimise(loss: Callable[[np.ndarray], float], start: tuple, limits: tuple) -> np.ndarray:
     """The minimum of a convex function of two parameters, the second of them at least 0."""
-    result = optimize.minimize(loss, start, bounds=limits, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 2000})
+    result = scipy.optimize.minimize(
+        loss, start, bounds=limits, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 2000}
+    )
     return result.x
 
 
