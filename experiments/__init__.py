@@ -3,6 +3,7 @@
 .. include:: guide/results.md
 .. include:: guide/studies.md
 .. include:: guide/instruments.md
+.. include:: guide/curvature.md
 .. include:: guide/attacks.md
 .. include:: guide/sweeps.md
 .. include:: guide/own_study.md

@@ -20,11 +20,12 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 from jaxtyping import Int, Key, PyTree, Shaped
 
 from jaxbp import checks
 from jaxbp.landscape.certificate import per_example_loss
-from jaxbp.landscape.hessian import Data, Hessian, apply_linear, loss_and_gradient, multiply, sum_over_chunks
+from jaxbp.landscape.hessian import Data, Hessian, apply_linear, loss_and_gradient, multiply, shard, sum_over_chunks
 from jaxbp.losses import LOSSES
 
 Kind = Literal["exact", "sampled", "empirical"]
@@ -41,6 +42,7 @@ def gauss_newton(
     kind: Kind = "exact",
     key: Key[jax.Array, ""] | None = None,
     chunk_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Hessian:
     """The Gauss-Newton matrix of the mean loss over all N examples, as an operator on the P flattened parameters.
 
@@ -55,23 +57,28 @@ def gauss_newton(
         (Kunstner, Balles and Hennig, NeurIPS 2019).
       key: for "sampled"; each example has its own label whatever ``chunk_size``.
       chunk_size: number of examples whose activations are held at a time; None holds all and reuses them for every product.
+      mesh: devices over which the examples are sharded, as in `hessian`.
 
     Returns:
       loss, gradient and position are those of `hessian`; ``matvec`` multiplies with the Gauss-Newton matrix.
 
     Raises:
       BatchCouplingError: a ``chunk_size`` for logits that depend on the other examples of the batch.
-      ValueError: arguments of other shapes, dtypes or names; a key that is missing, or one that is not used.
+      ValueError: arguments of other shapes, dtypes or names; a key that is missing, or one that is not used; a mesh that does not divide N,
+        or one beside a ``chunk_size``.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     if (key is None) == (kind == "sampled"):
         raise ValueError(f"a key draws the labels of kind 'sampled' and nothing else, got kind {kind!r} and key {key!r}")
+    if mesh is not None:
+        examples = checks.labelled_examples((inputs, labels), "(inputs, labels)")
+        params, (inputs, labels) = shard(checks.parameters(params), examples, chunk_size, mesh)
     value, gradient = loss_and_gradient(per_example_loss(apply_fn, loss), params, (inputs, labels), chunk_size=chunk_size)
     params, inputs = checks.parameters(params), checks.examples(inputs)
     targets = checks.labels(labels, jax.eval_shape(apply_fn, params, inputs).shape[-1], len(inputs))
     keys = jax.random.split(jax.random.key(0) if key is None else checks.prng_key(key), len(inputs))
-    data = (inputs, targets, keys)
+    data = (inputs, targets, keys if mesh is None else jax.device_put(keys, inputs.sharding))
     position, unravel = ravel_pytree(params)
     if chunk_size is None or chunk_size >= len(inputs):
         linear_fn = _linearise(apply_fn, loss, kind, params, data)

@@ -106,7 +106,7 @@ def hessian(
     params, data = checked_arguments(loss_fn, params, data, chunk_size)
     num_examples = data[0].shape[0]
     if mesh is not None:
-        params, data = _shard(params, data, num_examples, chunk_size, mesh)
+        params, data = shard(params, data, chunk_size, mesh)
     position, unravel = ravel_pytree(params)
     if chunk_size is None or chunk_size >= num_examples:
         loss, gradient, pushforward = _linearise(loss_fn, params, data)
@@ -151,7 +151,9 @@ def _losses(loss_fn: LossFn, params: Any, *data: jax.Array) -> jax.Array:
     return losses
 
 
-def _shard(params: Any, data: Data, num_examples: int, chunk_size: int | None, mesh: Mesh) -> tuple:
+def shard(params: Any, data: Data, chunk_size: int | None, mesh: Mesh) -> tuple:
+    """Parameters on every device of the mesh, and the examples split over its first axis, with the errors of `hessian`."""
+    num_examples = data[0].shape[0]
     if chunk_size is not None:
         raise ValueError("give chunk_size or mesh, not both: sharding already bounds the memory of each device")
     axis = mesh.axis_names[0]

@@ -56,6 +56,29 @@ def softmax(logits):
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
+@pytest.mark.parametrize("kind", ["exact", "sampled"])
+def test_examples_are_sharded_over_a_mesh(kind):
+    params, inputs, labels, *_ = problem()
+    options = {"loss": "cross_entropy", "kind": kind, "key": KEY if kind == "sampled" else None}
+    mesh = jax.make_mesh((2,), ("examples",))
+    whole = landscape.gauss_newton(apply_fn, params, inputs[:8], labels[:8], **options)
+    split = landscape.gauss_newton(apply_fn, params, inputs[:8], labels[:8], mesh=mesh, **options)
+    vector = jnp.linspace(-1, 1, whole.dimension)
+    np.testing.assert_allclose(split.matvec(vector), whole.matvec(vector), atol=1e-14)
+    np.testing.assert_allclose(split.gradient, whole.gradient, atol=1e-15)
+    assert len(split.matvec(vector).sharding.device_set) == 2
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split.matvec.args))
+    with pytest.raises(ValueError, match="9 examples do not divide over 2 devices"):
+        landscape.gauss_newton(apply_fn, params, inputs, labels, mesh=mesh, **options)
+
+
+def test_curvature_in_the_input():
+    params, inputs, labels, *_ = problem()
+    operator = landscape.hessian(lambda image, targets: loss_fn(params, image[None], targets), inputs[0], (labels[:1],))
+    truth = jax.hessian(lambda image: loss_fn(params, image[None], labels[:1])[0])(inputs[0])
+    np.testing.assert_allclose(dense(operator), truth, atol=1e-14)
+
+
 def fisher_over_classes(loss):
     """The expectation over the model's labels of the gradients' outer products, class by class."""
     _, _, _, logits, jacobian = problem()
