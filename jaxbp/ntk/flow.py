@@ -21,9 +21,8 @@ import scipy.special
 from numpy.typing import ArrayLike
 
 from jaxbp import checks
+from jaxbp.losses import LOSSES
 from jaxbp.ntk.regression import Outputs, checked_kernels, checked_outputs, checked_times, flat_kernel
-
-LOSSES = ("cross_entropy", "squared_error")
 
 
 def gradient_flow(
