@@ -50,6 +50,7 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     plan: bool = False
     """Say what the map would cost at least, from the times of jobs that this machine has computed, and compute nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[lab.Elsewhere] = lab.NOWHERE_ELSE
     reuse: bool = True
     """Take over equal results from the runs in the folders nearby."""
 
@@ -59,7 +60,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.map")
     folder = arguments.out or Path("runs") / f"map-{arguments.claim}-{arguments.preset}"
     with lab.guarded(folder):
-        package = study_of(arguments.claim)
+        package, machine = study_of(arguments.claim), arguments.elsewhere.machine
         names = ("preset", "seeds", "until_decided", "most_seeds", "data_dir")
         settings = package.Arguments(**{name: getattr(arguments, name) for name in names})
         settings.settings()  # wrong arguments are told before JAX starts
@@ -74,9 +75,9 @@ def main() -> None:
             command=f"python -m experiments.map {shlex.join(sys.argv[1:])}",
         )
         axes = importlib.import_module("jaxbp.lab.map_axes").parse_axes(arguments.vary)
-        if arguments.plan:
+        if arguments.plan or machine:
             costs = lab.map_cost(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
-            importlib.import_module("jaxbp.lab.output").print_plan(costs, len(devices))
+            importlib.import_module("jaxbp.lab.output").print_plan(costs, len(devices), arguments.elsewhere)
             return
         found = lab.map(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
         importlib.import_module("jaxbp.lab.output").print_map(found, folder)

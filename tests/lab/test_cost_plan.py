@@ -11,6 +11,7 @@ from jaxbp import lab
 from jaxbp.lab import cost_plan, job_times, jobs, output
 from jaxbp.lab.archive import Results
 from jaxbp.lab.job_times import JobTime
+from jaxbp.runtime.machines import Elsewhere
 from tests.helpers import studies
 
 
@@ -56,8 +57,17 @@ def test_a_run_notes_the_times_of_its_jobs_and_a_larger_one_is_estimated_from_th
     assert (of_train.num_jobs, of_train.num_there, of_judge.num_jobs, of_judge.num_there) == (8, 0, 2, 1)
     assert "2 timed jobs" in of_train.basis
     assert "4 of 8 of a case that was timed" in of_train.basis
-    output.print_plan([of_train, of_judge], 2)
-    assert "an estimate" in capsys.readouterr().out
+    noted = records[0]
+    assert noted.flops >= 3 * 2  # the product and the sum of three numbers
+    assert noted.bytes_accessed > 0
+    assert of_train.flops == pytest.approx(8 * 10 * noted.flops, rel=0.5)  # ten times the weight, and twice the examples for half the jobs
+    capsys.readouterr()
+    output.print_plan([of_train, of_judge], 2, Elsewhere("8xh100"))
+    said = capsys.readouterr().out
+    assert "an estimate" in said
+    assert "8 at once" in said
+    assert "at 67 Tflop/s, bytes at 3350 GB/s, both at an efficiency of 0.1" in said
+    assert "not known, since no timed job noted its programs: judge" in said
     assert not (tmp_path / "runs" / "large").exists()
 
 
