@@ -64,6 +64,9 @@ class Arguments:
     """Checkpoints to keep."""
     tensorboard: bool = False
     """Write the curves as event files for TensorBoard, too."""
+    cost: bool = False
+    """Say what the sweep would cost, from its compiled programs and an epoch of each setting, and train nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[lab.Elsewhere] = lab.NOWHERE_ELSE
     cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path = Path("runs/train")
     """Folder of the run."""
@@ -101,9 +104,13 @@ def main() -> None:
     """Run the sweep and print the table of final results."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.train")
     with lab.guarded(arguments.folder):
+        machine = arguments.elsewhere.machine
         lab.start_jax(arguments.cluster)
-        from experiments import train_sweep  # after parsing, so that help is instant
+        from experiments import train_cost, train_sweep  # after parsing, so that help is instant
 
+        if arguments.cost or machine:
+            train_cost.print_cost(arguments)
+            return
         train_sweep.run(arguments)
 
 

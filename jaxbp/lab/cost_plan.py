@@ -16,7 +16,7 @@ import numpy as np
 from jaxbp.lab import job_times
 from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.jobs import Job
-from jaxbp.runtime.machines import Elsewhere, Roofline, roofline
+from jaxbp.runtime.machines import Elsewhere, Machine, Roofline, roofline
 from jaxbp.runtime.program_cost import ProgramCost
 
 
@@ -34,6 +34,7 @@ class StageCost:
       flops, bytes_accessed, launches: of the missing jobs by the compiler's account (`jaxbp.runtime.program_cost`), each program that a
         job compiles called once; None if it was not noted.
       program_mib: the most that a program holds on a device, at the sizes that were timed.
+      compile_seconds: of ``seconds``, those of compilation.
       basis: what the estimate is made from, in words.
     """
 
@@ -49,14 +50,23 @@ class StageCost:
     bytes_accessed: float | None = None
     launches: float | None = None
     program_mib: float | None = None
+    compile_seconds: float = 0.0
 
-    def roofline(self, elsewhere: Elsewhere) -> Roofline | None:
-        """The time of the missing jobs one after another on another machine, without compilation; None where it is not known."""
+    def elsewhere(self, elsewhere: Elsewhere, here: Machine) -> Roofline | None:
+        """The time of the missing jobs one after another on another machine, without compilation; None where it is not known.
+
+        Without an efficiency, the time here times the ratio of the two rooflines: the share of the peaks that jobs reach here, host work
+        and programs that are called again included, is taken to hold there.
+        """
         if not self.num_jobs - self.num_there:
-            return Roofline(0.0, "none")
-        if self.flops is None or self.bytes_accessed is None or self.launches is None or elsewhere.machine is None:
+            return Roofline(0.0, "nothing")
+        if self.seconds is None or self.flops is None or self.bytes_accessed is None or self.launches is None or not elsewhere.machine:
             return None
-        return roofline(ProgramCost(self.flops, self.bytes_accessed, self.launches), elsewhere.machine, elsewhere.efficiency)
+        cost = ProgramCost(self.flops, self.bytes_accessed, self.launches)
+        there = roofline(cost, elsewhere.machine, elsewhere.efficiency or 1.0)
+        if elsewhere.efficiency is not None:
+            return there
+        return Roofline((self.seconds - self.compile_seconds) * there.seconds / roofline(cost, here, 1.0).seconds, there.bound_by)
 
 
 def estimate(jobs: Sequence[Job], there: Iterable[str], folders: Iterable[Path]) -> list[StageCost]:
@@ -90,11 +100,11 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         compiled.setdefault((job.case.name, str(job.point)), max(basis, key=lambda record: record.programs))
     per_case = {case: record for (case, _), record in compiled.items()}
     programs = sum(record.programs for record in per_case.values())
-    seconds += sum(record.compile_seconds for record in per_case.values())
+    compiling = sum(record.compile_seconds for record in per_case.values())
     timed = f"{len(records)} timed job{'s' * (len(records) != 1)}{_ratios(missing, records)}"
     basis_text = f"{timed}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
     peak = max(record.peak_mib for record in records)
-    cost = StageCost(stage, num_jobs, there, seconds, programs, round(num_bytes), peak, basis_text)
+    cost = StageCost(stage, num_jobs, there, seconds + compiling, programs, round(num_bytes), peak, basis_text, compile_seconds=compiling)
     known = [account for account in accounts if account]
     if len(known) < len(missing):
         return cost

@@ -1,8 +1,8 @@
 """Accelerators by name, and the time that work would take on them: an estimate from peak figures, the roofline.
 
 A job takes at least as long as its operations at the device's peak, its bytes at the memory's bandwidth, and its launches one after another
-(Williams, Waterman and Patterson, Communications of the ACM 52, 2009). Real programs reach a share of that, the efficiency, which has to be
-stated: no figure of it holds for all programs.
+(Williams, Waterman and Patterson, Communications of the ACM 52, 2009). Real programs reach a share of that, the efficiency, which is
+measured with jobs or stated: no figure of it holds for all programs.
 """
 
 import dataclasses
@@ -49,9 +49,9 @@ class Elsewhere:
     """Another machine for which a cost is estimated."""
 
     on: str | None = None
-    """Also say the time on this machine: h100, 8xh100, a100, v4-8, v5e-8, ... (implies --plan)."""
-    efficiency: float = 0.1
-    """Share of that machine's peak figures that is taken as reached."""
+    """Also say the time on this machine: h100, 8xh100, a100, v4-8, v5e-8, ...; nothing is computed."""
+    efficiency: float | None = None
+    """Share of that machine's peaks that is taken as reached; default the share that the timed jobs reached of this machine's."""
 
     @property
     def machine(self) -> Machine | None:
@@ -60,7 +60,7 @@ class Elsewhere:
         Raises:
           MachineError: there are no figures of it, or the efficiency is no share.
         """
-        if not 0 < self.efficiency <= 1:
+        if self.efficiency is not None and not 0 < self.efficiency <= 1:
             raise MachineError(f"efficiency must be above 0 and up to 1, got {self.efficiency}: give 0.1 for a tenth of the peak")
         return named(self.on) if self.on is not None else None
 
