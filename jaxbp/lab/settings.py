@@ -294,6 +294,26 @@ def _check_network(name: str) -> None:
         raise SettingsError(str(error)) from error
 
 
+def network_module(name: str, *arguments: str, **choices: Any) -> Any:
+    """The module of a network of the user's own, for a study that has to look at it before it runs; None of plain functions.
+
+    Args:
+      name: "module:function".
+      arguments: that the function must have, such as "width".
+      choices: with which the network is made.
+
+    Raises:
+      SettingsError: there is no such network, or its function lacks an argument.
+    """
+    own = importlib.import_module("jaxbp.models.own")  # imported late: `--help` needs none of it
+    try:
+        if missing := [argument for argument in arguments if not own.takes(name, argument)]:
+            raise SettingsError(f"this study makes networks by {', '.join(missing)}, which {name} does not take: give it the argument")
+        return own.create_own(name, **choices).module
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 def with_networks(settings: Any, name: str, keep: Callable[[Any], bool] = lambda case: False) -> Any:
     """``settings`` with the network ``name`` in every case but those to ``keep``; cases made equal become one.
 

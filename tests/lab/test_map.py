@@ -1,6 +1,7 @@
 """Maps: where a claim holds over a grid of settings, computed once by content, and resumed, whatever fails in between."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from jaxbp import claims, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
 from jaxbp.runtime.store import StoreError
+from tests.helpers import run_processes
 
 BOUNDARY = 0.03  # of the rate, above which the made-up effect is negative
 CALLS: list[tuple] = []
@@ -267,3 +269,29 @@ def test_a_killed_map_goes_on_from_what_is_there(folder):
     found = mapped({"rate": RATES}, folder)
     assert len(CALLS) == 2
     assert found.counts == {"supported": 2, "contradicted": 2}
+
+
+def test_two_processes_share_the_cells_of_a_map(folder):
+    script = (
+        "import sys, json, pathlib; from jaxbp.runtime import processes\n"
+        "processes.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))\n"
+        "from tests.lab import test_map as t\n"
+        f"found = t.mapped({{'rate': t.RATES, 'num_epochs': (5, 13)}}, {str(folder)!r})\n"
+        f"path = pathlib.Path({str(folder.parent)!r}) / f'calls-{{sys.argv[3]}}.json'\n"
+        "path.write_text(json.dumps([t.CALLS, [[cell.failure, str(cell.verdict and cell.verdict.verdict)] for cell in found.cells]]))\n"
+        "processes.shutdown()\n"
+    )
+    folder.parent.mkdir()
+    run_processes.run(script, 2, timeout=120)
+    (first, cells), (second, same) = (json.loads((folder.parent / f"calls-{i}.json").read_text()) for i in range(2))
+    assert len(first) + len(second) == 9  # a preparation, and a training for each of eight cells: none of them twice
+    assert len({json.dumps(call) for call in (*first, *second)}) == 9
+    assert first
+    assert second
+    assert cells == same
+    fine, failed = cells[::2], cells[1::2]
+    assert [outcome for _, outcome in fine] == ["supported", "supported", "contradicted", "contradicted"]
+    assert all("thirteen epochs are unlucky" in failure for failure, _ in failed)
+    CALLS.clear()
+    mapped({"rate": RATES}, folder)  # alone, on what the two have left
+    assert CALLS == []
