@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import local_minima, ntk_width, power_iteration, soft_biases
+from experiments import local_minima, ntk_width, power_iteration, rank_robustness, soft_biases
 from experiments.__main__ import STUDIES
 from experiments.power_iteration.settings import OwnCase
 from jaxbp import lab
@@ -36,6 +36,18 @@ class Linen(nn.Module):
         return nn.Dense(self.num_classes)(hidden)
 
 
+class Convolutional(nn.Module):
+    """With a convolution after the first, as S4 needs it."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, inputs):
+        for _ in range(2):
+            inputs = nn.relu(nn.Conv(4, (3, 3))(inputs))
+        return nn.Dense(self.num_classes)(inputs.reshape(len(inputs), -1))
+
+
 class Normalised(nn.Module):
     num_classes: int
 
@@ -55,6 +67,10 @@ class Nnx(nnx.Module):
 
 def linen(num_classes, width=16):
     return Linen(num_classes, width)
+
+
+def convolutional(num_classes):
+    return Convolutional(num_classes)
 
 
 def normalised(num_classes):
@@ -145,14 +161,16 @@ def test_the_guide_says_which_studies_take_a_network():
             assert package.Arguments(preset="smoke", network=named(linen)).settings()
 
 
+TAKEN = [package for package in STUDIES if not package.Arguments.presets["smoke"].own_networks]
+RUNS = [
+    *((package, convolutional if package.ID == "S4" else linen) for package in TAKEN),
+    *((package, of_nnx) for package in TAKEN if package.ID in ("S2", "S7")),  # S5 has a test of its own
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("package", STUDIES, ids=lambda package: package.ID)
-@pytest.mark.parametrize("make", [linen, of_nnx])
+@pytest.mark.parametrize(("package", "make"), RUNS, ids=lambda value: getattr(value, "ID", None) or value.__name__)
 def test_every_study_that_takes_networks_runs_with_one(package, make, tmp_path):
-    if make is of_nnx and package.ID not in ("S2", "S5", "S7"):
-        pytest.skip("an nnx network has no features to sow, takes images of 4x4 alone, or is refused")
-    if package.Arguments.presets["smoke"].own_networks:
-        pytest.skip("takes no network")
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.integers(0, 256, (900, 4, 4, 1), dtype=np.uint8), y=np.arange(900) % 3)
     dataset = f"file:{tmp_path / 'mine.npz'}" if make is of_nnx else None
@@ -160,3 +178,10 @@ def test_every_study_that_takes_networks_runs_with_one(package, make, tmp_path):
     section = execute.run(lab.load(package.DOOR), settings, tmp_path / "run", devices=["cpu"], command="")
     assert section.verdicts
     assert any(named(make) in case.case for verdict in section.verdicts for case in verdict.cases)
+
+
+@pytest.mark.slow
+def test_a_network_without_convolutions_has_no_rank_to_move(tmp_path):
+    settings = settings_of(rank_robustness, linen)
+    with pytest.raises(Exception, match="has no convolution after the first whose rank could be moved"):
+        studies.compute(lab.load(rank_robustness.DOOR), settings, tmp_path)
