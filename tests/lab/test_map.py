@@ -216,6 +216,8 @@ def test_stages_of_one_code_are_told_apart(folder):
         (["rate=0.1", "rate=0.2"], "given twice"),
         (["rate[num_epochs=5]=0.1", "num_epochs=5,20"], "before it stands no axis"),
         (["num_seeds=4,5"], "no setting num_seeds"),
+        (["+rate.norm=1"], "no setting .rate.norm"),
+        (["+options=1"], "no setting .options"),
         ([], "needs an axis"),
     ],
 )
@@ -237,6 +239,10 @@ def test_axes_of_texts_options_and_entries():
     assert map_axes.settings_at(Arguments(epochs=3), {"num_epochs": 9}).num_epochs == 9
     (case,) = map_axes.settings_at(Arguments(), {"options.norm": "layer", "dataset": "mnist1d"}).cases
     assert case == Case("mnist1d", (("norm", "layer"), ("skip", True)))
+    (added,) = map_axes.parse_axes(["+options.parametrisation=standard,ntk"])
+    map_axes.check_known(Arguments(), [added])
+    (case,) = map_axes.settings_at(Arguments(), {added.name: "ntk"}).cases
+    assert case.options == (("norm", "batch"), ("skip", True), ("parametrisation", "ntk"))
     with pytest.raises(lab.SettingsError, match="num_epochs takes a whole number, such as 5, got 'many'"):
         map_axes.settings_at(Arguments(), {"num_epochs": "many"})
 
