@@ -49,11 +49,14 @@ def write() -> None:
 
 
 def take(run: Path) -> None:
-    """Copy verdicts, preset and versions of a run to the published ones; every study's own, whatever the lab's page shows now.
+    """Copy what is published of a run: a map, or verdicts, preset and versions; every study's own, whatever the lab's page shows now.
 
     Raises:
-      SettingsError: it is no finished run of the whole lab, nor of some studies with the preset "standard".
+      SettingsError: it is no map, no finished run of the whole lab, and none of some studies with the preset "standard".
     """
+    if map_tables.is_map(run):
+        map_tables.take(run)
+        return
     finished = [name for name in NAMES if all((run / name / file).exists() for file in ("config.json", "verdicts.json"))]
     configs = sorted((_config(run / name / "config.json") for name in finished), key=lambda config: config["started"])
     presets = {config["settings"]["preset"] for config in configs}

@@ -7,6 +7,7 @@ With ``--num-batch`` each run is split over several devices, and started in seve
 """
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
@@ -102,9 +103,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.train")
     with lab.guarded(arguments.folder):
         lab.start_jax(arguments.cluster)
-        from experiments import train_sweep  # after parsing, so that help is instant
-
-        train_sweep.run(arguments)
+        importlib.import_module("experiments.train_sweep").run(arguments)  # after parsing, so that help is instant
 
 
 if __name__ == "__main__":

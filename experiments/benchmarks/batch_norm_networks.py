@@ -1,6 +1,6 @@
 """Finite networks against their exact infinite-width kernels with BatchNorm: how far one is, and how that falls with width.
 
-``python -m experiments.benchmarks.batch_norm_networks [--quick] [--out FILE.json]``. Nothing is timed. For each network, at two widths,
+``python -m experiments.benchmarks batch_norm_networks [--quick] [--out FILE.json]``. Nothing is timed. For each network, at two widths,
 tangent kernels of fresh networks in the NTK parametrisation, and the kernels of their last features, are compared with the exact tangent
 kernel and NNGP kernel, in the Frobenius norm relative to these: the mean over networks of the wider ones beside what the standard errors
 of that mean alone amount to, and the exponent of the distance of one network over width beside -1/2, that of the central limit theorem.
@@ -11,30 +11,23 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
+from rich.console import Console
+from rich.table import Table
 
+from experiments.benchmarks.settings import BatchNormNetworks
+from jaxbp import data, lab, models, ntk, stats
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 from jaxbp.runtime.files import write_atomically
 
 _CHANNELS = 2**14  # of exact kernels at shortcuts
 _NUM_LOGITS = 2
 _LAST = "Dense_0"  # the last layer of a `jaxbp.models.ResNet`
 KERNELS = ("nngp", "ntk")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Finite networks with BatchNorm and their exact kernels: distances, and their exponents over width."""
-
-    quick: bool = False
-    """Two networks, few copies, to see that it works."""
-    copies: int = 300
-    """Finite networks of each width."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +62,8 @@ CASES = (
 )
 
 
-def main() -> None:
+def run(arguments: BatchNormNetworks) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.batch_norm_networks")
-    from jaxbp import lab
-
     lab.start_jax()
     cases = (CASES[0], CASES[2]) if arguments.quick else CASES
     rows = [row for case in cases for row in compare(case, 8 if arguments.quick else arguments.copies)]
@@ -101,8 +91,6 @@ def compare(case: Case, num_copies: int) -> list[dict[str, Any]]:
 
 
 def _distances(widths: tuple[int, int], samples: Sequence[np.ndarray], exact: np.ndarray) -> dict[str, Any]:
-    from jaxbp import stats
-
     distances = np.stack([_norm(kernels - exact) for kernels in samples], -1) / _norm(exact)  # (copies, widths)
     exponent = stats.trend(widths, distances, log_values=True)
     wider = samples[1]
@@ -117,9 +105,6 @@ def _distances(widths: tuple[int, int], samples: Sequence[np.ndarray], exact: np
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title="kernels of finite networks against the exact ones", title_justify="left")
     figures = ("distance of one", "exponent", "mean of the wider to exact", "standard errors alone", "networks")
     for column in ("network", "kernel", "widths", *figures):
@@ -134,10 +119,6 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 def exact_kernels(case: Case, images: np.ndarray) -> dict[str, np.ndarray]:
     """The exact kernels of one logit, each (N, N)."""
-    import jax
-
-    from jaxbp.ntk.infinite_width import infinite_width_kernel
-
     options = {"channels": _CHANNELS, "key": jax.random.key(0)}
     report = infinite_width_kernel(_net(case, 1).module, images.shape[1:], statistics=case.statistics, **options).report(images)
     return {name: np.asarray(getattr(report, name)) for name in KERNELS}
@@ -148,11 +129,6 @@ def finite_kernels(case: Case, images: np.ndarray, width: int, num_copies: int) 
 
     The kernel of the last features is the tangent kernel of the last layer's weights, since logits are linear in them.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from jaxbp import models, ntk
-
     keys = jax.random.split(jax.random.fold_in(jax.random.key(width), zlib.crc32(case.name.encode())), num_copies)
     net, inputs, coupled = _net(case, width), jnp.asarray(images, jnp.float32), case.statistics == "batch"
     apply_fn = models.with_batch_statistics(net) if coupled else net.apply
@@ -174,14 +150,10 @@ def finite_kernels(case: Case, images: np.ndarray, width: int, num_copies: int) 
 
 
 def _net(case: Case, width: int) -> Any:
-    from jaxbp import models
-
     return models.from_linen(models.ResNet(_NUM_LOGITS, width, parametrisation="ntk", **case.options))
 
 
 def _images(case: Case) -> np.ndarray:
-    from jaxbp import data
-
     images = np.asarray(data.load("digits@4", num_train=200, normalise=True).train.inputs[: case.num_images], float)
     return images.reshape(len(images), 1, 1, -1) if case.dense else images
 
@@ -189,7 +161,3 @@ def _images(case: Case) -> np.ndarray:
 def _norm(kernels: np.ndarray) -> np.ndarray:
     """Frobenius norms of (..., N, N)."""
     return np.linalg.norm(kernels.reshape(*kernels.shape[:-2], math.prod(kernels.shape[-2:])), axis=-1)
-
-
-if __name__ == "__main__":
-    main()
