@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.special import stdtrit
 
 from jaxbp import lab, stats
-from jaxbp.claims.claim_map import value_text
+from jaxbp.claims.claim_map import CASE, value_text
 from jaxbp.report.text import format_number
 
 MAPS = Path(__file__).parent / "published" / "maps"
@@ -40,7 +40,7 @@ def overview(maps: dict[str, xr.Dataset]) -> str:
     """A row a map: the claim, what varied, how often it holds, and what explains the effect."""
     lines = ["| claim | over | result | what explains the effect |", "|---|---|---|---|"]
     for name, result in maps.items():
-        over = "; ".join(f"{axis} {', '.join(value_text(value) for value in result[axis].values)}" for axis in _varied(result))
+        over = "; ".join(_told(result, axis) for axis in _varied(result))
         statement = f"[{name}](../published/maps/{name}/map.html) {result.attrs['statement']}"
         lines.append(f"| {statement} | {over} | {result.attrs['headline']} | {_explained(result)} |")
     return "\n".join([*lines, "", *(f"- {name}: `{_command(result)}`" for name, result in maps.items())])
@@ -61,6 +61,11 @@ def grid(result: xr.Dataset) -> str:
 
 def _command(result: xr.Dataset) -> str:
     return str(result.attrs["command"]).replace("'", '"')
+
+
+def _told(result: xr.Dataset, axis: str) -> str:
+    values = result[axis].values
+    return f"{len(values)} cases" if axis == CASE else f"{axis} {', '.join(value_text(value) for value in values)}"
 
 
 def _varied(result: xr.Dataset) -> list[str]:

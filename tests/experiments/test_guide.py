@@ -193,18 +193,6 @@ def test_the_speed_that_the_readme_tells_is_the_benchmarks():
         assert command.strip("`").removeprefix("python -m experiments.benchmarks ") in BENCHMARKS, command
 
 
-def test_the_map_that_the_guide_tells_is_the_published_one():
-    text = (GUIDE / "maps.md").read_text("utf-8")
-    result = lab.open_map(ROOT / "experiments/published/maps/S7.c")
-    assert result.attrs["command"].replace("'", '"') in text
-    effect, outcome = (result[name].squeeze(drop=True).transpose("shift", "learning_rates").values for name in ("effect", "outcome"))
-    for row, name in enumerate(("plain images", "images shifted at random")):
-        cells = [f"{value:.1f}, {word}" for value, word in zip(effect[row], outcome[row], strict=True)]
-        assert f"| {name} | {' | '.join(cells)} |" in text
-    share = effect.mean(axis=1).var() / effect.var()  # of the variance of the effect, by whether images are shifted
-    assert f"explains {100 * share:.0f} % of the variance" in " ".join(text.split())
-
-
 def test_the_first_page_of_the_reference_maps_every_instrument():
     rows = re.findall(r"^\| `jaxbp\.(\w+)` \| [^|]+\? \| `jaxbp\.(\w+)\.(\w+)` \|$", jaxbp.__doc__, re.MULTILINE)
     instruments = PROJECT["tool"]["importlinter"]["contracts"]
