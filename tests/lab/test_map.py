@@ -183,6 +183,24 @@ def test_cases_are_chosen_by_name_and_a_cell_without_one_fails(folder):
     assert [cell.failure for cell in found.cells] == ["", "the claim has no case at these settings"]
 
 
+def test_a_control_keeps_its_case_where_the_claim_is_judged_in_another(folder):
+    two = dataclasses.replace(Settings("quick", 8), cases=(Case("digits"), Case("mnist1d")))
+    effect = {"measure": "effect", "fn": lambda m: m.train.effect}
+    control = lab.Control("positive", "There.", rule=claims.Above(0.0), where=lambda case: case.dataset == "digits", **effect)
+    other = lab.Control("negative", "Not there.", rule=claims.Below(9.0), **effect)
+    found = lab.map(
+        dataclasses.replace(STUDY, controls=(control, other)),
+        "M.a",
+        {"rate": (0.01, 1.0)},
+        settings=two,
+        out=folder,
+        options=lab.MapOptions(only_cases=("*mnist1d",)),
+    )
+    fine, too_fast = (cell.verdict for cell in found.cells)
+    assert [case.case for case in fine.cases] == ["net, mnist1d"]
+    assert (fine.verdict, too_fast.verdict) == ("supported", "void")  # void by what came out in the other case
+
+
 def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):
     arguments = Arguments(until_decided=True, seeds=4, most_seeds=16)
     found = mapped({"rate": (0.01, 0.0301)}, folder, arguments)  # far from the boundary, and on it
