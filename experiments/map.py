@@ -26,7 +26,8 @@ class Arguments:
     """Such as S3.b."""
     vary: tuple[str, ...]
     """Settings and their values: num_epochs=5,20 widths=(4,8),(8,16) options.norm=batch,none; one value fixes a setting;
-    decay[loss=mse]=0,0.1 varies decay only where loss is mse. A name that is unknown is answered by all that there are."""
+    +options.parametrisation=ntk adds an entry that the cases lack; decay[loss=mse]=0,0.1 varies decay only where loss is mse. A name
+    that is unknown is answered by all that there are."""
     preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
     """The settings from which the cells differ."""
     only_cases: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ With ``--num-batch`` each run is split over several devices, and started in seve
 """
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
@@ -106,12 +107,10 @@ def main() -> None:
     with lab.guarded(arguments.folder):
         machine = arguments.elsewhere.machine
         lab.start_jax(arguments.cluster)
-        from experiments import train_cost, train_sweep  # after parsing, so that help is instant
-
         if arguments.cost or machine:
-            train_cost.print_cost(arguments)
+            importlib.import_module("experiments.train_cost").print_cost(arguments)  # after parsing, so that help is instant
             return
-        train_sweep.run(arguments)
+        importlib.import_module("experiments.train_sweep").run(arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import stats
+from jaxbp.report.dark_figures import with_dark_colours
 from jaxbp.runtime import files
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
     "savefig.dpi": 170,
-    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # the first ships with matplotlib, the second is as wide
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -51,6 +53,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "svg.hashsalt": "jaxbp",  # element ids are random without it
+    "svg.fonttype": "none",  # words stay words: small files, that can be searched and read aloud
 }
 
 
@@ -86,8 +89,9 @@ def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Pa
         buffer = io.BytesIO()
         with style():
             fig.savefig(buffer, format=kind, metadata=metadata)
+        content = buffer.getvalue()
         paths.append(Path(folder) / f"{name}.{kind}")
-        files.write_atomically(paths[-1], buffer.getvalue())
+        files.write_atomically(paths[-1], with_dark_colours(content) if kind == "svg" else content)
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # a figure of the caller's own may be registered there
         pyplot.close(fig)
     return paths[0], paths[1]

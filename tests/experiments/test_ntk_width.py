@@ -213,6 +213,7 @@ def trained_function():
     return nets, jax.tree.unflatten(tree, moved), state, images
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_the_same_function_in_the_ntk_parametrisation():
     (standard, ntk), params, state, images = trained_function()
     same = ntk.apply(kernels.in_ntk_parametrisation(params), images, state)

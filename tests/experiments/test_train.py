@@ -59,6 +59,7 @@ def test_it_trains_as_training_does(tmp_path):
             np.testing.assert_allclose(record.values[name], curve[1:], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
     found = train_sweep.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
     capsys.readouterr()

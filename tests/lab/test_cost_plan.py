@@ -44,6 +44,7 @@ STAGES = (
 STUDY = lab.Study("C", "Title", "Lead", "tests.cost", STAGES, (), (), (), (), ())
 
 
+@pytest.mark.slow
 def test_a_run_notes_the_times_of_its_jobs_and_a_larger_one_is_estimated_from_them(tmp_path, capsys):
     jax.clear_caches()  # of earlier tests, so that there is something to compile
     studies.compute(STUDY, Settings("quick", 2), tmp_path / "runs" / "small")

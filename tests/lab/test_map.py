@@ -185,6 +185,24 @@ def test_cases_are_chosen_by_name_and_a_cell_without_one_fails(folder):
     assert [cell.failure for cell in found.cells] == ["", "the claim has no case at these settings"]
 
 
+def test_a_control_keeps_its_case_where_the_claim_is_judged_in_another(folder):
+    two = dataclasses.replace(Settings("quick", 8), cases=(Case("digits"), Case("mnist1d")))
+    effect = {"measure": "effect", "fn": lambda m: m.train.effect}
+    control = lab.Control("positive", "There.", rule=claims.Above(0.0), where=lambda case: case.dataset == "digits", **effect)
+    other = lab.Control("negative", "Not there.", rule=claims.Below(9.0), **effect)
+    found = lab.map(
+        dataclasses.replace(STUDY, controls=(control, other)),
+        "M.a",
+        {"rate": (0.01, 1.0)},
+        settings=two,
+        out=folder,
+        options=lab.MapOptions(only_cases=("*mnist1d",)),
+    )
+    fine, too_fast = (cell.verdict for cell in found.cells)
+    assert [case.case for case in fine.cases] == ["net, mnist1d"]
+    assert (fine.verdict, too_fast.verdict) == ("supported", "void")  # void by what came out in the other case
+
+
 def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):
     arguments = Arguments(until_decided=True, seeds=4, most_seeds=16)
     found = mapped({"rate": (0.01, 0.0301)}, folder, arguments)  # far from the boundary, and on it
@@ -218,6 +236,8 @@ def test_stages_of_one_code_are_told_apart(folder):
         (["rate=0.1", "rate=0.2"], "given twice"),
         (["rate[num_epochs=5]=0.1", "num_epochs=5,20"], "before it stands no axis"),
         (["num_seeds=4,5"], "no setting num_seeds"),
+        (["+rate.norm=1"], "no setting .rate.norm"),
+        (["+options=1"], "no setting .options"),
         ([], "needs an axis"),
     ],
 )
@@ -239,6 +259,10 @@ def test_axes_of_texts_options_and_entries():
     assert map_axes.settings_at(Arguments(epochs=3), {"num_epochs": 9}).num_epochs == 9
     (case,) = map_axes.settings_at(Arguments(), {"options.norm": "layer", "dataset": "mnist1d"}).cases
     assert case == Case("mnist1d", (("norm", "layer"), ("skip", True)))
+    (added,) = map_axes.parse_axes(["+options.parametrisation=standard,ntk"])
+    map_axes.check_known(Arguments(), [added])
+    (case,) = map_axes.settings_at(Arguments(), {added.name: "ntk"}).cases
+    assert case.options == (("norm", "batch"), ("skip", True), ("parametrisation", "ntk"))
     with pytest.raises(lab.SettingsError, match="num_epochs takes a whole number, such as 5, got 'many'"):
         map_axes.settings_at(Arguments(), {"num_epochs": "many"})
 
