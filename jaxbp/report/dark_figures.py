@@ -23,8 +23,8 @@ DARK: Mapping[str, str] = {
     "#d55e00": "#ff9152",
     "#009e73": "#3ecf9b",
     "#cc79a7": "#e5a3c8",
-    "#56b4e9": "#9fd8fa",
-    "#e69f00": "#f6c04d",
+    "#439cd0": "#9fd8fa",
+    "#c88700": "#f6c04d",
 }
 _PAPER = "#ffffff"
 _END_OF_STYLE = b"</style>"

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out as it vanishes on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out, and sky blue and orange are darker, to be seen on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#439CD0", "#C88700", "#000000")
+MARKERS = dict(zip(PALETTE, "os^Dvp*", strict=True))  # shapes tell curves apart where colours do not
 
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -89,6 +90,7 @@ def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Pa
         buffer = io.BytesIO()
         with style():
             fig.savefig(buffer, format=kind, metadata=metadata)
+            fig.set_layout_engine("none")  # the layout stays, and is not computed a second time
         content = buffer.getvalue()
         paths.append(Path(folder) / f"{name}.{kind}")
         files.write_atomically(paths[-1], with_dark_colours(content) if kind == "svg" else content)
@@ -196,7 +198,8 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     mean, low, high = np.array(points).T
     low[usable.sum(0) < 3] = np.nan
     above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if dashed else {}  # what lies under a dashed line shines through
-    (line,) = ax.plot(x, mean, marker="o", label=label, markersize=4, **above)
+    (line,) = ax.plot(x, mean, label=label, markersize=4, **above)
+    line.set_marker(MARKERS.get(str(line.get_color()), "o"))
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
     ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)
