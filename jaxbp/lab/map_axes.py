@@ -22,6 +22,8 @@ from jaxbp.lab.settings import NO_SETTINGS, OPTION_FIELDS, Arguments, SettingsEr
 
 Sampling = Literal["sobol", "random"]
 _FIXED = ("preset", "num_seeds", "looks", "cases", "data_dir", "name")  # what is no setting to vary, or has options of its own
+_SPECIAL = {"true": True, "false": False, "none": None}
+_WORDS = re.compile(r"""('[^']*'|"[^"]*")|(?<![\w.])([A-Za-z_]\w*)""")  # quoted text, or a bare word, within brackets
 _MOST_DRAWS = 50  # points drawn for each cell that is wanted, before the grid counts as exhausted
 
 
@@ -89,12 +91,16 @@ def parse_values(text: str) -> tuple[Any, ...]:
 
 def _value(text: str) -> Any:
     text = text.strip()
-    special = {"true": True, "false": False, "none": None}
-    if text.lower() in special:
-        return special[text.lower()]
+    if text.lower() in _SPECIAL:
+        return _SPECIAL[text.lower()]
+    literal = _WORDS.sub(lambda word: word[1] or repr(_plain(word[2])), text) if text[:1] in ("(", "[") else text
     with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
+        return ast.literal_eval(literal)
     return text
+
+
+def _plain(word: str) -> Any:
+    return _SPECIAL.get(word.lower(), word)
 
 
 def points(axes: Sequence[Axis], num_cells: int | None = None, sampling: Sampling = "sobol", seed: int = 0) -> list[dict[str, Any]]:

@@ -252,6 +252,8 @@ def test_axes_of_texts_options_and_entries():
     assert rate.is_log
     assert widths.values == ((4, 8), (8, 16))
     assert norm.values == ("layer", None)
+    pairs = map_axes.parse_values("(relative_rank,0.6),('a b',1e-3,none),((skip,True),)")
+    assert pairs == (("relative_rank", 0.6), ("a b", 1e-3, None), (("skip", True),))
     assert map_axes.settings_at(Arguments(), {"epochs": 7}).num_epochs == 7
     with pytest.raises(lab.SettingsError, match="num_train must be at least the batch size"):
         map_axes.settings_at(Sized(), {"num_train": 10})
