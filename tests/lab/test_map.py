@@ -297,6 +297,7 @@ def test_a_killed_map_goes_on_from_what_is_there(folder):
     assert found.counts == {"supported": 2, "contradicted": 2}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cells_of_a_map(folder):
     script = (
         "import sys, json, pathlib; from jaxbp.runtime import processes\n"

@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
 
 from jaxbp.runtime.files import write_atomically
 from jaxbp.runtime.progress import MissingTensorBoardError, Progress, display, progress, read
@@ -315,9 +316,7 @@ def test_wrong_arguments_are_refused(tmp_path):
 
 
 def test_bars_show_all_and_the_settings_in_work(monkeypatch, capsys):
-    from rich.console import Console
-
-    monkeypatch.setattr("rich.console.Console", lambda: Console(force_terminal=True, width=100, color_system=None))
+    monkeypatch.setattr(display, "Console", lambda: Console(force_terminal=True, width=100, color_system=None))
     with Progress({**WORK, "[c] 0": ("[c]", 1.0)}, None, done_before=["a 0"]) as tracker:
         tracker.start("[c] 0")
         tracker.start("a 1")
@@ -337,9 +336,7 @@ def test_bars_show_all_and_the_settings_in_work(monkeypatch, capsys):
 
 
 def test_bars_stay_few(monkeypatch, capsys):
-    from rich.console import Console
-
-    monkeypatch.setattr("rich.console.Console", lambda: Console(force_terminal=True, width=100, color_system=None))
+    monkeypatch.setattr(display, "Console", lambda: Console(force_terminal=True, width=100, color_system=None))
     with Progress({str(i): (str(i), 1.0) for i in range(100)}, None) as tracker:
         for i in range(100):
             tracker.start(str(i))
