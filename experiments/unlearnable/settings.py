@@ -49,6 +49,8 @@ class Case:
       clip: whether perturbed inputs are clipped to [0, 1].
       crop, flip: augmentation, in all arms.
       cutmix: whether perturbed and projected sets are also trained on with CutMix in half of the batches, which goes into a table.
+      streamed: whether arms are made and trained one after another, with data that stay on the host, and each poison is a job of its own.
+      refit_every: epochs between the heads that are refitted in the course of training; 0 for the head of the last epoch alone.
     """
 
     dataset: str
@@ -62,11 +64,24 @@ class Case:
     crop: int = 0
     flip: bool = False
     cutmix: bool = False
+    streamed: bool = False
+    refit_every: int = 0
 
     @property
     def name(self) -> str:
         """The data set."""
         return self.dataset
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the perturbations."""
+        return tuple(poison.name for poison in self.poisons)
+
+    @property
+    def refit_epochs(self) -> tuple[int, ...]:
+        """After which heads are refitted; the last decides."""
+        along = range(self.refit_every, self.num_epochs, self.refit_every) if self.refit_every else ()
+        return (*along, self.num_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +127,21 @@ _PUBLISHED = (
     Poison("error-minimising, class-wise", "error-minimising, class-wise", 8 / 255),
     Poison("error-maximising", "error-maximising", 8 / 255),
 )
-_CIFAR10 = Case("tfds:cifar10", _PUBLISHED, "resnet18", 64, (), 60, 0.1, clip=True, crop=4, flip=True, cutmix=True)
+_CIFAR10 = Case(
+    "tfds:cifar10",
+    _PUBLISHED,
+    "resnet18",
+    64,
+    (),
+    60,
+    0.1,
+    clip=True,
+    crop=4,
+    flip=True,
+    cutmix=True,
+    streamed=True,
+    refit_every=10,
+)
 
 
 class Arguments(lab.Arguments):

@@ -5,7 +5,7 @@ differ in their training data alone. Projections come from a linear classifier o
 """
 
 import functools
-import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,195 +13,89 @@ import numpy as np
 import xarray as xr
 
 from experiments import papers
-from experiments.unlearnable import claims
-from experiments.unlearnable.settings import FIRST_SEED, Case, Poison, Settings
-from jaxbp import attacks, data, lab, metrics, models, report, stats, training, unlearnable
+from experiments.unlearnable import arms, claims, trainings
+from experiments.unlearnable.settings import FIRST_SEED, Case, Settings
+from jaxbp import data, lab, report, stats, unlearnable
 from jaxbp.claims import Above
-from jaxbp.data import augment, poisons
 
 TESTS = ("raw test data", "projected test data")
-CUTMIX_SHARE = 0.5  # of the batches, as in the authors' defaults
-LINEAR_STEPS = 49  # an epoch, as 1,024 of 50,000 images a step make in the paper
-ROUNDS, ATTACK_STEPS, ATTACK_BATCH = 100, 250, 1024
-RADIUS = 1.5  # of the frequencies of waves, radians a pixel
+FACTS = ("train_accuracy", "inseparable", "separable", "linear_accuracy", "relative_size", "clipped")
 
 
-@functools.cache
-def network(case: Case, num_classes: int) -> models.Network:
-    """The network of a case."""
-    return models.create(case.model, num_classes=num_classes, width=case.width, **dict(case.options))
+def learn(case: Case, settings: Settings, seed: int, poison: tuple[str, ...] | None = None) -> xr.Dataset:
+    """Test accuracies in per cent of all arms, separability, refitted heads, and pictures of one example.
 
-
-def train(
-    key: jax.Array,
-    *,
-    inputs: jax.Array,
-    labels: jax.Array,
-    cutmix: float | jax.Array = 0.0,
-    case: Case,
-    settings: Settings,
-    num_classes: int,
-) -> tuple[dict[str, Any], tuple]:
-    """One run: its training accuracy, and the trained parameters and state."""
-    steps = training.num_steps(len(inputs), case.num_epochs, settings.batch_size)
-    sgd = training.sgd(case.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, decay_steps=steps)
-    options = training.Settings(
-        num_epochs=case.num_epochs,
-        batch_size=settings.batch_size,
-        measure_epochs=(case.num_epochs,),
-        augment_fn=augment.crop_and_flip(case.crop, flip=case.flip) if case.crop else None,
-        mix_fn=augment.cutmix(cutmix) if case.cutmix else None,
-    )
-    result = training.train(network(case, num_classes), sgd, (inputs, labels), key, options)
-    return {"train_accuracy": 100 * result.history["train_accuracy"][-1]}, (result.params, result.state)
-
-
-def perturb(poison: Poison, key: jax.Array, split: data.Dataset, labels: np.ndarray, case: Case, settings: Settings) -> np.ndarray:
-    """Perturbations of the training data, (N, H, W, C), for ``labels``, which are the data's but for the control."""
-    inputs, shape, count = split.train.inputs, split.input_shape, split.num_classes
-    if poison.kind == "patches":
-        return poisons.class_patches(key, labels, shape, count, rms=poison.size, patch=poison.patch)
-    if poison.kind == "one pixel":
-        return poisons.one_pixel(inputs, labels, count)
-    if poison.kind == "waves":
-        angles, steps = np.pi * np.arange(count) / count, np.linspace(0.4, 2.8, count)
-        turned = RADIUS * np.stack([np.cos(angles), np.sin(angles)], 1)
-        return poisons.waves(key, labels, shape, turned if shape[1] > 1 else np.stack([steps, 0 * steps], 1), rms=poison.size)
-    if poison.kind == "autoregressive":
-        filter_key, start_key = jax.random.split(key)
-        return poisons.autoregressive(start_key, labels, shape, poisons.ar_coefficients(filter_key, count, shape), rms=poison.size)
-    return by_network(poison, key, split, case, settings)
-
-
-def by_network(poison: Poison, key: jax.Array, split: data.Dataset, case: Case, settings: Settings) -> np.ndarray:
-    """Perturbations made by the gradients of a network like the one that is to be trained."""
-    net, (inputs, labels) = network(case, split.num_classes), split.train
-    threat = attacks.Threat("linf", poison.size)
-    if poison.kind.startswith("error-minimising"):
-        options = {"threat": threat, "step_size": poison.size / 10, "batch_size": settings.batch_size, "max_rounds": ROUNDS}
-        return poisons.error_minimising(
-            key,
-            net.init,
-            lambda variables, x: net.update(variables[0], x, variables[1])[0],
-            training.sgd(0.1, momentum=0.9),
-            (inputs, labels),
-            stop_error=0.1 if poison.kind.endswith("class-wise") else 0.01,
-            per_class=poison.kind.endswith("class-wise"),
-            **options,
-        ).perturbation
-    _, (params, state) = train(key, inputs=inputs, labels=labels, case=case, settings=settings, num_classes=split.num_classes)
-    attack = attacks.pgd(threat, num_steps=ATTACK_STEPS, targets="given")
-    parts = [slice(first, first + ATTACK_BATCH) for first in range(0, len(inputs), ATTACK_BATCH)]
-    logits_fn = jax.tree_util.Partial(lambda variables, x: net.apply(variables[0], x, variables[1]), (params, state))
-    return np.concatenate([poisons.adversarial(key, logits_fn, inputs[part], labels[part], attack) for part in parts])
-
-
-def training_sets(sets: dict[str, np.ndarray], spans: dict[str, np.ndarray], labels: np.ndarray, few: int) -> dict[str, tuple]:
-    """Inputs and labels of the arms: each set, and projected by its own span; clean data projected by others', and their first alone."""
-    clean, rows = sets["clean"], np.arange(len(labels)) % few  # as many examples, so that all arms take as many steps
-    arms = {name: (part, labels) for name, part in sets.items()} | {"subset": (clean[rows], labels[rows])}
-    arms |= {f"{name}, projected": (unlearnable.project_out(part, spans[name]), labels) for name, part in sets.items()}
-    return arms | {f"clean, projected by {name}": (unlearnable.project_out(clean, spans[name]), labels) for name in sets if name != "clean"}
-
-
-def learn(case: Case, settings: Settings, seed: int) -> xr.Dataset:
-    """Test accuracies in per cent of all arms, separability, refitted heads, and pictures of one example."""
+    Arms without a perturbation go with the case's first one.
+    """
     split = data.load(case.dataset, seed=FIRST_SEED + seed, num_train=settings.num_train, data_dir=settings.data_dir)
-    (inputs, labels), names = split.train, [poison.name for poison in case.poisons]
-    key = jax.random.fold_in(jax.random.key(FIRST_SEED + seed), zlib.crc32(case.name.encode()))
-    poison_key, linear_key, train_key = jax.random.split(key, 3)
-    keys = dict(zip(names, jax.random.split(poison_key, len(names)), strict=True))
-    box = (0.0, 1.0) if case.clip else (-np.inf, np.inf)
-    make = functools.partial(perturb, split=split, case=case, settings=settings)
-    poisoned = {p.name: poisons.apply(inputs, make(p, keys[p.name], labels=labels), *box) for p in case.poisons}
-    shuffled = make(case.poisons[0], keys[names[0]], labels=np.random.default_rng(seed).permutation(labels))
-    sets = {"clean": inputs, **{name: part.inputs for name, part in poisoned.items()}}
-    fit = functools.partial(unlearnable.linear_weights, batch_size=len(inputs) // LINEAR_STEPS)
-    weights = {name: fit(part, labels, split.num_classes, linear_key) for name, part in sets.items()}
-    spans = {name: unlearnable.projection(columns) for name, columns in weights.items()}
-    few = round(settings.clean_share * len(inputs))  # the first examples have the classes in proportion
-    arms = training_sets(sets, spans, labels, few) | {"shuffled": (poisons.apply(inputs, shuffled, *box).inputs, labels)}
-    fixed = {"case": case, "settings": settings, "num_classes": split.num_classes}
-    arguments = {name: {"inputs": part[0], "labels": part[1], "cutmix": 0.0} for name, part in arms.items()}
-    if case.cutmix:
-        arguments |= {mixed(arm): arguments[arm] | {"cutmix": CUTMIX_SHARE} for name in names for arm in (name, f"{name}, projected")}
-    results, ends = lab.sweep(functools.partial(train, **fixed), arms=arguments, seeds=[seed], keys=train_key[None])
-    trained = {name: jax.tree.map(lambda leaf, i=i: leaf[i, 0], ends) for i, name in enumerate(arguments)}
-    trained["untrained"] = network(case, split.num_classes).init(jax.random.split(train_key)[0], inputs[:1])
+    names, first = poison or case.names, not poison or case.names[0] in poison
+    train_key = arms.keys_of(case, seed).train
+    run = trainings.in_turn if case.streamed else trainings.together
+    measured: dict[str, dict[str, Any]] = {}
+    for arm, trained in run(_arms(split, case, settings, seed, names, first), train_key, case, settings, split.num_classes):
+        measured[arm.name] = measure(arm, trained, split, case, settings)
+        del arm, trained  # before the next arm is made
+    values = of_poisons(measured, names, case)
+    if not first:
+        return values
+    start = trainings.network(case, split.num_classes).init(jax.random.split(train_key)[0], split.train.inputs[:1])
+    untrained = refitted([start], split, case, settings)
+    scalars = {arm: measured[arm]["raw"] for arm in ("clean", "subset", "shuffled")}
+    scalars |= {"refitted_clean": measured["clean"]["along"][-1], "refitted_untrained": untrained[0]}
+    values = values.assign(scalars).assign(own_projected=("test", measured["clean, projected"]["both"]))
+    return values.assign(clean_along=("epoch", measured["clean"]["along"])) if case.refit_every else values
 
-    tests = {name: unlearnable.project_out(split.test.inputs, Q) for name, Q in spans.items()}
 
-    def tested(arm: str, span: str | None = None) -> float:
-        return accuracy(case, split.num_classes, trained[arm], split.test.inputs if span is None else tests[span], split.test.labels)
+def _arms(split: data.Dataset, case: Case, settings: Settings, seed: int, names: Sequence[str], first: bool) -> Iterator[trainings.Arm]:
+    if first:
+        yield from arms.of_clean(split, case, settings, seed)
+    for poison in case.poisons:
+        if poison.name in names:
+            yield from arms.of_poison(poison, split, case, settings, seed)
 
-    def both(arm: str, span: str) -> list[float]:
-        return [tested(arm), tested(arm, span)]
 
-    def refitted(arm: str) -> float:
-        parts = [features(case, split.num_classes, trained[arm], part) for part in (inputs[:few], split.test.inputs)]
-        return 100 * unlearnable.reweigh(parts[0], labels[:few], split.num_classes, l2=settings.l2).accuracy(parts[1], split.test.labels)
+def measure(arm: trainings.Arm, trained: trainings.Trained, split: data.Dataset, case: Case, settings: Settings) -> dict[str, Any]:
+    """Accuracies in per cent of a trained arm: on training data, raw test data, both kinds of test data, and of refitted heads."""
+    inputs, labels = split.test
+    tested = functools.partial(trainings.accuracy, case, split.num_classes, trained.variables, labels=labels)
+    values = dict(arm.facts) | {"train_accuracy": trained.train_accuracy, "raw": tested(inputs)}
+    if arm.span is not None:
+        values["both"] = [values["raw"], tested(unlearnable.project_out(inputs, arm.span))]
+    return values | ({"along": refitted(trained.along, split, case, settings)} if arm.refitted else {})
 
-    linear = [separability(poisoned[name].perturbation, labels, split.num_classes) for name in names]
-    columns = {name: np.asarray(weights[name])[:, 0].reshape(split.input_shape) for name in names}
-    projected = {name: arms[f"{name}, projected"][0][0] for name in names}
-    pictures = [[inputs[0], poisoned[n].inputs[0], poisoned[n].perturbation[0], columns[n], projected[n]] for n in names]
-    values = {
-        "clean": tested("clean"),
-        "subset": tested("subset"),
-        "shuffled": tested("shuffled"),
-        "perturbed": ("poison", [tested(name) for name in names]),
-        "projected": (("poison", "test"), [both(f"{name}, projected", name) for name in names]),
-        "clean_projected": (("poison", "test"), [both(f"clean, projected by {name}", name) for name in names]),
-        "own_projected": ("test", both("clean, projected", "clean")),
-        "refitted": ("poison", [refitted(name) for name in names]),
-        "refitted_clean": refitted("clean"),
-        "refitted_untrained": refitted("untrained"),
-        "train_accuracy": ("poison", results.train_accuracy.sel(arm=names).values[:, 0]),
-        "inseparable": ("poison", [float(whole.status == "inseparable") for whole, _ in linear]),
-        "separable": ("poison", [float(whole.status == "separable") for whole, _ in linear]),
-        "linear_accuracy": ("poison", [100 * half.fresh_accuracy for _, half in linear]),
-        "relative_size": ("poison", [poisons.budget(poisoned[name].perturbation)["rms"] / inputs.std() for name in names]),
-        "clipped": ("poison", [poisoned[name].clipped for name in names]),
-        "pictures": (("poison", "picture", "row", "column", "channel"), np.array(pictures)),
+
+def refitted(along: Sequence[trainings.Variables], split: data.Dataset, case: Case, settings: Settings) -> list[float]:
+    """Test accuracies of heads refitted on the clean subset, for each of some networks."""
+    count, num_clean = split.num_classes, arms.num_clean(split, settings)
+    accuracies = []
+    for variables in along:
+        parts = [trainings.features(case, count, variables, part) for part in (split.train.inputs[:num_clean], split.test.inputs)]
+        head = unlearnable.reweigh(parts[0], split.train.labels[:num_clean], count, l2=settings.l2)
+        accuracies.append(100 * head.accuracy(parts[1], split.test.labels))
+    return accuracies
+
+
+def of_poisons(measured: dict[str, dict[str, Any]], names: Sequence[str], case: Case) -> xr.Dataset:
+    """What was measured of each poison, as labelled arrays."""
+    values: dict[str, Any] = {
+        "perturbed": ("poison", [measured[name]["raw"] for name in names]),
+        "projected": (("poison", "test"), [measured[f"{name}, projected"]["both"] for name in names]),
+        "clean_projected": (("poison", "test"), [measured[f"clean, projected by {name}"]["both"] for name in names]),
+        "refitted": ("poison", [measured[name]["along"][-1] for name in names]),
     }
-    result = xr.Dataset(values, {"poison": names, "test": list(TESTS)})
+    pictures = [measured[f"{name}, projected"]["pictures"] for name in names]
+    values |= {"pictures": (("poison", "picture", "row", "column", "channel"), np.array(pictures))}
+    values |= {fact: ("poison", [measured[name][fact] for name in names]) for fact in FACTS}
+    result = xr.Dataset(values, {"poison": list(names), "test": list(TESTS)})
+    if case.refit_every:
+        along = [measured[name]["along"] for name in names]
+        result = result.assign(refitted_along=(("poison", "epoch"), along)).assign_coords(epoch=list(case.refit_epochs))
     if not case.cutmix:
         return result
-    remedies = [[[tested(arm), tested(mixed(arm))] for arm in (name, f"{name}, projected")] for name in names]
-    coordinates = {"poison": names, "data": ["perturbed", "projected"], "augmentation": ["plain", "CutMix"]}
+    pairs = [[(arm, arms.mixed(arm)) for arm in (name, f"{name}, projected")] for name in names]
+    remedies = [[[measured[arm]["raw"] for arm in pair] for pair in of_name] for of_name in pairs]
+    coordinates = {"poison": list(names), "data": ["perturbed", "projected"], "augmentation": ["plain", "CutMix"]}
     return result.assign(remedies=xr.DataArray(remedies, coordinates, list(coordinates)))
-
-
-def mixed(arm: str) -> str:
-    """The name of an arm with CutMix."""
-    return f"{arm}, CutMix"
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _correct(case: Case, num_classes: int, variables: tuple, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return metrics.accuracy(network(case, num_classes).apply(variables[0], inputs, variables[1]), labels).mean()
-
-
-def accuracy(case: Case, num_classes: int, variables: tuple, inputs: np.ndarray, labels: np.ndarray) -> float:
-    """In per cent; non-finite logits count as wrong."""
-    return 100 * float(_correct(case, num_classes, variables, inputs, labels))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def features(case: Case, num_classes: int, variables: tuple, inputs: jax.Array) -> jax.Array:
-    """Inputs of the linear head (N, F), with stored statistics."""
-    return network(case, num_classes).features(variables[0], inputs, variables[1])
-
-
-def separability(perturbation: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[unlearnable.Separability, ...]:
-    """Of all perturbations, and of one half of them with the other half fresh; pairs of opposite signs stay together."""
-    ranks = np.empty(len(labels), int)
-    for label in np.unique(labels):
-        ranks[labels == label] = np.arange((labels == label).sum())
-    half = ranks // 2 % 2 == 0
-    whole = unlearnable.separability(perturbation, labels, num_classes)
-    parts = (perturbation[half], labels[half]), (perturbation[~half], labels[~half])
-    return whole, unlearnable.separability(*parts[0], num_classes, fresh=parts[1])
 
 
 def of(values: xr.DataArray, m: Any, kind: str) -> xr.DataArray:
@@ -230,6 +124,11 @@ def by_head(m: Any) -> dict[str, xr.DataArray]:
     """Accuracies of refitted heads by what the features were trained on, and of the network trained on the clean subset."""
     heads = {"untrained": m.learn.refitted_untrained, "trained on clean data": m.learn.refitted_clean}
     return heads | report.split(m.learn.refitted, "poison") | {"network on the clean subset": m.learn.subset}
+
+
+def along_training(m: Any) -> dict[str, xr.DataArray]:
+    """Accuracies of heads refitted in the course of training, by what was trained on."""
+    return {"clean": m.learn.clean_along} | report.split(m.learn.refitted_along, "poison")
 
 
 def after_projection(m: Any) -> dict[str, xr.DataArray]:
@@ -267,6 +166,12 @@ def facts(m: Any) -> xr.Dataset:
     return m.learn[list(names)].rename(names).to_dataarray("measure")
 
 
+def cost(case: Case, settings: Settings, seed: int, poison: Sequence[str] = ()) -> int:
+    """Epochs of all trainings of a job."""
+    own, of_each = (4 if not poison or case.names[0] in poison else 0), (5 if case.cutmix else 3)
+    return case.num_epochs * (own + of_each * len(poison or case.names))
+
+
 METHOD = (
     "All arms of a seed share initial parameters, the order of the data, and the number of steps; they differ in training data. Test data "
     "are clean. Accuracies are those of the last epoch.",
@@ -292,8 +197,8 @@ STUDY = lab.Study(
     stages=(
         lab.Stage(
             learn,
-            over=lambda case, settings: {"seed": settings.seeds},
-            cost=lambda case, settings, seed: case.num_epochs * (4 + 3 * len(case.poisons)),
+            over=lambda case, settings: {"seed": settings.seeds} | ({"poison": [(name,) for name in case.names]} if case.streamed else {}),
+            cost=cost,
         ),
     ),
     measures=(
@@ -357,6 +262,15 @@ STUDY = lab.Study(
             alt="accuracy of refitted heads by features",
             caption="Heads refitted on the clean tenth of the training data, by what the features were trained on; last, the network "
             "trained on that tenth alone.",
+        ),
+        report.SeedCurves(
+            along_training,
+            name="heads_along",
+            where=lambda case: bool(case.refit_every),
+            by=None,
+            ylabel="accuracy of the refitted head, %",
+            alt="accuracy of refitted heads over epochs",
+            caption="Heads refitted on the clean tenth of the training data to features of the network as training goes on.",
         ),
         report.SeedStrip(
             after_projection,

@@ -1,14 +1,19 @@
 """The study of unlearnable data: one small seed against trainings made one by one, and verdicts from made-up measurements."""
 
 import dataclasses
+import functools
+import weakref
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
-from experiments.unlearnable import study
+from experiments.unlearnable import arms, study, trainings
 from experiments.unlearnable.settings import FIRST_SEED, Arguments, Case, Poison, Settings
 from jaxbp import data, lab, training, unlearnable
+from jaxbp.lab import archive
 from tests.helpers import run_processes, studies
 
 LSP, WAVES = Poison("LSP", "patches", 0.3, 2), Poison("waves", "waves", 0.3)
@@ -30,38 +35,65 @@ def test_perturbations_are_proven_one_way_and_the_other(results):
     assert (results.clipped == 0).all()
 
 
-def test_arms_are_trainings_on_the_sets_that_they_name(results, monkeypatch):
-    """The clean arm, and the head of the untrained network, by the functions of the library one after another."""
-    split = data.load("digits", seed=FIRST_SEED, num_train=200)
-    captured = {}
-
-    def keep(fn, **options):
-        captured.update(options)
-        raise InterruptedError
-
-    monkeypatch.setattr(study.lab, "sweep", keep)
-    with pytest.raises(InterruptedError):
-        study.learn(CASE, SMALL, 0)
-    arms, net = captured["arms"], study.network(CASE, 10)
-    key = captured["keys"][0]
+def test_arms_are_trainings_on_the_sets_that_they_name(results):
+    """The clean arm by the functions of the library, and what the sets of the others have to be."""
+    split, net = data.load("digits", seed=FIRST_SEED, num_train=200), trainings.network(CASE, 10)
+    made = {arm.name: arm for arm in (*arms.of_clean(split, CASE, SMALL, 0), *arms.of_poison(LSP, split, CASE, SMALL, 0))}
     run = training.train(
         net,
         training.sgd(0.05, momentum=0.9, weight_decay=5e-4, decay_steps=40),
         (split.train.inputs, split.train.labels),
-        key,
+        arms.keys_of(CASE, 0).train,
         training.Settings(num_epochs=4, batch_size=20, measure_epochs=(4,)),
         test_data=(split.test.inputs, split.test.labels),
     )
     assert results.clean == pytest.approx(100 * float(run.history["test_accuracy"][-1]), abs=0.6)  # 2 of 359: rounding
-    np.testing.assert_array_equal(arms["subset"]["inputs"][20:40], split.train.inputs[:20])
-    assert sorted(np.bincount(arms["subset"]["labels"][:20], minlength=10)) == [2] * 10
-    np.testing.assert_allclose(
-        arms["LSP"]["inputs"] - split.train.inputs,
-        np.repeat(np.repeat((arms["LSP"]["inputs"] - split.train.inputs)[:, ::2, ::2], 2, 1), 2, 2),
-        atol=1e-6,
-    )  # patches
-    Q = unlearnable.projection(np.linalg.svd((split.train.inputs - arms["clean, projected"]["inputs"]).reshape(200, -1))[2][:10].T)
-    assert np.abs(arms["clean, projected"]["inputs"].reshape(200, -1) @ Q).max() < 1e-5
+    np.testing.assert_array_equal(made["subset"].inputs[20:40], split.train.inputs[:20])
+    assert sorted(np.bincount(made["subset"].labels[:20], minlength=10)) == [2] * 10
+    perturbation = made["LSP"].inputs - split.train.inputs
+    np.testing.assert_allclose(perturbation, np.repeat(np.repeat(perturbation[:, ::2, ::2], 2, 1), 2, 2), atol=1e-6)  # patches
+    Q = unlearnable.projection(np.linalg.svd((split.train.inputs - made["clean, projected"].inputs).reshape(200, -1))[2][:10].T)
+    assert np.abs(made["clean, projected"].inputs.reshape(200, -1) @ Q).max() < 1e-5
+
+
+def test_arms_in_turn_have_the_numbers_of_arms_together(results):
+    """A poison alone, its data sent from the host; and the same as one program, with heads on the way."""
+    streamed = dataclasses.replace(CASE, streamed=True, refit_every=2)
+    alone = study.learn(streamed, SMALL, 0, ("waves",))
+    assert not {"clean", "subset", "shuffled"} & set(alone)
+    two = 0.6  # examples of 359, in per cent: rounding
+    for name in ("perturbed", "projected", "clean_projected", "refitted", "train_accuracy"):
+        np.testing.assert_allclose(alone[name], results[name].sel(poison=["waves"]), atol=two)
+    split, fixed = data.load("digits", seed=FIRST_SEED, num_train=200), (arms.keys_of(CASE, 0).train, streamed, SMALL, 10)
+    ((_, trained),) = trainings.together([next(arms.of_poison(WAVES, split, CASE, SMALL, 0))], *fixed)
+    along = study.refitted(trained.along, split, CASE, SMALL)
+    assert alone.epoch.values.tolist() == [2, 4]
+    assert along[0] != along[1]
+    np.testing.assert_allclose(alone.refitted_along, [along], atol=two)
+    np.testing.assert_array_equal(alone.refitted_along[:, -1], alone.refitted)
+
+
+def test_data_of_one_arm_are_in_memory_and_jobs_of_single_poisons_make_a_whole(monkeypatch):
+    alive = []
+
+    def stream(net, optimizer, arrays, key, options, *, measure_fn, check=True, **_):
+        """No training; the sets of earlier arms have to be gone."""
+        alive.append(weakref.ref(arrays[0]))
+        sets = {id(array) for ref in alive if ref is not alive[0] and (array := ref()) is not None}  # the first is clean
+        assert len(sets) <= 1 or not check, len(alive)
+        params, state = net.init(key, arrays[0][:1])
+        measured = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (params, state)) if measure_fn else None
+        return training.TrainResult(params, state, {"train_accuracy": np.ones(1)}, measured)
+
+    monkeypatch.setattr(trainings.parallel, "stream", stream)
+    case = dataclasses.replace(CASE, streamed=True, refit_every=2, cutmix=True)
+    whole = study.learn(case, SMALL, 0)
+    assert len(alive) == 4 + 2 * 5
+    jobs = [(name,) for name in case.names]
+    assert study.STUDY.stages[0].over(case, SMALL)["poison"] == jobs
+    monkeypatch.setattr(trainings.parallel, "stream", functools.partial(stream, check=False))
+    parts = archive.combine([({"seed": 0, "poison": job}, study.learn(case, SMALL, 0, job)) for job in jobs]).isel(seed=0, drop=True)
+    xr.testing.assert_identical(parts[sorted(whole)], whole[sorted(whole)])
 
 
 SEEDS = np.random.default_rng(0).normal(0, 0.1, 10)
@@ -110,11 +142,11 @@ def test_poisons_too_weak_to_matter_leave_the_claims_untested():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["error-minimising", "error-minimising, class-wise", "error-maximising"])
 def test_perturbations_by_networks_stay_within_their_budget(kind, monkeypatch):
-    monkeypatch.setattr(study, "ROUNDS", 2)
-    monkeypatch.setattr(study, "ATTACK_STEPS", 3)
+    monkeypatch.setattr(arms, "ROUNDS", 2)
+    monkeypatch.setattr(arms, "ATTACK_STEPS", 3)
     case = Case("digits", (Poison(kind, kind, 0.05),), "resnet", 4, (("stages", 2), ("depth", 1)), num_epochs=2)
     split = data.load("digits", seed=0, num_train=100)
-    result = study.perturb(case.poisons[0], study.jax.random.key(0), split, split.train.labels, case, SMALL)
+    result = arms.perturb(case.poisons[0], jax.random.key(0), split, split.train.labels, case, SMALL)
     assert result.shape == split.train.inputs.shape
     assert 0.01 < np.abs(result).max() <= 0.05 + 1e-6
 
