@@ -76,6 +76,7 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     plan: bool = False
     """Say what the run would cost, from the times of jobs that this machine has computed, and compute nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[lab.Elsewhere] = lab.NOWHERE_ELSE
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
     reuse: bool = True
@@ -87,7 +88,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments")
     folder = arguments.out or Path("runs") / f"lab-{arguments.preset}"
     with lab.guarded(folder):
-        began = time.monotonic()
+        began, machine = time.monotonic(), arguments.elsewhere.machine
         chosen = choose(arguments.only)
         settings = [_settings(study, arguments) for study in chosen]  # wrong arguments are told before any work
         unfinished = {
@@ -103,8 +104,8 @@ def main() -> None:
         for package, its in zip(chosen, settings, strict=True):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
-            if arguments.plan:
-                execute.print_cost(study, its, folder / study.name, num_workers=len(devices))
+            if arguments.plan or machine:
+                execute.print_cost(study, its, folder / study.name, num_workers=len(devices), elsewhere=arguments.elsewhere)
                 continue
             more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
             command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"

@@ -26,7 +26,8 @@ class Arguments:
     """Such as S3.b."""
     vary: tuple[str, ...]
     """Settings and their values: num_epochs=5,20 widths=(4,8),(8,16) options.norm=batch,none; one value fixes a setting;
-    decay[loss=mse]=0,0.1 varies decay only where loss is mse. A name that is unknown is answered by all that there are."""
+    +options.parametrisation=ntk adds an entry that the cases lack; decay[loss=mse]=0,0.1 varies decay only where loss is mse. A name
+    that is unknown is answered by all that there are."""
     preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
     """The settings from which the cells differ."""
     only_cases: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class Arguments:
     """Where TFDS data sets are, or are to be prepared."""
     plan: bool = False
     """Say what the map would cost at least, from the times of jobs that this machine has computed, and compute nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[lab.Elsewhere] = lab.NOWHERE_ELSE
     reuse: bool = True
     """Take over equal results from the runs in the folders nearby."""
 
@@ -59,7 +61,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.map")
     folder = arguments.out or Path("runs") / f"map-{arguments.claim}-{arguments.preset}"
     with lab.guarded(folder):
-        package = study_of(arguments.claim)
+        package, machine = study_of(arguments.claim), arguments.elsewhere.machine
         names = ("preset", "seeds", "until_decided", "most_seeds", "data_dir")
         settings = package.Arguments(**{name: getattr(arguments, name) for name in names})
         settings.settings()  # wrong arguments are told before JAX starts
@@ -74,9 +76,9 @@ def main() -> None:
             command=f"python -m experiments.map {shlex.join(sys.argv[1:])}",
         )
         axes = importlib.import_module("jaxbp.lab.map_axes").parse_axes(arguments.vary)
-        if arguments.plan:
+        if arguments.plan or machine:
             costs = lab.map_cost(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
-            importlib.import_module("jaxbp.lab.output").print_plan(costs, len(devices))
+            importlib.import_module("jaxbp.lab.output").print_plan(costs, len(devices), arguments.elsewhere)
             return
         found = lab.map(package.DOOR, arguments.claim, axes, settings=settings, out=folder, options=options)
         importlib.import_module("jaxbp.lab.output").print_map(found, folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import map_tables
 from experiments.__main__ import NAMES, STUDIES
 from jaxbp import claims, lab, report
 from jaxbp.claims import Verdict
@@ -26,6 +27,9 @@ RESULTS = Path(__file__).parent / "guide" / "results.md"
 HEADLINES = ("S1.a", "S2.b", "S3.b", "S4.c", "S5.b", "S6.a", "S7.c", "S8.d", "S9.a", "S10.a")  # a study's claim that the README shows
 BEGIN, END = "<!-- begin: python -m experiments.publish -->", "<!-- end -->"
 BEGIN_STANDARD = "<!-- begin: python -m experiments.publish, standard -->"
+BEGIN_MAPS = "<!-- begin: python -m experiments.publish, maps -->"
+MAPS_PAGE = Path(__file__).parent / "guide" / "maps.md"
+SHOWN_MAP = "S7.c"  # that the README shows
 _FACTS = ("started", "python", "packages", "devices", "git_commit")
 
 
@@ -36,18 +40,23 @@ def write() -> None:
     draw(verdicts, "verdicts")
     draw(headlines, "headlines")
     texts = {BEGIN: table(verdicts, facts(FOLDER))} | ({BEGIN_STANDARD: comparison(verdicts, larger, facts(STANDARD))} if larger else {})
-    for page, by_marker in ((README, {BEGIN: summary(headlines, facts(FOLDER))}), (RESULTS, texts)):
+    maps = map_tables.published()
+    readme = {BEGIN: summary(headlines, facts(FOLDER)), BEGIN_MAPS: map_tables.grid(maps[SHOWN_MAP])}
+    for page, by_marker in ((README, readme), (RESULTS, texts), (MAPS_PAGE, {BEGIN_MAPS: map_tables.overview(maps)})):
         for marker, text in by_marker.items():
             write_atomically(page, with_table(page, text, marker).encode())
-    print(f"{len(verdicts)} claims, {len(larger)} of them at the larger preset, are in {README}, {RESULTS} and {FOLDER}")
+    print(f"{len(verdicts)} claims, {len(larger)} at the larger preset, {len(maps)} maps are in {README}, {RESULTS.parent} and {FOLDER}")
 
 
 def take(run: Path) -> None:
-    """Copy verdicts, preset and versions of a run to the published ones; every study's own, whatever the lab's page shows now.
+    """Copy what is published of a run: a map, or verdicts, preset and versions; every study's own, whatever the lab's page shows now.
 
     Raises:
-      SettingsError: it is no finished run of the whole lab, nor of some studies with the preset "standard".
+      SettingsError: it is no map, no finished run of the whole lab, and none of some studies with the preset "standard".
     """
+    if map_tables.is_map(run):
+        map_tables.take(run)
+        return
     finished = [name for name in NAMES if all((run / name / file).exists() for file in ("config.json", "verdicts.json"))]
     configs = sorted((_config(run / name / "config.json") for name in finished), key=lambda config: config["started"])
     presets = {config["settings"]["preset"] for config in configs}

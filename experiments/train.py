@@ -7,6 +7,7 @@ With ``--num-batch`` each run is split over several devices, and started in seve
 """
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
@@ -64,6 +65,9 @@ class Arguments:
     """Checkpoints to keep."""
     tensorboard: bool = False
     """Write the curves as event files for TensorBoard, too."""
+    cost: bool = False
+    """Say what the sweep would cost, from its compiled programs and an epoch of each setting, and train nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[lab.Elsewhere] = lab.NOWHERE_ELSE
     cluster: tyro.conf.OmitArgPrefixes[lab.Cluster] = lab.ONE_PROCESS
     out: Path = Path("runs/train")
     """Folder of the run."""
@@ -101,10 +105,12 @@ def main() -> None:
     """Run the sweep and print the table of final results."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.train")
     with lab.guarded(arguments.folder):
+        machine = arguments.elsewhere.machine
         lab.start_jax(arguments.cluster)
-        from experiments import train_sweep  # after parsing, so that help is instant
-
-        train_sweep.run(arguments)
+        if arguments.cost or machine:
+            importlib.import_module("experiments.train_cost").print_cost(arguments)  # after parsing, so that help is instant
+            return
+        importlib.import_module("experiments.train_sweep").run(arguments)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def train_until_decided(arguments: "Arguments") -> tuple[Any, Any]:
     Raises:
       SettingsError: there is one setting, or the numbers of seeds make no schedule.
     """
-    _checked(arguments)
+    checked(arguments)
     looks, blocks = lab.looks_of(arguments.seeds, arguments.most_seeds), []
     if math.prod(map(len, arguments.grid().values())) < 2:
         raise lab.SettingsError("--until-decided compares settings with the first: give an option several values")
@@ -63,7 +63,7 @@ def train_all(arguments: "Arguments", *, seeds: Any = None, out: Path | None = N
 
     Their results are "train_loss", "train_accuracy", "test_loss" and "test_accuracy", (epochs,).
     """
-    dataset, mesh = _checked(arguments)
+    dataset, mesh = checked(arguments)
     return sweep.run(
         segments(arguments, dataset.num_classes, mesh),
         arguments.grid(),
@@ -80,7 +80,7 @@ def train_all(arguments: "Arguments", *, seeds: Any = None, out: Path | None = N
     )
 
 
-def _checked(arguments: "Arguments") -> tuple[Any, Any]:
+def checked(arguments: "Arguments") -> tuple[Any, Any]:
     """Data set and mesh of a sweep that can run as set, before anything is written.
 
     Raises:

@@ -611,6 +611,7 @@ def unfiltered():
         pytest.param({name: INSTRUMENTS[name] for name in COSTLY}, False, id="costly", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.first_cases(1)
 def test_hostile_arguments_end_in_results_or_in_errors_of_this_project(table, traced):
     foreign = collections.defaultdict(list)
     for name, argument, label, result, error in attempts(table, traced):

@@ -18,6 +18,7 @@ def simulated(n, p, signal, noise, fit_fn, num_runs):
 
 
 @pytest.mark.parametrize("p", [5, 15, 30, 60])
+@pytest.mark.first_cases(2)
 def test_risk_of_the_smallest_fit_against_simulated_fits(p):
     mean, error = simulated(20, p, 1.0, 0.5, descent.min_norm, 2000)
     assert abs(mean - descent.isotropic_risk(20, p, 1.0, 0.5)) < 4 * error

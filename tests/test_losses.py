@@ -38,6 +38,7 @@ def test_one_value_an_example(function, x64):
 
 @named
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.first_cases(2)
 def test_the_dtype_is_that_of_the_logits(function, dtype):
     found = function(jnp.asarray(LOGITS, dtype), jnp.asarray(LABELS, "int8"))
     assert (found.shape, found.dtype) == ((7,), jnp.dtype(dtype))

@@ -79,6 +79,7 @@ def problem():
     return subspace, z, inputs, jnp.argmax(apply_fn(subspace.params(z), inputs), -1)
 
 
+@pytest.mark.slow
 def test_a_subspace_is_linear_and_its_columns_are_of_unit_length(problem):
     subspace, z, _, _ = problem
 

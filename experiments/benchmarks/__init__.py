@@ -1,1 +1,1 @@
-"""Side-by-side timings against peers, each runnable with ``python -m``."""
+"""Side-by-side timings against peers: ``python -m experiments.benchmarks NAME``."""

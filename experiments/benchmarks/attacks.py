@@ -1,6 +1,6 @@
 """Attacks: adversarial training against PyTorch; PGD against foolbox, AutoAttack and FAB against torchattacks, in time and strength.
 
-``python -m experiments.benchmarks.attacks [--quick] [--out FILE.json]``. Small ResNets of width 16 with BatchNorm, batches of 64
+``python -m experiments.benchmarks attacks [--quick] [--out FILE.json]``. Small ResNets of width 16 with BatchNorm, batches of 64
 images, two sizes. A training step attacks its batch by PGD-7 from a random start and trains on the result, both in training
 mode; ours chains its steps in one compiled scan, PyTorch loops over as many, contiguous and channels last. PGD-20 is
 timed in evaluation mode against foolbox's LinfPGD on the very same Flax network, eager as it comes and compiled by hand, and
@@ -16,14 +16,14 @@ that each took; ours with the program compiled, and the first call apart.
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import tyro
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import Attacks
+from jaxbp import attacks, data, losses, models, training
 
 _BATCH = 64
 _EPSILON = 0.1
@@ -33,21 +33,8 @@ _BALLS = (("linf", "Linf", _EPSILON), ("l2", "L2", 0.5))  # ours, torchattacks' 
 _CHAIN = 4  # training steps in one program
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Attacks: seconds of PGD in training and in evaluation, and robust accuracy, against PyTorch and foolbox."""
-
-    quick: bool = False
-    """The smallest case and few runs, to see that it works."""
-    runs: int = 5
-    """Interleaved runs."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: Attacks) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.attacks")
     harness.start()
     for peer in ("foolbox", "torchattacks"):
         if note := harness.missing_peer(peer):
@@ -62,10 +49,6 @@ def main() -> None:
 
 def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
     """Time a chain of training steps and an evaluation on images of one size."""
-    import jax
-
-    from jaxbp import attacks, models
-
     net = models.create("resnet", num_classes=10, width=16, stages=2, depth=1)
     images = jax.random.uniform(jax.random.key(1), (_BATCH * _CHAIN, *_CASES[name]))
     labels = jax.random.randint(jax.random.key(2), (len(images),), 0, 10)
@@ -97,9 +80,6 @@ def strength(*, num_examples: int | None) -> list[dict[str, Any]]:
     if harness.missing_peer("foolbox"):
         return []
     import foolbox
-    import jax
-
-    from jaxbp import attacks, data, models, training
 
     digits = data.load("digits")
     net = models.create("resnet", num_classes=10, width=8, stages=2, depth=1)
@@ -136,12 +116,10 @@ def suites(*, num_examples: int = 200, num_steps: int = 100, num_queries: int = 
     """
     if harness.missing_peer("torch") or harness.missing_peer("torchattacks"):
         return []
-    import jax
     import torch
     import torchattacks
 
     from experiments.benchmarks import torch_peers
-    from jaxbp import attacks, data, models, training
 
     digits = data.load("digits")
     net = models.create("convnet", num_classes=10, width=16, depth=2, pool="stride")
@@ -214,17 +192,11 @@ def _clocked(function: Callable[[], Any], num_calls: int = 1) -> tuple[Any, list
 
 
 def _in_evaluation(net: Any, params: Any, state: Any) -> Any:
-    import jax
-
     return jax.tree_util.Partial(net.apply, params, state=state)
 
 
 def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
     """``(params, state, images, labels, key) -> end``: one step a batch, in a compiled scan."""
-    import jax
-
-    from jaxbp import training
-
     optimizer = training.sgd(_WEIGHT_STEP, momentum=0.9)
     step_fn = training.step_fn(net, optimizer, training.Settings(num_epochs=1, batch_size=_BATCH))
 
@@ -244,11 +216,9 @@ def _chain(net: Any, perturb_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
     """A chain of steps in both memory formats; AssertionError if its first adversarial loss is not ours."""
-    import jax
     import torch
 
     from experiments.benchmarks import torch_peers
-    from jaxbp import attacks, losses
 
     threat = attacks.Threat("linf", _EPSILON)
     attack = attacks.adversarial_batch(attacks.pgd(threat, num_steps=7, step_size=_EPSILON / 4, keep="last", random_start=False))
@@ -277,7 +247,6 @@ def _torch_training(net: Any, params: Any, state: Any, images: Any, labels: Any)
 def _foolbox(net: Any, params: Any, logits_fn: Any, images: Any, labels: Any) -> dict[str, Callable[[], Any]]:
     """LinfPGD on the compiled Flax network and on the PyTorch twin, in both memory formats."""
     import foolbox
-    import jax
 
     attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=2.5 / 20)
 
@@ -303,7 +272,3 @@ def _foolbox(net: Any, params: Any, logits_fn: Any, images: Any, labels: Any) ->
         on_torch = foolbox.models.PyTorchModel(module, bounds=(0, 1), device=twin.inputs.device)
         peers[title] = functools.partial(attack, on_torch, twin.inputs, twin.labels, epsilons=_EPSILON)
     return peers
-
-
-if __name__ == "__main__":
-    main()

@@ -1,43 +1,31 @@
 """Exact infinite-width kernels with BatchNorm: time and memory of a layer over its size, against NumPy and against sampled channels.
 
-``python -m experiments.benchmarks.batch_norm_kernel [--quick] [--out FILE.json]``. The layers are stem and first convolution of a
+``python -m experiments.benchmarks batch_norm_kernel [--quick] [--out FILE.json]``. The layers are stem and first convolution of a
 ResNet on digits (N images of 8x8: D = 64 N numbers a channel). Peers: the same quadrature written plainly in NumPy, full matrices and all
 eigenvectors at every node; and the mean over M sampled channels, with the M at which its NNGP and tangent kernel are as far from the exact
 ones as stated. Growth exponents of our time over D. Nothing else computes these kernels of convolutional networks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import tyro
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import BatchNormKernel
+from jaxbp import data, models
+from jaxbp.ntk import batch_norm
+from jaxbp.ntk.batch_norm import maps, networks, quadrature
+from jaxbp.ops import dtypes
 
 _NUM_NODES = 25
 _CHANNELS = 2**13  # of the sampling peer
 _EPSILON = 1e-5
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Kernels with BatchNorm: seconds of a layer, NNGP and tangent kernel, over its size."""
-
-    quick: bool = False
-    """Small layers and few runs, to see that it works."""
-    largest: int = 1600
-    """Numbers a channel of the largest layer."""
-    runs: int = 5
-    """Interleaved runs."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: BatchNormKernel) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.batch_norm_kernel")
     harness.start()
     sizes = [128, 192] if arguments.quick else [size for size in (320, 640, 960, 1600, 3200, 6400) if size <= arguments.largest]
     runs = 2 if arguments.quick else arguments.runs
@@ -50,10 +38,6 @@ def main() -> None:
 
 def second_layer(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Covariance and tangent kernel of the pre-activations after a stem, (D, D), for D / 64 images of digits; full rank."""
-    from jaxbp import data, models
-    from jaxbp.ntk.batch_norm import maps, networks
-    from jaxbp.ops import dtypes
-
     images = np.asarray(data.load("digits", num_train=200).train.inputs[: size // 64], float)
     net = models.ResNet(10, 64, (1,), skip=False, parametrisation="ntk")
     walk = networks.Propagation("ntk", "batch")
@@ -100,10 +84,6 @@ def growth(sizes: list[int]) -> dict[str, Any]:
 
 
 def _ours(covariance: np.ndarray, tangent: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    import jax
-
-    from jaxbp.ntk import batch_norm
-
     def compute() -> tuple[np.ndarray, np.ndarray]:
         layer = jax.block_until_ready(batch_norm.batch_norm_relu(covariance, tangent, epsilon=_EPSILON, num_nodes=_NUM_NODES))
         return np.asarray(layer.covariance), np.asarray(layer.tangent)
@@ -112,10 +92,6 @@ def _ours(covariance: np.ndarray, tangent: np.ndarray) -> Callable[[], tuple[np.
 
 
 def _sampled(covariance: np.ndarray, tangent: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    import jax
-
-    from jaxbp.ntk import batch_norm
-
     def compute() -> tuple[np.ndarray, np.ndarray]:
         branch = batch_norm.Branch(covariance, tangent)
         layer, _ = jax.block_until_ready(batch_norm.sampled_sum_relu(jax.random.key(0), [branch], channels=_CHANNELS, epsilon=_EPSILON))
@@ -130,8 +106,6 @@ def _distance(kernel: np.ndarray, exact: np.ndarray) -> float:
 
 def in_numpy(covariance: np.ndarray, tangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Covariance and tangent kernel of activations, node by node, with the library's rule and nothing else of it."""
-    from jaxbp.ntk.batch_norm import quadrature
-
     size = len(covariance)
     centre = np.eye(size) - 1 / size
     spread, derivative = centre @ covariance @ centre, centre @ tangent @ centre
@@ -157,7 +131,3 @@ def _moments(c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     np.fill_diagonal(root, 0.0)
     step = 0.5 - np.arctan2(root, c) / (2 * np.pi)
     return root / (2 * np.pi), step, root / (2 * np.pi) + c * step
-
-
-if __name__ == "__main__":
-    main()

@@ -1,38 +1,30 @@
 """Hessian products and extreme eigenvalues against PyTorch, SciPy and the paper's shifted power iteration.
 
-``python -m experiments.benchmarks.curvature [--quick] [--out FILE.json]``. Cases: one Hessian-vector product of the MLP
+``python -m experiments.benchmarks curvature [--quick] [--out FILE.json]``. Cases: one Hessian-vector product of the MLP
 784-256-256-10 on 2,000 images and of a ConvNet on 250, float32, against PyTorch's double backward and `torch.func` (forward over
 reverse); the number of products for both ends of the spectrum to 1e-3 against SciPy's `eigsh`; the smallest eigenvalue against
 1,000 power steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
+import scipy.sparse.linalg
+from jax.flatten_util import ravel_pytree
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import Curvature
+from jaxbp import data, landscape, models, training
 
 _EXAMPLES = 2000, 250  # for the MLP, for the ConvNet
 _POWER_STEPS = 1000  # 500 to shift and 500 on the shifted operator, as the authors' code does
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Curvature: time of one Hessian product, and products for the extreme eigenvalues."""
-
-    quick: bool = False
-    """Fewer runs and examples, to see that it works."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: Curvature) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.curvature")
     harness.start()
     examples, fewer, runs = (200, 50, 3) if arguments.quick else (*_EXAMPLES, 7)
     rows = products("MLP 784-256-256-10", "mlp", {"width": 256, "depth": 2}, examples, runs)
@@ -43,20 +35,12 @@ def main() -> None:
 
 def images(num_examples: int) -> tuple[np.ndarray, np.ndarray]:
     """Real images (N, 28, 28, 1) and labels (N,)."""
-    from jaxbp import data
-
     train = data.load("mnist5k", num_train=num_examples).train
     return train.inputs, train.labels
 
 
 def products(case: str, model: str, options: dict[str, Any], num_examples: int, runs: int) -> list[dict[str, Any]]:
     """One product with the Hessian of the mean cross-entropy, on the same weights and images."""
-    import jax
-    import jax.numpy as jnp
-    from jax.flatten_util import ravel_pytree
-
-    from jaxbp import landscape, models
-
     inputs, labels = images(num_examples)
     net = models.create(model, num_classes=10, **options)
     params = net.init(jax.random.key(0), jnp.asarray(inputs[:1]))[0]
@@ -94,9 +78,6 @@ def products(case: str, model: str, options: dict[str, Any], num_examples: int, 
 
 def eigenvalues(*, quick: bool) -> list[dict[str, Any]]:
     """Products until both ends are right to 1e-3 of themselves, in float64, at a trained MLP and on the paper's kind of spectrum."""
-    import jax
-    import jax.numpy as jnp
-
     rows = []
     with jax.enable_x64(True):
         for case, matvec, dimension, truth in _operators(quick):
@@ -106,11 +87,6 @@ def eigenvalues(*, quick: bool) -> list[dict[str, Any]]:
 
 
 def _one_spectrum(case: str, matvec: Callable, dimension: int, truth: tuple[float, float], start: Any) -> list[dict[str, Any]]:
-    import jax.numpy as jnp
-    import scipy.sparse.linalg
-
-    from jaxbp import landscape
-
     found = landscape.extreme_eigenvalues(matvec, start, rtol=1e-3, max_products=min(dimension, 600))
     count = 0
 
@@ -144,8 +120,6 @@ def _one_spectrum(case: str, matvec: Callable, dimension: int, truth: tuple[floa
 
 def _power_iteration(matvec: Callable, start: Any) -> float:
     """The paper's route: the largest absolute eigenvalue, then power iteration on the operator shifted by it; Rayleigh quotient."""
-    import jax.numpy as jnp
-
     vector = start / jnp.linalg.norm(start)
     for _ in range(_POWER_STEPS // 2):
         product = matvec(vector)
@@ -160,11 +134,6 @@ def _power_iteration(matvec: Callable, start: Any) -> float:
 
 def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float]]]:
     """(name, product, dimension, true ends): a diagonal spectrum as in the paper's failure, and the Hessian of a trained MLP."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxbp import data, landscape, models, training
-
     spectrum = jnp.concatenate([jnp.array([50.0, -0.05]), jnp.linspace(0.0, 1.0, 998)])
     diagonal = ("spectrum from -0.05 to 50, P = 1000", jax.jit(lambda v: spectrum * v), 1000, (-0.05, 50.0))
     split = data.load("digits", num_train=500).train
@@ -180,7 +149,3 @@ def _operators(quick: bool) -> list[tuple[str, Callable, int, tuple[float, float
     ends = np.linalg.eigvalsh(0.5 * (dense + dense.T))[[0, -1]]
     name = f"trained MLP 64-24-24-10, P = {operator.dimension}"
     return [diagonal, (name, operator.matvec, operator.dimension, (float(ends[0]), float(ends[1])))]
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from rich.console import Console
+from rich.table import Table
+
 from jaxbp import lab
 from jaxbp.runtime.files import write_atomically
 
@@ -27,10 +31,8 @@ def match_torch() -> None:
     """Have JAX and PyTorch compute on the same device, in full float32; say so if PyTorch is not installed.
 
     Raises:
-      SystemExit: JAX has a GPU that PyTorch does not see.
+      SettingsError: JAX has a GPU that PyTorch does not see.
     """
-    import jax
-
     if on_gpu := jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", "highest")
     if note := missing_peer("torch"):
@@ -39,7 +41,7 @@ def match_torch() -> None:
     from experiments.benchmarks import torch_peers
 
     if not torch_peers.use("cuda" if on_gpu else "cpu"):
-        raise SystemExit("JAX has a GPU and PyTorch has none: install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")
+        raise lab.SettingsError("JAX has a GPU and PyTorch has none: install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")
 
 
 def missing_peer(module: str) -> str | None:
@@ -95,9 +97,6 @@ def row(case: str, measure: str, unit: str, ours: float, peer: float, peer_name:
 
 def finish(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
     """Print the table and, if asked, write it as JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title="ratio above 1: ours is ahead", title_justify="left")
     for column in ("case", "measure", "peer", "ours", "theirs", "ratio", "runs"):
         table.add_column(column, justify="left" if column in ("case", "measure", "peer") else "right", overflow="fold")

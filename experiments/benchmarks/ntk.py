@@ -1,6 +1,6 @@
 """Empirical tangent kernels against neural-tangents, PyTorch and the paper's loop over pairs.
 
-``python -m experiments.benchmarks.ntk [--quick] [--out FILE.json]``. Each peer has a process of its own, with the
+``python -m experiments.benchmarks ntk [--quick] [--out FILE.json]``. Each peer has a process of its own, with the
 same weights and images, so that its peak memory can be told (the device's on a GPU, else the process's); the processes take
 turns. Full kernels (N, N, C, C) of a ResNet-18 with BatchNorm's stored statistics, N = 25 images of 32x32x3, C = 10, at two widths,
 of an MLP and of the paper's ConvNet; a trace kernel against one Jacobian a class; growth with N and with width. The paper's loop, two
@@ -14,15 +14,17 @@ import resource
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import Ntk
+from jaxbp import lab, models, ntk
 
 _CASES = {  # name: (model, options, image shape)
     "ResNet-18, width 16": ("resnet18", {"width": 16}, (32, 32, 3)),
@@ -39,32 +41,15 @@ _LEAST_BYTES = 1e7  # less cannot be told from what the process held before
 _JACOBIAN_BYTES = 6e9  # a larger one is not formed by a peer that would have to
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Tangent kernels: seconds and peak memory, against every peer that runs."""
-
-    quick: bool = False
-    """A small case and few runs, to see that it works."""
-    cases: tuple[str, ...] = ()
-    """Networks whose name contains one of these, and these full kernels alone; default all."""
-    runs: int = 5
-    """Interleaved runs."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-    worker: str | None = None
-    """Used by the benchmark itself: be this peer, as JSON."""
-
-
-def main() -> None:
+def run(arguments: Ntk) -> None:
     """Run all cases and print the table; or be one of the peers."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.ntk")
     if arguments.worker:
         serve(**json.loads(arguments.worker))
         return
     known = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
     names = [name for name in known if not arguments.cases or any(part in name for part in arguments.cases)]
     if not names:
-        raise SystemExit(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(known)}")
+        raise lab.SettingsError(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(known)}")
     rows: list[dict[str, Any]] = []
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
     harness.start()
@@ -80,7 +65,7 @@ def main() -> None:
     harness.finish(rows, arguments.out)
 
 
-class PeerEnded(RuntimeError):
+class PeerEndedError(RuntimeError):
     """A peer's process is no more."""
 
 
@@ -88,7 +73,7 @@ class Peer:
     """A process that computes one kernel each time it is asked."""
 
     def __init__(self, **task: Any):
-        command = [sys.executable, "-m", "experiments.benchmarks.ntk", "--worker", json.dumps(task)]
+        command = [sys.executable, "-m", "experiments.benchmarks", "ntk", "--worker", json.dumps(task)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self._answer()
 
@@ -106,7 +91,7 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise PeerEnded(f"it ended with code {self.process.wait()}" + ", out of memory" * (self.process.wait() == -9))
+            raise PeerEndedError(f"it ended with code {self.process.wait()}" + ", out of memory" * (self.process.wait() == -9))
         return json.loads(line)
 
 
@@ -124,7 +109,7 @@ def compare(case: str, num_examples: int, logits: str, peers: Sequence[str], run
             if not refused:
                 first[name] = peer.run()
                 running[name] = peer
-        except PeerEnded as error:
+        except PeerEndedError as error:
             if name == OURS:
                 raise
             refused = str(error)
@@ -198,8 +183,6 @@ def serve(case: str, num_examples: int, logits: str, peer: str) -> None:
 
 
 def _peak_bytes() -> int:
-    import jax
-
     if stats := jax.local_devices()[0].memory_stats():
         torch = sys.modules.get("torch")
         return stats["peak_bytes_in_use"] + (torch.cuda.max_memory_allocated() if torch else 0)
@@ -208,10 +191,6 @@ def _peak_bytes() -> int:
 
 def _problem(model: str, options: dict[str, Any], shape: tuple[int, ...], num_examples: int) -> tuple:
     """(network, parameters, state, images), the same in every process."""
-    import jax
-
-    from jaxbp import models
-
     net = models.create(model, num_classes=10, **options)
     images = jax.random.normal(jax.random.key(1), (num_examples, *shape))
     params, state = jax.jit(lambda key: net.init(key, images[:1]))(jax.random.key(0))
@@ -219,27 +198,15 @@ def _problem(model: str, options: dict[str, Any], shape: tuple[int, ...], num_ex
 
 
 def _ours(net: Any, params: Any, state: Any, images: Any, logits: str) -> Callable[[], Any]:
-    import jax
-
-    from jaxbp import ntk
-
     return lambda: jax.block_until_ready(ntk.empirical_ntk(net.apply, params, images, state=state, logits=logits))
 
 
 def _jacobian_bytes(params: Any, images: Any) -> float:
-    import jax
-
     return 4.0 * 10 * len(images) * sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _neural_tangents(implementation: int) -> Callable:
     def prepare(net: Any, params: Any, state: Any, images: Any, logits: str) -> Callable[[], Any] | str:
-        import warnings
-
-        import jax
-
-        from jaxbp import ntk
-
         warnings.filterwarnings("ignore", "size requires ndarray", DeprecationWarning)
         if implementation == 1 and _jacobian_bytes(params, images) > 3 * _JACOBIAN_BYTES:
             return f"its Jacobians would take {_jacobian_bytes(params, images) / 1e9:.0f} GB"
@@ -256,8 +223,6 @@ def _neural_tangents(implementation: int) -> Callable:
 
 def _one_jacobian_a_class(net: Any, params: Any, state: Any, images: Any, logits: str) -> Callable[[], Any]:
     """The trace kernel as a loop over the logits, holding the Jacobian of one at a time."""
-    import jax
-    import jax.numpy as jnp
 
     @jax.jit
     def of_logit(params: Any, images: Any, logit: Any) -> Any:
@@ -294,7 +259,3 @@ _PREPARE: dict[str, Callable] = {
     "the paper's loop": _torch_peer(loop=True),
     _TRACE_PEER: _one_jacobian_a_class,
 }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What coordination costs: one sweep on 1, 2, 4 and 8 devices and in 1 or 2 processes, with the same work for each device.
 
-``python -m experiments.benchmarks.scaling [--devices 1 2 4 8] [--quick] [--out FILE.json]``. Devices are virtual ones on the cores of this
+``python -m experiments.benchmarks scaling [--devices 1 2 4 8] [--quick] [--out FILE.json]``. Devices are virtual ones on the cores of this
 machine, so with more devices than cores a perfect system keeps the number of training runs a second, and does not raise it. Each row
 compares that number with the one of as many devices as there are cores, in one process; every measurement is a program of its own, the
 layouts taking turns. Results go to a folder, as in use, so that writing and agreeing are part of what is timed.
@@ -8,19 +8,21 @@ layouts taking turns. Results go to a folder, as in use, so that writing and agr
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+import jax
 
 from experiments.benchmarks import harness
-from jaxbp import lab
+from experiments.benchmarks.settings import Scaling
+from jaxbp import data, lab, models, sweep, training
+from jaxbp.runtime.processes import barrier, shutdown
 
 _CASES = {  # model, data set, its options, epochs, runs for each device
     "MLP 64-64-64-10": ("mlp", "digits", {"width": 64, "depth": 2}, 100, 8),
@@ -28,36 +30,18 @@ _CASES = {  # model, data set, its options, epochs, runs for each device
 }
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Coordination: training runs a second by number of devices and processes."""
-
-    devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Virtual devices in all; with an even number there is a row for two processes, too."""
-    runs: int = 3
-    """Turns that each layout takes."""
-    quick: bool = False
-    """One small case and one turn, to see that it works."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-    worker: str | None = None
-    """Used by the program itself: what one process is to do, as JSON."""
-
-
-def main() -> None:
+def run(arguments: Scaling) -> None:
     """Measure all layouts and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.scaling")
     if arguments.worker:
         work(**json.loads(arguments.worker))
         return
-    with lab.guarded("no folder: nothing is kept but what --out has"):
-        if min(*arguments.devices, arguments.runs, 1) < 1:
-            raise lab.SettingsError(f"devices and runs must be at least 1, got {arguments.devices}, {arguments.runs}")
-        rows: list[dict[str, Any]] = []
-        for name in list(_CASES)[:1] if arguments.quick else _CASES:
-            devices = (1, 2) if arguments.quick else arguments.devices
-            rows += one_case(name, devices, num_turns=1 if arguments.quick else arguments.runs)
-        harness.finish(rows, arguments.out)
+    if min(*arguments.devices, arguments.runs, 1) < 1:
+        raise lab.SettingsError(f"devices and runs must be at least 1, got {arguments.devices}, {arguments.runs}")
+    rows: list[dict[str, Any]] = []
+    for name in list(_CASES)[:1] if arguments.quick else _CASES:
+        devices = (1, 2) if arguments.quick else arguments.devices
+        rows += one_case(name, devices, num_turns=1 if arguments.quick else arguments.runs)
+    harness.finish(rows, arguments.out)
 
 
 def one_case(name: str, devices: tuple[int, ...], *, num_turns: int) -> list[dict[str, Any]]:
@@ -99,7 +83,7 @@ def measure(name: str, devices: int, processes: int) -> float:
             work = json.dumps({"name": name, "folder": folder, "place": place if processes > 1 else {}})
             flags = f"--xla_force_host_platform_device_count={devices // processes}"
             env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-            command = [sys.executable, "-m", "experiments.benchmarks.scaling", "--worker", work]
+            command = [sys.executable, "-m", "experiments.benchmarks", "scaling", "--worker", work]
             running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
         found = [process.communicate()[0] for process in running]
         if any(process.returncode for process in running):
@@ -110,10 +94,6 @@ def measure(name: str, devices: int, processes: int) -> float:
 def work(name: str, folder: str, place: dict[str, Any]) -> None:
     """What one process does: the sweep twice, the first time to compile it; prints the seconds of the second."""
     lab.start_jax(lab.Cluster(**place))
-    import jax
-
-    from jaxbp import data, models, sweep, training
-    from jaxbp.runtime import processes
 
     model, dataset, options, num_epochs, share = _CASES[name]
     net = models.create(model, num_classes=10, **options)
@@ -130,17 +110,11 @@ def work(name: str, folder: str, place: dict[str, Any]) -> None:
         return time.perf_counter() - began
 
     run("compile")
-    processes.barrier("compiled")
+    barrier("compiled")
     print(run("time"))
-    processes.shutdown()
+    shutdown()
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Spectra of a ResNet-18's convolutions and RankMin on the whole net, against NumPy, PyTorch and the paper's route.
 
-``python -m experiments.benchmarks.spectra [--quick] [--out FILE.json]``. Singular values of all convolutions at their true map
+``python -m experiments.benchmarks spectra [--quick] [--out FILE.json]``. Singular values of all convolutions at their true map
 sizes (64 channels at 32x32 to 512 at 4x4), in float64 and float32: NumPy's full FFT and SVD, and PyTorch's rfft2 and svdvals with
 the strided layers folded as ours are. RankMin with the paper's threshold and one cut: the paper's route is the full complex FFT of each
 kernel at its map size, the SVD of every frequency, threshold, U S V*, inverse FFT, cut; by NumPy and, where it is installed,
@@ -9,42 +9,24 @@ by PyTorch. Ours and NumPy's values are compared first. Everyone has one BLAS th
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
+import scipy.linalg  # noqa: F401  - its BLAS is what JAX calls; the limit reaches only what is loaded
+import threadpoolctl
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import Spectra
+from jaxbp import models, spectra
 
 _THRESHOLD = 0.5  # the paper's
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Singular values of convolutions, and RankMin: seconds against NumPy, PyTorch and the paper's route."""
-
-    quick: bool = False
-    """Width 16 and two runs, to see that it works."""
-    runs: int = 5
-    """Interleaved runs."""
-    width: int = 64
-    """Channels of the network's first stage."""
-    threads: int = 1
-    """BLAS threads of everyone."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: Spectra) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.spectra")
     harness.start()
-    import jax
-    import scipy.linalg  # noqa: F401  - its BLAS is what JAX calls; the limit reaches only what is loaded
-    import threadpoolctl
-
     width, runs = (16, 2) if arguments.quick else (arguments.width, arguments.runs)
     rows: list[dict[str, Any]] = []
     if harness.missing_peer("torch") is None:
@@ -61,10 +43,6 @@ def main() -> None:
 
 def spectra_case(width: int, dtype: str, runs: int) -> list[dict[str, Any]]:
     """All singular values of all convolutions as circular operators."""
-    import jax
-
-    from jaxbp import spectra
-
     fn, params, images = _network(width, dtype)
     layers = spectra.layers_of(fn, params, images, pattern=lambda layer: layer.kind == "conv")
     leaves = jax.tree.leaves(params)
@@ -92,10 +70,6 @@ def spectra_case(width: int, dtype: str, runs: int) -> list[dict[str, Any]]:
 
 def rank_min_case(width: int, runs: int) -> list[dict[str, Any]]:
     """RankMin once on all convolutions but the first and the shortcuts, float32, without the report and with it."""
-    import jax
-
-    from jaxbp import spectra
-
     fn, params, images = _network(width, "float32")
     project = spectra.rank_min(fn, params, images, threshold=_THRESHOLD)
     layers = spectra.layers_of(fn, params, images, pattern=spectra.inner_convolutions)
@@ -151,11 +125,6 @@ def _timed_rows(ours: dict[str, Callable], peers: dict[str, Callable], runs: int
 
 def _network(width: int, dtype: str) -> tuple[Callable, Any, Any]:
     """(function, parameters, shape of an image) of a ResNet-18 for CIFAR-10."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxbp import models
-
     net = models.create("resnet18", num_classes=10, width=width)
     images = jnp.zeros((1, 32, 32, 3), dtype)
     params, state = net.init(jax.random.key(0), images)
@@ -217,7 +186,3 @@ def _torch_paper(kernels: list[np.ndarray], maps: list[tuple[int, int]]) -> Call
         return found
 
     return compute
-
-
-if __name__ == "__main__":
-    main()

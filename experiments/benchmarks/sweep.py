@@ -1,6 +1,6 @@
 """Seed sweeps: whole training runs by ``auto``, against one seed after another in JAX, and against PyTorch in three ways.
 
-``python -m experiments.benchmarks.sweep [--seeds 8 32] [--cases MLP ResNet] [--quick] [--out FILE.json]``. Each run trains S networks of
+``python -m experiments.benchmarks sweep [--seeds 8 32] [--cases MLP ResNet] [--quick] [--out FILE.json]``. Each run trains S networks of
 one kind on the same images with batches of 64, from parameters and in orders of their own, and evaluates the training loss. The peers do
 the same work from the same parameters in the same orders, and their losses are compared with ours before anything is timed. A second
 table times the plans of `jaxbp.sweep` beside each other, and says what ``auto`` chose and what the best choice would have been.
@@ -8,15 +8,15 @@ table times the plans of `jaxbp.sweep` beside each other, and says what ``auto``
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.benchmarks import harness
-from jaxbp import lab
+from experiments.benchmarks.settings import Sweep
+from jaxbp import data, lab, models, sweep, training
 
 _BATCH, _RATE, _MOMENTUM = 64, 0.01, 0.9
 _PLANS = ("loop", "map", "vmap", "shard-map", "shard-vmap")
@@ -44,39 +44,21 @@ _CASES = {
 _QUICK = ("MLP 64-16-16-10", "ResNet, width 8, 8x8")
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Seed sweeps: seconds of a whole sweep of training runs, by plan and against PyTorch."""
-
-    seeds: tuple[int, ...] = (8, 32)
-    """Networks in a sweep; several make a row each."""
-    cases: tuple[str, ...] = ()
-    """Cases whose name contains one of these; default all."""
-    runs: int = 5
-    """Interleaved runs against the peers."""
-    quick: bool = False
-    """Two small cases of two seeds, to see that it works."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: Sweep) -> None:
     """Run all cases and print the tables."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.sweep")
-    with lab.guarded("no folder: nothing is kept but what --out has"):
-        names = chosen(arguments)
-        harness.start()
-        peers, plans = [], []
-        for name in names:
-            slow: set[str] = set()
-            for num_seeds in (2,) if arguments.quick else arguments.seeds:
-                found = one_case(name, num_seeds, num_runs=2 if arguments.quick else arguments.runs, slow=slow)
-                peers, plans = peers + found[0], plans + found[1]
-        harness.finish(plans, None)
-        harness.finish(peers, arguments.out)
+    names = chosen(arguments)
+    harness.start()
+    peers, plans = [], []
+    for name in names:
+        slow: set[str] = set()
+        for num_seeds in (2,) if arguments.quick else arguments.seeds:
+            rows = one_case(name, num_seeds, num_runs=2 if arguments.quick else arguments.runs, slow=slow)
+            peers, plans = peers + rows[0], plans + rows[1]
+    harness.finish(plans, None)
+    harness.finish(peers, arguments.out)
 
 
-def chosen(arguments: Arguments) -> list[str]:
+def chosen(arguments: Sweep) -> list[str]:
     """The names of the cases to run.
 
     Raises:
@@ -92,11 +74,6 @@ def chosen(arguments: Arguments) -> list[str]:
 
 def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tuple[list[dict], list[dict]]:
     """Rows against the peers and rows of plans; plans in ``slow`` are left out, and those that turn out to be so are added to it."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxbp import data, models, sweep
-
     case = _CASES[name]
     split = data.load(case.dataset, num_train=case.num_examples).train
     net = models.create(case.model, num_classes=10, **case.options)
@@ -126,10 +103,6 @@ def one_case(name: str, num_seeds: int, *, num_runs: int, slow: set[str]) -> tup
 
 
 def _train_fn(net: Any, num_epochs: int) -> Callable:
-    import jax
-
-    from jaxbp import training
-
     def train(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         settings = training.Settings(num_epochs=num_epochs, batch_size=_BATCH, measure_epochs=(num_epochs,))
         return training.train(net, training.sgd(_RATE, momentum=_MOMENTUM), (inputs, labels), key, settings).history["train_loss"][0]
@@ -147,10 +120,7 @@ def _torch(
     expected: np.ndarray,
 ) -> dict[str, Callable[[], Any]]:
     """The peers, those with convolutions in both memory formats; AssertionError if their losses are not ``expected``, (S,)."""
-    import jax
-
     from experiments.benchmarks import torch_sweeps
-    from jaxbp import models
 
     params, orders = [], []
     for seed in range(num_seeds):  # as `_train_fn` and `jaxbp.training.train` draw them
@@ -170,7 +140,3 @@ def _torch(
         if not (error := np.median(np.abs(peer() / expected - 1))) < 1e-2:
             raise AssertionError(f"{title} ends with other losses: half of the seeds differ by more than {error:.1e}")
     return peers
-
-
-if __name__ == "__main__":
-    main()

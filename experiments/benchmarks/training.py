@@ -1,6 +1,6 @@
 """Training: one step, and a whole epoch as one program, against PyTorch with the same network and batch.
 
-``python -m experiments.benchmarks.training [--quick] [--out FILE.json]``. ResNets with BatchNorm in training mode, SGD with
+``python -m experiments.benchmarks training [--quick] [--out FILE.json]``. ResNets with BatchNorm in training mode, SGD with
 momentum, batches of 64, a CPU's cores shared by one run. An epoch of ours draws its batches and trains inside one compiled
 scan; PyTorch's is a loop over the same number of batches, contiguous and channels last. Before anything is timed, both
 must give the same loss.
@@ -8,14 +8,14 @@ must give the same loss.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import tyro
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.settings import Training
+from jaxbp import models, training
 
 _BATCH = 64
 _CASES = {  # name: (model, its options, image shape, examples)
@@ -26,21 +26,8 @@ _CASES = {  # name: (model, its options, image shape, examples)
 }
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Training: seconds of a step and of an epoch, against PyTorch."""
-
-    quick: bool = False
-    """The smallest case and few runs, to see that it works."""
-    runs: int = 5
-    """Interleaved runs."""
-    out: Path | None = None
-    """Write the rows here as JSON."""
-
-
-def main() -> None:
+def run(arguments: Training) -> None:
     """Run all cases and print the table."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.benchmarks.training")
     harness.start()
     rows: list[dict[str, Any]] = []
     for name in list(_CASES)[:1] if arguments.quick else _CASES:
@@ -50,10 +37,6 @@ def main() -> None:
 
 def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
     """Time a step and an epoch of one network."""
-    import jax
-
-    from jaxbp import models, training
-
     model, options, shape, num_examples = _CASES[name]
     net = models.create(model, num_classes=10, **options)
     images = jax.random.normal(jax.random.key(1), (num_examples, *shape))
@@ -78,10 +61,6 @@ def one_case(name: str, *, num_runs: int) -> list[dict[str, Any]]:
 
 def _ours(net: Any, params: Any, state: Any, images: Any, labels: Any) -> tuple[Callable[[], Any], Callable[[], Any], float]:
     """A step on the first batch, an epoch as `training.train` has it but for the evaluation, and the first batch's loss."""
-    import jax
-
-    from jaxbp import training
-
     optimizer, settings = training.sgd(0.1, momentum=0.9), training.Settings(num_epochs=1, batch_size=_BATCH)
     step_fn = training.step_fn(net, optimizer, settings)
     start = training.TrainState(params, optimizer.init(params), state)
@@ -115,7 +94,3 @@ def _torch(net: Any, params: Any, images: Any, labels: Any, expected: float) -> 
         peers[title, "step"] = functools.partial(twin.train, first, 0.1, 0.9)
         peers[title, "epoch"] = functools.partial(twin.train, order, 0.1, 0.9)
     return peers
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ examples, since of 40 draws of 500 two were separable, of 1,000 none.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxbp import lab
 
@@ -30,6 +30,7 @@ class Case:
     """A data set, network and loss.
 
     Attributes:
+      model: "mlp", "convnet", or a network of the user's own, "module:function".
       num_train: training examples that a seed draws, None for all.
       arms: the trainings; empty for a case that only certifies.
       explore: whether to perturb the embedded minimum, and to measure spectral densities and a slice of the loss.
@@ -37,7 +38,7 @@ class Case:
     """
 
     dataset: str
-    model: Literal["mlp", "convnet"]
+    model: str
     width: int | tuple[int, ...]
     depth: int
     loss: Literal["cross_entropy", "squared_error"]
@@ -51,8 +52,9 @@ class Case:
     @property
     def name(self) -> str:
         """For instance "mnist1d, MLP 4, cross-entropy"."""
-        model = {"mlp": "MLP", "convnet": "ConvNet"}[self.model]
-        return f"{self.dataset}, {model} {self.depth}, {self.loss.replace('_', '-')}"
+        words = {"mlp": "MLP", "convnet": "ConvNet"}
+        model = f"{words[self.model]} {self.depth}" if self.model in words else self.model
+        return f"{self.dataset}, {model}, {self.loss.replace('_', '-')}"
 
     @property
     def tuned(self) -> tuple[str, ...]:
@@ -96,6 +98,8 @@ class Settings(lab.Settings):
       slice_points: points a side of the two-dimensional slice of the loss, 0 for none.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     learning_rate: float = 0.01
     small_learning_rate: float = 1e-4
@@ -106,6 +110,18 @@ class Settings(lab.Settings):
     num_certified: int = 2
     num_densities: int = 1
     slice_points: int = 25
+
+    def with_network(self, name: str) -> "Settings":
+        """As `lab.Settings.with_network`; the network must be a linen module, in which the affine map is embedded layer by layer."""
+        settings = lab.with_networks(self, name)
+        for case in settings.cases:
+            module = lab.network_module(name, num_classes=2, width=case.width, depth=case.depth)
+            if not hasattr(module, "apply"):  # modules of flax.linen have it, and what stands for others does not
+                raise lab.SettingsError(
+                    f"this study embeds an affine map layer by layer, which it can follow in modules of flax.linen alone, and {name} makes "
+                    "none: write the network in flax.linen, without normalisation"
+                )
+        return settings
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""

@@ -5,6 +5,7 @@ thresholds of the rules were set with pilots of one or two seeds in view, and ar
 """
 
 import dataclasses
+from typing import ClassVar
 
 from jaxbp import lab
 
@@ -46,6 +47,11 @@ class Settings(lab.Settings):
       every: epochs between measurements.
       delta: with which a bound may fail.
     """
+
+    own_networks: ClassVar[str] = (
+        "each network is compared with twins whose hidden layers are products of two factors, and what makes yours makes no such twins. "
+        "jaxbp.bounds.anatomy and jaxbp.bounds.low_rank bound yours as it is, if it is a chain of layers without biases and normalisation"
+    )
 
     cases: tuple[Case, ...]
     ranks: tuple[int, ...] = (16, 8)

@@ -74,11 +74,7 @@ class Settings(lab.Settings):
       memory: bytes that a kernel's temporaries may take.
     """
 
-    own_networks: ClassVar[str] = (
-        "its claims need networks of several widths, with and without shortcuts and BatchNorm, and the exact kernels of their infinitely "
-        "wide twins, which a network of your own does not have. jaxbp.ntk.empirical_ntk measures the kernel of yours, before training and "
-        "after, and jaxbp.ntk.measures compares the two"
-    )
+    own_networks: ClassVar[str] = ""
 
     dataset: str
     num_train: int | None
@@ -95,6 +91,23 @@ class Settings(lab.Settings):
     milestones: tuple[float, ...] = ()
     decay: float = 0.2
     memory: float = 4.0 * 2**30
+
+    def with_network(self, name: str) -> "Settings":
+        """The settings with a network of the user's own in the place of those beside the MLPs, which the controls need.
+
+        It has no exact infinite-width kernel and no place in the factorial of ResNets: its own kernels are compared, before training
+        and after, over the widths of the network that it replaces.
+
+        Raises:
+          SettingsError: the function that makes it takes no width.
+        """
+        lab.network_module(name, "width", num_classes=2, width=2)
+        kept = tuple(case for case in self.cases if case.model == "mlp")
+        replaced = next((case for case in self.cases if case.model != "mlp" and case.decays), None)
+        if replaced is None:
+            raise lab.SettingsError("there is no network to replace among the cases: leave --network out")
+        own = Case(name, name, replaced.widths, decays=(SMALL_DECAY,), learning_rate=replaced.learning_rate)
+        return dataclasses.replace(self, cases=(*kept, own))
 
     def validate(self) -> None:
         """Raise `lab.SettingsError` where the study cannot run as set."""

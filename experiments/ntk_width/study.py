@@ -16,6 +16,7 @@ from experiments.ntk_width.kernels import KERNELS, TARGET
 from experiments.ntk_width.settings import ASYMPTOTIC, SMALL_DECAY, STORED, Case
 from jaxbp import lab, report, stats
 from jaxbp.claims import Above, Within
+from jaxbp.models.own import is_own
 
 Values = Callable[[Any], xr.DataArray]
 JUDGED = KERNELS[0]  # unrelated networks agree too well on pairs of images, see `claims`
@@ -214,6 +215,11 @@ def is_trained(case: Case, settings: Any = None) -> bool:
     return bool(case.decays)
 
 
+def speaks_of_plain(case: Case) -> bool:
+    """Whether S3.a speaks of the case: MLPs, ConvNets, and any network of the user's own."""
+    return is_trained(case) and (case.model in ("mlp", "convnet") or is_own(case.model))
+
+
 def has_limit(case: Case, settings: Any = None) -> bool:
     """Whether the case is compared with an exact kernel."""
     return bool(case.exact_widths)
@@ -323,7 +329,7 @@ STUDY = lab.Study(
         ),
     ),
     measures=(
-        lab.Measure(claims.S3A, plain_slopes, where=lambda case: is_trained(case) and case.model in ("mlp", "convnet")),
+        lab.Measure(claims.S3A, plain_slopes, where=speaks_of_plain),
         lab.Measure(claims.S3B, falls, across=True),
         lab.Measure(claims.S3C, interaction, across=True),
         lab.Measure(claims.S3D, share_of_rescaling, where=lambda case: is_trained(case) and not case.batch_norm),

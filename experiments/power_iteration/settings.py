@@ -38,6 +38,22 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnCase(Case):
+    """A trained network of the user's own in the place of the MLP.
+
+    Attributes:
+      model: "module:function".
+    """
+
+    model: str = ""
+
+    @property
+    def name(self) -> str:
+        """For instance "digits, mine:make, 50 epochs"."""
+        return super().name.replace(self.dataset, f"{self.dataset}, {self.model}", 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
@@ -47,9 +63,19 @@ class Settings(lab.Settings):
       learning_rate: of SGD with momentum 0.9.
     """
 
+    own_networks: ClassVar[str] = ""
+
     cases: tuple[Case, ...]
     num_steps: int = 500
     learning_rate: float = 0.05
+
+    def with_network(self, name: str) -> "Settings":
+        """The settings with a network of the user's own where networks are trained; minima by construction keep their MLP."""
+        cases = [
+            case if case.num_epochs is None else OwnCase(**dataclasses.asdict(case), model=name)  # a case has no nested fields
+            for case in self.cases
+        ]
+        return dataclasses.replace(self, cases=tuple(cases))
 
 
 _SMOKE = (Case("digits", 200, 2), Case("digits", 200, 20, near_convergence=True), Case("digits", 200))

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import papers
-from experiments.power_iteration.settings import Case, Settings
+from experiments.power_iteration.settings import Case, OwnCase, Settings
 from jaxbp import data, lab, landscape, models, report, stats, training
 from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim
 
@@ -96,6 +96,29 @@ def minimum(net: models.Network, case: Case, batch: tuple, num_classes: int, key
     return landscape.embed_affine(net.module, fit, inputs, key=key)
 
 
+def own_eigenvalue(case: OwnCase, settings: Settings, seed: int) -> dict[str, float]:
+    """As `smallest_eigenvalue`, in a trained network of the user's own, of which BatchNorm keeps its stored statistics."""
+    split = data.load(case.dataset, seed=seed + _SALT % 2**31, num_train=case.num_train, data_dir=settings.data_dir)
+    net = models.create(case.model, num_classes=split.num_classes, width=case.width, depth=2)
+    init_key, order_key, start_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _SALT), 3)
+    start = net.init(init_key, split.train.inputs[:1])
+    options = training.Settings(num_epochs=case.num_epochs, batch_size=50)
+    optimizer = training.sgd(settings.learning_rate, momentum=0.9)
+    end = training.train(net, optimizer, tuple(split.train), order_key, options, start=start)
+
+    def operator(dtype: Any) -> Any:
+        params, state, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (end.params, end.state, split.train.inputs))
+        loss_fn = landscape.per_example_loss(lambda params, inputs: net.apply(params, inputs, state), case.loss)
+        return landscape.hessian(loss_fn, params, (inputs, split.train.labels))
+
+    narrow = operator(jnp.float32)
+    estimate, shift = shifted_power(narrow.matvec, jax.random.normal(start_key, (narrow.dimension,)), settings.num_steps)
+    with jax.enable_x64(True):
+        wide = operator(jnp.float64)
+        lanczos = lanczos_smallest(wide.matvec, start_key, wide.dimension)
+    return {"estimate": estimate, "called_negative": estimate < -_ROUNDING * abs(shift), "eigenvalue": lanczos}
+
+
 def planted(case: Case, settings: Settings, seed: int) -> xr.Dataset:
     """Both methods on diagonal operators whose smallest eigenvalue is known, (planted,)."""
     key = jax.random.fold_in(jax.random.key(seed), _SALT ^ 1)
@@ -131,15 +154,20 @@ def shifted_power(matvec: Callable, start: jax.Array, num_steps: int) -> tuple[f
     return shift, last
 
 
+def point_of(m: Any) -> xr.Dataset:
+    """Both results at the case's point."""
+    return m.own_eigenvalue if is_own(m.case) else m.smallest_eigenvalue
+
+
 def found(m: Any) -> xr.DataArray:
     """1 where the estimate is called negative, NaN where Lanczos' method did not converge or the eigenvalue is not negative."""
-    point = m.smallest_eigenvalue
+    point = point_of(m)
     return point.called_negative.astype(float).where(point.eigenvalue < 0)
 
 
 def sized(m: Any) -> xr.DataArray:
     """1 where the estimate is negative and within a factor of two, NaN as in `found`."""
-    point = m.smallest_eigenvalue
+    point = point_of(m)
     return found(m) * (np.abs(np.log2(np.abs(point.estimate / point.eigenvalue))) < 1)
 
 
@@ -170,6 +198,22 @@ def is_minimum(case: Case) -> bool:
     return case.num_epochs is None
 
 
+def is_own(case: Case) -> bool:
+    """Whether the network is the user's own."""
+    return isinstance(case, OwnCase)
+
+
+def of_each_seed(case: Case, settings: Settings) -> dict[str, Any]:
+    """A job a seed."""
+    return {"seed": settings.seeds}
+
+
+def cost(case: Case, settings: Settings, seed: int) -> float:
+    """Of a job, in epochs."""
+    return 100 + (case.num_epochs or 0)
+
+
+_READS = ("num_steps", "learning_rate")
 _EVENTS: dict[str, Any] = {"interval_fn": stats.event_interval}
 
 STUDY = lab.Study(
@@ -182,10 +226,10 @@ STUDY = lab.Study(
     paper=papers.TRUTH,
     stages=(
         lab.Stage(
-            smallest_eigenvalue,
-            over=lambda case, settings: {"seed": settings.seeds},
-            cost=lambda case, settings, seed: 100 + (case.num_epochs or 0),
-            reads=("num_steps", "learning_rate"),
+            smallest_eigenvalue, over=of_each_seed, where=lambda case, settings: not is_own(case), cost=cost, reads=_READS, group="points"
+        ),
+        lab.Stage(
+            own_eigenvalue, over=of_each_seed, where=lambda case, settings: is_own(case), cost=cost, reads=_READS, group="points"
         ),
         lab.Stage(
             planted,
@@ -197,7 +241,7 @@ STUDY = lab.Study(
     measures=(
         lab.Measure(FINDS, found, where=lambda case: not is_minimum(case), **_EVENTS),
         lab.Measure(SIZE, sized, where=lambda case: case.near_convergence, **_EVENTS),
-        lab.Measure(SPARES, lambda m: 1.0 - m.smallest_eigenvalue.called_negative, where=is_minimum, **_EVENTS),
+        lab.Measure(SPARES, lambda m: 1.0 - point_of(m).called_negative, where=is_minimum, **_EVENTS),
     ),
     controls=(
         lab.Control(
@@ -226,7 +270,7 @@ STUDY = lab.Study(
     tables=(
         report.ClaimMeans(),
         report.MeanTable(
-            lambda m: m.smallest_eigenvalue[["estimate", "eigenvalue"]].to_dataarray("measure"), columns="measure",
+            lambda m: point_of(m)[["estimate", "eigenvalue"]].to_dataarray("measure"), columns="measure",
             section="Estimates and eigenvalues", caption="By power iteration, and by Lanczos' method; means and 95 % intervals over seeds.",
         ),
         report.MeanTable(spectra, section="Planted spectra", caption="What both methods make of known spectra."),

@@ -5,6 +5,7 @@ claim. Thresholds were set with pilots of one to twenty seeds in view, and are f
 """
 
 import dataclasses
+from typing import ClassVar
 
 from jaxbp import lab
 
@@ -41,6 +42,22 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnCase(Case):
+    """Code lengths of a network of the user's own.
+
+    Attributes:
+      model: "module:function".
+    """
+
+    model: str = ""
+
+    @property
+    def name(self) -> str:
+        """For instance "code lengths, digits, mine:make"."""
+        return f"{super().name}, {self.model}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings(lab.Settings):
     """Everything that decides the numbers of a run.
 
@@ -56,6 +73,8 @@ class Settings(lab.Settings):
       steps: of the quantiser.
       delta: with which a bound may fail.
     """
+
+    own_networks: ClassVar[str] = ""
 
     cases: tuple[Case, ...]
     degree: int = 150
@@ -78,6 +97,11 @@ class Settings(lab.Settings):
     code_rate: float = 0.05
     steps: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03)
     delta: float = 0.05
+
+    def with_network(self, name: str) -> "Settings":
+        """The settings with a network of the user's own where code lengths are counted; S10.d keeps its MLPs, and the rest has none."""
+        cases = [OwnCase(CODE, case.dataset, model=name) if case.kind == CODE else case for case in self.cases]
+        return dataclasses.replace(self, cases=tuple(cases))
 
 
 _POLYNOMIALS = tuple(Case(POLYNOMIAL, design=design, target=target) for design in ("grid", "random") for target in ("smooth", "waves"))

@@ -7,6 +7,7 @@ fits noisy labels.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 from jaxbp import lab
 
@@ -48,6 +49,11 @@ class Settings(lab.Settings):
       num_draws: of signs, for a witness.
       delta: with which a bound may fail.
     """
+
+    own_networks: ClassVar[str] = (
+        "its bounds and lower bounds are those of ReLU networks without biases, padding and normalisation, of every depth, width and "
+        "stride that is varied. jaxbp.bounds.anatomy and jaxbp.bounds.sparse bound yours, if it is such a network"
+    )
 
     cases: tuple[Case, ...]
     num_train: int

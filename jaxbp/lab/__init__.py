@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxbp.lab.cli import can_go_on_after, guarded, load, main
-from jaxbp.lab.settings import Arguments, Settings, SettingsError, check_data, looks_of, with_networks
+from jaxbp.lab.settings import Arguments, Settings, SettingsError, check_data, looks_of, network_module, with_networks
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
+from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere
 
 if TYPE_CHECKING:
     from jaxbp.lab.adaptive import until_decided

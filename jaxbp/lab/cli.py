@@ -31,11 +31,11 @@ def main(arguments: type[Arguments], study: Any) -> None:
     options = tyro.cli(arguments, prog=command)
     folder = options.out or Path("runs") / f"{folder_name(module)}-{options.preset}"
     with guarded(folder):
-        settings = options.settings()
+        settings, machine = options.settings(), options.elsewhere.machine
         devices = importlib.import_module("jaxbp.runtime.jax_setup").start_jax(options.cluster)  # the one door to JAX
         execute = importlib.import_module("jaxbp.lab.execute")
-        if options.plan:
-            execute.print_cost(load(study), settings, folder, num_workers=len(devices))
+        if options.plan or machine:
+            execute.print_cost(load(study), settings, folder, num_workers=len(devices), elsewhere=options.elsewhere)
             return
         typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
         flags = {"recompute": options.recompute, "reuse": options.reuse}

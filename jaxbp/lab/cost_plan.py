@@ -16,6 +16,8 @@ import numpy as np
 from jaxbp.lab import job_times
 from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.jobs import Job
+from jaxbp.runtime.machines import Elsewhere, Machine, Roofline, roofline
+from jaxbp.runtime.program_cost import ProgramCost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,10 @@ class StageCost:
       programs: programs that they compile.
       num_bytes: of their results.
       peak_mib: of a process.
+      flops, bytes_accessed, launches: of the missing jobs by the compiler's account (`jaxbp.runtime.program_cost`), each program that a
+        job compiles called once; None if it was not noted.
+      program_mib: the most that a program holds on a device, at the sizes that were timed.
+      compile_seconds: of ``seconds``, those of compilation.
       basis: what the estimate is made from, in words.
     """
 
@@ -40,6 +46,27 @@ class StageCost:
     num_bytes: int | None
     peak_mib: int | None
     basis: str
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    launches: float | None = None
+    program_mib: float | None = None
+    compile_seconds: float = 0.0
+
+    def elsewhere(self, elsewhere: Elsewhere, here: Machine) -> Roofline | None:
+        """The time of the missing jobs one after another on another machine, without compilation; None where it is not known.
+
+        Without an efficiency, the time here times the ratio of the two rooflines: the share of the peaks that jobs reach here, host work
+        and programs that are called again included, is taken to hold there.
+        """
+        if not self.num_jobs - self.num_there:
+            return Roofline(0.0, "nothing")
+        if self.seconds is None or self.flops is None or self.bytes_accessed is None or self.launches is None or not elsewhere.machine:
+            return None
+        cost = ProgramCost(self.flops, self.bytes_accessed, self.launches)
+        there = roofline(cost, elsewhere.machine, elsewhere.efficiency or 1.0)
+        if elsewhere.efficiency is not None:
+            return there
+        return Roofline((self.seconds - self.compile_seconds) * there.seconds / roofline(cost, here, 1.0).seconds, there.bound_by)
 
 
 def estimate(jobs: Sequence[Job], there: Iterable[str], folders: Iterable[Path]) -> list[StageCost]:
@@ -61,6 +88,7 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
     if not records:
         return StageCost(stage, num_jobs, there, None, None, None, None, "no job of this stage was ever timed here: run a smaller preset")
     seconds, num_bytes, programs, exact = 0.0, 0.0, 0, 0
+    accounts: list[ProgramCost | None] = []
     compiled: dict[tuple[str, str], JobTime] = {}
     for job in missing:
         alike = [record for record in records if record.case == job.case.name]
@@ -68,21 +96,48 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         basis = alike or records
         seconds += float(np.median([_scaled(job, record) for record in basis]))
         num_bytes += float(np.median([record.num_bytes for record in basis]))
+        accounts.append(_account(job, basis))
         compiled.setdefault((job.case.name, str(job.point)), max(basis, key=lambda record: record.programs))
     per_case = {case: record for (case, _), record in compiled.items()}
     programs = sum(record.programs for record in per_case.values())
-    seconds += sum(record.compile_seconds for record in per_case.values())
+    compiling = sum(record.compile_seconds for record in per_case.values())
     timed = f"{len(records)} timed job{'s' * (len(records) != 1)}{_ratios(missing, records)}"
     basis_text = f"{timed}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
     peak = max(record.peak_mib for record in records)
-    return StageCost(stage, num_jobs, there, seconds, programs, round(num_bytes), peak, basis_text)
+    cost = StageCost(stage, num_jobs, there, seconds + compiling, programs, round(num_bytes), peak, basis_text, compile_seconds=compiling)
+    known = [account for account in accounts if account]
+    if len(known) < len(missing):
+        return cost
+    total = sum(known, ProgramCost())
+    return dataclasses.replace(
+        cost,
+        flops=total.flops,
+        bytes_accessed=total.bytes_accessed,
+        launches=total.launches,
+        program_mib=max(account.memory for account in known) / 2**20,
+    )
 
 
 def _scaled(job: Job, record: JobTime) -> float:
     """The time of a job by that of another, without compilation."""
+    return (record.seconds - record.compile_seconds) * _ratio(job, record)
+
+
+def _ratio(job: Job, record: JobTime) -> float:
+    """The work of a job over that of another: by the stage's own cost, and by sizes of which that knows nothing."""
     ratio = job.weight / record.weight if record.weight else 1.0
     sizes = job.scale
-    return (record.seconds - record.compile_seconds) * ratio * math.prod(sizes[n] / record.scale[n] for n in sizes if record.scale.get(n))
+    return ratio * math.prod(sizes[name] / record.scale[name] for name in sizes if record.scale.get(name))
+
+
+def _account(job: Job, basis: Sequence[JobTime]) -> ProgramCost | None:
+    """What a job's programs cost, from the timed job that compiled the most for its work: later ones use the programs of earlier ones."""
+    noted = [record for record in basis if record.bytes_accessed]
+    if not noted:
+        return None
+    most = max(noted, key=lambda record: record.bytes_accessed * _ratio(job, record))
+    cost = ProgramCost(most.flops, most.bytes_accessed, most.launches)
+    return dataclasses.replace(cost.times(_ratio(job, most)), memory=max(record.program_bytes for record in noted))
 
 
 def _ratios(missing: Sequence[Job], records: Sequence[JobTime]) -> str:

@@ -16,6 +16,7 @@ from jaxbp.lab.run import Run
 from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
 from jaxbp.runtime import jax_setup, processes
+from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere
 from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import StoreError
 
@@ -115,12 +116,12 @@ def _note_rules(store: Any, study: Study) -> list[str]:
     return changed
 
 
-def print_cost(study: Study, settings: Any, folder: Path, *, num_workers: int) -> None:
-    """Say what the run would cost; with a schedule of looks, its first look."""
+def print_cost(study: Study, settings: Any, folder: Path, *, num_workers: int, elsewhere: Elsewhere = NOWHERE_ELSE) -> None:
+    """Say what the run would cost, here and elsewhere; with a schedule of looks, its first look."""
     results, jobs = Results(folder), plan(study, settings)
     if settings.looks:
         print(f"the first look, at {settings.num_seeds} seeds:")
-    print_plan(estimate(jobs, results.paths, results.folders), num_workers)
+    print_plan(estimate(jobs, results.paths, results.folders), num_workers, elsewhere)
 
 
 def print_outcome(section: Any, folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import jax
 
-from jaxbp.runtime import jax_setup
+from jaxbp.runtime import jax_setup, program_cost
+from jaxbp.runtime.program_cost import ProgramCost
 
 _NAME = "job_times.{}.jsonl"
 _COMPILING = "/jax/core/compile/backend_compile_duration"
+_RECENT = 8  # executables among which that of a compilation is looked for: workers compile beside each other
 _of_thread = threading.local()
 
 
@@ -33,6 +36,8 @@ class JobTime:
       programs: the number of programs that were compiled.
       num_bytes: of the result on disk.
       peak_mib: peak memory of the process until then.
+      flops, bytes_accessed, launches, program_bytes: what the programs that were compiled cost by the compiler's account, each called
+        once (`jaxbp.runtime.program_cost`); ``program_bytes`` is the most that one of them holds on a device. 0 where it is not known.
     """
 
     stage: str
@@ -45,6 +50,10 @@ class JobTime:
     programs: int = 0
     num_bytes: int = 0
     peak_mib: int = 0
+    flops: float = 0.0
+    bytes_accessed: float = 0.0
+    launches: float = 0.0
+    program_bytes: int = 0
 
 
 @contextlib.contextmanager
@@ -59,10 +68,31 @@ def timed(record: JobTime) -> Iterator[None]:
         _of_thread.record = None
 
 
-def _note_compilation(event: str, duration_secs: float, **_: Any) -> None:
+def _note_compilation(event: str, duration_secs: float, **facts: Any) -> None:
     if event == _COMPILING and (record := getattr(_of_thread, "record", None)) is not None:
+        began = time.monotonic()
+        cost = _cost_of(str(facts.get("fun_name", "")))
         record.programs += 1
-        record.compile_seconds += duration_secs
+        record.compile_seconds += duration_secs + time.monotonic() - began
+        record.flops += cost.flops
+        record.bytes_accessed += cost.bytes_accessed
+        record.launches += cost.launches
+        record.program_bytes = max(record.program_bytes, cost.memory)
+
+
+def _cost_of(name: str) -> ProgramCost:
+    """The cost of the program ``name`` that was compiled last; none where the client does not list its executables."""
+    with contextlib.suppress(AttributeError, LookupError, ValueError, RuntimeError, NotImplementedError):  # never fails a job
+        device = jax.config.jax_default_device or jax.local_devices()[0]
+        for executable in device.client.live_executables()[:_RECENT]:
+            if _letters(executable.hlo_modules()[0].name) == _letters(name):
+                return program_cost.of_executable(executable)
+    return ProgramCost()
+
+
+def _letters(name: str) -> str:
+    """A program's name without what compilers write differently, such as "jit(f)" and "jit_f"."""
+    return re.sub(r"[^A-Za-z0-9]", "", name)
 
 
 jax.monitoring.register_event_duration_secs_listener(_note_compilation)

@@ -2,7 +2,7 @@
 
 A study's `jaxbp.lab.Arguments` may change several fields for one option (epochs also change when kernels are measured), so an axis that
 is an option goes through them. Any other axis is a field of the settings or, where they have none of the name, of their cases;
-``options.norm`` is an entry of a field that holds pairs of names and values.
+``options.norm`` is an entry of a field that holds pairs of names and values; ``+options.norm`` adds one that the cases lack.
 """
 
 import ast
@@ -22,6 +22,8 @@ from jaxbp.lab.settings import NO_SETTINGS, OPTION_FIELDS, Arguments, SettingsEr
 
 Sampling = Literal["sobol", "random"]
 _FIXED = ("preset", "num_seeds", "looks", "cases", "data_dir", "name")  # what is no setting to vary, or has options of its own
+_SPECIAL = {"true": True, "false": False, "none": None}
+_WORDS = re.compile(r"""('[^']*'|"[^"]*")|(?<![\w.])([A-Za-z_]\w*)""")  # quoted text, or a bare word, within brackets
 _MOST_DRAWS = 50  # points drawn for each cell that is wanted, before the grid counts as exhausted
 
 
@@ -33,7 +35,7 @@ def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
     """
     axes = []
     for text in texts:
-        match = re.fullmatch(r"([\w.]+)(?:\[([\w.]+)=([^\]]+)\])?=(.+)", text, re.DOTALL)
+        match = re.fullmatch(r"(\+?[\w.]+)(?:\[([\w.]+)=([^\]]+)\])?=(.+)", text, re.DOTALL)
         if not match:
             raise SettingsError(f"an axis is NAME=VALUE,VALUE or NAME[OTHER=VALUE]=VALUE,VALUE, got {text!r}")
         name, other, there, values = match.groups()
@@ -89,12 +91,16 @@ def parse_values(text: str) -> tuple[Any, ...]:
 
 def _value(text: str) -> Any:
     text = text.strip()
-    special = {"true": True, "false": False, "none": None}
-    if text.lower() in special:
-        return special[text.lower()]
+    if text.lower() in _SPECIAL:
+        return _SPECIAL[text.lower()]
+    literal = _WORDS.sub(lambda word: word[1] or repr(_plain(word[2])), text) if text[:1] in ("(", "[") else text
     with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
+        return ast.literal_eval(literal)
     return text
+
+
+def _plain(word: str) -> Any:
+    return _SPECIAL.get(word.lower(), word)
 
 
 def points(axes: Sequence[Axis], num_cells: int | None = None, sampling: Sampling = "sobol", seed: int = 0) -> list[dict[str, Any]]:
@@ -137,7 +143,7 @@ def settings_at(base: Any, point: Mapping[str, Any]) -> Any:
       SettingsError: the study cannot run so, or a value is of the wrong kind.
     """
     known = varying(base)
-    values = {name: _fitting(name, value, known[name]) for name, value in point.items()}
+    values = {name: _fitting(name, value, known.get(name, ())) for name, value in point.items()}
     settings = base
     if isinstance(base, Arguments):
         options = _options(base)
@@ -153,9 +159,15 @@ def settings_at(base: Any, point: Mapping[str, Any]) -> Any:
 def check_known(base: Any, axes: Sequence[Axis]) -> None:
     """Raise `SettingsError` for axes that the study does not have, which lists those that it has."""
     known = varying(base)
-    if unknown := [axis.name for axis in axes if axis.name not in known]:
+    if unknown := [axis.name for axis in axes if axis.name not in known and not _adds(axis.name, known)]:
         have = "\n  ".join(f"{name}: {_shown(values)}" for name, values in known.items())
         raise SettingsError(f"this study has no setting {', '.join(unknown)} to vary. It has, with the present values:\n  {have}")
+
+
+def _adds(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether a name such as "+options.norm" adds an entry to a field that holds pairs."""
+    field, dot, entry = name.removeprefix("+").partition(".")
+    return name.startswith("+") and bool(dot and entry) and any(other.startswith(f"{field}.") for other in known)
 
 
 def _shown(values: Sequence[Any]) -> str:
@@ -199,12 +211,15 @@ def _entries(value: Any) -> dict[str, Any]:
 
 
 def _with_entry(settings: Any, name: str, value: Any) -> Any:
-    """The settings with an entry of a field of pairs replaced, in the settings or in each case that has it."""
-    field, _, entry = name.partition(".")
+    """The settings with an entry of a field of pairs replaced or added, in the settings or in each case that has it, or the field."""
+    adds = name.startswith("+")
+    field, _, entry = name.removeprefix("+").partition(".")
 
     def replaced(owner: Any) -> Any:
         pairs = _entries(getattr(owner, field, None))
-        return dataclasses.replace(owner, **{field: tuple((pairs | {entry: value}).items())}) if entry in pairs else owner
+        if not (entry in pairs or (adds and hasattr(owner, field))):
+            return owner
+        return dataclasses.replace(owner, **{field: tuple((pairs | {entry: value}).items())})
 
     if hasattr(settings, field):
         return replaced(settings)

@@ -88,19 +88,28 @@ class CellState:
 
     Attributes:
       point: the values of the axes.
-      settings: of the study there, at the present look.
+      settings: of the study there, at the present look, with the cases of the controls.
       verdict: None until it is known.
       failure: why there will be none, or "".
       used: the keys of all jobs that the cell has asked for.
     """
 
-    def __init__(self, question: Question, point: Mapping[str, Any], settings_fn: Callable[[], Any], codes: dict[Callable, Fingerprint]):
+    def __init__(
+        self,
+        question: Question,
+        point: Mapping[str, Any],
+        settings_fn: Callable[[], Any],
+        kept_fn: Callable[[Any], Any],
+        codes: dict[Callable, Fingerprint],
+    ):
+        """``kept_fn`` leaves of settings the cases in which the claim is judged."""
         self.point, self.failure = point, ""
         self.verdict: Verdict | None = None
         self.used: dict[str, None] = {}
-        self._question, self._codes = question, codes
+        self._question, self._kept_fn, self._codes = question, kept_fn, codes
         try:
             self.settings = settings_fn()
+            kept_fn(self.settings)  # which says now if there is no such case
             self._jobs = self._plan()
         except Exception as error:  # noqa: BLE001 - this cell cannot be, and others can
             self._fail(error)
@@ -139,6 +148,9 @@ class CellState:
         """The cell as it is now."""
         return MapCell(self.point, self.verdict, "" if self.verdict else self.failure or "not computed")
 
+    def _run(self, settings: Any, archive: Archive | Results) -> Run:
+        return Run(self._question.study, settings, list(self._jobs.values()), _Asking(archive))  # type: ignore[arg-type]
+
     def _plan(self) -> dict[str, Job]:
         return {job.key: job for job in plan(self._question.study, self.settings, self._codes)}
 
@@ -149,11 +161,11 @@ class CellState:
     def _ask(self, archive: Archive | Results) -> tuple[list[Job], tuple[Verdict, bool]]:
         """What is missing, and otherwise the verdict and whether more seeds may change it."""
         question = self._question
-        run = Run(question.study, self.settings, list(self._jobs.values()), _Asking(archive))  # type: ignore[arg-type]
         asked: dict[str, None] = {}
+        run, every = (self._run(settings, archive) for settings in (self._kept_fn(self.settings), self.settings))
         values = {measure.claim: _values(measure, run, asked) for measure in question.measures}
         controls = {id_: control.measured(id_) for id_, control in question.controls.items()}
-        of_controls = {id_: _values(measure, run, asked) for id_, measure in controls.items()}
+        of_controls = {id_: _of_control(measure, run, every, asked) for id_, measure in controls.items()}
         if asked:
             return self._with_needs(archive, asked), (None, False)  # type: ignore[return-value]
         looks = self.settings.looks
@@ -209,6 +221,14 @@ def _values(measure: Measure, run: Run, asked: dict[str, None]) -> dict[str, Any
         except NeededError as error:
             asked[error.key] = None
     return values
+
+
+def _of_control(measure: Measure, run: Run, every: Run, asked: dict[str, None]) -> dict[str, Any]:
+    """The values of a control in the cases in which the claim is judged or, if it has none there, in all of its own."""
+    of_run: dict[str, None] = {}
+    values = _values(measure, run, of_run)
+    asked |= of_run
+    return values if values or of_run else _values(measure, every, asked)
 
 
 def shared_case_names(cells: Sequence[MapCell]) -> list[MapCell]:

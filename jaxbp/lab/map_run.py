@@ -7,6 +7,7 @@ map or run nearby is used, and the same command goes on from where it was stoppe
 import collections
 import dataclasses
 import fnmatch
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class MapOptions:
       num_cells: cells that are drawn from the grid; None for all.
       sampling: how they are drawn.
       seed: of the draw.
-      only_cases: patterns of the names of the study's cases that are kept, as `fnmatch` has them; none keeps all.
+      only_cases: patterns of the names of the study's cases in which the claim is judged, as `fnmatch` has them; none keeps all. A control
+        that has none of these is judged in its own.
       with_controls: whether the controls that the claim hangs on are computed in every cell, and may void its verdict.
       reuse: take over equal results from the runs in the folders nearby.
       devices: the names of those that compute, a job each beside each other.
@@ -122,24 +124,22 @@ def _cells(question: Question, axes: Sequence[Axis], settings: Any, options: Map
     map_axes.check_known(settings, axes)
     points = map_axes.points(axes, options.num_cells, options.sampling, options.seed)
     codes: dict[Callable, Fingerprint] = {}
-    cells = [CellState(question, point, _settings_fn(settings, point, options.only_cases), codes) for point in points]
+    kept = functools.partial(_kept, options.only_cases)
+    cells = [CellState(question, point, functools.partial(map_axes.settings_at, settings, point), kept, codes) for point in points]
     if all(cell.failure for cell in cells):
         raise SettingsError(f"no cell of the map can run; the first, {cells[0].result().name}: {cells[0].failure}")
     return cells
 
 
-def _settings_fn(base: Any, point: Mapping[str, Any], only_cases: Sequence[str]) -> Callable[[], Any]:
-    def settings() -> Any:
-        made = map_axes.settings_at(base, point)
-        if not only_cases:
-            return made
-        kept = tuple(case for case in made.cases if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in only_cases))
-        if not kept:
-            names = ", ".join(case.name for case in made.cases)
-            raise SettingsError(f"no case matches {', '.join(only_cases)}: the cases are {names}")
-        return dataclasses.replace(made, cases=kept)
-
-    return settings
+def _kept(only_cases: Sequence[str], settings: Any) -> Any:
+    """The settings with the cases in which the claim is judged."""
+    if not only_cases:
+        return settings
+    kept = tuple(case for case in settings.cases if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in only_cases))
+    if not kept:
+        names = ", ".join(case.name for case in settings.cases)
+        raise SettingsError(f"no case matches {', '.join(only_cases)}: the cases are {names}")
+    return dataclasses.replace(settings, cases=kept)
 
 
 def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) -> dict[str, int]:

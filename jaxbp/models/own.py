@@ -41,6 +41,16 @@ def maker(name: str) -> Callable[..., Any]:
     return make
 
 
+def takes(name: str, argument: str) -> bool:
+    """Whether the function behind a name has an argument, such as "width".
+
+    Raises:
+      ValueError: there is no such function.
+    """
+    parameters = inspect.signature(maker(name)).parameters
+    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
 @functools.cache
 def create_own(name: str, **choices: Any) -> Network:
     """The network that the function ``name`` makes; the same object for equal arguments.

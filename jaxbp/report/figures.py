@@ -18,14 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxbp import stats
+from jaxbp.report.dark_figures import with_dark_colours
 from jaxbp.runtime import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out as it vanishes on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out, and sky blue and orange are darker, to be seen on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#439CD0", "#C88700", "#000000")
+MARKERS = dict(zip(PALETTE, "os^Dvp*", strict=True))  # shapes tell curves apart where colours do not
 
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -35,7 +37,8 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
     "savefig.dpi": 170,
-    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # the first ships with matplotlib, the second is as wide
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -51,6 +54,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "svg.hashsalt": "jaxbp",  # element ids are random without it
+    "svg.fonttype": "none",  # words stay words: small files, that can be searched and read aloud
 }
 
 
@@ -86,8 +90,10 @@ def save_figure(fig: "Figure", folder: str | os.PathLike, name: str) -> tuple[Pa
         buffer = io.BytesIO()
         with style():
             fig.savefig(buffer, format=kind, metadata=metadata)
+            fig.set_layout_engine("none")  # the layout stays, and is not computed a second time
+        content = buffer.getvalue()
         paths.append(Path(folder) / f"{name}.{kind}")
-        files.write_atomically(paths[-1], buffer.getvalue())
+        files.write_atomically(paths[-1], with_dark_colours(content) if kind == "svg" else content)
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # a figure of the caller's own may be registered there
         pyplot.close(fig)
     return paths[0], paths[1]
@@ -192,7 +198,8 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     mean, low, high = np.array(points).T
     low[usable.sum(0) < 3] = np.nan
     above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if dashed else {}  # what lies under a dashed line shines through
-    (line,) = ax.plot(x, mean, marker="o", label=label, markersize=4, **above)
+    (line,) = ax.plot(x, mean, label=label, markersize=4, **above)
+    line.set_marker(MARKERS.get(str(line.get_color()), "o"))
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
     ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)

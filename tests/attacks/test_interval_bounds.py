@@ -53,6 +53,7 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["mixed", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_bounds_hold_the_outputs_of_samples(name):
     """In a box small enough for the ends to be near: all of 300 points and the corners lie between, and the bounds are not absurd."""
     if name == "mixed":

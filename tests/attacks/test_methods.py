@@ -95,7 +95,7 @@ def trained():
 # Contracts of every attack.
 
 
-@pytest.mark.first_cases(6)
+@pytest.mark.first_cases(3)
 @pytest.mark.parametrize("name, norm", TABLE)
 def test_what_an_attack_returns_is_true(name, norm):
     """Success and loss are those of the inputs returned, these are within reach, and eager equals jit."""
@@ -159,6 +159,7 @@ def test_seeds_under_vmap_equal_a_loop(name, x64):
         np.testing.assert_array_equal(together.success[seed], alone.success)
 
 
+@pytest.mark.slow
 def test_restarts_in_a_loop_and_in_a_batch_are_the_same(x64):
     network = partial(mlp, random_mlp(jax.random.key(1), (6, 8, 4)))
     inputs = jax.random.uniform(jax.random.key(2), (30, 6))
@@ -288,7 +289,7 @@ def test_the_projection_in_l1_is_the_nearest_point(x64):
         assert ((y - z) ** 2).sum() == pytest.approx(value, rel=1e-7, abs=1e-12)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["apgd", "square"])
 def test_l1_attacks_come_close_to_the_linear_programme(method):
     """Two classes: the worst point of ball and box moves the largest weights to the edge until the budget is spent."""
@@ -330,6 +331,7 @@ def test_steps_are_the_steepest(x64):
     np.testing.assert_array_equal(sparse.open_entries(gradient[:1], jnp.array([[0.0, 0.0]])), [[3, 0]])
 
 
+@pytest.mark.slow
 def test_random_starts_fill_the_ball_uniformly():
     inputs = jnp.zeros((4000, 3))
     far = {}
@@ -374,6 +376,7 @@ RULES = [("linf", "constant", 4), ("l2", "linear", 2.5), ("l2", "cosine", 2.5), 
 
 
 @pytest.mark.parametrize("norm, rule, total", RULES)
+@pytest.mark.first_cases(1)
 def test_steps_have_the_lengths_of_their_rule(norm, rule, total, x64):
     """On a linear network all steps go one way: four of them add up to the sum of the shares."""
     weights = jax.random.normal(jax.random.key(0), (5, 2))
@@ -457,6 +460,7 @@ def test_foolbox_agrees(trained, restarts, norm, epsilon, kind):
     assert 1 - float(run(apgd, network, jax.random.key(0), inputs, labels).success.mean()) <= theirs
 
 
+@pytest.mark.slow
 def test_targets_are_reached(trained):
     network, inputs, labels = trained
     wanted = (labels + 1) % 10
@@ -468,6 +472,7 @@ def test_targets_are_reached(trained):
     assert float((network(inputs).argmax(-1) == wanted).mean()) < 0.1
 
 
+@pytest.mark.slow
 def test_apgd_needs_no_step_size_where_pgd_with_a_bad_one_fails(trained):
     """Its checkpoints are the source's, and its steps get shorter: with steps of 2 epsilon throughout PGD is worse."""
     assert attacks.step_size_checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
@@ -510,6 +515,7 @@ def apgd_by_the_book(loss, slope, project, ascent, start, epsilon, num_steps):
 
 
 @pytest.mark.parametrize("num_steps", [20, 50])
+@pytest.mark.first_cases(1)
 def test_apgd_is_algorithm_1(num_steps, x64):
     """Against a loop by the book, on a wavy landscape where either condition decides for some of 80 examples."""
     slant, waves = np.array([1.0, -0.4]), np.array([17.7, 35.9])
@@ -634,7 +640,7 @@ def test_a_proposal_in_l2_moves_mass_between_its_windows_and_adds_what_was_unuse
     np.testing.assert_allclose(np.where(inside, 0, result), np.where(inside, 0, best), atol=1e-6)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm, shape",
     [

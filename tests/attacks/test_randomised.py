@@ -59,6 +59,7 @@ def test_the_gradient_of_the_expectation_is_the_mean_gradient():
     assert float(jnp.abs(draws(moved) - draws(INPUTS)).max()) > 0.5  # fresh noise at the next number
 
 
+@pytest.mark.slow
 def test_a_randomised_network_under_a_deterministic_attack_is_named():
     """And probabilities in place of logits are, in the same program."""
 

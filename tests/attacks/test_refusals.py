@@ -156,7 +156,7 @@ def test_bounds_that_are_none_are_refused(bounds):
         attacks.Threat("linf", 0.1, bounds)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "norm"), [((4, 3, 3), "linf"), ((3,), "l2")], ids=["images", "vectors"])
 def test_each_channel_may_have_its_bounds(shape, norm):
     low, high = np.array([-1.0, -2.0, 0.0]), np.array([1.0, 3.0, 0.5])

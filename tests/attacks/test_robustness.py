@@ -50,6 +50,7 @@ def broken_by_theory():
 
 
 @pytest.mark.parametrize("only_survivors, batch_size", [(True, 32), (False, 90)])
+@pytest.mark.first_cases(1)
 def test_robust_accuracy_of_a_linear_network_is_its_closed_form(only_survivors, batch_size):
     suite = {"fgsm": attacks.fgsm(THREAT), "targeted": attacks.pgd(THREAT, num_steps=3, targets=3, loss="margin")}
     found = attacks.robust_accuracy(
@@ -102,6 +103,7 @@ def test_an_attack_that_claims_too_much_is_not_believed():
     assert found.worst_case == found.clean
 
 
+@pytest.mark.slow
 def test_radii_and_networks_share_programs():
     traces = []
 
@@ -121,6 +123,7 @@ def test_radii_and_networks_share_programs():
     assert len(traces) == before
 
 
+@pytest.mark.slow
 def test_plain_networks_are_not_suspected_and_masking_ones_are():
     """One linear classifier: as it is, rounded to steps, and so steep that float32 has no gradient of its loss."""
     threat = attacks.Threat("linf", 0.08)
@@ -150,6 +153,7 @@ def test_plain_networks_are_not_suspected_and_masking_ones_are():
     assert {check.name: check.value for check in found["quantised"].gradient_masking_checks}["zero_gradients"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_huge_radius_holds_every_image_in_l2_too():
     """Only images brighter than 0.9 throughout are taken for the other class: from black, a distance of almost 4."""
 
@@ -163,6 +167,7 @@ def test_the_huge_radius_holds_every_image_in_l2_too():
     assert {check.name: check.value for check in checks}["huge_radius"] == 0
 
 
+@pytest.mark.slow
 def test_one_step_that_beats_many_is_suspicious():
     """The loss rises from the input for as long as the step of FGSM, and falls back at every shorter one."""
 
@@ -181,6 +186,7 @@ def test_one_step_that_beats_many_is_suspicious():
     assert "under one step is" in str(found["one_step"])
 
 
+@pytest.mark.slow
 def test_autoattack_sees_through_saturation():
     """Ratios of logits have gradients where the cross-entropy has none, so the worst case is the plain network's."""
     suite = attacks.autoattack(attacks.Threat("linf", 0.08), num_steps=10, num_targets=3, num_queries=60)

@@ -107,6 +107,7 @@ def test_arguments_are_checked(options, message):
         bounds.risk(BOUND, **{"margins": np.ones(1000)} | options)
 
 
+@pytest.mark.slow
 def test_the_bound_holds_in_simulated_samples():
     """Linear classifiers of two classes fitted to 400 examples of a known law, 50 samples: at most delta may violate the bound."""
     rng, violations, bound_values = np.random.default_rng(0), 0, []

@@ -54,6 +54,7 @@ def exact_one_channel(pixels):
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("num_pixels", [1, 16, 625])
+@pytest.mark.first_cases(3)
 def test_all_signs_and_the_published_formula_that_lies_below(depth, num_pixels):
     pixels = np.random.default_rng(num_pixels).uniform(size=(10, num_pixels)) * 0.9  # as raw images: in deeper nets too relu(x) = x
     images = pixels[:, :, None, None]
@@ -92,6 +93,7 @@ def test_signed_pixels_and_all_signs():
 
 
 @pytest.mark.parametrize("dataset, published, ratio", [("digits", 0.946, 0.7), ("mnist5k", 0.491, 0.18)])
+@pytest.mark.first_cases(1)
 def test_the_published_formula_lies_below_a_witness_on_data(dataset, published, ratio):
     """Three layers of 2 x 2 averaging filters of norm 1 are members of the class: what their features reach is a lower bound."""
     images = data.load(dataset).train.inputs
@@ -108,6 +110,7 @@ def test_the_published_formula_lies_below_a_witness_on_data(dataset, published, 
     assert witness.value + 3 * witness.standard_error < path.value < 4 * witness.value
 
 
+@pytest.mark.slow
 def test_ascent_stays_below_the_bounds_of_a_tree():
     """A tree of four pixels, windows of two, m = 6: nearly tight at this size."""
     images = RNG.normal(size=(6, 4, 1, 1))

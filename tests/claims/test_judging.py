@@ -118,6 +118,7 @@ def test_judge_corrects_a_contradiction_for_the_number_of_cases():
     assert "98.33 %" in verdict.note
 
 
+@pytest.mark.slow
 def test_judge_contradicts_a_true_claim_in_at_most_one_run_of_forty():
     # Six cases on the very threshold: each strays below it in 2.5 % / 6 of runs, some case in nearly 2.5 %.
     rng, num_runs = np.random.default_rng(3), 800

@@ -76,6 +76,7 @@ def test_cutmix_fills_one_box_and_says_what_is_left():
     assert 1 - shares.mean() == pytest.approx((inside.mean(1) ** 2).mean(), abs=float(4 * shares.std() / 20))
 
 
+@pytest.mark.slow
 def test_cutmix_at_times():
     images, labels = numbered(3, 4) * jnp.arange(1.0, 5.0)[:, None, None, None], jnp.arange(4)
     never, _, share = augment.cutmix(0.0)(jax.random.key(0), images, labels)

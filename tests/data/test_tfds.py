@@ -84,6 +84,7 @@ def test_a_prepared_set_has_its_own_images_labels_and_splits(prepared):
     assert len({image.tobytes() for part in (found.train, found.validation) for image in part.inputs}) == 40
 
 
+@pytest.mark.slow
 def test_both_file_formats_give_the_same_bits(prepared):
     with tfds_warnings_ignored():
         a, b = (data.load("tfds:tiny_shapes@2", data_dir=folder) for folder in prepared.values())

@@ -22,6 +22,7 @@ def results():
     return study.train_all(SMALL.cases[0], SMALL, 0, SHARES, RATES)
 
 
+@pytest.mark.slow
 def test_averages_are_those_of_runs_trained_one_by_one(results, monkeypatch):
     """A base run and one with the second example replaced, at half of the labels wrong and the larger rate."""
     case, settings = SMALL.cases[0], SMALL

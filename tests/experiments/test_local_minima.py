@@ -279,6 +279,7 @@ def tiny():
     return settings, embedded
 
 
+@pytest.mark.slow
 def test_the_embedded_point_is_proven_and_its_neighbours_are_not(tiny):
     _, embedded = tiny
     assert (embedded.status == "proven").all()
@@ -296,6 +297,7 @@ def test_tuning_takes_the_rate_of_the_lowest_loss(tiny):
     np.testing.assert_allclose(alone.end_loss.values[:, 0], tuned.end_loss.values[:, 1], rtol=1e-5)  # a seed knows not of others
 
 
+@pytest.mark.slow
 def test_below_the_limit_a_run_takes_its_share_and_as_many_steps_as_fit(tiny):
     settings, embedded = tiny
     wanted, limit = settings.learning_rate * 8, 2 * 1.9 / embedded.largest.values  # two epochs of four batches

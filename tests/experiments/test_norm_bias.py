@@ -68,6 +68,7 @@ def finished(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 def test_every_group_of_seeds_takes_its_own_best_setting(finished):
     tuned = finished.tune
     for name, pairs in study.settings_tried(SMALL.num_settings).items():

@@ -84,13 +84,6 @@ def test_bad_input_is_one_clear_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_network_of_one_s_own_is_refused_with_what_to_do():
-    with pytest.raises(
-        lab.SettingsError, match=r"several widths.*exact kernels.*empirical_ntk measures the kernel of yours.*Leave --network out"
-    ):
-        PRESETS["smoke"].with_network("mine:make")
-
-
 def test_epochs_are_dense_first():
     assert log_spaced(15) == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15)
     assert log_spaced(1) == (0, 1)
@@ -220,6 +213,7 @@ def trained_function():
     return nets, jax.tree.unflatten(tree, moved), state, images
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_the_same_function_in_the_ntk_parametrisation():
     (standard, ntk), params, state, images = trained_function()
     same = ntk.apply(kernels.in_ntk_parametrisation(params), images, state)

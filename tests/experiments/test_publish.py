@@ -4,11 +4,15 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
+import xarray as xr
 
+from experiments import map_tables
 from experiments import results_pages as publish
 from experiments.__main__ import NAMES
 from jaxbp import claims, lab
+from jaxbp.lab import archive
 
 CLAIM = claims.Claim("S2.a", "Weight decay | beats none.", "Table 2", "gain", claims.Above(0.0))
 FACTS = {
@@ -25,15 +29,42 @@ def test_readme_and_guide_show_what_was_published():
     verdicts, known = publish.published(publish.FOLDER), publish.facts(publish.FOLDER)
     larger = publish.published(publish.STANDARD)
     headlines = [verdict for verdict in verdicts if verdict.claim.id in publish.HEADLINES]
+    maps = map_tables.published()
     for page, text, marker in (
         (publish.README, publish.summary(headlines, known), publish.BEGIN),
         (publish.RESULTS, publish.table(verdicts, known), publish.BEGIN),
         (publish.RESULTS, publish.comparison(verdicts, larger, publish.facts(publish.STANDARD)), publish.BEGIN_STANDARD),
+        (publish.README, map_tables.grid(maps[publish.SHOWN_MAP]), publish.BEGIN_MAPS),
+        (publish.MAPS_PAGE, map_tables.overview(maps), publish.BEGIN_MAPS),
     ):
         assert publish.with_table(page, text, marker) == page.read_text("utf-8")
     assert (publish.FOLDER / "verdicts.svg").exists()
     assert (publish.FOLDER / "headlines.svg").exists()
     assert {v.claim.id.partition(".")[0] for v in verdicts} == {f"S{number}" for number in range(1, 11)}
+
+
+def test_a_map_is_taken_and_told(tmp_path, monkeypatch):
+    """Arrays made by hand, in which one axis alone decides; the other and the seeds add a little."""
+    monkeypatch.setattr(map_tables, "MAPS", tmp_path / "published")
+    axes = ("rate", "shift", "num_epochs")
+    effect = np.array([[2.0, 2.1], [-1.0, -1.1], [-2.0, -2.0]])[..., None]
+    arrays = {"effect": effect, "low": effect - 0.3, "high": effect + 0.3, "num_seeds": np.full(effect.shape, 5)}
+    arrays["outcome"] = np.where(effect > 0, "supported", "contradicted")
+    told = {"claim": "S2.a", "statement": "It helps.", "headline": "holds in 2 of 6", "command": "python -m experiments.map S2.a '*'"}
+    result = xr.Dataset({name: (axes, values) for name, values in arrays.items()}, {"rate": [0.1, 0.2, 0.4], "shift": [0, 1]}, told)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "map.nc").write_bytes(archive.to_bytes(result))
+    (run / "map.html").write_text("page")
+    assert map_tables.is_map(run)
+    map_tables.take(run)
+    assert (tmp_path / "published/S2.a/map.html").read_text() == "page"
+    row = "| rate 0.1, 0.2, 0.4; shift 0, 1 | holds in 2 of 6 | rate 100 % |"
+    assert row in map_tables.overview(map_tables.published())
+    grid = map_tables.grid(map_tables.published()["S2.a"]).splitlines()
+    assert grid[0] == "| shift | rate 0.1 | rate 0.2 | rate 0.4 |"
+    assert grid[3] == "| 1 | 2.10, supported | -1.10, contradicted | -2.00, contradicted |"
+    assert grid[-1] == 'S2.a holds in 2 of 6: `python -m experiments.map S2.a "*"`.'
 
 
 def test_the_table_says_what_was_measured():

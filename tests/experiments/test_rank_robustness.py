@@ -177,6 +177,7 @@ def test_adversarial_training_trains_on_attacked_batches():
     assert robust[ADVERSARIAL] > robust[NATURAL] + 0.1
 
 
+@pytest.mark.slow
 def test_more_seeds_need_no_job_anew():
     few, more = (jobs.plan(study.STUDY, dataclasses.replace(SMALL, num_seeds=number)) for number in (2, 3))
     assert {job.digest for job in few} < {job.digest for job in more}

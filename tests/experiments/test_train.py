@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import train, train_sweep
+from experiments import train, train_cost, train_sweep
 from jaxbp import data, lab, models, training
 from jaxbp.runtime.store import StoreError
 
@@ -59,6 +59,7 @@ def test_it_trains_as_training_does(tmp_path):
             np.testing.assert_allclose(record.values[name], curve[1:], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_setting(tmp_path, capsys):
     found = train_sweep.train_all(dataclasses.replace(SMALL, learning_rate=(0.1, 1e30), out=tmp_path))
     capsys.readouterr()
@@ -148,3 +149,18 @@ def test_seeds_are_added_until_settings_are_told_apart(tmp_path, capsys):
         train_sweep.train_until_decided(dataclasses.replace(few, learning_rate=(0.1,)))
     with pytest.raises(StoreError, match="other settings"):
         train_sweep.train_until_decided(dataclasses.replace(few, most_seeds=12))
+
+
+def test_the_price_comes_before_the_work(tmp_path, capsys):
+    arguments = dataclasses.replace(SMALL, learning_rate=(0.1,), out=tmp_path / "run", elsewhere=lab.Elsewhere("v4-8"), num_train=128)
+    train_cost.print_cost(arguments)
+    said = capsys.readouterr().out
+    hidden, inputs, classes, test = 4, 16, 10, 360
+    products = 2 * hidden * (inputs + classes)
+    steps = 128 * 3 * products - 128 * 2 * hidden * inputs  # forward, both gradients, but for that of the inputs
+    least = 2 * 3 * (steps + (128 + test) * products)  # seeds, epochs, evaluation after each
+    (row,) = [line for line in said.splitlines() if "│ all " in line]
+    assert least < float(row.split("│")[7]) < 4 * least
+    assert "on v4-8, an estimate without compilation" in said
+    assert "an epoch timed at" in said
+    assert not (tmp_path / "run").exists()

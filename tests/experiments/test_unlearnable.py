@@ -26,6 +26,7 @@ def results():
     return study.learn(CASE, SMALL, 0)
 
 
+@pytest.mark.slow
 def test_perturbations_are_proven_one_way_and_the_other(results):
     assert results.separable.values.tolist() == [1, 0]
     assert results.inseparable.values.tolist() == [0, 1]

@@ -10,7 +10,10 @@ import pytest
 from jaxbp import lab
 from jaxbp.lab import cost_plan, job_times, jobs, output
 from jaxbp.lab.archive import Results
+from jaxbp.lab.cost_plan import StageCost
 from jaxbp.lab.job_times import JobTime
+from jaxbp.runtime import machines
+from jaxbp.runtime.machines import Elsewhere
 from tests.helpers import studies
 
 
@@ -41,6 +44,7 @@ STAGES = (
 STUDY = lab.Study("C", "Title", "Lead", "tests.cost", STAGES, (), (), (), (), ())
 
 
+@pytest.mark.slow
 def test_a_run_notes_the_times_of_its_jobs_and_a_larger_one_is_estimated_from_them(tmp_path, capsys):
     jax.clear_caches()  # of earlier tests, so that there is something to compile
     studies.compute(STUDY, Settings("quick", 2), tmp_path / "runs" / "small")
@@ -56,8 +60,17 @@ def test_a_run_notes_the_times_of_its_jobs_and_a_larger_one_is_estimated_from_th
     assert (of_train.num_jobs, of_train.num_there, of_judge.num_jobs, of_judge.num_there) == (8, 0, 2, 1)
     assert "2 timed jobs" in of_train.basis
     assert "4 of 8 of a case that was timed" in of_train.basis
-    output.print_plan([of_train, of_judge], 2)
-    assert "an estimate" in capsys.readouterr().out
+    noted = records[0]
+    assert noted.flops >= 3 * 2  # the product and the sum of three numbers
+    assert noted.bytes_accessed > 0
+    assert of_train.flops == pytest.approx(8 * 10 * noted.flops, rel=0.5)  # ten times the weight, and twice the examples for half the jobs
+    capsys.readouterr()
+    output.print_plan([of_train, of_judge], 2, Elsewhere("8xh100"))
+    said = capsys.readouterr().out
+    assert "an estimate" in said
+    assert "8 at once" in said
+    assert "67 Tflop/s, 3350 GB/s, 3 microseconds a launch" in said
+    assert "not known, since no timed job noted its programs: judge" in said
     assert not (tmp_path / "runs" / "large").exists()
 
 
@@ -77,3 +90,12 @@ def test_times_are_scaled_by_costs_and_by_sizes_that_costs_do_not_know(tmp_path)
     assert "ever timed" in of_judge.basis
     done = cost_plan.estimate(planned, [job.digest for job in planned], [tmp_path])
     assert [cost.seconds for cost in done] == [0.0, 0.0]
+
+
+def test_the_time_elsewhere_is_that_here_by_the_ratio_of_rooflines_or_by_a_stated_efficiency():
+    here = dataclasses.replace(machines.named("h100"), flops=67e10, bandwidth=3350e7)  # a hundredth of the peaks
+    cost = StageCost("train", 1, 0, 110.0, 1, 1, 1, "", flops=67e12, bytes_accessed=1.0, launches=1.0, compile_seconds=10.0)
+    assert cost.elsewhere(Elsewhere("h100"), here) == (pytest.approx(1.0), "arithmetic")
+    assert cost.elsewhere(Elsewhere("h100", 0.5), here) == (pytest.approx(2.0), "arithmetic")
+    assert dataclasses.replace(cost, flops=None).elsewhere(Elsewhere("h100"), here) is None
+    assert dataclasses.replace(cost, num_there=1).elsewhere(Elsewhere("h100"), here) == (0.0, "nothing")

@@ -1,6 +1,7 @@
 """Maps: where a claim holds over a grid of settings, computed once by content, and resumed, whatever fails in between."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from jaxbp import claims, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
 from jaxbp.runtime.store import StoreError
+from tests.helpers import run_processes
 
 BOUNDARY = 0.03  # of the rate, above which the made-up effect is negative
 CALLS: list[tuple] = []
@@ -183,6 +185,24 @@ def test_cases_are_chosen_by_name_and_a_cell_without_one_fails(folder):
     assert [cell.failure for cell in found.cells] == ["", "the claim has no case at these settings"]
 
 
+def test_a_control_keeps_its_case_where_the_claim_is_judged_in_another(folder):
+    two = dataclasses.replace(Settings("quick", 8), cases=(Case("digits"), Case("mnist1d")))
+    effect = {"measure": "effect", "fn": lambda m: m.train.effect}
+    control = lab.Control("positive", "There.", rule=claims.Above(0.0), where=lambda case: case.dataset == "digits", **effect)
+    other = lab.Control("negative", "Not there.", rule=claims.Below(9.0), **effect)
+    found = lab.map(
+        dataclasses.replace(STUDY, controls=(control, other)),
+        "M.a",
+        {"rate": (0.01, 1.0)},
+        settings=two,
+        out=folder,
+        options=lab.MapOptions(only_cases=("*mnist1d",)),
+    )
+    fine, too_fast = (cell.verdict for cell in found.cells)
+    assert [case.case for case in fine.cases] == ["net, mnist1d"]
+    assert (fine.verdict, too_fast.verdict) == ("supported", "void")  # void by what came out in the other case
+
+
 def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):
     arguments = Arguments(until_decided=True, seeds=4, most_seeds=16)
     found = mapped({"rate": (0.01, 0.0301)}, folder, arguments)  # far from the boundary, and on it
@@ -216,6 +236,8 @@ def test_stages_of_one_code_are_told_apart(folder):
         (["rate=0.1", "rate=0.2"], "given twice"),
         (["rate[num_epochs=5]=0.1", "num_epochs=5,20"], "before it stands no axis"),
         (["num_seeds=4,5"], "no setting num_seeds"),
+        (["+rate.norm=1"], "no setting .rate.norm"),
+        (["+options=1"], "no setting .options"),
         ([], "needs an axis"),
     ],
 )
@@ -230,6 +252,8 @@ def test_axes_of_texts_options_and_entries():
     assert rate.is_log
     assert widths.values == ((4, 8), (8, 16))
     assert norm.values == ("layer", None)
+    pairs = map_axes.parse_values("(relative_rank,0.6),('a b',1e-3,none),((skip,True),)")
+    assert pairs == (("relative_rank", 0.6), ("a b", 1e-3, None), (("skip", True),))
     assert map_axes.settings_at(Arguments(), {"epochs": 7}).num_epochs == 7
     with pytest.raises(lab.SettingsError, match="num_train must be at least the batch size"):
         map_axes.settings_at(Sized(), {"num_train": 10})
@@ -237,6 +261,10 @@ def test_axes_of_texts_options_and_entries():
     assert map_axes.settings_at(Arguments(epochs=3), {"num_epochs": 9}).num_epochs == 9
     (case,) = map_axes.settings_at(Arguments(), {"options.norm": "layer", "dataset": "mnist1d"}).cases
     assert case == Case("mnist1d", (("norm", "layer"), ("skip", True)))
+    (added,) = map_axes.parse_axes(["+options.parametrisation=standard,ntk"])
+    map_axes.check_known(Arguments(), [added])
+    (case,) = map_axes.settings_at(Arguments(), {added.name: "ntk"}).cases
+    assert case.options == (("norm", "batch"), ("skip", True), ("parametrisation", "ntk"))
     with pytest.raises(lab.SettingsError, match="num_epochs takes a whole number, such as 5, got 'many'"):
         map_axes.settings_at(Arguments(), {"num_epochs": "many"})
 
@@ -267,3 +295,29 @@ def test_a_killed_map_goes_on_from_what_is_there(folder):
     found = mapped({"rate": RATES}, folder)
     assert len(CALLS) == 2
     assert found.counts == {"supported": 2, "contradicted": 2}
+
+
+def test_two_processes_share_the_cells_of_a_map(folder):
+    script = (
+        "import sys, json, pathlib; from jaxbp.runtime import processes\n"
+        "processes.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))\n"
+        "from tests.lab import test_map as t\n"
+        f"found = t.mapped({{'rate': t.RATES, 'num_epochs': (5, 13)}}, {str(folder)!r})\n"
+        f"path = pathlib.Path({str(folder.parent)!r}) / f'calls-{{sys.argv[3]}}.json'\n"
+        "path.write_text(json.dumps([t.CALLS, [[cell.failure, str(cell.verdict and cell.verdict.verdict)] for cell in found.cells]]))\n"
+        "processes.shutdown()\n"
+    )
+    folder.parent.mkdir()
+    run_processes.run(script, 2, timeout=120)
+    (first, cells), (second, same) = (json.loads((folder.parent / f"calls-{i}.json").read_text()) for i in range(2))
+    assert len(first) + len(second) == 9  # a preparation, and a training for each of eight cells: none of them twice
+    assert len({json.dumps(call) for call in (*first, *second)}) == 9
+    assert first
+    assert second
+    assert cells == same
+    fine, failed = cells[::2], cells[1::2]
+    assert [outcome for _, outcome in fine] == ["supported", "supported", "contradicted", "contradicted"]
+    assert all("thirteen epochs are unlucky" in failure for failure, _ in failed)
+    CALLS.clear()
+    mapped({"rate": RATES}, folder)  # alone, on what the two have left
+    assert CALLS == []

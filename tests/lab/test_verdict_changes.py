@@ -59,6 +59,7 @@ def test_what_is_no_run_is_told(broken, message, tmp_path):
         compare.read_both("paper", "paper")
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_covers_it():
     # Two independent runs of 10 seeds, equal in truth: nominal 95 %; 1,000 trials, three standard errors are 2 %.
     rng = np.random.default_rng(0)

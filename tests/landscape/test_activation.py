@@ -119,6 +119,7 @@ def draw(name, seed):
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.first_cases(2)
 def test_report_is_that_of_the_pre_activations(x64, name):
     params, inputs = draw(name, 1)
     apply_fn, pre_activations, _ = instruments(name)
@@ -134,6 +135,7 @@ def test_report_is_that_of_the_pre_activations(x64, name):
 
 
 @pytest.mark.parametrize("pool,parametrisation", [("stride", "standard"), ("average", "ntk")])
+@pytest.mark.first_cases(1)
 def test_the_projects_own_convnets_are_understood(x64, pool, parametrisation):
     net = models.create("convnet", num_classes=3, width=1, depth=3, pool=pool, parametrisation=parametrisation)
     rng = np.random.default_rng(0)

@@ -142,6 +142,7 @@ def alternating_least_squares(inputs, targets, rank, rng):
 
 
 @pytest.mark.parametrize("max_rank", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_squared_error_under_a_rank_constraint_is_the_global_minimum(max_rank):
     inputs, labels = blobs(num_classes=5)
     fit = fit_affine(inputs, labels, 5, loss="squared_error", max_rank=max_rank)

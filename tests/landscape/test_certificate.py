@@ -78,6 +78,7 @@ def test_embedded_minimisers_are_proven(depth, loss):
     assert -1e-13 * scale < certificate.extremes.smallest.value < 1e-5 * scale
 
 
+@pytest.mark.slow
 def test_nothing_within_a_proven_radius_has_a_lower_loss():
     net, params = embedded()
     certificate = certify(net, params)
@@ -169,7 +170,7 @@ def test_a_bottleneck_at_the_rank_of_the_bound_is_proven():
     assert (loose.status, loose.gap) == ("supported", pytest.approx(fit.loss - fit.lower_bound))
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "with_fit"), [(1, True), (3, False), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, False), (3, True)))]
 )
@@ -217,6 +218,7 @@ def smooth_minimum():
         return apply_fn, jax.tree.map(np.asarray, unflatten(point)), eigenvalues
 
 
+@pytest.mark.slow
 def test_a_smooth_minimum_is_supported():
     apply_fn, params, eigenvalues = smooth_minimum()
     assert eigenvalues[0] > 1e-4  # a minimum indeed
@@ -363,6 +365,7 @@ def test_a_second_point_reuses_what_was_compiled():
     assert counts[1] == counts[0]
 
 
+@pytest.mark.slow
 def test_short_floats_are_refused_or_named():
     _, params = embedded()
     whole, inner = (
@@ -379,6 +382,7 @@ def test_short_floats_are_refused_or_named():
         landscape.per_example_loss(embedded()[0].apply, "hinge")
 
 
+@pytest.mark.slow
 def test_tokens_stay_integers():
     tokens = np.random.default_rng(0).integers(0, 7, (NUM_EXAMPLES, 4))
 
@@ -470,6 +474,7 @@ def test_losses_at_against_direct_evaluation(x64, chunk_size):
 
 @given(st.integers(0, 99), st.integers(0, 8))
 @settings(max_examples=8, deadline=None)
+@pytest.mark.slow
 def test_probes_of_a_quadratic_by_hand(seed, num_steps):
     # On x'x / 2 + y, a descent of n steps of size s shrinks x by (1 - s)^n and lowers y by n s.
     def loss_fn(params, x):

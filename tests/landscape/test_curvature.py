@@ -104,6 +104,7 @@ def test_the_exact_matrix_is_the_fisher_information_over_classes(loss, chunk_siz
         assert operator.loss == pytest.approx(hessian()[0].loss)
 
 
+@pytest.mark.slow
 def test_the_empirical_matrix_has_the_true_labels_and_the_sampled_one_the_models():
     params, inputs, labels, logits, jacobian = problem()
     gradients = np.einsum("nk,nkp->np", softmax(logits) - np.eye(C)[np.asarray(labels)], jacobian)
@@ -127,6 +128,7 @@ def test_wrong_kinds_and_keys_are_refused():
         landscape.gauss_newton(apply_fn, params, inputs, labels + 1, loss="cross_entropy")
 
 
+@pytest.mark.slow
 def test_a_part_of_the_parameters_is_a_principal_submatrix():
     params, *_ = problem()
     operator, matrix = hessian()
@@ -178,6 +180,7 @@ def test_eigenvalues_of_higher_multiplicity_come_as_often_as_the_block_allows():
         landscape.top_eigenpairs(lambda v: v * jnp.nan, 5, KEY, count=1)
 
 
+@pytest.mark.slow
 def test_traces_diagonals_and_determinants_lie_within_their_errors():
     rng = np.random.default_rng(5)
     basis, _ = np.linalg.qr(rng.normal(size=(60, 60)))
@@ -223,6 +226,7 @@ def test_solvers_of_other_packages_take_the_operator():
     assert lineax.is_symmetric(operator.as_lineax())
 
 
+@pytest.mark.slow
 def test_sharpness_is_traced_and_that_of_the_dense_matrix():
     params, inputs, labels, *_ = problem()
     _, matrix = hessian()

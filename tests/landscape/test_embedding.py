@@ -42,7 +42,7 @@ def mlp(width, depth=2, **options):
 # MLPs
 
 
-@pytest.mark.first_cases(2)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("depth,key", [(1, None), (2, 3), (4, None), (8, 3)])
 def test_mlps_of_any_depth_and_the_smallest_width(depth, key):
     inputs, _, fit = problem()
@@ -190,7 +190,7 @@ def test_margins_that_are_not_positive_are_refused(margin):
 # ConvNets and residual nets
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape,depth,width,parametrisation",  # the last map has 4 or 16 times fewer pixels, and as many more channels
     [
@@ -210,6 +210,7 @@ def test_strided_convnets_of_sufficient_width(shape, depth, width, parametrisati
     assert kernel.max() * (math.sqrt(2 * width / kernel.size) if parametrisation == "ntk" else 1) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_convnet_too_narrow_loses_pixels():
     inputs, _, fit = problem((7, 7, 1), num_examples=100)
     net = models.create("convnet", num_classes=NUM_CLASSES, depth=3, width=7, pool="stride").module
@@ -235,6 +236,7 @@ class Residual(nn.Module):
         return nn.Dense(NUM_CLASSES)(x)
 
 
+@pytest.mark.slow
 def test_a_residual_net():
     inputs, _, fit = problem((4, 4, 2), num_examples=100)
     params = landscape.embed_affine(Residual(), fit, inputs, key=jax.random.key(0))

@@ -63,7 +63,7 @@ def vector(operator, seed=2):
     return np.random.default_rng(seed).normal(size=operator.dimension).astype(operator.position.dtype)
 
 
-@pytest.mark.first_cases(2)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize(
     "net,chunk_size", [pytest.param("conv auto", 4, marks=pytest.mark.slow), *(("tanh", size) for size in (None, 1, 4, 7, 13, 50))]
 )
@@ -77,7 +77,7 @@ def test_products_gradient_and_loss_do_not_depend_on_chunks(net, chunk_size):  #
     jax.tree.map(np.testing.assert_array_equal, operator.unravel(operator.position), params)
 
 
-@pytest.mark.first_cases(3)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("net,loss", [*((net, "cross_entropy") for net in NETS), ("tanh", "squared_error")])
 def test_products_are_those_of_the_dense_hessian(net, loss):
     loss_fn, params, data, *_, dense = problem(net, loss)
@@ -87,6 +87,7 @@ def test_products_are_those_of_the_dense_hessian(net, loss):
 
 
 @pytest.mark.parametrize("chunk_size", [None, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_float32_stays_float32_and_is_close(chunk_size):
     *_, dense = problem()
     loss_fn, params, data, *_ = problem(dtype=np.float32)
@@ -113,6 +114,7 @@ def test_examples_are_sharded_over_a_mesh(axis_type):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.first_cases(1)
 def test_loss_and_gradient_alone(chunk_size):
     loss_fn, params, data, value, gradient, _ = problem()
     result = landscape.loss_and_gradient(loss_fn, params, data, chunk_size=chunk_size)

@@ -185,7 +185,7 @@ def dead_params(output_bias):
     return params
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("logits", "labels", "status"),
     [

@@ -56,6 +56,7 @@ def test_curvature_and_probes(x64):
             landscape.probe(loss_fn, params, data, jax.random.key(0), direction=jnp.ones(shape), **options)
 
 
+@pytest.mark.slow
 def test_activations_embedding_and_certificate(fit):
     params = typechecked(landscape.embed_affine)(NET, fit, INPUTS)
     with jax.enable_x64(True):

@@ -129,6 +129,7 @@ def test_the_whole_krylov_space_gives_the_ends_in_both_precisions(case):
         assert result.largest.vector.dtype == dtype
 
 
+@pytest.mark.slow
 def test_bound_holds_as_often_as_promised_and_is_not_idle(x64):
     # A gap at the top hides the largest eigenvalue from short iterations: 1 of 300 starts sees nothing of it.
     spectrum = jnp.append(jnp.linspace(0.0, 1.0, 299), 1.1)

@@ -69,7 +69,7 @@ def test_depths_of_the_convnet():
     assert shapes_of(single, (32, 32, 3))["Dense_0"]["kernel"].shape == (10 * 10 * 2, 10)  # its one layer is pooled
 
 
-@pytest.mark.first_cases(12)
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("input_shape", SHAPES, ids=SHAPES.get)
 def test_logits_of_every_shape(name, input_shape):
@@ -109,6 +109,7 @@ def padded_convolution(x, kernel, strides):
 
 @pytest.mark.parametrize("pool", ["max", "average", "stride"])
 @pytest.mark.parametrize("input_shape", [(8, 7, 2), (13, 1, 1)], ids=["image", "signal"])
+@pytest.mark.first_cases(2)
 def test_convnet_is_the_formula(pool, input_shape, x64):
     net = models.create("convnet", num_classes=3, width=2, pool=pool)
     rng = np.random.default_rng(0)
@@ -141,6 +142,7 @@ def test_convnet_is_the_formula(pool, input_shape, x64):
         pytest.param("convnet", (40, 1, 1), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.first_cases(1)
 def test_initial_parameters(name, input_shape):
     for parametrisation in layers.PARAMETRISATIONS:
         net = models.create(name, num_classes=40, width=24, parametrisation=parametrisation)
@@ -159,6 +161,7 @@ def test_initial_parameters(name, input_shape):
 
 
 @pytest.mark.parametrize("name", ["mlp of two widths", "shallow convnet", "convnet, stride"])
+@pytest.mark.first_cases(1)
 def test_the_parametrisations_map_onto_each_other(name, x64):
     standard, ntk = (create(name, parametrisation=each) for each in layers.PARAMETRISATIONS)
     inputs = jax.random.normal(jax.random.key(1), (3, 9, 8, 2))

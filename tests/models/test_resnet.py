@@ -65,7 +65,7 @@ def test_a_wideresnet_is_wide_from_its_second_stage_on():
     assert shapes_of(net, (8, 8, 3))["Dense_0"]["kernel"].shape == (512, 10)
 
 
-@pytest.mark.first_cases(5)
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (7, 5, 1), (40, 1, 1)], ids=["CIFAR", "odd", "signals"])
 def test_logits_of_every_shape(norm, input_shape):
@@ -102,7 +102,7 @@ def spelled_out(params, state, inputs, net, train):
     return x.mean((1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
-@pytest.mark.first_cases(3)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
 def test_resnet_is_the_formula(norm, skip, x64):
@@ -124,6 +124,7 @@ def test_projection_shortcuts_are_the_formula(x64):
 
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "no skip"])
 @pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.first_cases(1)
 def test_pre_activation_is_the_formula(norm, skip, x64):
     """Stem - [norm - relu - conv - norm - relu - conv + shortcut] twice - norm - relu; a projection reads what the branch reads."""
     net = models.from_linen(ResNet(3, 4, (1, 1), norm=norm, skip=skip, pre_activation=True))

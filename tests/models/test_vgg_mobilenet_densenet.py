@@ -51,7 +51,7 @@ def blocks_of_two(x, reduce):
     return reduce(x.reshape(len(x), x.shape[1] // a, a, x.shape[2] // b, b, -1), (2, 4))
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_vgg_is_the_formula(pool, x64):
     net, inputs = models.from_linen(VGG(3, 1, pool=pool)), inputs_of(2, 33, 2, 2)  # 33, 16, 8, 4, 2, 1 pixels high
@@ -80,6 +80,7 @@ def test_parameter_counts_of_mobilenet():
     assert count(net) == kernels + 2 * outputs + 321 * 10
 
 
+@pytest.mark.slow
 def test_maps_of_mobilenet():
     def maps(variables, inputs):
         watched = lambda module, _: isinstance(module, InvertedResidual)  # noqa: E731
@@ -179,6 +180,7 @@ def spelled_out(params, state, inputs, block_sizes, train):
 
 
 @pytest.mark.parametrize("train", [False, True])
+@pytest.mark.first_cases(1)
 def test_densenet_is_the_formula(train, x64):
     net, inputs = models.from_linen(DenseNet(3, 4, (2, 1, 1))), inputs_of(3, 5, 2, 2)  # 5, 2, 1 pixels high and 2, 1, 1 wide
     params, state = drawn(net, (5, 2, 2))
@@ -227,6 +229,7 @@ def test_parameter_counts_of_resnet34():
         pytest.param("resnet34", {}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.first_cases(1)
 def test_logits_of_every_shape(name, options, dtype):
     net = models.create(name, num_classes=10, width=4, dtype=dtype, **options)
     shapes = ((8, 8, 1), (28, 28, 3), (40, 1, 1))
@@ -290,6 +293,7 @@ def test_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.first_cases(2)
 def test_a_float64_session_computes_in_float64(name, x64):
     net, inputs = create(name), inputs_of(2, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1))
@@ -317,7 +321,7 @@ def test_unknown_dtypes(name):
 # The functions that training and the instruments call
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("resnet", "densenet") else pytest.mark.slow) for n in STATEFUL])
 def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
@@ -334,7 +338,7 @@ def test_statistics_of_many_seeds_are_those_of_each(name, x64):
     assert min(changes) > 1e-3  # or the seeds are no different runs
 
 
-@pytest.mark.first_cases(3)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("name", NETS)
 def test_state_and_modes(name):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
@@ -355,6 +359,7 @@ def test_state_and_modes(name):
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.first_cases(2)
 def test_the_head_of_the_features_is_the_logits(name):
     net, inputs = create(name), inputs_of(4, 4, 4, 1)
     params, state = drawn(net, (4, 4, 1))

@@ -31,6 +31,7 @@ def inputs_of(num, shape, seed=1):
     "window,strides,padding", [((3, 3), (1, 1), "SAME"), ((3, 3), (2, 2), "SAME"), ((3, 3), (2, 2), 1), ((1, 1), (2, 2), 0)]
 )
 @pytest.mark.parametrize("spatial", [(4, 5), (3, 1)])
+@pytest.mark.first_cases(3)
 def test_window_means_are_products_of_patches(spatial, window, strides, padding, x64):
     window, strides = (tuple(n if extent > 1 else 1 for n, extent in zip(pair, spatial, strict=True)) for pair in (window, strides))
     pads = jax.lax.padtype_to_pads(spatial, window, strides, "SAME") if padding == "SAME" else [(padding * (n > 1),) * 2 for n in window]
@@ -45,6 +46,7 @@ def test_window_means_are_products_of_patches(spatial, window, strides, padding,
 
 
 @pytest.mark.parametrize("spatial,kernel_size,stride", [((4, 5), 3, 2), ((6, 1), 3, 2), ((4, 4), 1, 2), ((3, 3), 3, 1)])
+@pytest.mark.first_cases(2)
 def test_the_geometry_is_that_of_the_finite_convolution(spatial, kernel_size, stride):
     x = jnp.asarray(inputs_of(2, (*spatial, 1)), jnp.float32)
     layer = finite.conv(1, spatial, kernel_size=kernel_size, stride=stride, use_bias=False)
@@ -169,6 +171,7 @@ def deviations(samples, exact):
     return np.abs(samples.mean(0) - exact) / scale, samples.std(0) / math.sqrt(len(samples)) / scale
 
 
+@pytest.mark.slow
 def test_one_hidden_layer_is_unbiased_at_every_width(x64):
     x = inputs_of(7, (5,))
     net = models.from_linen(OneHidden(16))

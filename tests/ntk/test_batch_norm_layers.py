@@ -100,6 +100,7 @@ def test_isotropic_covariance():
         np.testing.assert_allclose(result, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_tangent_kernels_explode_with_depth():
     """A chain's grows by pi / (pi - 1) a layer (Yang et al., ICLR 2019, arXiv 1902.08129), at large D; the closed form holds at each."""
     growth = []
@@ -209,6 +210,7 @@ def test_identities():
     assert batch_norm_relu(covariance).tangent is None
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_and_zero_eigenvalues_change_nothing(monkeypatch):
     covariance, theta = random_kernels(size=72, decay=0.5)
     covariance = covariance[:, :9] @ covariance[:9]  # rank 9, as of a stem of one colour; 64 eigenvectors are kept

@@ -17,6 +17,7 @@ def run(code):
     return subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_tensorflow_stays_out_jax_is_left_as_it_was_and_no_filter_is_left_behind():
     """In one process, after JAX was refused as unknown."""
     code = """
@@ -68,6 +69,7 @@ def test_exact_kernels_in_batches_and_against_monte_carlo(x):
 
 
 @pytest.mark.parametrize("implementation", [1, 2])
+@pytest.mark.first_cases(1)
 def test_empirical_kernels_agree_with_ours(x, implementation):
     init_fn, apply_fn, _ = network(64)
     _, params = init_fn(jax.random.PRNGKey(0), x.shape)
@@ -75,6 +77,7 @@ def test_empirical_kernels_agree_with_ours(x, implementation):
     np.testing.assert_allclose(ntk.empirical_ntk(apply_fn, params, x), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_predictions_interpolate(x):
     kernel_fn = network(1)[2]
     targets = jnp.sin(x[:, :1])
@@ -93,7 +96,7 @@ STRUCTURED = {
 }
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("skip", "convolution") else pytest.mark.slow) for n in STRUCTURED])
 def test_structured_derivatives_are_jacobian_contractions(x64, name):
     layers_fn, shape = STRUCTURED[name]
@@ -122,6 +125,7 @@ def test_the_largest_learning_rate_is_that_of_the_largest_eigenvalue():
 
 
 @pytest.mark.parametrize("time", [2.0, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_predictions_from_a_traced_kernel(x64, time):
     """Gradient flow of squared error / N for time t: f(t) = (I - exp(-K t / N)) y from f(0) = 0."""
     rng = np.random.default_rng(0)

@@ -137,7 +137,7 @@ NETS = {
 KINDS = ("house convolution", "stride, padding", "groups", "attention", "foreign", "experts", "embedding")
 
 
-@pytest.mark.first_cases(2)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in NETS])
 def test_every_kind_of_layer(name):
     net, shape = NETS[name]
@@ -160,7 +160,7 @@ def test_the_kernel_is_symmetric_and_positive_semidefinite():
 LOGITS = ("full", "trace", "diagonal", "sum", 0, C - 1)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "chosen"),
     [("gradients", LOGITS)]
@@ -400,6 +400,7 @@ def test_the_rows_are_shared_by_devices():
 
 
 @pytest.mark.parametrize(("activation", "tolerance"), [(jnp.tanh, 1e-5), (nn.relu, 1e-3)])  # a kink may flip
+@pytest.mark.first_cases(1)
 def test_float32(activation, tolerance):
     net = stack(nn.Conv(8, (3, 3)), activation, nn.Conv(8, (3, 3), 2), activation)
     fn, params, x = ready(net, (8, 8, 2))

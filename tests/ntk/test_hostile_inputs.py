@@ -55,6 +55,7 @@ def test_examples_that_are_not_coupled_pass_alone_and_equal():
         np.testing.assert_allclose(kernel, 2 * table[tokens] @ table[tokens].T, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_complex_data_of_real_networks(x64):
     x = jax.random.normal(jax.random.key(2), (3, 4)) * (1 + 0.5j)
     params = {"w": jax.random.normal(jax.random.key(0), (4, 3)), "v": jax.random.normal(jax.random.key(1), (3, 2))}
@@ -142,6 +143,7 @@ def test_a_block_used_twice_is_one_layer_with_the_positions_of_both_uses(x64, me
     np.testing.assert_allclose(ntk.empirical_ntk(fn, params, x, method=method), truth, rtol=1e-10, atol=1e-10 * np.abs(truth).max())
 
 
+@pytest.mark.slow
 def test_uses_that_arrange_or_scale_a_weight_differently(x64):
     x, params = jax.random.normal(jax.random.key(0), (3, 4)), {"w": jax.random.normal(jax.random.key(1), (4, 4))}
     functions = {

@@ -112,6 +112,7 @@ def test_a_residual_network_with_layer_norm_is_the_recursion(x64):
 
 
 @pytest.mark.parametrize("shortcut", ["identity", pytest.param("projection", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_pre_activation_network_is_the_recursion(shortcut, x64):
     def dense(k, t):
         return 2 * k, 2 * k + 1 + 2 * t

@@ -29,6 +29,7 @@ def sample(key):
     return jnp.stack([last, initialisation.feature_kernel(NET.apply(params, X, state)), tangent])
 
 
+@pytest.mark.slow
 def test_kernels_of_random_networks_are_those_of_the_limit_within_their_errors():
     estimate = initialisation.over_seeds(sample, jax.random.key(0), num_seeds=200, batch_size=50)
     covariance, tangent = by_recursion(np.asarray(X, np.float64))

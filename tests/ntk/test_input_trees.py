@@ -46,6 +46,7 @@ def dense_kernel():
     return np.einsum("ikp,jlp->ijkl", flat, flat)
 
 
+@pytest.mark.slow
 def test_tokens_and_masks_through_attention(x64):
     fn, params, batch = problem()
     np.testing.assert_allclose(ntk.empirical_ntk(fn, params, batch), dense_kernel(), rtol=1e-9, atol=1e-9)
@@ -61,6 +62,7 @@ def test_weights_of_attention_are_layers_and_a_table_with_two_uses_is_not():
     assert {names[leaf] for leaf in found.others} == set(names) - kernels  # biases, and the table, which is gathered and multiplied
 
 
+@pytest.mark.slow
 def test_images_with_metadata_and_blocks(x64):
     rng = np.random.default_rng(2)
     inputs, other = ((rng.normal(size=(n, 3, 3)), rng.normal(size=(n, 2))) for n in (6, 3))

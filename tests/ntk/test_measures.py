@@ -265,6 +265,7 @@ def test_label_alignment_by_hand():
         measures.label_alignment(kernel, labels + 1, 2)
 
 
+@pytest.mark.slow
 def test_label_alignment_along_a_training():
     x, labels = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), np.array([0, 1] * 4)
 

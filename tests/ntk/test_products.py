@@ -72,7 +72,7 @@ CASES = [
 ]  # 3 divides neither set
 
 
-@pytest.mark.first_cases(2)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("first,chunk_size", CASES)  # vjp: by the primitive jaxbp_conv
 def test_products_are_those_of_the_dense_kernel(x64, first, chunk_size):
     apply_fn, params, state = problem(first)
@@ -82,6 +82,7 @@ def test_products_are_those_of_the_dense_kernel(x64, first, chunk_size):
         assert_is_product(matvec(vector[columns]), dense_kernel(first)[:, columns], vector[columns])
 
 
+@pytest.mark.slow
 def test_whole_batches_are_right_for_batch_statistics(x64):
     apply_fn, params, state = problem(batch_norm="batch")
     kernel = np.asarray(ntk.empirical_ntk(apply_fn, params, X1, X2, state=state, coupled=True))

@@ -102,7 +102,7 @@ def assert_close(found, expected, tolerance=1e-12):
 # Values and derivatives
 
 
-@pytest.mark.first_cases(10)
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_products(geometry, x64):
     arrays = operands(geometry)
@@ -112,6 +112,7 @@ def test_products(geometry, x64):
 
 
 @pytest.mark.parametrize("geometry", FEW)
+@pytest.mark.first_cases(1)
 def test_every_mix_of_forward_and_reverse_mode(geometry, x64):
     arrays, tangents = operands(geometry), operands(geometry, seed=1)
     expected = jax.jit(functools.partial(derivatives, bind(geometry, "lax")))(*arrays, tangents)

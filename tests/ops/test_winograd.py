@@ -50,7 +50,7 @@ def assert_close(found, expected, tolerance=1e-13):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-@pytest.mark.first_cases(8)
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("group_bytes", [2**23, 2000, 1])
 @pytest.mark.parametrize("case", CASES)
 def test_products_in_groups_of_any_size(case, group_bytes, x64, monkeypatch):

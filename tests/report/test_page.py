@@ -383,6 +383,7 @@ def test_table_aligns_columns_of_numbers():
 # Figures
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_twice(tmp_path):
     def draw(folder):
         fig, (left, right) = report.figure(2, 1)

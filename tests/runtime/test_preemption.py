@@ -81,6 +81,7 @@ def test_an_immediate_guard_raises_between_instructions():
     assert process(body, signal.SIGTERM)[:2] == (143, "caught\n")
 
 
+@pytest.mark.slow
 def test_a_signal_that_nobody_looked_at_is_raised_at_the_end():
     body = """
         with preemption.guard():

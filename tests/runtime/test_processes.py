@@ -148,6 +148,7 @@ def test_two_processes_meet_work_and_leave():
     assert second.stderr.splitlines()[-1] == "ended by itself", second
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_early_keeps_its_exit_code_and_ends_the_others():
     start = time.monotonic()
     first, second = run_processes.run(EARLY, 2, timeout=80, check=False)
@@ -157,6 +158,7 @@ def test_a_process_that_ends_early_keeps_its_exit_code_and_ends_the_others():
     assert "Gloo" in first.stderr, first
 
 
+@pytest.mark.slow
 def test_sigterm_kills_and_a_dead_process_0_ends_the_others():
     first, second = run_processes.run(KILLED, 2, timeout=80, check=False)
     assert first.returncode == -signal.SIGTERM, first

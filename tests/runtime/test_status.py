@@ -249,6 +249,7 @@ def status_command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_a_run_stands(tmp_path):
     with Progress({**WORK, "b 1": ("b", 1.0)}, tmp_path, print_fn=print) as tracker:
         tracker.done("a 0")
@@ -271,6 +272,7 @@ def test_the_command_prints_where_a_run_stands(tmp_path):
     assert "stopped: 1 of 4 done, 1 failed, 1 diverged, 1 left" in ended.stdout
 
 
+@pytest.mark.slow
 def test_the_command_follows_a_run_to_its_end(tmp_path):
     with Progress(WORK, tmp_path, print_fn=print) as tracker:
         process = subprocess.Popen(

@@ -97,6 +97,7 @@ def test_one_hidden_layer_lies_between_its_activation_patterns():
 
 
 @pytest.mark.parametrize("activation", ["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("leaky_relu", "silu"))])
+@pytest.mark.slow
 def test_lower_bounds_lie_below_upper_bounds(activation):
     fn, params = linen(activation)
     x = normal(4, 6, 6, 2)

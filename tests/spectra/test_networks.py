@@ -120,6 +120,7 @@ def test_of_network_is_each_layer_alone_also_over_seeds():
         np.testing.assert_allclose(np.asarray(many[name].values)[1], 2 * np.asarray(spectrum.values), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_scaled_parametrisation_is_followed():
     fn, params = resnet("ntk")
     kernel = params["BasicBlock_0"]["Conv_0"]["kernel"] * np.sqrt(2 / 36)
@@ -161,6 +162,7 @@ def test_one_projection_is_the_papers_route(x64, padding):
         np.testing.assert_allclose([report["w"].largest, report["w"].smallest], [reached.max(), reached.min()], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_dense_layer_reaches_exactly_what_is_asked(x64):
     kernel = jax.random.normal(jax.random.key(3), (12, 8), jnp.float64)
     values = np.linalg.svd(kernel, compute_uv=False)
@@ -218,7 +220,7 @@ def test_a_layer_of_which_nothing_is_asked_rests_while_its_like_is_projected():
     assert not np.array_equal(result["large"], params["large"])
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("which, rule", [(spectra.rank_min, {"threshold": 0.6}), (spectra.rank_max, {"ceiling": 0.8})])
 def test_alternating_projections_converge(which, rule):
     fn, params = resnet()
@@ -240,7 +242,7 @@ def test_alternating_projections_converge(which, rule):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which, rule",
     [

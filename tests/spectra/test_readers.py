@@ -129,6 +129,7 @@ def test_the_operator_is_that_of_the_effective_kernel(name):
         spectra.rank_min(fn, params, jnp.ones((2, 5)), threshold=0.5, pattern=None)
 
 
+@pytest.mark.slow
 def test_weight_norm_of_flax_and_masked_convolutions():
     class Net(nn.Module):
         @nn.compact
@@ -212,7 +213,7 @@ PADDED = {  # Flax's paddings, and paddings by hand before a convolution without
 }
 
 
-@pytest.mark.first_cases(4)
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_is_followed_back_to_what_it_padded(name):
     options = dict(PADDED[name])

@@ -57,7 +57,7 @@ CASES = [
 ]
 
 
-@pytest.mark.first_cases(12)
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize("shape, spatial, options", CASES)
 def test_circular_is_the_dense_operator(x64, shape, spatial, options):
     kernel = kernel_of(*shape)
@@ -69,6 +69,7 @@ def test_circular_is_the_dense_operator(x64, shape, spatial, options):
 
 
 @pytest.mark.parametrize("shape, spatial, options", CASES[4:10] + CASES[-6:-4])
+@pytest.mark.first_cases(2)
 def test_single_precision(shape, spatial, options):
     kernel = kernel_of(*shape, dtype=np.float32)
     result = spectra.singular_values(kernel, spatial, **options)
@@ -85,7 +86,7 @@ ZERO = [
 ]
 
 
-@pytest.mark.first_cases(6)
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("shape, spatial, options", ZERO)
 def test_zero_padding_is_exact_when_dense_and_bounded_when_circular(x64, shape, spatial, options):
     kernel = kernel_of(*shape)
@@ -141,6 +142,7 @@ def test_what_a_symbol_hides_between_the_frequencies_of_the_torus(x64):
 
 
 @pytest.mark.parametrize("strides, outputs", [pytest.param(1, 3, marks=pytest.mark.slow), (2, 2), (1, 2)])
+@pytest.mark.first_cases(1)
 def test_extremes_by_golub_and_kahan(x64, strides, outputs):
     kernel, options = kernel_of(3, 3, 3, outputs), {"strides": strides, "padding": "zero"}
     expected = np.linalg.svd(matrix_of(kernel, (6, 6), **options), compute_uv=False)
@@ -186,6 +188,7 @@ def test_batches_vmap_and_jit_agree(x64):
 
 
 @pytest.mark.parametrize("padding, method", [("circular", "auto"), ("zero", "dense"), ("zero", "extremes")])
+@pytest.mark.first_cases(1)
 def test_gradients_against_finite_differences(x64, padding, method):
     kernel, direction = kernel_of(3, 3, 2, 2), kernel_of(3, 3, 2, 2, seed=5)
     steps = {"num_steps": 32} if method == "extremes" else {}
@@ -199,6 +202,7 @@ def test_gradients_against_finite_differences(x64, padding, method):
     np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_nuclear_norm_has_finite_gradients_at_repeated_and_zero_values(x64):
     def penalty(kernel):
         return spectra.nuclear_norm(spectra.singular_values(kernel, (4, 4)))

@@ -38,7 +38,7 @@ def reference(problem):
     return [train_fn(jax.tree.map(lambda a: a[i], runs(5)), *problem) for i in range(5)]  # noqa: B023
 
 
-@pytest.mark.first_cases(2)
+@pytest.mark.first_cases(1)
 @pytest.mark.parametrize("plan", sweep.PLANS)
 @pytest.mark.parametrize("num_runs", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_every_plan_gives_the_runs_one_by_one(problem, reference, plan, num_runs):

@@ -286,6 +286,7 @@ def test_the_clock_of_checkpoints_starts_anew_with_each(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "damage", ["flip", "missing", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("truncate", "digests", "pickle", "list"))]
 )
+@pytest.mark.first_cases(1)
 def test_a_damaged_checkpoint_is_told_and_nothing_earlier_is_lost(tmp_path, monkeypatch, damage):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap", checkpoint_every=0, keep=2)
     (folder,) = (tmp_path / "checkpoints").iterdir()
@@ -324,6 +325,7 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_plans_do_not_meet(tmp_path, monkeypatch):
     stopped_at(monkeypatch, tmp_path, 4, plan="vmap")
     seen = stopped_at(monkeypatch, tmp_path, 3, plan="shard-map")

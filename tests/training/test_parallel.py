@@ -173,6 +173,7 @@ def mlp_run(net, num_examples=NUM_EXAMPLES, **options):
 
 
 @pytest.mark.parametrize("num_examples", [pytest.param(BATCH_SIZE, marks=pytest.mark.slow), NUM_EXAMPLES + 1], ids=["even", "odd"])
+@pytest.mark.slow
 def test_a_network_without_state_and_augmented_batches(num_examples, x64):
     options = {"augment_fn": augment.crop_and_flip(1)}
     split = parallel.data_parallel(MLP, mesh=parallel.make_mesh(BATCH_SIZE))
@@ -277,7 +278,7 @@ def test_streamed_over_two_devices_is_resident(x64):
         stream(split, LEAST // 2 - 1, mesh=mesh)
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_examples,batches", [pytest.param(50, 1, marks=pytest.mark.slow), (50, 2), (7, 1)], ids=["tail", "uneven chunks", "tiny"]
 )
@@ -289,7 +290,7 @@ def test_a_streamed_network_without_state(num_examples, batches, x64):
     assert found.measured is None
 
 
-@pytest.mark.first_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 2])
 def test_two_chunks_at_most_are_on_the_device(batches, monkeypatch):
     alive, put = [], jax.device_put

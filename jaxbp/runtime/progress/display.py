@@ -4,6 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.text import Text
+
 from jaxbp.runtime.progress import clock
 from jaxbp.runtime.progress.tally import Tally, Unit
 
@@ -20,8 +24,6 @@ def choose(print_fn: Callable[[str], None] | None, everything: Tally, *, several
       several: whether the work has more than one setting; the display then shows each setting.
     """
     if print_fn is None:
-        from rich.console import Console
-
         console = Console()
         if console.is_terminal or console.is_jupyter:
             return Bars(console, everything, several=several)
@@ -63,19 +65,18 @@ class Lines:
         """Nothing to restore."""
 
 
+class _Times(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        """The time that the work of a bar has taken, and takes yet."""
+        return Text(_times(task.fields["tally"]))
+
+
 class Bars:
     """A bar for all work and, with several settings, a bar for each setting in work."""
 
     def __init__(self, console: Any, everything: Tally, *, several: bool):
-        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
-        from rich.text import Text
-
-        class Times(ProgressColumn):
-            def render(self, task: Any) -> Text:
-                return Text(_times(task.fields["tally"]))
-
         text = functools.partial(TextColumn, markup=False)
-        columns = (BarColumn(), text("{task.fields[count]}"), text("{task.percentage:3.0f} %"), Times())
+        columns = (BarColumn(), text("{task.fields[count]}"), text("{task.percentage:3.0f} %"), _Times())
         self._bar = Progress(*columns, text("{task.description}"), console=console)
         self._all, self._several = everything, several
         self._rows: dict[str, Any] = {}  # of settings
