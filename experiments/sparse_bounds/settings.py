@@ -22,6 +22,7 @@ class Case:
       depth, width: L and H of CONV-L-H.
       stride: 1, or 2 for a tree, whose last layer reads one pixel.
       varied: whether S9.d and S9.e are measured here.
+      normalised: whether convolutions are trained with weight normalisation.
     """
 
     dataset: str
@@ -29,11 +30,13 @@ class Case:
     width: int
     stride: int = 1
     varied: bool = False
+    normalised: bool = False
 
     @property
     def name(self) -> str:
         """For instance "digits, CONV-2-12"."""
-        return f"{self.dataset}, {'tree' if self.stride > 1 else 'CONV'}-{self.depth}-{self.width}"
+        name = f"{self.dataset}, {'tree' if self.stride > 1 else 'CONV'}-{self.depth}-{self.width}"
+        return f"{name}, weight normalisation" if self.normalised else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Settings(lab.Settings):
       varied_width, varied_train, varied_epochs: of the network around which S9.d varies; its depth is the case's.
       levels: of each hyperparameter of S9.d.
       mse_epochs, mse_decays: of the trainings by squared error on one-hot targets, S9.e.
+      rate_drops: epochs at which the learning rate falls tenfold.
       num_draws: of signs, for a witness.
       delta: with which a bound may fail.
     """
@@ -67,6 +71,7 @@ class Settings(lab.Settings):
     batch_size: int = 50
     learning_rate: float = 0.02
     momentum: float = 0.9
+    rate_drops: tuple[int, ...] = ()
     num_draws: int = 32
     delta: float = 0.05
 
@@ -99,7 +104,13 @@ QUICK = Settings(
     mse_decays=(1e-3, 3e-3, 1e-2),
 )
 _SMOKE_LEVELS = {NOISE: (0.0, 0.2, 0.4), DEPTH: (1, 2, 3)}
-_PAPER_LEVELS = _LEVELS | {DEPTH: (3, 4, 5, 8), WIDTH: (100, 200, 400, 600), EXAMPLES: (6000, 15_000, 30_000, 60_000)}
+_PAPER_LEVELS = {
+    NOISE: (*_LEVELS[NOISE], 0.5, 1.0),
+    DECAY: _LEVELS[DECAY],
+    DEPTH: (3, 4, 5, 8),
+    WIDTH: (100, 200, 400, 600),
+    EXAMPLES: (5400, 13_500, 27_000, 54_000),  # 10, 25, 50 and 100 % of what the validation split leaves of 60,000
+}
 PRESETS = {
     "smoke": dataclasses.replace(
         QUICK,
@@ -128,10 +139,12 @@ PRESETS = {
         QUICK,
         preset="paper",
         cases=tuple(
-            Case(f"tfds:{name}", depth, width, varied=(depth, width) == (3, 200))
+            Case(f"tfds:{name}", depth, width, varied=(depth, width) == (3, 200), normalised=normalised)
             for name in ("mnist", "fashion_mnist", "svhn_cropped")
             for depth in (3, 4, 5, 8)
             for width in (200, 600)
+            for normalised in (True, False)
+            if normalised or (depth, width) == (3, 200)  # without weight normalisation for comparison
         ),
         num_train=54_000,
         num_epochs=500,
@@ -142,6 +155,7 @@ PRESETS = {
         mse_epochs=500,
         batch_size=32,
         learning_rate=0.01,
+        rate_drops=(60, 120, 160),
     ),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 
 from experiments import papers
@@ -51,18 +52,23 @@ def train(
     noise: jax.Array,
     decay: jax.Array,
     net: models.Network,
+    normalised: bool,
     settings: Settings,
     num_epochs: int,
     loss_fn: losses.Loss,
     num_classes: int,
 ) -> tuple[dict[str, jax.Array], Any]:
-    """One run on the examples ``rows``: the labels that it was given, and its parameters."""
+    """One run on the examples ``rows``: the labels that it was given, and its filters and last layer."""
     train_key, noise_key = jax.random.split(key)
     given = noisy(labels[rows], noise, noise_key, num_classes)
-    optimizer = training.sgd(settings.learning_rate, momentum=settings.momentum, weight_decay=decay)
+    steps = training.num_steps(len(rows), 1, settings.batch_size)
+    drops = {epoch * steps: 0.1 for epoch in settings.rate_drops}
+    schedule = optax.piecewise_constant_schedule(1.0, drops) if drops else None
+    optimizer = training.sgd(settings.learning_rate, momentum=settings.momentum, weight_decay=decay, schedule=schedule)
     options = training.Settings(num_epochs=num_epochs, batch_size=settings.batch_size, loss_fn=loss_fn, measure_epochs=[num_epochs])
-    result = training.train(net, optimizer, (inputs[rows], given), train_key, options)
-    return {"labels": lab.along("example", given)}, result.params
+    trained = nets.with_weight_normalisation(net) if normalised else net
+    result = training.train(trained, optimizer, (inputs[rows], given), train_key, options)
+    return {"labels": lab.along("example", given)}, nets.kernels(result.params) if normalised else result.params
 
 
 def train_all(
@@ -79,7 +85,8 @@ def train_all(
     dataset, seeds = load(case, settings), settings.seeds
     rows = np.stack([data.stratified_indices(dataset.train.labels, num_train, seed=seed) for seed in seeds])
     keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), zlib.crc32(case.dataset.encode())) for seed in seeds])
-    options = {"net": net, "settings": settings, "num_epochs": num_epochs, "loss_fn": loss_fn, "num_classes": dataset.num_classes}
+    fixed = {"normalised": case.normalised, "settings": settings, "num_classes": dataset.num_classes}
+    options = fixed | {"net": net, "num_epochs": num_epochs, "loss_fn": loss_fn}
     given, params = lab.sweep(
         functools.partial(train, **options),
         arms=arms,
@@ -119,7 +126,7 @@ class Judged:
 
 def witness(judged: Judged, stride: int, key: jax.Array, num_draws: int) -> bounds.lower.Estimate:
     """The larger lower bound of the complexity of the class of norms 1: averaging filters, or the trained lower layers."""
-    lower_layers = (nets.averages(len(judged.params) - 1), bounds.lower.unit_frobenius(judged.params[:-1]))
+    lower_layers = (nets.averages(len(judged.params) - 1, judged.inputs.shape[-1]), bounds.lower.unit_frobenius(judged.params[:-1]))
     maps = [np.asarray(nets.maps([*kernels, None], judged.inputs, stride=stride)) for kernels in lower_layers]
     return max(
         (bounds.lower.top_layer(features, 1.0, judged.num_classes, key, num_draws) for features in maps),

@@ -17,6 +17,8 @@ from experiments.soft_biases.settings import POLYNOMIAL, Case
 from experiments.soft_biases.settings import PRESETS as SOFT_PRESETS
 from experiments.sparse_bounds import nets
 from experiments.sparse_bounds import study as sparse
+from experiments.sparse_bounds.settings import PRESETS as SPARSE_PRESETS
+from experiments.sparse_bounds.settings import Case as SparseCase
 from jaxbp import bounds, claims
 from tests.helpers import run_processes
 
@@ -30,7 +32,39 @@ def test_networks_of_the_sparse_study_are_chains_that_bounds_accept():
         assert (anatomy.depth, anatomy.layers[-1].num_read) == (4, side * side)
         units = bounds.lower.unit_frobenius(params[:-1])
         assert nets.maps([*units, None], images, stride=stride).shape == (4, side, side, 4)
-    assert all(float(jnp.linalg.norm(kernel.ravel())) == pytest.approx(1) for kernel in nets.averages(3))
+    assert all(float(jnp.linalg.norm(kernel.ravel())) == pytest.approx(1) for kernel in (*nets.averages(3), *nets.averages(3, 3)))
+
+
+def test_weight_normalisation_starts_as_the_network_and_moves_directions_at_right_angles():
+    """From the same start; a direction's gradient is orthogonal to it, whatever the loss; filters alone decide the logits."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 6, 6, 3)))
+    net = nets.network(2, 4, 1, 5)
+    normalised = nets.with_weight_normalisation(net)
+    (plain, _), (params, _) = (network.init(jax.random.key(0), images) for network in (net, normalised))
+    for kernel, filters in zip(plain, nets.kernels(params), strict=True):
+        np.testing.assert_allclose(kernel, filters, rtol=1e-6)
+    gradient = jax.grad(lambda params: (normalised.apply(params, images) ** 2).sum())(params)
+    for (_, direction), (_, slope) in zip(params[:-1], gradient[:-1], strict=True):
+        assert abs(float(jnp.vdot(direction, slope))) < 1e-5 * float(jnp.linalg.norm(direction.ravel()) * jnp.linalg.norm(slope.ravel()))
+    params[0] = (2 * params[0][0], 7 * params[0][1])  # the direction's length says nothing
+    np.testing.assert_allclose(normalised.apply(params, images), 2 * net.apply(plain, images), rtol=1e-4)
+
+
+def test_the_sparse_study_takes_colours_weight_normalisation_and_random_labels(tmp_path):
+    """The paper's arms at small size: images of three channels, noise of 100 %, and a rate that falls."""
+    draw = np.random.default_rng(0)
+    arrays = {"x_train": draw.uniform(size=(70, 6, 6, 3)), "x_test": draw.uniform(size=(20, 6, 6, 3))}
+    np.savez(tmp_path / "colours.npz", y_train=np.arange(70) % 2, y_test=np.arange(20) % 2, **arrays)
+    case = SparseCase(f"file:{tmp_path / 'colours.npz'}", 2, 3, varied=True, normalised=True)
+    changes = {"cases": (case,), "num_epochs": 2, "num_train": 50, "varied_train": 50, "varied_width": 3, "varied_epochs": 2}
+    settings = dataclasses.replace(SPARSE_PRESETS["paper"], num_seeds=2, rate_drops=(1,), batch_size=10, **changes)
+    results = sparse.compare(case, settings)
+    assert np.isfinite(results.complexity).all()
+    assert (results.path_over_witness > 0).all()
+    varied = sparse.vary(case, settings, "label noise")
+    assert varied.log_risk.shape == (6, 2)
+    assert np.isfinite(varied.log_risk).all()
+    assert all(max(preset.levels.get("examples", (0,))) <= 54_000 for preset in SPARSE_PRESETS.values())
 
 
 def test_only_networks_that_fit_are_ranked():
