@@ -1,7 +1,8 @@
 """What a run would cost, before it: jobs, programs, time, memory and disk, estimated from jobs that this machine has computed.
 
 An estimate is as good as its basis, which is told with it: jobs of the same stage and case where there are any, else of the same stage.
-Their time without compilation is scaled by the stage's own costs, and by epochs and examples where these costs know nothing of them.
+Their time without compilation is scaled by the stage's own costs, and by epochs and examples where these costs know nothing of them; by a
+factor of more than a thousand nothing is scaled, since costs are rough and their errors multiply.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from jaxbp.lab.job_times import JobTime
 from jaxbp.lab.jobs import Job
 from jaxbp.runtime.machines import Elsewhere, Machine, Roofline, roofline
 from jaxbp.runtime.program_cost import ProgramCost
+
+MOST_FOLD = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,9 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         return StageCost(stage, num_jobs, there, 0.0, 0, 0, None, "all are there")
     if not records:
         return StageCost(stage, num_jobs, there, None, None, None, None, "no job of this stage was ever timed here: run a smaller preset")
+    if (fold := max(min(_ratio(job, record) for record in records) for job in missing)) > MOST_FOLD:
+        told = f"the timed jobs are {float(f'{fold:.1g}'):,.0f} times smaller, too far to tell: run a preset that lies between"
+        return StageCost(stage, num_jobs, there, None, None, None, None, told)
     seconds, num_bytes, programs, exact = 0.0, 0.0, 0, 0
     accounts: list[ProgramCost | None] = []
     compiled: dict[tuple[str, str], JobTime] = {}

@@ -92,6 +92,16 @@ def test_times_are_scaled_by_costs_and_by_sizes_that_costs_do_not_know(tmp_path)
     assert [cost.seconds for cost in done] == [0.0, 0.0]
 
 
+def test_nothing_is_scaled_too_far(tmp_path):
+    kind = jax.local_devices()[0].device_kind
+    job_times.write(tmp_path, JobTime(f"{__name__}.train", "digits", kind, 4.0, {"num_train": 100.0}, 3.0, 1.0, 5, 1000, 300))
+    for num_train, is_known in ((10_000, True), (10_100, False)):  # and ten times the epochs
+        planned = jobs.plan(STUDY, Settings("quick", 3, (Case("digits", num_train),), num_epochs=20))
+        cost = cost_plan.estimate(planned, [], [tmp_path])[0]
+        assert (cost.seconds is not None) == is_known
+    assert cost.basis == "the timed jobs are 1,000 times smaller, too far to tell: run a preset that lies between"
+
+
 def test_the_time_elsewhere_is_that_here_by_the_ratio_of_rooflines_or_by_a_stated_efficiency():
     here = dataclasses.replace(machines.named("h100"), flops=67e10, bandwidth=3350e7)  # a hundredth of the peaks
     cost = StageCost("train", 1, 0, 110.0, 1, 1, 1, "", flops=67e12, bytes_accessed=1.0, launches=1.0, compile_seconds=10.0)
