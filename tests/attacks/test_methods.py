@@ -95,7 +95,7 @@ def trained():
 # Contracts of every attack.
 
 
-@pytest.mark.first_cases(3)
+@pytest.mark.first_cases(2)
 @pytest.mark.parametrize("name, norm", TABLE)
 def test_what_an_attack_returns_is_true(name, norm):
     """Success and loss are those of the inputs returned, these are within reach, and eager equals jit."""
@@ -237,6 +237,7 @@ def test_every_adversarial_example_is_in_its_ball_and_box(case, seed, epsilon, s
     check_within(attacks.Threat(case[1], epsilon, bounds), found, inputs)
 
 
+@pytest.mark.slow
 def test_a_network_that_returns_nan_does_no_harm():
     inputs, labels = jnp.full((3, 8), 0.5), jnp.array([0, 1, 2])
     for name, norm in (("pgd", "linf"), ("apgd", "l2"), ("square", "l2")):
@@ -582,6 +583,7 @@ def test_losses_of_equal_logits_are_finite_with_finite_gradients():
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_dlr_sees_through_saturation(trained):
     """The cross-entropy of logits times 10^4 has no gradient in float32; the ratio does not care."""
     network, inputs, labels = trained

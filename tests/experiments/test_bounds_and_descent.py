@@ -50,6 +50,7 @@ def test_weight_normalisation_starts_as_the_network_and_moves_directions_at_righ
     np.testing.assert_allclose(normalised.apply(params, images), 2 * net.apply(plain, images), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_sparse_study_takes_colours_weight_normalisation_and_random_labels(tmp_path):
     """The paper's arms at small size: images of three channels, noise of 100 %, and a rate that falls."""
     draw = np.random.default_rng(0)

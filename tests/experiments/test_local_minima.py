@@ -311,6 +311,7 @@ def test_below_the_limit_a_run_takes_its_share_and_as_many_steps_as_fit(tiny):
     assert (results.start_loss[:, 1] > 1.5 * results.start_loss[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_needs_few_steps_stops_there(tiny):
     settings, _ = tiny
     starts = measure.draw(TINY, settings, DEFAULT, SEEDS)

@@ -252,6 +252,7 @@ def test_presets_are_consistent():
         (["--dataset", "mnist1d"], "inputs must lie from 0 to 1 to be attacked, got"),
     ],
 )
+@pytest.mark.first_cases(2)
 def test_bad_input_is_named(arguments, message, tmp_path):
     assert message in studies.error_of("rank_robustness", tmp_path / "new", *arguments)
 

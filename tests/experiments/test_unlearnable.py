@@ -35,6 +35,7 @@ def test_perturbations_are_proven_one_way_and_the_other(results):
     assert (results.clipped == 0).all()
 
 
+@pytest.mark.slow
 def test_arms_are_trainings_on_the_sets_that_they_name(results):
     """The clean arm by the functions of the library, and what the sets of the others have to be."""
     split, net = data.load("digits", seed=FIRST_SEED, num_train=200), trainings.network(CASE, 10)

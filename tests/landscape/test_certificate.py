@@ -94,6 +94,7 @@ def test_nothing_within_a_proven_radius_has_a_lower_loss():
     assert certificate.probes.lowest_change_within(certificate.radius) >= -1e-14
 
 
+@pytest.mark.slow
 def test_a_rescaled_minimum_is_a_minimum():
     net, params = embedded()
     scaled = jax.tree.map(np.array, params)

@@ -57,6 +57,7 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("kind", ["exact", "sampled"])
+@pytest.mark.first_cases(1)
 def test_examples_are_sharded_over_a_mesh(kind):
     params, inputs, labels, *_ = problem()
     options = {"loss": "cross_entropy", "kind": kind, "key": KEY if kind == "sampled" else None}

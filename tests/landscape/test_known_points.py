@@ -43,7 +43,7 @@ def certify(apply_fn, terms, t=0.0, u=0.0, **options):
 MINIMUM, SADDLE, SLOPE = "supported", "refuted", "refuted"
 
 
-@pytest.mark.first_cases(8)
+@pytest.mark.first_cases(4)
 @pytest.mark.parametrize(
     ("terms", "status"),
     [

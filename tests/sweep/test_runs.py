@@ -117,6 +117,7 @@ def test_segments_give_what_plain_calls_give(plan):
 
 
 @pytest.mark.parametrize("plan", ["auto", "vmap"])
+@pytest.mark.first_cases(1)
 def test_a_run_that_is_not_finite_is_recorded_and_rests_and_the_others_go_on(tmp_path, plan):
     grid = {"rate": [0.1, 1e20]}
     found = sweep.run(LONG, grid, seeds=2, shared=[DATA], plan=plan, out=tmp_path)
@@ -500,6 +501,7 @@ def test_measures_go_to_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize(("moment", "kept", "next_segment"), [("write", "2", 3), ("digests", "3", 4)])
+@pytest.mark.first_cases(1)
 def test_a_kill_during_a_checkpoint_leaves_a_whole_one(tmp_path, monkeypatch, moment, kept, next_segment):
     """With one to keep: the one before stays until the next is committed, and a committed one counts."""
 
@@ -534,6 +536,7 @@ def test_a_kill_during_a_checkpoint_leaves_a_whole_one(tmp_path, monkeypatch, mo
 @pytest.mark.parametrize(
     ("target", "name", "next_segment"), [(ocp.StandardCheckpointHandler, "finalize", 3), (_checkpoints, "write_atomically", 4)]
 )
+@pytest.mark.first_cases(1)
 def test_a_disk_that_cannot_take_a_checkpoint_is_told_and_the_last_whole_one_serves(tmp_path, monkeypatch, target, name, next_segment):
     stopped_at(monkeypatch, tmp_path, 2, plan="vmap")
 
