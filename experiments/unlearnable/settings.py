@@ -69,8 +69,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The data set."""
-        return self.dataset
+        """The data set, after a network of the user's own."""
+        return f"{self.model}, {self.dataset}" if ":" in self.model else self.dataset
 
     @property
     def names(self) -> tuple[str, ...]:
