@@ -41,8 +41,7 @@ def overview(maps: dict[str, xr.Dataset]) -> str:
     lines = ["| claim | over | result | what explains the effect |", "|---|---|---|---|"]
     for name, result in maps.items():
         over = "; ".join(_told(result, axis) for axis in _varied(result))
-        statement = f"[{name}](../published/maps/{name}/map.html) {result.attrs['statement']}"
-        lines.append(f"| {statement} | {over} | {result.attrs['headline']} | {_explained(result)} |")
+        lines.append(f"| {name} {result.attrs['statement']} | {over} | {result.attrs['headline']} | {_explained(result)} |")
     return "\n".join([*lines, "", *(f"- {name}: `{_command(result)}`" for name, result in maps.items())])
 
 
