@@ -61,6 +61,9 @@ def test_a_map_is_taken_and_told(tmp_path, monkeypatch):
     assert (tmp_path / "published/S2.a/map.html").read_text() == "page"
     row = "| rate 0.1, 0.2, 0.4; shift 0, 1 | holds in 2 of 6 | rate 100 % |"
     assert row in map_tables.overview(map_tables.published())
+    slope = xr.full_like(result.effect, 0.0) + xr.DataArray([0.0, 1.0, 2.0], dims="rate") + xr.DataArray([0.0, 4.0], dims="shift")
+    both = result.assign(effect=slope, low=slope - 0.01, high=slope + 0.01)
+    assert "| holds in 2 of 6 | shift 86 %, rate 14 % |" in map_tables.overview({"S2.a": both})  # 4 and 2/3 are the variances
     grid = map_tables.grid(map_tables.published()["S2.a"]).splitlines()
     assert grid[0] == "| shift | rate 0.1 | rate 0.2 | rate 0.4 |"
     assert grid[3] == "| 1 | 2.10, supported | -1.10, contradicted | -2.00, contradicted |"

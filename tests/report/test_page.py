@@ -397,6 +397,14 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
     assert b"<dc:date>" not in svg
 
 
+def test_curves_differ_in_shape_as_well_as_in_colour():
+    _, ax = report.figure()
+    for label in "abc":
+        report.curve(ax, [4, 8, 16], np.ones((2, 3)), label=label)
+    lines = [line for line in ax.lines if line.get_label() in tuple("abc")]
+    assert len({line.get_marker() for line in lines}) == len({line.get_color() for line in lines}) == 3
+
+
 def test_strip_shows_geometric_means_and_counts_what_it_leaves_out():
     _, ax = report.figure()
     report.strip(ax, {"a": [1.0, 2.0, 4.0, np.nan, -1.0]}, log=True)
