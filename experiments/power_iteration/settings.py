@@ -8,7 +8,7 @@ from jaxbp import lab
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An MLP of two hidden layers at a point: trained, or an embedded minimum.
+    """A network at a point: trained, or an MLP at an embedded minimum.
 
     Attributes:
       dataset: the name of the data set.
@@ -16,7 +16,8 @@ class Case:
       num_epochs: epochs of the training; None for the affine minimiser of squared error, embedded, whose Hessian has no negative
         eigenvalue.
       near_convergence: whether training has all but ended, so that the smallest eigenvalue decides what the point is.
-      width: of the hidden layers.
+      width: of the two hidden layers.
+      model: the trained network's name, or "module:function" of the user's own.
     """
 
     dataset: str
@@ -24,33 +25,18 @@ class Case:
     num_epochs: int | None = None
     near_convergence: bool = False
     width: int = 24
+    model: str = "mlp"
 
     @property
     def name(self) -> str:
-        """For instance "digits, 50 epochs"."""
-        epochs = self.num_epochs
-        return f"{self.dataset}, embedded minimum" if epochs is None else f"{self.dataset}, {epochs} epoch{'s' * (epochs > 1)}"
+        """For instance "digits, 50 epochs" or "digits, mine:make, 50 epochs"."""
+        epochs, data_and_model = self.num_epochs, self.dataset + f", {self.model}" * (self.model != "mlp")
+        return f"{data_and_model}, embedded minimum" if epochs is None else f"{data_and_model}, {epochs} epoch{'s' * (epochs > 1)}"
 
     @property
     def loss(self) -> str:
         """The loss, by name."""
         return "squared_error" if self.num_epochs is None else "cross_entropy"
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnCase(Case):
-    """A trained network of the user's own in the place of the MLP.
-
-    Attributes:
-      model: "module:function".
-    """
-
-    model: str = ""
-
-    @property
-    def name(self) -> str:
-        """For instance "digits, mine:make, 50 epochs"."""
-        return super().name.replace(self.dataset, f"{self.dataset}, {self.model}", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +57,7 @@ class Settings(lab.Settings):
 
     def with_network(self, name: str) -> "Settings":
         """The settings with a network of the user's own where networks are trained; minima by construction keep their MLP."""
-        cases = [
-            case if case.num_epochs is None else OwnCase(**dataclasses.asdict(case), model=name)  # a case has no nested fields
-            for case in self.cases
-        ]
+        cases = [case if case.num_epochs is None else dataclasses.replace(case, model=name) for case in self.cases]
         return dataclasses.replace(self, cases=tuple(cases))
 
 

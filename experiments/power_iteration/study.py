@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import papers
-from experiments.power_iteration.settings import Case, OwnCase, Settings
+from experiments.power_iteration.settings import Case, Settings
 from jaxbp import data, lab, landscape, models, report, stats, training
 from jaxbp.claims import CLEAR_MAJORITY, Above, Below, Claim
 
@@ -66,27 +66,35 @@ SPARES = Claim(
 def smallest_eigenvalue(case: Case, settings: Settings, seed: int) -> dict[str, float]:
     """The smallest eigenvalue at a case's point, by power iteration in float32 and by Lanczos' method in float64."""
     split = data.load(case.dataset, seed=seed + _SALT % 2**31, num_train=case.num_train, data_dir=settings.data_dir)
-    net = models.create("mlp", num_classes=split.num_classes, width=case.width, depth=2)
+    net = models.create(case.model, num_classes=split.num_classes, width=case.width, depth=2)
     batch = split.train.inputs, split.train.labels
     *keys, start_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _SALT), 3)
-    params = (
-        minimum(net, case, batch, split.num_classes, keys[0]) if case.num_epochs is None else trained(net, case, settings, batch, *keys)
-    )
-    loss_fn = landscape.per_example_loss(net.apply, case.loss)
-    operator = landscape.hessian(loss_fn, jax.tree.map(jnp.float32, params), batch)
-    estimate, shift = shifted_power(operator.matvec, jax.random.normal(start_key, (operator.dimension,)), settings.num_steps)
+    if is_minimum(case):
+        params, state = minimum(net, case, batch, split.num_classes, keys[0]), {}
+    else:
+        params, state = trained(net, case, settings, batch, *keys)
+
+    def hessian(dtype: Any) -> landscape.Hessian:
+        point, statistics, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, state, batch[0]))
+        loss_fn = landscape.per_example_loss(lambda params, inputs: net.apply(params, inputs, statistics), case.loss)
+        return landscape.hessian(loss_fn, point, (inputs, batch[1]))
+
+    narrow = hessian(jnp.float32)
+    estimate, shift = shifted_power(narrow.matvec, jax.random.normal(start_key, (narrow.dimension,)), settings.num_steps)
     with jax.enable_x64(True):
-        wide, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, batch[0]))
-        operator = landscape.hessian(loss_fn, wide, (inputs, batch[1]))
-        lanczos = lanczos_smallest(operator.matvec, start_key, operator.dimension)
+        wide = hessian(jnp.float64)
+        lanczos = lanczos_smallest(wide.matvec, start_key, wide.dimension)
     return {"estimate": estimate, "called_negative": estimate < -_ROUNDING * abs(shift), "eigenvalue": lanczos}
 
 
-def trained(net: models.Network, case: Case, settings: Settings, batch: tuple, init_key: jax.Array, order_key: jax.Array) -> Any:
-    """The parameters after SGD on the cross-entropy."""
+def trained(
+    net: models.Network, case: Case, settings: Settings, batch: tuple, init_key: jax.Array, order_key: jax.Array
+) -> tuple[Any, Any]:
+    """Parameters, and the state such as BatchNorm's statistics, after SGD on the cross-entropy."""
     options = training.Settings(num_epochs=case.num_epochs, batch_size=50)
     start = net.init(init_key, batch[0][:1])
-    return training.train(net, training.sgd(settings.learning_rate, momentum=0.9), batch, order_key, options, start=start).params
+    end = training.train(net, training.sgd(settings.learning_rate, momentum=0.9), batch, order_key, options, start=start)
+    return end.params, end.state
 
 
 def minimum(net: models.Network, case: Case, batch: tuple, num_classes: int, key: jax.Array) -> Any:
@@ -94,29 +102,6 @@ def minimum(net: models.Network, case: Case, batch: tuple, num_classes: int, key
     inputs, labels = batch
     fit = landscape.fit_affine(inputs.reshape(len(inputs), -1), labels, num_classes, loss=case.loss)
     return landscape.embed_affine(net.module, fit, inputs, key=key)
-
-
-def own_eigenvalue(case: OwnCase, settings: Settings, seed: int) -> dict[str, float]:
-    """As `smallest_eigenvalue`, in a trained network of the user's own, of which BatchNorm keeps its stored statistics."""
-    split = data.load(case.dataset, seed=seed + _SALT % 2**31, num_train=case.num_train, data_dir=settings.data_dir)
-    net = models.create(case.model, num_classes=split.num_classes, width=case.width, depth=2)
-    init_key, order_key, start_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _SALT), 3)
-    start = net.init(init_key, split.train.inputs[:1])
-    options = training.Settings(num_epochs=case.num_epochs, batch_size=50)
-    optimizer = training.sgd(settings.learning_rate, momentum=0.9)
-    end = training.train(net, optimizer, tuple(split.train), order_key, options, start=start)
-
-    def operator(dtype: Any) -> Any:
-        params, state, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (end.params, end.state, split.train.inputs))
-        loss_fn = landscape.per_example_loss(lambda params, inputs: net.apply(params, inputs, state), case.loss)
-        return landscape.hessian(loss_fn, params, (inputs, split.train.labels))
-
-    narrow = operator(jnp.float32)
-    estimate, shift = shifted_power(narrow.matvec, jax.random.normal(start_key, (narrow.dimension,)), settings.num_steps)
-    with jax.enable_x64(True):
-        wide = operator(jnp.float64)
-        lanczos = lanczos_smallest(wide.matvec, start_key, wide.dimension)
-    return {"estimate": estimate, "called_negative": estimate < -_ROUNDING * abs(shift), "eigenvalue": lanczos}
 
 
 def planted(case: Case, settings: Settings, seed: int) -> xr.Dataset:
@@ -154,20 +139,15 @@ def shifted_power(matvec: Callable, start: jax.Array, num_steps: int) -> tuple[f
     return shift, last
 
 
-def point_of(m: Any) -> xr.Dataset:
-    """Both results at the case's point."""
-    return m.own_eigenvalue if is_own(m.case) else m.smallest_eigenvalue
-
-
 def found(m: Any) -> xr.DataArray:
     """1 where the estimate is called negative, NaN where Lanczos' method did not converge or the eigenvalue is not negative."""
-    point = point_of(m)
+    point = m.smallest_eigenvalue
     return point.called_negative.astype(float).where(point.eigenvalue < 0)
 
 
 def sized(m: Any) -> xr.DataArray:
     """1 where the estimate is negative and within a factor of two, NaN as in `found`."""
-    point = point_of(m)
+    point = m.smallest_eigenvalue
     return found(m) * (np.abs(np.log2(np.abs(point.estimate / point.eigenvalue))) < 1)
 
 
@@ -198,11 +178,6 @@ def is_minimum(case: Case) -> bool:
     return case.num_epochs is None
 
 
-def is_own(case: Case) -> bool:
-    """Whether the network is the user's own."""
-    return isinstance(case, OwnCase)
-
-
 def of_each_seed(case: Case, settings: Settings) -> dict[str, Any]:
     """A job a seed."""
     return {"seed": settings.seeds}
@@ -225,12 +200,7 @@ STUDY = lab.Study(
     module="experiments.power_iteration",
     paper=papers.TRUTH,
     stages=(
-        lab.Stage(
-            smallest_eigenvalue, over=of_each_seed, where=lambda case, settings: not is_own(case), cost=cost, reads=_READS, group="points"
-        ),
-        lab.Stage(
-            own_eigenvalue, over=of_each_seed, where=lambda case, settings: is_own(case), cost=cost, reads=_READS, group="points"
-        ),
+        lab.Stage(smallest_eigenvalue, over=of_each_seed, cost=cost, reads=_READS, group="points"),
         lab.Stage(
             planted,
             over=lambda case, settings: {"seed": settings.seeds},
@@ -241,7 +211,7 @@ STUDY = lab.Study(
     measures=(
         lab.Measure(FINDS, found, where=lambda case: not is_minimum(case), **_EVENTS),
         lab.Measure(SIZE, sized, where=lambda case: case.near_convergence, **_EVENTS),
-        lab.Measure(SPARES, lambda m: 1.0 - point_of(m).called_negative, where=is_minimum, **_EVENTS),
+        lab.Measure(SPARES, lambda m: 1.0 - m.smallest_eigenvalue.called_negative, where=is_minimum, **_EVENTS),
     ),
     controls=(
         lab.Control(
@@ -270,7 +240,7 @@ STUDY = lab.Study(
     tables=(
         report.ClaimMeans(),
         report.MeanTable(
-            lambda m: point_of(m)[["estimate", "eigenvalue"]].to_dataarray("measure"), columns="measure",
+            lambda m: m.smallest_eigenvalue[["estimate", "eigenvalue"]].to_dataarray("measure"), columns="measure",
             section="Estimates and eigenvalues", caption="By power iteration, and by Lanczos' method; means and 95 % intervals over seeds.",
         ),
         report.MeanTable(spectra, section="Planted spectra", caption="What both methods make of known spectra."),

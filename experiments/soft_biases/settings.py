@@ -22,6 +22,7 @@ class Case:
       dataset: "" for what has no data.
       noise: share of labels that are drawn anew.
       design, target: of polynomials: "grid" or "random" points, "smooth" or "waves".
+      model: whose code lengths are counted, or "module:function" of the user's own.
     """
 
     kind: str
@@ -29,32 +30,18 @@ class Case:
     noise: float = 0.0
     design: str = ""
     target: str = ""
+    model: str = "mlp"
 
     @property
     def name(self) -> str:
-        """For instance "digits, 20 % noise"."""
+        """For instance "digits, 20 % noise" or "code lengths, digits, mine:make"."""
         if self.kind == POLYNOMIAL:
             return f"{self.target}, {self.design} points"
         if self.kind == ISOTROPIC:
             return ISOTROPIC
         prefix = "" if self.kind == FEATURES else f"{self.kind}, "
-        return f"{prefix}{self.dataset}" + f", {100 * self.noise:g} % noise" * bool(self.noise)
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnCase(Case):
-    """Code lengths of a network of the user's own.
-
-    Attributes:
-      model: "module:function".
-    """
-
-    model: str = ""
-
-    @property
-    def name(self) -> str:
-        """For instance "code lengths, digits, mine:make"."""
-        return f"{super().name}, {self.model}"
+        noise, model = f", {100 * self.noise:g} % noise" * bool(self.noise), f", {self.model}" * (self.model != "mlp")
+        return f"{prefix}{self.dataset}{noise}{model}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +87,7 @@ class Settings(lab.Settings):
 
     def with_network(self, name: str) -> "Settings":
         """The settings with a network of the user's own where code lengths are counted; S10.d keeps its MLPs, and the rest has none."""
-        cases = [OwnCase(CODE, case.dataset, model=name) if case.kind == CODE else case for case in self.cases]
+        cases = [dataclasses.replace(case, model=name) if case.kind == CODE else case for case in self.cases]
         return dataclasses.replace(self, cases=tuple(cases))
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from experiments import papers
 from experiments.soft_biases import claims
-from experiments.soft_biases.settings import CODE, FEATURES, FIRST_TUNING_SEED, ISOTROPIC, POLYNOMIAL, WIDTHS, Case, OwnCase, Settings
+from experiments.soft_biases.settings import CODE, FEATURES, FIRST_TUNING_SEED, ISOTROPIC, POLYNOMIAL, WIDTHS, Case, Settings
 from jaxbp import data, descent, lab, landscape, models, pac_bayes, report, stats, training
 from jaxbp.claims import Above, Below
 
@@ -178,35 +178,7 @@ def _effective_dimensions(loss_fn: Any, params: Any, examples: tuple, settings: 
 
 
 def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
-    """Networks trained in a random subspace on true and on random labels: bits, training and test errors, and the bound."""
-    dataset, seeds = load(case, settings), list(settings.seeds)
-    true = dataset.train.labels
-    random = np.stack([redrawn(true, 1.0, np.random.default_rng(seed)) for seed in seeds])
-    net = models.create("mlp", num_classes=dataset.num_classes, width=settings.hidden[0], depth=len(settings.hidden))
-    inputs, test = jnp.asarray(dataset.train.inputs), dataset.test
-    rows = []
-    for at, seed in enumerate(seeds):
-        start_key, plane_key, order_key = jax.random.split(jax.random.key(seed), 3)
-        start = net.init(start_key, inputs[:1])[0]
-        subspace = pac_bayes.Subspace(plane_key, start, settings.dimension)
-        matrix, certificates = subspace.columns(), []
-        for labels in (true, random[at]):
-            z = _train_code(matrix, start, inputs, jnp.asarray(labels), order_key, net, settings)
-            predict = jax.jit(lambda z, subspace=subspace: net.apply(subspace.params(z), inputs))
-            certificate = pac_bayes.certify(predict, z, labels, steps=settings.steps, delta=settings.delta)
-            logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(test.inputs))
-            test_error = float(np.mean(np.asarray(logits).argmax(1) != test.labels)) if labels is true else CHANCE
-            bits = sum(certificate.bits.values())
-            certificates.append([certificate.bound, certificate.error, test_error, bits, certificate.step])
-        rows.append(certificates)
-    names = ["bound", "train_error", "test_error", "bits", "step"]
-    table = np.array(rows)
-    coordinates = {"seed": seeds, "labels": ["true", "random"]}
-    return xr.Dataset({name: (("seed", "labels"), table[..., i]) for i, name in enumerate(names)}, coordinates)
-
-
-def own_code_lengths(case: OwnCase, settings: Settings) -> xr.Dataset:
-    """As `code_lengths`, of a network of the user's own.
+    """Networks trained in a random subspace on true and on random labels: bits, training and test errors, and the bound.
 
     Raises:
       SettingsError: the network has a state, such as BatchNorm's statistics, which a code of its parameters leaves out.
@@ -222,20 +194,26 @@ def own_code_lengths(case: OwnCase, settings: Settings) -> xr.Dataset:
                 "leave out: give a network without BatchNorm"
             )
         subspace = pac_bayes.Subspace(plane_key, start, settings.dimension)
-        random = redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
-        rows.append([_own_code(net, settings, dataset, subspace, labels, order_key) for labels in (dataset.train.labels, random)])
+        matrix, random = subspace.columns(), redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
+        rows.append([_code(net, settings, dataset, subspace, matrix, labels, order_key) for labels in (dataset.train.labels, random)])
     names, table = ("bound", "train_error", "test_error", "bits", "step"), np.array(rows)
     table[:, 1, names.index("test_error")] = CHANCE  # of random labels
     coordinates = {"seed": list(settings.seeds), "labels": ["true", "random"]}
     return xr.Dataset({name: (("seed", "labels"), table[..., i]) for i, name in enumerate(names)}, coordinates)
 
 
-def _own_code(
-    net: models.Network, settings: Settings, dataset: data.Dataset, subspace: pac_bayes.Subspace, labels: np.ndarray, key: jax.Array
+def _code(
+    net: models.Network,
+    settings: Settings,
+    dataset: data.Dataset,
+    subspace: pac_bayes.Subspace,
+    matrix: jax.Array,
+    labels: np.ndarray,
+    key: jax.Array,
 ) -> list[float]:
     """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``labels``."""
     inputs, start = jnp.asarray(dataset.train.inputs), subspace.params(jnp.zeros(settings.dimension))
-    coordinates = _train_code(subspace.columns(), start, inputs, jnp.asarray(labels), key, net, settings)
+    coordinates = _train_code(matrix, start, inputs, jnp.asarray(labels), key, net, settings)
     predict = jax.jit(lambda z: net.apply(subspace.params(z), inputs))
     certificate = pac_bayes.certify(predict, coordinates, labels, steps=settings.steps, delta=settings.delta)
     logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(dataset.test.inputs))
@@ -292,14 +270,9 @@ def tracking(m: Any) -> xr.DataArray:
     return xr.apply_ufunc(tau, results.train_accuracy, results.test_loss, results.effective_dimension, input_core_dims=core, vectorize=True)
 
 
-def codes(m: Any) -> xr.Dataset:
-    """What was counted, of our network or of the user's."""
-    return m.own_code_lengths if isinstance(m.case, OwnCase) else m.code_lengths
-
-
 def informative(m: Any) -> xr.DataArray:
     """The smaller of two distances from chance."""
-    bound = codes(m).bound
+    bound = m.code_lengths.bound
     return np.minimum(CHANCE - bound.sel(labels="true", drop=True), bound.sel(labels="random", drop=True) - CHANCE)
 
 
@@ -364,7 +337,7 @@ def kind_is(kind: str) -> Any:
 
 def error_and_bits(m: Any) -> xr.DataArray:
     """The bound as training error and price of the bits, and the test error, (seed, labels, part)."""
-    results = codes(m)
+    results = m.code_lengths
     parts = {"training error": results.train_error, "price of the bits": results.bound - results.train_error}
     return xr.concat((parts | {TEST_ERROR: results.test_error}).values(), xr.IndexVariable("part", [*parts, TEST_ERROR]))
 
@@ -401,18 +374,7 @@ STUDY = lab.Study(
             cost=lambda case, settings, width: COSTS[case.kind],
             group="all",
         ),
-        lab.Stage(
-            code_lengths,
-            where=lambda case, settings: case.kind == CODE and not isinstance(case, OwnCase),
-            cost=lambda case, settings: COSTS[case.kind],
-            group="all",
-        ),
-        lab.Stage(
-            own_code_lengths,
-            where=lambda case, settings: isinstance(case, OwnCase),
-            cost=lambda case, settings: COSTS[case.kind],
-            group="all",
-        ),
+        lab.Stage(code_lengths, where=kind_is(CODE), cost=lambda case, settings: COSTS[case.kind], group="all"),
     ),
     measures=(
         lab.Measure(claims.S10A, benign, where=kind_is(POLYNOMIAL), interval_fn=stats.event_interval),
@@ -436,7 +398,7 @@ STUDY = lab.Study(
             "No bound lies below the test error.",
             "test error minus bound, true labels",
             Below(0.0),
-            lambda m: (codes(m).test_error - codes(m).bound).sel(labels="true", drop=True),
+            lambda m: (m.code_lengths.test_error - m.code_lengths.bound).sel(labels="true", drop=True),
             where=kind_is(CODE),
             claims=("S10.e",),
         ),
@@ -498,7 +460,7 @@ STUDY = lab.Study(
             caption="Relative training error on noise, excess risk on structured data (noise variance 0.01), and what tuning chose.",
         ),
         report.MeanTable(
-            lambda m: codes(m).to_dataarray("measure"),
+            lambda m: m.code_lengths.to_dataarray("measure"),
             columns="measure",
             rows=("labels",),
             section="Bits",
