@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments import local_minima, ntk_width, power_iteration, rank_robustness, soft_biases
 from experiments.__main__ import STUDIES
-from experiments.power_iteration.settings import OwnCase
+from experiments.power_iteration.settings import Case
 from jaxbp import lab
 from jaxbp.lab import execute
 from tests.helpers import studies
@@ -96,11 +96,11 @@ def settings_of(package, make, **changes):
 
 @pytest.mark.parametrize("make", [of_nnx, pytest.param(normalised, marks=pytest.mark.slow)])
 def test_eigenvalues_of_a_foreign_network_are_compared(make, tmp_path):
-    case = OwnCase("digits@4", 50, 1, width=4, model=named(make))
+    case = Case("digits@4", 50, 1, width=4, model=named(make))
     settings = settings_of(power_iteration, linen, cases=(case,), num_steps=100, num_seeds=1)
     study = lab.load(power_iteration.DOOR)
-    (m,) = studies.compute(dataclasses.replace(study, stages=study.stages[:2]), settings, tmp_path).cases
-    point = m.own_eigenvalue
+    (m,) = studies.compute(dataclasses.replace(study, stages=study.stages[:1]), settings, tmp_path).cases
+    point = m.smallest_eigenvalue
     assert (point.eigenvalue < 0).all()
     assert (point.estimate >= point.eigenvalue - 1e-4).all()  # a Rayleigh quotient lies above the smallest eigenvalue
     assert m.name == f"digits@4, {named(make)}, 1 epoch"
@@ -111,7 +111,7 @@ def bits(make, folder):
     settings = settings_of(soft_biases, make, num_seeds=1, dimension=8, code_epochs=1, steps=(1.0, 0.1))
     case = dataclasses.replace(settings.cases[-1], dataset="digits@4")
     settings = dataclasses.replace(settings, cases=(case,))
-    return studies.compute(lab.load(soft_biases.DOOR), settings, folder).cases[0].own_code_lengths
+    return studies.compute(lab.load(soft_biases.DOOR), settings, folder).cases[0].code_lengths
 
 
 @pytest.mark.slow
