@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from experiments.low_rank_bounds import study as low_rank
-from experiments.soft_biases import study as soft
+from experiments.soft_biases import measure, outcomes
 from experiments.soft_biases.settings import POLYNOMIAL, Case
 from experiments.soft_biases.settings import PRESETS as SOFT_PRESETS
 from experiments.sparse_bounds import nets
@@ -97,8 +97,8 @@ def test_factors_multiply_to_kernels_of_exact_rank():
 
 def test_the_largest_rise_is_from_any_number_to_a_larger_one():
     error = xr.DataArray(2.0 ** np.array([[3.0, 1.0, 0.5, 2.0, 1.75]]), {"seed": [0], "features": range(5)}, ("seed", "features"))
-    m = types.SimpleNamespace(random_features=xr.Dataset({"error": error.expand_dims(arm=[soft.RIDGE])}))
-    assert soft.rise(m).item() == pytest.approx(1.5)
+    m = types.SimpleNamespace(random_features=xr.Dataset({"error": error.expand_dims(arm=[measure.RIDGE])}))
+    assert outcomes.rise(m).item() == pytest.approx(1.5)
 
 
 def test_widths_before_the_first_that_fits_do_not_count():
@@ -110,19 +110,19 @@ def test_widths_before_the_first_that_fits_do_not_count():
             "effective_dimension": (("seed", "exponent", "width"), [[[9.0, 1, 2, 3], [9.0, 3, 2, 1]]]),
         }
     )
-    assert soft.tracking(types.SimpleNamespace(width_sweep=results)).item() == 1  # of the two alphas the one that favours the claim
+    assert outcomes.tracking(types.SimpleNamespace(width_sweep=results)).item() == 1  # of the two alphas the one that favours the claim
     fits_late = results.assign(train_accuracy=(axes, [[0.5, 0.5, 1.0, 1.0]]))
-    assert math.isnan(soft.tracking(types.SimpleNamespace(width_sweep=fits_late)).item())
+    assert math.isnan(outcomes.tracking(types.SimpleNamespace(width_sweep=fits_late)).item())
 
 
 def test_polynomials_without_a_preference_fit_noise_and_overfit():
     settings = dataclasses.replace(SOFT_PRESETS["smoke"], degree=60, num_points=20, gammas=(1.1,))
-    results = soft.polynomials(Case(POLYNOMIAL, design="grid", target="smooth"), settings)
-    flat, soft_arm = (results.sel(arm=arm) for arm in (soft.FLAT, soft.SOFT))
-    assert (flat.noise_error < soft.FITS_NOISE).all()
+    results = measure.polynomials(Case(POLYNOMIAL, design="grid", target="smooth"), settings)
+    flat, soft_arm = (results.sel(arm=arm) for arm in (measure.FLAT, measure.SOFT))
+    assert (flat.noise_error < measure.FITS_NOISE).all()
     assert float(flat.risk.mean()) > 3 * float(soft_arm.risk.mean())
-    assert float(results.curve.sel(arm=soft.FLAT, data="noise").isel(x=0)) == pytest.approx(  # the fit goes through the first point
-        float(results.points.sel(arm=soft.FLAT, column="noise").isel(point=0)), abs=1e-3
+    assert float(results.curve.sel(arm=measure.FLAT, data="noise").isel(x=0)) == pytest.approx(  # the fit goes through the first point
+        float(results.points.sel(arm=measure.FLAT, column="noise").isel(point=0)), abs=1e-3
     )
 
 

@@ -1,0 +1,125 @@
+"""The stages that fit in closed form: polynomials with penalties by order, random features without and with ridge, the isotropic model."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from experiments.soft_biases.settings import FIRST_TUNING_SEED, Case, Settings
+from jaxbp import data, descent
+
+FLAT, SOFT, SQUARES = "no preference", "gamma^j", "(1 + j)^2"
+NO_RIDGE, RIDGE, EXACT = "smallest norm", "ridge", "exact"
+FITS_NOISE = 1e-3  # relative training error
+TARGETS = {
+    "smooth": lambda x: 1 - x + x**3 / 2,
+    "waves": lambda x: 0.7 * np.cos(3 * np.pi * x) + 0.5 * np.sin(2.5 * np.pi * x),
+}
+
+
+@functools.lru_cache(maxsize=2)
+def load(case: Case, settings: Settings) -> data.Dataset:
+    """Normalised inputs, split alike for all seeds."""
+    return data.load(case.dataset, seed=0, normalise=True, data_dir=settings.data_dir)
+
+
+def redrawn(labels: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Labels, a share of which is drawn anew from ten classes."""
+    return np.where(rng.uniform(size=len(labels)) < noise, rng.integers(0, 10, len(labels)), labels)
+
+
+def polynomials(case: Case, settings: Settings) -> xr.Dataset:
+    """Errors of polynomials with three penalties, their strength chosen on other seeds to favour the claim; the fits of the first seed."""
+    grid = np.linspace(-1, 1, 2001)
+    truth = TARGETS[case.target](grid)
+    shift, scale = truth.mean(), truth.std()
+    basis = descent.legendre(grid, settings.degree)
+    orders = np.arange(settings.degree + 1)
+    penalties = {FLAT: [np.zeros_like(orders, float)], SQUARES: [2 * np.log1p(orders)], SOFT: [np.log(g) * orders for g in settings.gammas]}
+
+    def errors(seed: int, penalty: np.ndarray) -> tuple[np.ndarray, ...]:
+        rng = np.random.default_rng(seed)
+        x = np.linspace(-1, 1, settings.num_points) if case.design == "grid" else rng.uniform(-1, 1, settings.num_points)
+        structured = (TARGETS[case.target](x) - shift) / scale + settings.noise_sd * rng.normal(size=len(x))
+        y = np.stack([structured, rng.normal(size=len(x))], 1)
+        weights = np.exp(-penalty / 2)
+        fits = descent.ridge_path(
+            descent.legendre(x, settings.degree) * weights,
+            y,
+            settings.ridges,
+            np.concatenate([descent.legendre(x, settings.degree), basis]) * weights,
+        )
+        noise_error = np.mean((fits[:, : len(x), 1] - y[:, 1]) ** 2, 1) / y[:, 1].var()
+        risk = np.mean((fits[:, len(x) :, 0] - (truth - shift) / scale) ** 2, 1)
+        return noise_error, risk, fits, np.concatenate([x[:, None], y], 1)
+
+    results = []
+    for arm, candidates in penalties.items():
+        tuning = [[errors(FIRST_TUNING_SEED + t, c)[:2] for t in range(settings.num_tuning_seeds)] for c in candidates]
+        noise_error, risk = np.moveaxis(np.array(tuning), 2, 0)  # (candidate, seed, ridge)
+        benign = ((noise_error < FITS_NOISE) & (risk < settings.noise_sd**2)).mean(1)
+        which, ridge = np.unravel_index(np.lexsort((risk.mean(1).ravel(), -benign.ravel()))[0], benign.shape)
+        rows = [errors(seed, candidates[which]) for seed in settings.seeds]
+        first, points = rows[0][2][ridge], rows[0][3]
+        results.append(
+            xr.Dataset(
+                {
+                    "noise_error": ("seed", [row[0][ridge] for row in rows]),
+                    "risk": ("seed", [row[1][ridge] for row in rows]),
+                    "gamma": settings.gammas[which] if arm == SOFT else math.nan,
+                    "ridge": settings.ridges[ridge],
+                    "curve": (("x", "data"), first[settings.num_points :]),
+                    "points": (("point", "column"), points),
+                },
+                {"seed": list(settings.seeds), "x": grid, "data": ["structured", "noise"], "column": ["x", "structured", "noise"]},
+            )
+        )
+    return xr.concat(results, xr.IndexVariable("arm", list(penalties)))
+
+
+def random_features(case: Case, settings: Settings) -> xr.Dataset:
+    """Test error over numbers of features, by the fit of smallest norm and by ridge chosen on validation data."""
+    dataset, table = load(case, settings), []
+    parts = [(part.inputs.reshape(len(part.labels), -1), part.labels) for part in (dataset.train, dataset.validation, dataset.test)]
+    for seed in settings.seeds:
+        rng = np.random.default_rng(seed)
+        rows = data.stratified_indices(dataset.train.labels, settings.num_train, seed=seed)
+        inputs = jnp.concatenate([parts[0][0][rows], parts[1][0], parts[2][0]])
+        every = np.asarray(descent.random_features(jax.random.key(seed), inputs, max(settings.counts)), np.float64)
+        ends = np.cumsum([len(rows), len(parts[1][1])])
+        train, other = every[: ends[0]], every[ends[0] :]
+        noisy = [np.eye(10)[redrawn(labels, case.noise, rng)] for labels in (parts[0][1][rows], parts[1][1])]
+        table.append([_feature_errors(train[:, :p], other[:, :p], noisy, np.eye(10)[parts[2][1]], settings) for p in settings.counts])
+    coordinates = {"seed": list(settings.seeds), "features": list(settings.counts), "arm": [NO_RIDGE, RIDGE]}
+    return xr.Dataset({"error": (list(coordinates), np.array(table))}, coordinates)
+
+
+def _feature_errors(
+    train: np.ndarray, other: np.ndarray, noisy: Sequence[np.ndarray], truth: np.ndarray, settings: Settings
+) -> tuple[float, float]:
+    fits = descent.ridge_path(train, noisy[0], [0.0, *settings.feature_ridges], other)
+    validation, test = fits[:, : len(noisy[1])], fits[:, len(noisy[1]) :]
+    chosen = 1 + np.argmin(np.mean((validation[1:] - noisy[1]) ** 2, (1, 2)))
+    errors = np.mean((test - truth) ** 2, (1, 2))
+    return errors[0], errors[chosen]
+
+
+def isotropic_model(case: Case, settings: Settings) -> xr.Dataset:
+    """Excess risk of fits to isotropic normal inputs, simulated and exact, and of the best ridge."""
+    n, noise, table = settings.num_train, 0.5, []
+    for seed in settings.seeds:
+        rng, row = np.random.default_rng(seed), []
+        for p in settings.counts:
+            X, beta = rng.normal(size=(n, p)), np.full(p, 1 / math.sqrt(p))
+            y = X @ beta + noise * rng.normal(size=n)
+            fits = descent.ridge_path(X, y, [0.0, noise**2 * p], np.eye(p))  # the best ridge, n s^2 (p / n) / r^2
+            risks = np.sum((fits - beta) ** 2, 1)
+            exact = descent.isotropic_risk(n, p, 1.0, noise)
+            row.append([*risks, exact if math.isfinite(exact) else math.nan])
+        table.append(row)
+    coordinates = {"seed": list(settings.seeds), "features": list(settings.counts), "arm": [NO_RIDGE, RIDGE, EXACT]}
+    return xr.Dataset({"error": (list(coordinates), np.array(table))}, coordinates)

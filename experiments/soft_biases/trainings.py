@@ -1,0 +1,113 @@
+"""The stages that train networks: the Hessian's effective dimensionality over widths, and descriptions of networks in a random subspace."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+
+from experiments.soft_biases.measure import load, redrawn
+from experiments.soft_biases.settings import Case, Settings
+from jaxbp import data, descent, lab, landscape, models, pac_bayes, training
+
+CHANCE = 0.9  # error of guessing one of ten classes
+EXACT_SPECTRUM = 1000  # parameters up to which all eigenvalues are computed
+
+
+def width_sweep(case: Case, settings: Settings, width: int) -> xr.Dataset:
+    """Test loss and effective dimensionality of trained MLPs of one width on noisy labels."""
+    dataset, seeds = load(case, settings), settings.seeds
+    rows = [data.stratified_indices(dataset.train.labels, settings.width_train, seed=seed) for seed in seeds]
+    labels = np.stack([redrawn(dataset.train.labels[r], case.noise, np.random.default_rng(s)) for r, s in zip(rows, seeds, strict=True)])
+    inputs = np.stack([dataset.train.inputs[r] for r in rows])
+    net = models.create("mlp", num_classes=dataset.num_classes, width=width, depth=1)
+    fn = functools.partial(_train_width, net=net, settings=settings)
+    shared = (jnp.asarray(dataset.test.inputs), jnp.asarray(dataset.test.labels))
+    results, params = lab.sweep(fn, seeds=seeds, per_seed={"inputs": inputs, "labels": labels}, shared=shared)
+    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
+    dimensions = [
+        _effective_dimensions(loss_fn, jax.tree.map(lambda leaf, s=s: leaf[s], params), (inputs[s], labels[s]), settings, seed)
+        for s, seed in enumerate(seeds)
+    ]
+    return results.assign(effective_dimension=(("seed", "exponent"), dimensions)).assign_coords(exponent=list(settings.exponents))
+
+
+def _train_width(
+    key: jax.Array, *test_data: jax.Array, inputs: jax.Array, labels: jax.Array, net: models.Network, settings: Settings
+) -> tuple[dict[str, jax.Array], Any]:
+    options = training.Settings(num_epochs=settings.width_epochs, batch_size=50, measure_epochs=[settings.width_epochs])
+    optimizer = training.sgd(settings.learning_rate, momentum=0.9)
+    result = training.train(net, optimizer, (inputs, labels), key, options, test_data=test_data)
+    names = {"train_accuracy": "train_accuracy", "test_loss": "test_loss", "test_accuracy": "test_accuracy"}
+    return {name: result.history[key][-1] for name, key in names.items()}, result.params
+
+
+def _effective_dimensions(loss_fn: Any, params: Any, examples: tuple, settings: Settings, seed: int) -> list[float]:
+    """Of the Hessian of the summed training loss, for each alpha."""
+    operator = landscape.hessian(loss_fn, params, tuple(map(jnp.asarray, examples)))
+    count, dimension = len(examples[1]), operator.dimension
+    if dimension <= EXACT_SPECTRUM:
+        values = np.linalg.eigvalsh(np.asarray(jax.vmap(operator.matvec)(jnp.eye(dimension)), np.float64)) * count
+        return [descent.effective_dimension(values, 10.0**exponent) for exponent in settings.exponents]
+    density = landscape.spectral_density(operator.matvec, dimension, jax.random.key(seed), num_probes=2, num_steps=60)
+    values = np.maximum(density.nodes * count, 0)
+    return [float(dimension * np.mean(np.sum(density.weights * values / (values + 10.0**e), 1))) for e in settings.exponents]
+
+
+def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
+    """Networks trained in a random subspace on true and on random labels: bits, training and test errors, and the bound.
+
+    Raises:
+      SettingsError: the network has a state, such as BatchNorm's statistics, which a code of its parameters leaves out.
+    """
+    dataset, rows = load(case, settings), []
+    net = models.create(case.model, num_classes=dataset.num_classes, width=settings.hidden[0], depth=len(settings.hidden))
+    for seed in settings.seeds:
+        start_key, plane_key, order_key = jax.random.split(jax.random.key(seed), 3)
+        start, state = net.init(start_key, jnp.asarray(dataset.train.inputs[:1]))
+        if jax.tree.leaves(state):
+            raise lab.SettingsError(
+                f"S10 counts the bits of parameters, and {case.model} has a state beside them ({', '.join(state)}), which the count would "
+                "leave out: give a network without BatchNorm"
+            )
+        subspace = pac_bayes.Subspace(plane_key, start, settings.dimension)
+        matrix, random = subspace.columns(), redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
+        rows.append([_code(net, settings, dataset, subspace, matrix, labels, order_key) for labels in (dataset.train.labels, random)])
+    names, table = ("bound", "train_error", "test_error", "bits", "step"), np.array(rows)
+    table[:, 1, names.index("test_error")] = CHANCE  # of random labels
+    coordinates = {"seed": list(settings.seeds), "labels": ["true", "random"]}
+    return xr.Dataset({name: (("seed", "labels"), table[..., i]) for i, name in enumerate(names)}, coordinates)
+
+
+def _code(
+    net: models.Network,
+    settings: Settings,
+    dataset: data.Dataset,
+    subspace: pac_bayes.Subspace,
+    matrix: jax.Array,
+    labels: np.ndarray,
+    key: jax.Array,
+) -> list[float]:
+    """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``labels``."""
+    inputs, start = jnp.asarray(dataset.train.inputs), subspace.params(jnp.zeros(settings.dimension))
+    coordinates = _train_code(matrix, start, inputs, jnp.asarray(labels), key, net, settings)
+    predict = jax.jit(lambda z: net.apply(subspace.params(z), inputs))
+    certificate = pac_bayes.certify(predict, coordinates, labels, steps=settings.steps, delta=settings.delta)
+    logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(dataset.test.inputs))
+    test_error = float(np.mean(np.asarray(logits).argmax(1) != dataset.test.labels))
+    return [certificate.bound, certificate.error, test_error, sum(certificate.bits.values()), certificate.step]
+
+
+@functools.partial(jax.jit, static_argnames=("net", "settings"))
+def _train_code(
+    matrix: jax.Array, start: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array, net: models.Network, settings: Settings
+) -> jax.Array:
+    """Coordinates after training by Adam."""
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
+    plane = models.from_functions(lambda z, x: net.apply(unravel(flat + z @ matrix), x))
+    options = training.Settings(num_epochs=settings.code_epochs, batch_size=100, measure_epochs=[settings.code_epochs])
+    begin = (jnp.zeros(settings.dimension), {})
+    return training.train(plane, optax.adam(settings.code_rate), (inputs, labels), key, options, start=begin).params
