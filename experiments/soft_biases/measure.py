@@ -1,4 +1,8 @@
-"""The stages that fit in closed form: polynomials with penalties by order, random features without and with ridge, the isotropic model."""
+"""The stages that fit in closed form.
+
+Polynomials with penalties by order, random features without and with ridge, the isotropic model whose risk is known, and the evidence of
+the Gaussian process that an infinitely wide network is.
+"""
 
 import functools
 import math
@@ -10,11 +14,14 @@ import numpy as np
 import xarray as xr
 
 from experiments.soft_biases.settings import FIRST_TUNING_SEED, Case, Settings
-from jaxbp import data, descent
+from jaxbp import data, descent, models
+from jaxbp.ntk import regression
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 
 FLAT, SOFT, SQUARES = "no preference", "gamma^j", "(1 + j)^2"
 NO_RIDGE, RIDGE, EXACT = "smallest norm", "ridge", "exact"
 FITS_NOISE = 1e-3  # relative training error
+_NUM_TEST = 1000  # test images at most, of the Gaussian process
 TARGETS = {
     "smooth": lambda x: 1 - x + x**3 / 2,
     "waves": lambda x: 0.7 * np.cos(3 * np.pi * x) + 0.5 * np.sin(2.5 * np.pi * x),
@@ -123,3 +130,38 @@ def isotropic_model(case: Case, settings: Settings) -> xr.Dataset:
         table.append(row)
     coordinates = {"seed": list(settings.seeds), "features": list(settings.counts), "arm": [NO_RIDGE, RIDGE, EXACT]}
     return xr.Dataset({"error": (list(coordinates), np.array(table))}, coordinates)
+
+
+def evidence(case: Case, settings: Settings) -> xr.Dataset:
+    """Log evidence per example of the Gaussian process of an infinitely wide MLP, over shares of noisy labels, (seed, noise).
+
+    Targets are centred and one-hot. The variance of the noise is the one of largest evidence, and so is the kernel's scale, in closed form;
+    ``train_accuracy`` is on the noisy labels, ``test_accuracy`` on true ones. A seed's labels that are drawn anew are drawn anew at every
+    larger share.
+    """
+    dataset, rows = load(case, settings), []
+    net = models.create("mlp", num_classes=dataset.num_classes, width=1, depth=len(settings.hidden), parametrisation="ntk")
+    kernel_fn = jax.jit(functools.partial(infinite_width_kernel(net.module, dataset.input_shape), get="nngp"))
+    for seed in settings.seeds:
+        chosen = data.stratified_indices(dataset.train.labels, settings.evidence_train, seed=seed)
+        inputs, labels = dataset.train.inputs[chosen], dataset.train.labels[chosen]
+        everything = jnp.concatenate([inputs, dataset.test.inputs[:_NUM_TEST]])
+        kernels = np.split(np.asarray(kernel_fn(everything, inputs), np.float64), [len(inputs)])
+        noisy = [redrawn(labels, noise, np.random.default_rng(seed)) for noise in settings.evidence_noises]
+        rows.append([_evidence(*kernels, given, dataset, settings) for given in noisy])
+    coordinates = {"seed": list(settings.seeds), "noise": list(settings.evidence_noises)}
+    names = ("log_evidence", "ridge", "train_accuracy", "test_accuracy")
+    return xr.Dataset({name: (list(coordinates), np.array(rows)[..., i]) for i, name in enumerate(names)}, coordinates)
+
+
+def _evidence(
+    k_train_train: np.ndarray, k_test_train: np.ndarray, labels: np.ndarray, dataset: data.Dataset, settings: Settings
+) -> tuple[float, float, float, float]:
+    """Log evidence per example, the ridge of the largest one, accuracies on the given training labels and on the test labels."""
+    targets = np.asarray(regression.centred_one_hot(labels, dataset.num_classes))
+    evidences = regression.log_evidence(k_train_train, targets, settings.evidence_ridges, best_scale=True)
+    best = int(np.nanargmax(evidences))
+    ridge = settings.evidence_ridges[best]
+    predicted = regression.kernel_regression(k_train_train, np.concatenate([k_train_train, k_test_train]), targets, ridge=ridge)
+    right = predicted.argmax(1) == np.concatenate([labels, dataset.test.labels[:_NUM_TEST]])
+    return evidences[best] / len(labels), ridge, right[: len(labels)].mean(), right[len(labels) :].mean()

@@ -10,12 +10,13 @@ from typing import ClassVar
 from jaxbp import lab
 
 POLYNOMIAL, FEATURES, ISOTROPIC, WIDTHS, CODE = "polynomials", "random features", "isotropic model", "widths", "code lengths"
+EVIDENCE = "evidence"
 FIRST_TUNING_SEED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One of five kinds of measurements.
+    """One of six kinds of measurements.
 
     Attributes:
       kind: one of the names above.
@@ -56,6 +57,8 @@ class Settings(lab.Settings):
       feature_ridges: among which validation data choose.
       widths, width_train, width_epochs, learning_rate: of the networks of S10.d.
       exponents: alpha = 10^exponent of the effective dimensionality.
+      evidence_train, evidence_noises, evidence_ridges: of the Gaussian process: examples, shares of labels that are drawn anew, variances
+        of the noise relative to the kernel's, among which the evidence chooses.
       dimension, hidden, code_epochs, code_rate: of the subspace and network of S10.e, and their training by Adam.
       steps: of the quantiser.
       delta: with which a bound may fail.
@@ -78,6 +81,9 @@ class Settings(lab.Settings):
     width_epochs: int = 400
     learning_rate: float = 0.02
     exponents: tuple[int, ...] = (-4, -3, -2, -1, 0, 1, 2)
+    evidence_train: int = 200
+    evidence_noises: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    evidence_ridges: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     dimension: int = 100
     hidden: tuple[int, ...] = (64, 64)
     code_epochs: int = 60
@@ -100,6 +106,7 @@ QUICK = Settings(
         *_POLYNOMIALS,
         *_FEATURES,
         Case(ISOTROPIC),
+        Case(EVIDENCE, "digits"),
         Case(WIDTHS, "digits@4", 0.2),
         Case(CODE, "digits"),
         Case(CODE, "mnist5k@7"),
@@ -110,8 +117,16 @@ PRESETS = {
         QUICK,
         preset="smoke",
         num_seeds=3,
-        cases=(_POLYNOMIALS[0], _FEATURES[0], Case(ISOTROPIC), Case(WIDTHS, "digits@4", 0.2), Case(CODE, "digits")),
+        cases=(
+            _POLYNOMIALS[0],
+            _FEATURES[0],
+            Case(ISOTROPIC),
+            Case(EVIDENCE, "digits"),
+            Case(WIDTHS, "digits@4", 0.2),
+            Case(CODE, "digits"),
+        ),
         num_tuning_seeds=3,
+        evidence_train=60,
         counts=(20, 100, 180, 200, 220, 400, 2000),
         widths=(4, 16, 32, 64),
         width_epochs=100,
@@ -126,11 +141,13 @@ PRESETS = {
             *_POLYNOMIALS,
             *(Case(FEATURES, "tfds:fashion_mnist@14", noise) for noise in (0.0, 0.2)),
             Case(ISOTROPIC),
+            Case(EVIDENCE, "tfds:fashion_mnist@14"),
             Case(WIDTHS, "tfds:fashion_mnist@7", 0.2),
             Case(CODE, "tfds:fashion_mnist@14"),
         ),
         num_train=400,
         counts=(40, 100, 200, 300, 360, 400, 440, 520, 800, 1600, 4000),
+        evidence_train=400,
         width_train=600,
         code_epochs=20,
     ),
@@ -142,11 +159,13 @@ PRESETS = {
             *_POLYNOMIALS,
             *(Case(FEATURES, "tfds:cifar10", noise) for noise in (0.0, 0.2)),
             Case(ISOTROPIC),
+            Case(EVIDENCE, "tfds:cifar10"),
             Case(WIDTHS, "tfds:cifar10", 0.1),
             Case(CODE, "tfds:cifar10"),
         ),
         num_train=2000,
         counts=(200, 500, 1000, 1500, 1800, 2000, 2200, 2600, 4000, 8000, 20_000),
+        evidence_train=2000,
         width_train=10_000,
         width_epochs=100,
         dimension=1000,

@@ -1,7 +1,8 @@
 """Do soft preferences explain what seems mysterious about deep learning?
 
-Five kinds of cases, a stage each: polynomials with penalties by order, random features without and with ridge, the isotropic model whose
-risk is known exactly, the Hessian's effective dimensionality over widths, and networks in a random subspace whose description is counted.
+Six kinds of cases, a stage each: polynomials with penalties by order, random features without and with ridge, the isotropic model whose
+risk is known exactly, the evidence of a Gaussian process over label noise, the Hessian's effective dimensionality over widths, and networks
+in a random subspace whose description is counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from experiments import papers
 from experiments.soft_biases import claims, figures, measure, outcomes, trainings
-from experiments.soft_biases.settings import CODE, FEATURES, ISOTROPIC, POLYNOMIAL, WIDTHS
+from experiments.soft_biases.settings import CODE, EVIDENCE, FEATURES, ISOTROPIC, POLYNOMIAL, WIDTHS
 from jaxbp import lab, report, stats
 from jaxbp.claims import Above, Below
 
@@ -19,7 +20,7 @@ def kind_is(kind: str) -> Any:
     return lambda case, settings=None: case.kind == kind
 
 
-COSTS: Mapping[str, float] = {POLYNOMIAL: 1, FEATURES: 8, ISOTROPIC: 8, WIDTHS: 4, CODE: 20}
+COSTS: Mapping[str, float] = {POLYNOMIAL: 1, FEATURES: 8, ISOTROPIC: 8, EVIDENCE: 4, WIDTHS: 4, CODE: 20}
 
 
 def stage(fn: Callable, kind: str, *, reads: tuple[str, ...], **options: Any) -> lab.Stage:
@@ -33,6 +34,8 @@ METHOD = (
     "chosen on other seeds to favour the claim. Excess risk is the mean over 2,001 points of [-1, 1].",
     "Random features are ReLUs of directions of unit length, regressed on one-hot labels, nested in their number. Ridge is chosen on "
     "validation data whose labels are as noisy as the training data's. The isotropic model's risk is known exactly, and drawn beside.",
+    "Evidence is the log marginal likelihood of centred one-hot labels, per example, under the exact Gaussian process of an infinitely "
+    "wide MLP of two hidden layers, its scale and noise variance those of largest evidence. It decides no claim.",
     "Effective dimensionality sums lambda / (lambda + alpha) over the Hessian of the summed training loss; of alpha that value counts "
     "which favours the claim. For nested random features it can never fall: a theorem, so that no case of S10.d is one.",
     "A network is trained in a random subspace of a start that the seed alone decides, its coordinates quantised and coded by the mixture "
@@ -55,6 +58,7 @@ STUDY = lab.Study(
         ),
         stage(measure.random_features, FEATURES, reads=("num_train", "counts", "feature_ridges")),
         stage(measure.isotropic_model, ISOTROPIC, reads=("num_train", "counts")),
+        stage(measure.evidence, EVIDENCE, reads=("hidden", "evidence_train", "evidence_noises", "evidence_ridges")),
         stage(
             trainings.width_sweep,
             WIDTHS,
@@ -121,6 +125,16 @@ STUDY = lab.Study(
             ylabel="excess risk",
             caption="The isotropic model: simulated fits, the best ridge, and the exact risk of the fit of smallest norm.",
         ),
+        report.SeedCurves(
+            "evidence.log_evidence",
+            x="noise",
+            name="evidence",
+            xlabel="share of labels drawn anew",
+            ylabel="log evidence per example",
+            alt="log evidence per example against label noise",
+            caption="Log evidence per example of the Gaussian process of an infinitely wide network against label noise; the data are "
+            "the same, and the process could fit them all.",
+        ),
         report.CustomFigure(
             figures.draw_widths,
             per_case=False,
@@ -149,6 +163,14 @@ STUDY = lab.Study(
             rows=("arm",),
             section="Polynomials",
             caption="Relative training error on noise, excess risk on structured data (noise variance 0.01), and what tuning chose.",
+        ),
+        report.MeanTable(
+            lambda m: m.evidence.to_dataarray("measure"),
+            columns="measure",
+            rows=("noise",),
+            section="Evidence",
+            caption="A Gaussian process on noisy labels: log evidence per example, the ridge that it chose, training accuracy on the noisy "
+            "labels and test accuracy on true ones; means and 95 % intervals over seeds.",
         ),
         report.MeanTable(
             lambda m: m.code_lengths.to_dataarray("measure"),

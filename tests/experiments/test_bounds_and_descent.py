@@ -9,17 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 from experiments.low_rank_bounds import study as low_rank
 from experiments.soft_biases import measure, outcomes
-from experiments.soft_biases.settings import POLYNOMIAL, Case
+from experiments.soft_biases.settings import EVIDENCE, POLYNOMIAL, Case
 from experiments.soft_biases.settings import PRESETS as SOFT_PRESETS
+from experiments.soft_biases.study import STUDY as SOFT_STUDY
 from experiments.sparse_bounds import nets
 from experiments.sparse_bounds import study as sparse
 from experiments.sparse_bounds.settings import PRESETS as SPARSE_PRESETS
 from experiments.sparse_bounds.settings import Case as SparseCase
-from jaxbp import bounds, claims
+from jaxbp import bounds, claims, data, models
+from jaxbp.lab import jobs
+from jaxbp.ntk.infinite_width import infinite_width_kernel
 from tests.helpers import run_processes
 
 
@@ -126,8 +130,37 @@ def test_polynomials_without_a_preference_fit_noise_and_overfit():
     )
 
 
+def test_the_evidence_of_a_seed_is_the_best_density_of_the_grid_and_falls_with_label_noise():
+    settings = dataclasses.replace(SOFT_PRESETS["smoke"], num_seeds=2, evidence_train=40, evidence_noises=(0.0, 1.0))
+    case = Case(EVIDENCE, "digits@4")
+    results = measure.evidence(case, settings)
+    assert (results.log_evidence.sel(noise=0.0) > results.log_evidence.sel(noise=1.0)).all()
+    assert (results.ridge.sel(noise=0.0) < results.ridge.sel(noise=1.0)).all()
+    dataset = measure.load(case, settings)
+    chosen = data.stratified_indices(dataset.train.labels, 40, seed=1)
+    net = models.create("mlp", num_classes=10, width=1, parametrisation="ntk")
+    kernel = np.asarray(infinite_width_kernel(net.module, (4, 4, 1))(dataset.train.inputs[chosen], get="nngp"), float)
+    targets = np.eye(10)[dataset.train.labels[chosen]] - 0.1
+    densities = []
+    for ridge in settings.evidence_ridges:
+        covariance = kernel + ridge * np.trace(kernel) / 40 * np.eye(40)
+        scale = np.sum(targets * np.linalg.solve(covariance, targets)) / targets.size
+        densities.append(scipy.stats.multivariate_normal.logpdf(targets.T, cov=scale * covariance).sum() / 40)
+    assert float(results.log_evidence.sel(seed=1, noise=0.0)) == pytest.approx(max(densities), rel=1e-4)  # kernels are float32
+    assert float(results.ridge.sel(seed=1, noise=0.0)) == settings.evidence_ridges[int(np.argmax(densities))]
+
+
+def test_a_stage_of_the_soft_biases_is_left_as_it_is_by_settings_of_others():
+    settings = SOFT_PRESETS["smoke"]
+    before, after = (
+        {job.key: job.stage.name for job in jobs.plan(SOFT_STUDY, given)}
+        for given in (settings, dataclasses.replace(settings, evidence_train=9))
+    )
+    assert {before[key] for key in before.keys() - after.keys()} == {"evidence"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("study, id_, num_jobs", [("low_rank_bounds", "S6", 3), ("sparse_bounds", "S9", 5), ("soft_biases", "S10", 8)])
+@pytest.mark.parametrize("study, id_, num_jobs", [("low_rank_bounds", "S6", 3), ("sparse_bounds", "S9", 5), ("soft_biases", "S10", 9)])
 def test_a_run_leaves_verdicts_and_a_page(study, id_, num_jobs, smoke_folder):
     run = functools.partial(run_processes.study, study)
     folder = smoke_folder(study)
