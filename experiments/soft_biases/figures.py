@@ -5,8 +5,9 @@ from typing import Any
 import xarray as xr
 
 from experiments.soft_biases.measure import FLAT, SOFT, SQUARES
-from experiments.soft_biases.outcomes import tracking
+from experiments.soft_biases.outcomes import best_codes, tracking
 from experiments.soft_biases.settings import POLYNOMIAL, WIDTHS
+from experiments.soft_biases.trainings import SEED_ALONE
 from jaxbp import report
 
 TEST_ERROR = "test error"
@@ -60,7 +61,10 @@ def draw_widths(run: Any) -> Any:
 
 
 def error_and_bits(m: Any) -> xr.DataArray:
-    """The bound as training error and price of the bits, and the test error, (seed, labels, part)."""
-    results = m.code_lengths
+    """The bound at its best dimension as training error and price of the bits, and the test error, (seed, labels, part)."""
+    results = best_codes(m)
     parts = {"training error": results.train_error, "price of the bits": results.bound - results.train_error}
-    return xr.concat((parts | {TEST_ERROR: results.test_error}).values(), xr.IndexVariable("part", [*parts, TEST_ERROR]))
+    values = xr.concat((parts | {TEST_ERROR: results.test_error}).values(), xr.IndexVariable("part", [*parts, TEST_ERROR]))
+    arms = [values.sel(prior=prior, drop=True) for prior in values.prior.values]
+    names = [[f"{label}, {prior}" * (prior != SEED_ALONE) or label for label in values.labels.values] for prior in values.prior.values]
+    return xr.concat([arm.assign_coords(labels=of_arm) for arm, of_arm in zip(arms, names, strict=True)], "labels")

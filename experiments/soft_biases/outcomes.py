@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.soft_biases.measure import FITS_NOISE, NO_RIDGE, RIDGE, SOFT
-from experiments.soft_biases.trainings import CHANCE
+from experiments.soft_biases.trainings import CHANCE, SEED_ALONE
 from jaxbp import stats
 
 
@@ -49,10 +49,22 @@ def tracking(m: Any) -> xr.DataArray:
     return xr.apply_ufunc(tau, results.train_accuracy, results.test_loss, results.effective_dimension, input_core_dims=core, vectorize=True)
 
 
+def best_codes(m: Any) -> xr.Dataset:
+    """Bits, errors and bound at the dimension of the least bound, (seed, labels, prior)."""
+    results = m.code_lengths
+    return results.isel(dimension=results.bound.argmin("dimension")).drop_vars("dimension")
+
+
 def informative(m: Any) -> xr.DataArray:
-    """The smaller of two distances from chance."""
-    bound = m.code_lengths.bound
+    """The smaller of two distances from chance, of the start that the seed alone decides."""
+    bound = best_codes(m).bound.sel(prior=SEED_ALONE, drop=True)
     return np.minimum(CHANCE - bound.sel(labels="true", drop=True), bound.sel(labels="random", drop=True) - CHANCE)
+
+
+def least_slack(m: Any) -> xr.DataArray:
+    """Test error minus bound, true labels, the largest over dimensions and starts."""
+    results = m.code_lengths.sel(labels="true", drop=True)
+    return (results.test_error - results.bound).max(("dimension", "prior"))
 
 
 def peak(m: Any) -> xr.DataArray:

@@ -59,7 +59,10 @@ class Settings(lab.Settings):
       exponents: alpha = 10^exponent of the effective dimensionality.
       evidence_train, evidence_noises, evidence_ridges: of the Gaussian process: examples, shares of labels that are drawn anew, variances
         of the noise relative to the kernel's, among which the evidence chooses.
-      dimension, hidden, code_epochs, code_rate: of the subspace and network of S10.e, and their training by Adam.
+      dimensions, hidden, code_epochs, code_rate: of the subspaces and network of S10.e, and their training by Adam; several dimensions are
+        paid for.
+      prior_share, prior_rate: share of the examples on which a start of the subspaces is trained, an arm of its own, and the rate; 0 for no
+        such arm.
       steps: of the quantiser.
       delta: with which a bound may fail.
     """
@@ -84,12 +87,22 @@ class Settings(lab.Settings):
     evidence_train: int = 200
     evidence_noises: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     evidence_ridges: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    dimension: int = 100
+    dimensions: tuple[int, ...] = (100,)
     hidden: tuple[int, ...] = (64, 64)
     code_epochs: int = 60
     code_rate: float = 0.05
+    prior_share: float = 0.0
+    prior_rate: float = 1e-3
     steps: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03)
     delta: float = 0.05
+
+    def validate(self) -> None:
+        """As `lab.Settings.validate`."""
+        super().validate()
+        if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions) or min(self.dimensions) < 1:
+            raise lab.SettingsError(f"dimensions must be different numbers of at least 1, one or more of them, got {self.dimensions}")
+        if not 0 <= self.prior_share < 1:
+            raise lab.SettingsError(f"prior_share must be at least 0 and below 1, so that examples are left, got {self.prior_share:g}")
 
     def with_network(self, name: str) -> "Settings":
         """The settings with a network of the user's own where code lengths are counted; S10.d keeps its MLPs, and the rest has none."""
@@ -130,7 +143,7 @@ PRESETS = {
         counts=(20, 100, 180, 200, 220, 400, 2000),
         widths=(4, 16, 32, 64),
         width_epochs=100,
-        dimension=32,
+        dimensions=(32,),
         code_epochs=10,
     ),
     "quick": QUICK,
@@ -168,7 +181,8 @@ PRESETS = {
         evidence_train=2000,
         width_train=10_000,
         width_epochs=100,
-        dimension=1000,
+        dimensions=(500, 1000, 2000),
+        prior_share=0.5,
         hidden=(512, 512),
     ),
 }

@@ -1,6 +1,9 @@
 """The stages that train networks: the Hessian's effective dimensionality over widths, and descriptions of networks in a random subspace."""
 
+import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +18,9 @@ from jaxbp import data, descent, lab, landscape, models, pac_bayes, training
 
 CHANCE = 0.9  # error of guessing one of ten classes
 EXACT_SPECTRUM = 1000  # parameters up to which all eigenvalues are computed
+SEED_ALONE, TRAINED_START = "seed alone", "trained start"
+_SPLIT = 1  # the stream of random numbers that decides which examples train a start
+_BATCH_SIZE = 100  # of the trainings whose bits are counted
 
 
 def width_sweep(case: Case, settings: Settings, width: int) -> xr.Dataset:
@@ -58,13 +64,18 @@ def _effective_dimensions(loss_fn: Any, params: Any, examples: tuple, settings: 
 
 
 def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
-    """Networks trained in a random subspace on true and on random labels: bits, training and test errors, and the bound.
+    """Networks trained in random subspaces on true and on random labels: bits, training and test errors, and the bound.
+
+    The axes are (seed, dimension, labels, prior). The start of the subspaces, which costs no bits, comes from the seed alone; with a
+    ``prior_share`` it is also one trained on that share of the examples. Its bound is on the other examples alone: given the first ones, it
+    is the same bound. The choice among several dimensions is paid for.
 
     Raises:
       SettingsError: the network has a state, such as BatchNorm's statistics, which a code of its parameters leaves out.
     """
-    dataset, rows = load(case, settings), []
+    dataset = load(case, settings)
     net = models.create(case.model, num_classes=dataset.num_classes, width=settings.hidden[0], depth=len(settings.hidden))
+    names, table = ("bound", "train_error", "test_error", "bits", "step"), []
     for seed in settings.seeds:
         start_key, plane_key, order_key = jax.random.split(jax.random.key(seed), 3)
         start, state = net.init(start_key, jnp.asarray(dataset.train.inputs[:1]))
@@ -73,31 +84,69 @@ def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
                 f"S10 counts the bits of parameters, and {case.model} has a state beside them ({', '.join(state)}), which the count would "
                 "leave out: give a network without BatchNorm"
             )
-        subspace = pac_bayes.Subspace(plane_key, start, settings.dimension)
-        matrix, random = subspace.columns(), redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
-        rows.append([_code(net, settings, dataset, subspace, matrix, labels, order_key) for labels in (dataset.train.labels, random)])
-    names, table = ("bound", "train_error", "test_error", "bits", "step"), np.array(rows)
-    table[:, 1, names.index("test_error")] = CHANCE  # of random labels
-    coordinates = {"seed": list(settings.seeds), "labels": ["true", "random"]}
-    return xr.Dataset({name: (("seed", "labels"), table[..., i]) for i, name in enumerate(names)}, coordinates)
+        random = redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
+        problems = [[(dataset.train._replace(labels=labels), start)] for labels in (dataset.train.labels, random)]
+        if settings.prior_share:
+            problems = [[plain, trained_start(net, settings, *plain, seed)] for (plain,) in problems]
+        subspaces = [pac_bayes.Subspace(plane_key, start, dimension) for dimension in settings.dimensions]
+        table.append([_codes(net, settings, subspace, problems, dataset.test, order_key) for subspace in subspaces])
+    coordinates = {
+        "seed": list(settings.seeds),
+        "dimension": list(settings.dimensions),
+        "labels": ["true", "random"],
+        "prior": [SEED_ALONE, TRAINED_START][: len(problems[0])],
+    }
+    results = xr.Dataset({name: (list(coordinates), np.array(table)[..., i]) for i, name in enumerate(names)}, coordinates)
+    return results.assign(test_error=results.test_error.where(results.labels == "true", CHANCE))
+
+
+def trained_start(net: models.Network, settings: Settings, examples: data.Split, start: Any, seed: int) -> tuple[data.Split, Any]:
+    """The examples that are left for a bound, and parameters trained on the others, of which a bound may know everything.
+
+    Which examples are left depends on the seed alone, not on labels.
+    """
+    order = np.random.default_rng([seed, _SPLIT]).permutation(len(examples.labels))
+    first, left = (
+        data.Split(examples.inputs[rows], examples.labels[rows]) for rows in np.split(order, [round(settings.prior_share * len(order))])
+    )
+    key = jax.random.fold_in(jax.random.key(seed), _SPLIT)
+    return left, _train_start(start, jnp.asarray(first.inputs), jnp.asarray(first.labels), key, net, settings)
+
+
+def _codes(
+    net: models.Network, settings: Settings, subspace: pac_bayes.Subspace, problems: Sequence, test: data.Split, key: jax.Array
+) -> list[list[list[float]]]:
+    """What `_code` gives in one subspace for examples and starts ``problems``, which share its columns."""
+    matrix = subspace.columns()
+    return [
+        [_code(net, settings, dataclasses.replace(subspace, start=start), matrix, examples, test, key) for examples, start in of_labels]
+        for of_labels in problems
+    ]
 
 
 def _code(
     net: models.Network,
     settings: Settings,
-    dataset: data.Dataset,
     subspace: pac_bayes.Subspace,
     matrix: jax.Array,
-    labels: np.ndarray,
+    examples: data.Split,
+    test: data.Split,
     key: jax.Array,
 ) -> list[float]:
-    """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``labels``."""
-    inputs, start = jnp.asarray(dataset.train.inputs), subspace.params(jnp.zeros(settings.dimension))
-    coordinates = _train_code(matrix, start, inputs, jnp.asarray(labels), key, net, settings)
+    """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``examples``."""
+    inputs, start = jnp.asarray(examples.inputs), subspace.params(jnp.zeros(subspace.dimension))
+    coordinates = _train_code(matrix, start, inputs, jnp.asarray(examples.labels), key, net, settings)
     predict = jax.jit(lambda z: net.apply(subspace.params(z), inputs))
-    certificate = pac_bayes.certify(predict, coordinates, labels, steps=settings.steps, delta=settings.delta)
-    logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(dataset.test.inputs))
-    test_error = float(np.mean(np.asarray(logits).argmax(1) != dataset.test.labels))
+    certificate = pac_bayes.certify(
+        predict,
+        coordinates,
+        examples.labels,
+        steps=settings.steps,
+        delta=settings.delta,
+        name_bits=math.log2(len(settings.dimensions)),
+    )
+    logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(test.inputs))
+    test_error = float(np.mean(np.asarray(logits).argmax(1) != test.labels))
     return [certificate.bound, certificate.error, test_error, sum(certificate.bits.values()), certificate.step]
 
 
@@ -108,6 +157,15 @@ def _train_code(
     """Coordinates after training by Adam."""
     flat, unravel = jax.flatten_util.ravel_pytree(start)
     plane = models.from_functions(lambda z, x: net.apply(unravel(flat + z @ matrix), x))
-    options = training.Settings(num_epochs=settings.code_epochs, batch_size=100, measure_epochs=[settings.code_epochs])
-    begin = (jnp.zeros(settings.dimension), {})
-    return training.train(plane, optax.adam(settings.code_rate), (inputs, labels), key, options, start=begin).params
+    begin = (jnp.zeros(len(matrix)), {})
+    return training.train(plane, optax.adam(settings.code_rate), (inputs, labels), key, _epochs(settings, labels), start=begin).params
+
+
+@functools.partial(jax.jit, static_argnames=("net", "settings"))
+def _train_start(start: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array, net: models.Network, settings: Settings) -> Any:
+    """All parameters after training by Adam."""
+    return training.train(net, optax.adam(settings.prior_rate), (inputs, labels), key, _epochs(settings, labels), start=(start, {})).params
+
+
+def _epochs(settings: Settings, labels: jax.Array) -> training.Settings:
+    return training.Settings(settings.code_epochs, min(_BATCH_SIZE, len(labels)), measure_epochs=[settings.code_epochs])

@@ -1,4 +1,4 @@
-"""The studies of sparse networks, low-rank layers and soft biases: parts of them on small or made-up measurements, and whole runs."""
+"""The studies of sparse networks and low-rank layers: parts of them on small or made-up measurements. Whole runs of S6, S9 and S10."""
 
 import dataclasses
 import functools
@@ -9,21 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 import xarray as xr
 
 from experiments.low_rank_bounds import study as low_rank
-from experiments.soft_biases import measure, outcomes
-from experiments.soft_biases.settings import EVIDENCE, POLYNOMIAL, Case
-from experiments.soft_biases.settings import PRESETS as SOFT_PRESETS
-from experiments.soft_biases.study import STUDY as SOFT_STUDY
 from experiments.sparse_bounds import nets
 from experiments.sparse_bounds import study as sparse
 from experiments.sparse_bounds.settings import PRESETS as SPARSE_PRESETS
 from experiments.sparse_bounds.settings import Case as SparseCase
-from jaxbp import bounds, claims, data, models
-from jaxbp.lab import jobs
-from jaxbp.ntk.infinite_width import infinite_width_kernel
+from jaxbp import bounds, claims
 from tests.helpers import run_processes
 
 
@@ -97,66 +90,6 @@ def test_factors_multiply_to_kernels_of_exact_rank():
     many = [low_rank.init(jax.random.key(k), inputs, width=64, depth=2, rank=8, num_classes=5)[0][0] for k in range(20)]
     spread = np.std([left @ right for left, right in many])
     assert spread == pytest.approx(math.sqrt(2 / 20), rel=0.1)  # as He's start has it
-
-
-def test_the_largest_rise_is_from_any_number_to_a_larger_one():
-    error = xr.DataArray(2.0 ** np.array([[3.0, 1.0, 0.5, 2.0, 1.75]]), {"seed": [0], "features": range(5)}, ("seed", "features"))
-    m = types.SimpleNamespace(random_features=xr.Dataset({"error": error.expand_dims(arm=[measure.RIDGE])}))
-    assert outcomes.rise(m).item() == pytest.approx(1.5)
-
-
-def test_widths_before_the_first_that_fits_do_not_count():
-    axes = ("seed", "width")
-    results = xr.Dataset(
-        {
-            "train_accuracy": (axes, [[0.5, 1.0, 0.98, 1.0]]),
-            "test_loss": (axes, [[0.1, 3.0, 2.0, 1.0]]),
-            "effective_dimension": (("seed", "exponent", "width"), [[[9.0, 1, 2, 3], [9.0, 3, 2, 1]]]),
-        }
-    )
-    assert outcomes.tracking(types.SimpleNamespace(width_sweep=results)).item() == 1  # of the two alphas the one that favours the claim
-    fits_late = results.assign(train_accuracy=(axes, [[0.5, 0.5, 1.0, 1.0]]))
-    assert math.isnan(outcomes.tracking(types.SimpleNamespace(width_sweep=fits_late)).item())
-
-
-def test_polynomials_without_a_preference_fit_noise_and_overfit():
-    settings = dataclasses.replace(SOFT_PRESETS["smoke"], degree=60, num_points=20, gammas=(1.1,))
-    results = measure.polynomials(Case(POLYNOMIAL, design="grid", target="smooth"), settings)
-    flat, soft_arm = (results.sel(arm=arm) for arm in (measure.FLAT, measure.SOFT))
-    assert (flat.noise_error < measure.FITS_NOISE).all()
-    assert float(flat.risk.mean()) > 3 * float(soft_arm.risk.mean())
-    assert float(results.curve.sel(arm=measure.FLAT, data="noise").isel(x=0)) == pytest.approx(  # the fit goes through the first point
-        float(results.points.sel(arm=measure.FLAT, column="noise").isel(point=0)), abs=1e-3
-    )
-
-
-def test_the_evidence_of_a_seed_is_the_best_density_of_the_grid_and_falls_with_label_noise():
-    settings = dataclasses.replace(SOFT_PRESETS["smoke"], num_seeds=2, evidence_train=40, evidence_noises=(0.0, 1.0))
-    case = Case(EVIDENCE, "digits@4")
-    results = measure.evidence(case, settings)
-    assert (results.log_evidence.sel(noise=0.0) > results.log_evidence.sel(noise=1.0)).all()
-    assert (results.ridge.sel(noise=0.0) < results.ridge.sel(noise=1.0)).all()
-    dataset = measure.load(case, settings)
-    chosen = data.stratified_indices(dataset.train.labels, 40, seed=1)
-    net = models.create("mlp", num_classes=10, width=1, parametrisation="ntk")
-    kernel = np.asarray(infinite_width_kernel(net.module, (4, 4, 1))(dataset.train.inputs[chosen], get="nngp"), float)
-    targets = np.eye(10)[dataset.train.labels[chosen]] - 0.1
-    densities = []
-    for ridge in settings.evidence_ridges:
-        covariance = kernel + ridge * np.trace(kernel) / 40 * np.eye(40)
-        scale = np.sum(targets * np.linalg.solve(covariance, targets)) / targets.size
-        densities.append(scipy.stats.multivariate_normal.logpdf(targets.T, cov=scale * covariance).sum() / 40)
-    assert float(results.log_evidence.sel(seed=1, noise=0.0)) == pytest.approx(max(densities), rel=1e-4)  # kernels are float32
-    assert float(results.ridge.sel(seed=1, noise=0.0)) == settings.evidence_ridges[int(np.argmax(densities))]
-
-
-def test_a_stage_of_the_soft_biases_is_left_as_it_is_by_settings_of_others():
-    settings = SOFT_PRESETS["smoke"]
-    before, after = (
-        {job.key: job.stage.name for job in jobs.plan(SOFT_STUDY, given)}
-        for given in (settings, dataclasses.replace(settings, evidence_train=9))
-    )
-    assert {before[key] for key in before.keys() - after.keys()} == {"evidence"}
 
 
 @pytest.mark.slow
