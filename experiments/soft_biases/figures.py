@@ -16,6 +16,8 @@ TEST_ERROR = "test error"
 def draw_polynomials(run: Any) -> Any:
     """The fits of the first seed, with and without a preference, structured data above and noise below."""
     cases = [m for m in run.cases if m.case.kind == POLYNOMIAL]
+    if not cases:
+        return None
     fig, axes = report.figure(len(cases), 2, width=7.0, height=2.0 * len(cases), squeeze=False)
     with report.style():
         for row, m in zip(axes, cases, strict=True):
