@@ -34,9 +34,9 @@ def load(case: Case, settings: Settings) -> data.Dataset:
     return data.load(case.dataset, seed=0, normalise=True, data_dir=settings.data_dir)
 
 
-def redrawn(labels: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Labels, a share of which is drawn anew from ten classes."""
-    return np.where(rng.uniform(size=len(labels)) < noise, rng.integers(0, 10, len(labels)), labels)
+def redrawn(labels: np.ndarray, noise: float, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels, a share of which is drawn anew from all classes."""
+    return np.where(rng.uniform(size=len(labels)) < noise, rng.integers(0, num_classes, len(labels)), labels)
 
 
 def polynomials(case: Case, settings: Settings) -> xr.Dataset:
@@ -91,6 +91,7 @@ def polynomials(case: Case, settings: Settings) -> xr.Dataset:
 def random_features(case: Case, settings: Settings) -> xr.Dataset:
     """Test error over numbers of features, by the fit of smallest norm and by ridge chosen on validation data."""
     dataset, table = load(case, settings), []
+    one_hot = np.eye(dataset.num_classes)
     parts = [(part.inputs.reshape(len(part.labels), -1), part.labels) for part in (dataset.train, dataset.validation, dataset.test)]
     for seed in settings.seeds:
         rng = np.random.default_rng(seed)
@@ -99,8 +100,8 @@ def random_features(case: Case, settings: Settings) -> xr.Dataset:
         every = np.asarray(descent.random_features(jax.random.key(seed), inputs, max(settings.counts)), np.float64)
         ends = np.cumsum([len(rows), len(parts[1][1])])
         train, other = every[: ends[0]], every[ends[0] :]
-        noisy = [np.eye(10)[redrawn(labels, case.noise, rng)] for labels in (parts[0][1][rows], parts[1][1])]
-        table.append([_feature_errors(train[:, :p], other[:, :p], noisy, np.eye(10)[parts[2][1]], settings) for p in settings.counts])
+        noisy = [one_hot[redrawn(labels, case.noise, dataset.num_classes, rng)] for labels in (parts[0][1][rows], parts[1][1])]
+        table.append([_feature_errors(train[:, :p], other[:, :p], noisy, one_hot[parts[2][1]], settings) for p in settings.counts])
     coordinates = {"seed": list(settings.seeds), "features": list(settings.counts), "arm": [NO_RIDGE, RIDGE]}
     return xr.Dataset({"error": (list(coordinates), np.array(table))}, coordinates)
 
@@ -147,7 +148,7 @@ def evidence(case: Case, settings: Settings) -> xr.Dataset:
         inputs, labels = dataset.train.inputs[chosen], dataset.train.labels[chosen]
         everything = jnp.concatenate([inputs, dataset.test.inputs[:_NUM_TEST]])
         kernels = np.split(np.asarray(kernel_fn(everything, inputs), np.float64), [len(inputs)])
-        noisy = [redrawn(labels, noise, np.random.default_rng(seed)) for noise in settings.evidence_noises]
+        noisy = [redrawn(labels, noise, dataset.num_classes, np.random.default_rng(seed)) for noise in settings.evidence_noises]
         rows.append([_evidence(*kernels, given, dataset, settings) for given in noisy])
     coordinates = {"seed": list(settings.seeds), "noise": list(settings.evidence_noises)}
     names = ("log_evidence", "ridge", "train_accuracy", "test_accuracy")

@@ -23,7 +23,7 @@ class Case:
       dataset: "" for what has no data.
       noise: share of labels that are drawn anew.
       design, target: of polynomials: "grid" or "random" points, "smooth" or "waves".
-      model: whose code lengths are counted, or "module:function" of the user's own.
+      model: whose widths are swept, or whose code lengths are counted, there also "module:function" of the user's own.
     """
 
     kind: str
@@ -105,7 +105,7 @@ class Settings(lab.Settings):
             raise lab.SettingsError(f"prior_share must be at least 0 and below 1, so that examples are left, got {self.prior_share:g}")
 
     def with_network(self, name: str) -> "Settings":
-        """The settings with a network of the user's own where code lengths are counted; S10.d keeps its MLPs, and the rest has none."""
+        """The settings with a network of the user's own where code lengths are counted; S10.d keeps its own, and the rest has none."""
         cases = [dataclasses.replace(case, model=name) if case.kind == CODE else case for case in self.cases]
         return dataclasses.replace(self, cases=tuple(cases))
 
@@ -173,12 +173,13 @@ PRESETS = {
             *(Case(FEATURES, "tfds:cifar10", noise) for noise in (0.0, 0.2)),
             Case(ISOTROPIC),
             Case(EVIDENCE, "tfds:cifar10"),
-            Case(WIDTHS, "tfds:cifar10", 0.1),
+            Case(WIDTHS, "tfds:cifar100", 0.1, model="resnet18"),
             Case(CODE, "tfds:cifar10"),
         ),
         num_train=2000,
         counts=(200, 500, 1000, 1500, 1800, 2000, 2200, 2600, 4000, 8000, 20_000),
         evidence_train=2000,
+        widths=(1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64),
         width_train=10_000,
         width_epochs=100,
         dimensions=(500, 1000, 2000),

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments import papers
 from experiments.soft_biases import claims, figures, measure, outcomes, trainings
-from experiments.soft_biases.settings import CODE, EVIDENCE, FEATURES, ISOTROPIC, POLYNOMIAL, WIDTHS
+from experiments.soft_biases.settings import CODE, EVIDENCE, FEATURES, ISOTROPIC, POLYNOMIAL, WIDTHS, Case
 from jaxbp import lab, report, stats
 from jaxbp.claims import Above, Below
 
@@ -25,8 +25,12 @@ COSTS: Mapping[str, float] = {POLYNOMIAL: 1, FEATURES: 8, ISOTROPIC: 8, EVIDENCE
 
 def stage(fn: Callable, kind: str, *, reads: tuple[str, ...], **options: Any) -> lab.Stage:
     """The stage of one kind of cases; it reads the fields ``reads`` and the number of seeds alone."""
-    cost = {"cost": lambda case, settings, **point: COSTS[kind]}
-    return lab.Stage(fn, where=kind_is(kind), reads=("num_seeds", *reads), group="all", **cost, **options)
+    return lab.Stage(fn, where=kind_is(kind), reads=("num_seeds", *reads), group="all", cost=cost, **options)
+
+
+def cost(case: Case, settings: Any, width: int = 1) -> float:
+    """The time of a job; of MLPs it hardly grows with their width."""
+    return COSTS[case.kind] * (1 if case.model == "mlp" else width)
 
 
 METHOD = (
@@ -37,7 +41,8 @@ METHOD = (
     "Evidence is the log marginal likelihood of centred one-hot labels, per example, under the exact Gaussian process of an infinitely "
     "wide MLP of two hidden layers, its scale and noise variance those of largest evidence. It decides no claim.",
     "Effective dimensionality sums lambda / (lambda + alpha) over the Hessian of the summed training loss; of alpha that value counts "
-    "which favours the claim. For nested random features it can never fall: a theorem, so that no case of S10.d is one.",
+    "which favours the claim. BatchNorm's statistics are those stored, held constant. For nested random features it can never fall: a "
+    "theorem, so that no case of S10.d is one.",
     "A network is trained in a random subspace of a start that the seed alone decides, its coordinates quantised and coded by the mixture "
     "of Krichevsky and Trofimov; step, largest symbol, alphabet and the choice among dimensions are paid for, and the best bound counts. "
     "The bound inverts kl. On random labels training fails in few dimensions, so that the bound is uninformative by the training error as "

@@ -18,49 +18,71 @@ from jaxbp import data, descent, lab, landscape, models, pac_bayes, training
 
 CHANCE = 0.9  # error of guessing one of ten classes
 EXACT_SPECTRUM = 1000  # parameters up to which all eigenvalues are computed
+_CHUNK = 250  # images whose activations are held at a time for a product with the Hessian
 SEED_ALONE, TRAINED_START = "seed alone", "trained start"
 _SPLIT = 1  # the stream of random numbers that decides which examples train a start
 _BATCH_SIZE = 100  # of the trainings whose bits are counted
 
 
 def width_sweep(case: Case, settings: Settings, width: int) -> xr.Dataset:
-    """Test loss and effective dimensionality of trained MLPs of one width on noisy labels."""
+    """Test loss and effective dimensionality of trained networks of one width on noisy labels; MLPs have one hidden layer."""
     dataset, seeds = load(case, settings), settings.seeds
     rows = [data.stratified_indices(dataset.train.labels, settings.width_train, seed=seed) for seed in seeds]
-    labels = np.stack([redrawn(dataset.train.labels[r], case.noise, np.random.default_rng(s)) for r, s in zip(rows, seeds, strict=True)])
+    labels = np.stack([_noisy(dataset, rows_of_seed, case.noise, seed) for rows_of_seed, seed in zip(rows, seeds, strict=True)])
     inputs = np.stack([dataset.train.inputs[r] for r in rows])
-    net = models.create("mlp", num_classes=dataset.num_classes, width=width, depth=1)
+    net = models.create(case.model, num_classes=dataset.num_classes, width=width, depth=1 if case.model == "mlp" else None)
     fn = functools.partial(_train_width, net=net, settings=settings)
-    shared = (jnp.asarray(dataset.test.inputs), jnp.asarray(dataset.test.labels))
-    results, params = lab.sweep(fn, seeds=seeds, per_seed={"inputs": inputs, "labels": labels}, shared=shared)
-    loss_fn = landscape.per_example_loss(net.apply, "cross_entropy")
+    results, ends = lab.sweep(
+        fn,
+        seeds=seeds,
+        per_seed={"inputs": inputs, "labels": labels},
+        shared=(jnp.asarray(dataset.test.inputs), jnp.asarray(dataset.test.labels)),
+        plan="auto" if case.model == "mlp" else "map",  # the images of all seeds at once fill an accelerator
+    )
     dimensions = [
-        _effective_dimensions(loss_fn, jax.tree.map(lambda leaf, s=s: leaf[s], params), (inputs[s], labels[s]), settings, seed)
+        effective_dimensions(net, *jax.tree.map(lambda leaf, s=s: leaf[s], ends), (inputs[s], labels[s]), settings, seed)
         for s, seed in enumerate(seeds)
     ]
     return results.assign(effective_dimension=(("seed", "exponent"), dimensions)).assign_coords(exponent=list(settings.exponents))
 
 
+def _noisy(dataset: data.Dataset, rows: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return redrawn(dataset.train.labels[rows], noise, dataset.num_classes, np.random.default_rng(seed))
+
+
 def _train_width(
     key: jax.Array, *test_data: jax.Array, inputs: jax.Array, labels: jax.Array, net: models.Network, settings: Settings
-) -> tuple[dict[str, jax.Array], Any]:
+) -> tuple[dict[str, jax.Array], tuple[Any, Any]]:
     options = training.Settings(num_epochs=settings.width_epochs, batch_size=50, measure_epochs=[settings.width_epochs])
     optimizer = training.sgd(settings.learning_rate, momentum=0.9)
     result = training.train(net, optimizer, (inputs, labels), key, options, test_data=test_data)
-    names = {"train_accuracy": "train_accuracy", "test_loss": "test_loss", "test_accuracy": "test_accuracy"}
-    return {name: result.history[key][-1] for name, key in names.items()}, result.params
+    names = ("train_accuracy", "test_loss", "test_accuracy")
+    return {name: result.history[name][-1] for name in names}, (result.params, result.state)
 
 
-def _effective_dimensions(loss_fn: Any, params: Any, examples: tuple, settings: Settings, seed: int) -> list[float]:
-    """Of the Hessian of the summed training loss, for each alpha."""
-    operator = landscape.hessian(loss_fn, params, tuple(map(jnp.asarray, examples)))
-    count, dimension = len(examples[1]), operator.dimension
+def effective_dimensions(net: models.Network, params: Any, state: Any, examples: tuple, settings: Settings, seed: int) -> list[float]:
+    """Of the Hessian of the summed training loss by the parameters, BatchNorm's stored statistics held constant, for each alpha."""
+    operator, count = _curvature(net, params, state, tuple(map(jnp.asarray, examples))), len(examples[1])
+    dimension = operator.dimension
     if dimension <= EXACT_SPECTRUM:
         values = np.linalg.eigvalsh(np.asarray(jax.vmap(operator.matvec)(jnp.eye(dimension)), np.float64)) * count
         return [descent.effective_dimension(values, 10.0**exponent) for exponent in settings.exponents]
     density = landscape.spectral_density(operator.matvec, dimension, jax.random.key(seed), num_probes=2, num_steps=60)
     values = np.maximum(density.nodes * count, 0)
     return [float(dimension * np.mean(np.sum(density.weights * values / (values + 10.0**e), 1))) for e in settings.exponents]
+
+
+def _curvature(net: models.Network, params: Any, state: Any, examples: tuple) -> landscape.Hessian:
+    if not state:
+        return landscape.hessian(landscape.per_example_loss(net.apply, "cross_entropy"), params, examples)
+    point = {"params": params, "state": state}  # as one tree, so that the states of all seeds share a program
+    operator = landscape.hessian(_stateful_loss(net), point, examples, chunk_size=_CHUNK)
+    return landscape.restrict(operator, point, "^params/")
+
+
+@functools.cache
+def _stateful_loss(net: models.Network) -> Any:
+    return landscape.per_example_loss(lambda point, inputs: net.apply(point["params"], inputs, point["state"]), "cross_entropy")
 
 
 def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
@@ -84,7 +106,7 @@ def code_lengths(case: Case, settings: Settings) -> xr.Dataset:
                 f"S10 counts the bits of parameters, and {case.model} has a state beside them ({', '.join(state)}), which the count would "
                 "leave out: give a network without BatchNorm"
             )
-        random = redrawn(dataset.train.labels, 1.0, np.random.default_rng(seed))
+        random = redrawn(dataset.train.labels, 1.0, dataset.num_classes, np.random.default_rng(seed))
         problems = [[(dataset.train._replace(labels=labels), start)] for labels in (dataset.train.labels, random)]
         if settings.prior_share:
             problems = [[plain, trained_start(net, settings, *plain, seed)] for (plain,) in problems]

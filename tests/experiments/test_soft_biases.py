@@ -12,9 +12,9 @@ import scipy.stats
 import xarray as xr
 
 from experiments.soft_biases import measure, outcomes, trainings
-from experiments.soft_biases.settings import CODE, EVIDENCE, POLYNOMIAL, PRESETS, Case
+from experiments.soft_biases.settings import CODE, EVIDENCE, POLYNOMIAL, PRESETS, WIDTHS, Case
 from experiments.soft_biases.study import STUDY
-from jaxbp import data, lab, models, pac_bayes
+from jaxbp import data, lab, losses, models, pac_bayes
 from jaxbp.lab import jobs
 from jaxbp.ntk.infinite_width import infinite_width_kernel
 
@@ -142,3 +142,40 @@ def test_a_share_or_dimensions_that_leave_nothing_are_refused():
             dataclasses.replace(PRESETS["smoke"], **changes).validate()
     for settings in PRESETS.values():
         settings.validate()
+
+
+def test_a_network_with_batch_norm_has_the_curvature_of_its_stored_statistics():
+    """Against the eigenvalues of a dense Hessian by the parameters alone."""
+    net = models.create("resnet", num_classes=3, width=1, stages=1, depth=1)
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(6, 4, 4, 1)).astype(np.float32), np.arange(6, dtype=np.int32) % 3
+    params, state = net.init(jax.random.key(0), jnp.asarray(inputs))
+    state = jax.tree.map(lambda leaf: leaf + 0.5, state)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    @jax.jit
+    @jax.hessian
+    def dense(flat):
+        return losses.cross_entropy(net.apply(unravel(flat), inputs, state), labels).sum()
+
+    values = np.maximum(np.linalg.eigvalsh(np.asarray(dense(flat), np.float64)), 0)
+    settings = dataclasses.replace(PRESETS["smoke"], exponents=(-1, 0))
+    counted = trainings.effective_dimensions(net, params, state, (inputs, labels), settings, 0)
+    expected = [np.sum(values / (values + 10.0**exponent)) for exponent in settings.exponents]
+    np.testing.assert_allclose(counted, expected, rtol=1e-3)  # float32 of eigenvalues that differ by many orders
+
+
+@pytest.mark.slow
+def test_widths_of_a_residual_network_are_swept(tmp_path):
+    """The paper's case at small size: images of 8 x 8 in three colours, three classes."""
+    draw = np.random.default_rng(0)
+    arrays = {"x_train": draw.uniform(size=(80, 8, 8, 3)), "x_test": draw.uniform(size=(12, 8, 8, 3))}
+    np.savez(tmp_path / "colours.npz", y_train=np.arange(80) % 3, y_test=np.arange(12) % 3, **arrays)
+    case = Case(WIDTHS, f"file:{tmp_path / 'colours.npz'}", 0.1, model="resnet18")
+    settings = dataclasses.replace(PRESETS["paper"], num_seeds=2, width_train=60, width_epochs=2)
+    results = trainings.width_sweep(case, settings, 1)
+    assert results.train_accuracy.sizes == {"seed": 2}
+    assert (results.effective_dimension > 0).all()
+    assert (results.effective_dimension.diff("exponent") < 0).all()
+    assert PRESETS["paper"].widths[0] == 1
+    assert PRESETS["paper"].widths[-1] == 64
