@@ -190,7 +190,7 @@ PRESETS = {
 
 
 class Arguments(lab.Arguments):
-    """Polynomials of high degree, double descent, effective dimensionality, and bounds that count bits.
+    """Polynomials of high degree, double descent, evidence, effective dimensionality, and bounds that count bits.
 
     Claims S10.a to S10.e. A run that was stopped goes on when the same command is given again.
     """

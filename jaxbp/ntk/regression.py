@@ -1,4 +1,4 @@
-"""Kernel regression, gradient flow in function space, and linearised networks.
+"""Kernel regression and its evidence, gradient flow in function space, and linearised networks.
 
 While its kernel is constant, a network trained on squared error follows a linear differential equation in its outputs, with a
 closed solution at any time; the limit of infinite time is kernel regression (Jacot et al., NeurIPS 2018; Lee et al.,
