@@ -55,7 +55,7 @@ def test_the_sparse_study_takes_colours_weight_normalisation_and_random_labels(t
     np.savez(tmp_path / "colours.npz", y_train=np.arange(70) % 2, y_test=np.arange(20) % 2, **arrays)
     case = SparseCase(f"file:{tmp_path / 'colours.npz'}", 2, 3, varied=True, normalised=True)
     changes = {"cases": (case,), "num_epochs": 2, "num_train": 50, "varied_train": 50, "varied_width": 3, "varied_epochs": 2}
-    settings = dataclasses.replace(SPARSE_PRESETS["paper"], num_seeds=2, rate_drops=(1,), batch_size=10, **changes)
+    settings = dataclasses.replace(SPARSE_PRESETS["paper"], num_seeds=2, rate_drops=(1,), batch_size=10, chunk_size=20, **changes)
     results = sparse.compare(case, settings)
     assert np.isfinite(results.complexity).all()
     assert (results.path_over_witness > 0).all()
