@@ -76,7 +76,7 @@ def _case_entry(case: CaseVerdict) -> dict[str, Any]:
 def _summary_entry(summary: RandomEffects) -> dict[str, Any]:
     new = summary.prediction
     mean = {"estimate": summary.mean.estimate, "ci95": [summary.mean.low, summary.mean.high], "tau": summary.tau}
-    return mean | {"new_case": [new.low, new.high] if new else None}
+    return mean | {"new_case": [new.low, new.high] if new else None} | ({"scale": summary.scale} if summary.scale else {})
 
 
 def _control_entry(result: ControlVerdict) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _more(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _summary(entry: Mapping[str, Any], num_cases: int) -> RandomEffects:
     mean, ends = _take(entry, "estimate", _NUMBER), [_take(entry, "ci95", list), _take(entry, "new_case", (list, type(None)))]
     made = [Interval(mean, low, high, CONFIDENCE, num_cases, "as written") for low, high in filter(None, ends)]
-    return RandomEffects(made[0], _take(entry, "tau", _NUMBER), made[1] if len(made) > 1 else None)
+    return RandomEffects(made[0], _take(entry, "tau", _NUMBER), made[1] if len(made) > 1 else None, _take(entry, "scale", str, ""))
 
 
 def _check(outcome: Outcome, interval: Interval | None, rule: Rule, *, alone: bool) -> None:

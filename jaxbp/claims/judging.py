@@ -104,7 +104,7 @@ def judge(
         outcome,
         cases,
         " ".join(_notes(cases, worst, suspects)),
-        summary=_summary(cases),
+        summary=_summary(cases, interval_fn),
         power=_power(claim, tested, interval_fn, evidence, strict=strict, num_cases=num_cases),
         looks=looks,
     )
@@ -207,9 +207,17 @@ def _notes(cases: Sequence[CaseVerdict], worst: CaseVerdict | None, suspects: Se
     return notes
 
 
-def _summary(cases: Sequence[CaseVerdict]) -> stats.RandomEffects | None:
+def _summary(cases: Sequence[CaseVerdict], interval_fn: IntervalFn) -> stats.RandomEffects | None:
     intervals = [case.interval for case in cases if case.interval]
-    return stats.random_effects(intervals) if len(intervals) > 1 else None
+    if len(intervals) < 2:
+        return None
+    is_share = _plain(interval_fn) is stats.event_interval
+    return stats.random_effects_of_shares(intervals) if is_share else stats.random_effects(intervals)
+
+
+def _plain(interval_fn: IntervalFn) -> IntervalFn:
+    """The function behind one whose keyword arguments are set."""
+    return interval_fn.func if isinstance(interval_fn, partial) else interval_fn
 
 
 def _known(values: ArrayLike) -> np.ndarray:
@@ -247,7 +255,7 @@ def _chance_fn(claim: Claim, values: np.ndarray, interval_fn: IntervalFn) -> Cal
     if claim.smallest_effect is None or values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         return None
     given = interval_fn.keywords if isinstance(interval_fn, partial) else {}
-    plain = interval_fn.func if isinstance(interval_fn, partial) else interval_fn
+    plain = _plain(interval_fn)
     truth = claim.rule.inside(claim.smallest_effect)
 
     def of_share(num_seeds: int, confidence: float) -> float:

@@ -40,7 +40,8 @@ def facts(verdict: claims.Verdict) -> list[str]:
     if verdict.summary:
         summary = verdict.summary
         new = f"; a new case {text_of_ends(summary.prediction)}" if summary.prediction else ""
-        sentences.append(f"Over cases: {format_interval(summary.mean)}, spread between cases {format_number(summary.tau, 2)}{new}.")
+        scale = " of arcsin √share" if summary.scale else ""
+        sentences.append(f"Over cases: {format_interval(summary.mean)}, spread between cases {format_number(summary.tau, 2)}{scale}{new}.")
     return sentences
 
 

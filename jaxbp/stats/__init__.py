@@ -23,6 +23,6 @@ from jaxbp.stats.intervals import (
     wilson_interval,
 )
 from jaxbp.stats.looks import Looks, chance_of_deciding
-from jaxbp.stats.meta_analysis import RandomEffects, random_effects
+from jaxbp.stats.meta_analysis import RandomEffects, random_effects, random_effects_of_shares
 from jaxbp.stats.power import chance_inside, event_chance_inside, seeds_needed
 from jaxbp.stats.sample import CONFIDENCE, Interval, IntervalFn, SampleError, numbers

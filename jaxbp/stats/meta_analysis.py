@@ -26,11 +26,13 @@ class RandomEffects:
       mean: the mean over cases like these, with its interval; ``num_seeds`` is the number of cases.
       tau: the standard deviation between cases.
       prediction: the interval for the effect in a new case; None with two cases.
+      scale: on which ``tau`` stands: "" for that of the effects, "angle" for arcsin(sqrt(share)).
     """
 
     mean: Interval
     tau: float
     prediction: Interval | None
+    scale: str = ""
 
 
 def random_effects(intervals: Sequence[Interval], *, confidence: float = CONFIDENCE) -> RandomEffects:
@@ -44,11 +46,50 @@ def random_effects(intervals: Sequence[Interval], *, confidence: float = CONFIDE
     Raises:
       SampleError: fewer than two cases.
     """
-    check_confidence(confidence)
-    if len(intervals) < 2:
-        raise SampleError(f"a summary over cases needs at least 2 of them, got {len(intervals)}")
     effects = np.array([interval.estimate for interval in intervals])
     variances = np.array([_standard_error(interval) ** 2 for interval in intervals])
+    return _summary(effects, variances, confidence)
+
+
+def random_effects_of_shares(intervals: Sequence[Interval], *, confidence: float = CONFIDENCE) -> RandomEffects:
+    """Summarise shares of seeds in cases, given by an interval each, of which the estimate and the number of seeds count.
+
+    As `random_effects` of Anscombe's angles (Biometrika 35, 1948), arcsin(sqrt((k + 3/8) / (n + 3/4))) for k of n seeds, whose variance is
+    about 1 / (4 n + 2) whatever the share, 0 and 1 included. Means and ends are turned back by the inverse, at the harmonic mean of the
+    cases' n, and so lie in [0, 1]. Of shares from 0.5 to 0.995 in 2 to 12 cases of 5 to 20 seeds the interval covers 95 % or more.
+
+    >>> from jaxbp import stats
+    >>> summary = stats.random_effects_of_shares([stats.proportion_interval(successes, 10) for successes in (10, 10, 9)])
+    >>> print(f"{summary.mean.estimate:.2f} [{summary.mean.low:.2f}, {summary.mean.high:.2f}]")
+    0.97 [0.66, 1.00]
+
+    Raises:
+      SampleError: fewer than two cases.
+      ValueError: an estimate is no share.
+    """
+    shares = np.array([interval.estimate for interval in intervals])
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"shares lie between 0 and 1, got {shares.tolist()}: use random_effects for other measures")
+    sizes = np.array([interval.num_seeds for interval in intervals], float)
+    angles = np.arcsin(np.sqrt((sizes * shares + 3 / 8) / (sizes + 3 / 4)))
+    summary = _summary(angles, 1 / (4 * sizes + 2), confidence)
+    size = 1 / float(np.mean(1 / sizes))
+
+    def share(angle: float) -> float:
+        of_angle = np.sin(np.clip(angle, 0, np.pi / 2)) ** 2
+        return float(np.clip(((size + 3 / 4) * of_angle - 3 / 8) / size, 0, 1))
+
+    def as_shares(interval: Interval) -> Interval:
+        ends = [share(angle) for angle in (interval.estimate, interval.low, interval.high)]
+        return Interval(*ends, interval.confidence, interval.num_seeds, f"{interval.method}, Anscombe's angles")
+
+    return RandomEffects(as_shares(summary.mean), summary.tau, summary.prediction and as_shares(summary.prediction), "angle")
+
+
+def _summary(effects: np.ndarray, variances: np.ndarray, confidence: float) -> RandomEffects:
+    check_confidence(confidence)
+    if len(effects) < 2:
+        raise SampleError(f"a summary over cases needs at least 2 of them, got {len(effects)}")
     scale = max(float(np.ptp(effects)) ** 2, float(variances.max()))
     tau2 = _restricted_maximum(effects, np.maximum(variances, 1e-12 * scale)) if scale else 0.0
     mean, error = _mean(effects, np.maximum(variances, 1e-12 * scale), tau2) if scale else (float(effects[0]), 0.0)

@@ -115,6 +115,21 @@ def test_power_is_the_chance_in_all_cases_together():
 # Files
 
 
+def test_shares_are_summarised_between_0_and_1_and_old_summaries_are_read(tmp_path):
+    """Ends of earlier summaries of shares were outside; their entries are read as they are, and have no scale."""
+    verdict = claims.judge(claim(rule=Above(0.5)), {"a": [1.0] * 10, "b": [0.0, 1.0] * 5}, interval_fn=stats.event_interval)
+    ends = [verdict.summary.mean.low, verdict.summary.mean.high]
+    assert 0 <= ends[0] < ends[1] <= 1
+    claims.write_verdicts(tmp_path / "new.json", [verdict])
+    assert claims.read_verdicts(tmp_path / "new.json")[0].summary.scale == verdict.summary.scale == "angle"
+    (entry,) = json.loads((tmp_path / "new.json").read_text())
+    del entry["over_cases"]["scale"]
+    entry["over_cases"]["ci95"] = [-0.7, 1.9]
+    (tmp_path / "old.json").write_text(json.dumps([entry]))
+    old = claims.read_verdicts(tmp_path / "old.json")[0].summary
+    assert (old.mean.low, old.scale) == (-0.7, "")
+
+
 def test_all_of_a_verdict_is_written_and_read(tmp_path):
     looks = stats.Looks(5, most=10)
     control = claims.Control("positive", "It is there.", "gain", Above(0.0), "S0.positive", ("S0.a",), 0.5)
@@ -127,6 +142,7 @@ def test_all_of_a_verdict_is_written_and_read(tmp_path):
     assert [entry_of(verdict) for verdict in again] == [entry_of(verdict) for verdict in verdicts]
     assert (read.control, read.passed, read.verdict.looks) == (control, True, looks)
     assert again[0].interval.confidence == 0.975
+    assert again[0].summary.scale == ""
     assert json.loads((tmp_path / "verdicts.json").read_text())[1]["ci"] == [verdicts[0].interval.low, verdicts[0].interval.high]
 
 

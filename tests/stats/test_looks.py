@@ -159,6 +159,31 @@ def test_summaries_of_few_or_equal_cases():
     assert stats.random_effects(by_error([1.0, 3.0, 1.0], [0.0, 0.1, 0.0])).tau == pytest.approx(math.sqrt(4 / 3), rel=0.01)
 
 
+def test_the_summary_of_shares_lies_between_0_and_1():
+    of = lambda *counts: stats.random_effects_of_shares([stats.proportion_interval(k, 10) for k in counts])  # noqa: E731
+    for counts in ((10, 10, 10), (10, 0, 10, 4), (0, 0), (9, 10, 10, 10)):
+        summary = of(*counts)
+        ends = [end for one in (summary.mean, summary.prediction) if one for end in (one.low, one.estimate, one.high)]
+        assert 0 <= min(ends) <= max(ends) <= 1
+    sure = of(*[10] * 6)
+    assert (sure.mean.estimate, sure.mean.high, sure.tau) == (1.0, 1.0, 0.0)
+    angle = math.asin(math.sqrt(10.375 / 10.75)) - scipy.stats.t.ppf(0.975, 5) / math.sqrt(6 * 42)  # by hand: variance 1 / (4 n + 2)
+    assert sure.mean.low == pytest.approx((10.75 * math.sin(angle) ** 2 - 0.375) / 10)
+    assert of(5, 5, 5).mean.estimate == pytest.approx(0.5)
+    assert of(3, 6, 8).mean.low == pytest.approx(1 - of(7, 4, 2).mean.high)
+    with pytest.raises(ValueError, match="shares lie between 0 and 1"):
+        stats.random_effects_of_shares(by_error([1.2, 0.5], [0.1, 0.1]))
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.97])
+def test_the_summary_of_shares_covers_the_truth(truth):
+    # 6 cases of 10 seeds: the plain arcsine covers 0.97 in 83 % of draws; 200 draws, three standard errors of 95 % are 4.6 %.
+    counts = np.random.default_rng(0).binomial(10, truth, (200, 6))
+    intervals = {k: stats.proportion_interval(k, 10) for k in range(11)}
+    means = [stats.random_effects_of_shares([intervals[int(k)] for k in row]).mean for row in counts]
+    assert np.mean([mean.low <= truth <= mean.high for mean in means]) > 0.904
+
+
 # Power
 
 
