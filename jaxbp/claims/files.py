@@ -3,7 +3,8 @@
 The file is a list. An entry of a claim has the keys of `entry_of`; an entry of a control has ``kind`` ("positive control", "negative
 control"), ``passed``, ``reason`` and ``hangs_on_it`` (the ids of claims, none for all) besides. ``ci95`` are the ends of a 95 %
 interval; a verdict by looks has ``ci`` and ``confidence`` in its place, with ``look`` and ``schedule``. A case's ``judged_at`` is the
-confidence at which its outcome was judged. Entries of older versions lack what was added later.
+confidence at which its outcome was judged, ``by_seed`` the measure's value for each seed (null: not finite). Entries of older versions lack
+what was added later.
 """
 
 import dataclasses
@@ -69,7 +70,8 @@ def _result_entry(interval: Interval | None, num_seeds: int, outcome: str, note:
 
 def _case_entry(case: CaseVerdict) -> dict[str, Any]:
     entry = {"case": case.case, **_result_entry(case.interval, case.num_seeds, case.verdict, case.note), "judged_at": case.confidence}
-    more = {"look": case.look, "on_the_line_within": case.within}
+    by_seed = {str(seed): value for seed, value in case.by_seed} or None
+    more = {"look": case.look, "on_the_line_within": case.within, "by_seed": by_seed}
     return entry | {name: value for name, value in more.items() if value is not None}
 
 
@@ -161,12 +163,14 @@ def _claim(entry: Mapping[str, Any]) -> Claim:
 def _case(entry: Any, rule: Rule) -> CaseVerdict:
     if not isinstance(entry, dict):
         raise VerdictFileError(f"a case is a mapping, got {entry!r}")
+    by_seed = _take(entry, "by_seed", dict, {})
     case = CaseVerdict(
         _take(entry, "case", str),
         **_result(entry),
         confidence=_take(entry, "judged_at", _NUMBER, CONFIDENCE),
         look=_take(entry, "look", (int, type(None)), None),
         within=_take(entry, "on_the_line_within", _OPTIONAL_NUMBER, None),
+        by_seed=tuple((int(seed), _take(by_seed, seed, _OPTIONAL_NUMBER)) for seed in by_seed),
     )
     _check(case.verdict, case.interval, rule, alone=case.confidence == CONFIDENCE)
     return case

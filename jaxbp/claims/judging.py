@@ -1,5 +1,6 @@
 """From values over seeds to the verdict of one claim, at a fixed number of seeds or look by look."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,7 @@ def judge(
     interval_fn: IntervalFn = t_interval,
     looks: Looks | None = None,
     untested: Mapping[str, str] = MappingProxyType({}),
+    seeds: Sequence[int] = (),
 ) -> Verdict:
     """Decide a claim that should hold in every case, from values whose first axis is over seeds.
 
@@ -79,6 +81,7 @@ def judge(
       interval_fn: how seeds make an interval.
       looks: the schedule, fixed before the first seed; None judges all values at once.
       untested: why a case is not tested, by its name.
+      seeds: the seeds of a run, which are noted beside the values of each case that has a number for each of them.
     """
     values_by_case = {str(name): values for name, values in values_by_case.items()}
     if not values_by_case:
@@ -88,12 +91,13 @@ def judge(
     evidence = {name: _gather(_known(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
     strict = len(tested) < num_cases
     passes = bool(tested) and not strict and all(known.cleared for known in evidence.values())
-    cases = tuple(
+    judged = [
         _case(name, evidence[name], rule, looks, num_cases, passes=passes)
         if name in evidence
         else CaseVerdict(name, None, len(np.atleast_1d(values)), "not tested", untested[name])
         for name, values in values_by_case.items()
-    )
+    ]
+    cases = tuple(dataclasses.replace(case, by_seed=_by_seed(values_by_case[case.case], seeds)) for case in judged)
     outcome = _outcome(cases)
     worst = _least_favourable(cases, rule, outcome)
     suspects = [name for name, known in evidence.items() if known.suspect and known.decision != "contradicted"]
@@ -218,6 +222,14 @@ def _summary(cases: Sequence[CaseVerdict], interval_fn: IntervalFn) -> stats.Ran
 def _plain(interval_fn: IntervalFn) -> IntervalFn:
     """The function behind one whose keyword arguments are set."""
     return interval_fn.func if isinstance(interval_fn, partial) else interval_fn
+
+
+def _by_seed(values: ArrayLike, seeds: Sequence[int]) -> tuple[tuple[int, float | None], ...]:
+    if np.shape(values) != (len(seeds),):
+        return ()
+    return tuple(
+        (int(seed), float(value) if np.isfinite(value) else None) for seed, value in zip(seeds, stats.numbers(values), strict=True)
+    )
 
 
 def _known(values: ArrayLike) -> np.ndarray:

@@ -17,8 +17,11 @@ def judge_all(
     *,
     interval_fns: Mapping[Claim, IntervalFn] | None = None,
     looks: Looks | None = None,
+    seeds: Sequence[int] = (),
 ) -> list[Verdict]:
     """Judge claims, premises before what presupposes them; returns the verdicts in the order of ``measurements``.
+
+    The other arguments are those of `jaxbp.claims.judge`.
 
     >>> from jaxbp import claims
     >>> helps = claims.Claim("S2.a", "Weight decay helps.", "Table 2", "gain", claims.Above(0.0))
@@ -35,7 +38,7 @@ def judge_all(
         values = measurements[claim]
         reasons = {case: reason for case in map(str, values) if (reason := why_untested(claim, case, by_id))}
         interval_fn = (interval_fns or {}).get(claim, t_interval)
-        by_id[claim.id] = judge(claim, values, interval_fn=interval_fn, looks=looks, untested=reasons)
+        by_id[claim.id] = judge(claim, values, interval_fn=interval_fn, looks=looks, untested=reasons, seeds=seeds)
     return [by_id[claim.id] for claim in measurements]
 
 

@@ -39,6 +39,8 @@ class CaseVerdict:
       confidence: at which the outcome was judged: 1 - error / number of cases, 1 - error where no correction is needed.
       look: the look, counted from 0, at which the case was decided or looked at last; None for a fixed number of seeds.
       within: how far the interval reaches from the limit, where more seeds are not likely to decide: the case is on the line.
+      by_seed: the value of the measure for each seed, in pairs; None stands for a value that is not finite. Empty where it is not known
+        which seeds the values are of.
     """
 
     case: str
@@ -49,6 +51,7 @@ class CaseVerdict:
     confidence: float = CONFIDENCE
     look: int | None = None
     within: float | None = None
+    by_seed: tuple[tuple[int, float | None], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Arguments:
     """Folder of a study or of the whole lab, or its verdicts.json, or the word paper."""
     run_b: Annotated[str, tyro.conf.Positional]
     """What to compare it with, likewise."""
+    every: bool = False
+    """List claims that are in one run only, too."""
 
 
 def main() -> None:
@@ -29,7 +31,10 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m jaxbp.lab.compare")
     with guarded("no folder: nothing is written"):
         changes = importlib.import_module("jaxbp.lab.verdict_changes")  # the door to what is slow to import
-        moved = changes.show(*changes.read_both(arguments.run_a, arguments.run_b))
+        both = changes.read_both(arguments.run_a, arguments.run_b)
+        heads = map(changes.head, (arguments.run_a, arguments.run_b), both)
+        print("; ".join(f"{name}: {head}" for name, head in zip("AB", heads, strict=True)))
+        moved = changes.show(*both, every=arguments.every)
     sys.exit(1 if moved else 0)
 
 

@@ -77,7 +77,7 @@ class Run:
     def verdicts(self) -> list[Verdict]:
         """Judge every claim; those that hang on a failed control are void."""
         interval_fns = {measure.claim: measure.resolved_interval_fn for measure in self.study.measures}
-        verdicts = judge_all(self.measurements, interval_fns=interval_fns, looks=self.settings.looks)
+        verdicts = judge_all(self.measurements, interval_fns=interval_fns, looks=self.settings.looks, seeds=self.settings.seeds)
         for control in self.controls:
             verdicts = [control.void(verdict) for verdict in verdicts]
         return verdicts

@@ -1,12 +1,12 @@
 """Two runs side by side: which verdicts moved, and by how much.
 
 A run is the folder of a study or of the whole lab, its ``verdicts.json``, or the word ``paper``, which stands for what the paper found.
-Estimates are compared where both runs have an interval: the difference is told with a 95 % interval of its own, which supposes that the
-two runs are independent (`difference`). The command is `jaxbp.lab.compare`.
+Estimates of one case are compared seed by seed where both runs have noted the values of a seed (`jaxbp.lab.verdict_pairs`). The command is
+`jaxbp.lab.compare`.
 """
 
+import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,10 +14,11 @@ from typing import Any, get_args
 from rich.markup import escape
 from rich.table import Table
 
-from jaxbp import claims, lab, stats
+from jaxbp import claims, lab
 from jaxbp.lab.output import outcome, print_table
+from jaxbp.lab.verdict_pairs import compared
 from jaxbp.report import format_interval
-from jaxbp.runtime.outside_text import plain_text
+from jaxbp.runtime.outside_text import DamagedFileError, plain_text, read_json
 
 PAPER = "paper"
 OUTCOMES = get_args(claims.Outcome)
@@ -79,42 +80,59 @@ def of_paper(verdicts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def difference(a: Any, b: Any) -> Any:
-    """b - a of two independent estimates, with an interval whose half width is the root of the sum of both squared ones.
+def head(run: str, verdicts: Mapping[str, Any]) -> str:
+    """What a run is, such as "quick, 10 seeds, commit 0123456789ab", as far as the files beside its verdicts say."""
+    if run == PAPER:
+        return "what the paper found"
+    folder = Path(run).parent if Path(run).suffix == ".json" else Path(run)
+    configs = [_config(path) for path in (folder / "config.json", folder / "facts.json", *sorted(folder.glob("*/config.json")))]
+    configs = [config for config in configs if config]
+    settings = [config.get("settings", config) for config in configs]
+    commits = dict.fromkeys(str(config["git_commit"]) for config in configs if config.get("git_commit"))
+    presets = dict.fromkeys(str(each["preset"]) for each in settings if each.get("preset"))
+    first = dict.fromkeys(each.get("first_seed", 0) for each in settings)
+    counts = sorted({verdict.num_seeds for verdict in verdicts.values()})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+    seeds += "".join(f" from {number}" for number in first if number)
+    return plain_text(", ".join([*presets, seeds, *(f"commit {commit}" for commit in commits)]))
 
-    That is exact for normal means with known variances, and a little too narrow for few seeds. None where one has no interval.
-    """
-    if a is None or b is None:
-        return None
-    estimate = b.estimate - a.estimate
-    below = math.hypot(b.estimate - b.low, a.high - a.estimate)
-    above = math.hypot(b.high - b.estimate, a.estimate - a.low)
-    seeds = min(a.num_seeds, b.num_seeds)
-    return stats.Interval(estimate, estimate - below, estimate + above, stats.CONFIDENCE, seeds, "independent runs")
+
+def _config(path: Path) -> dict[str, Any]:
+    """A file's mapping; empty where there is none, since a run is compared without it, too."""
+    with contextlib.suppress(DamagedFileError, OSError):
+        config = read_json(path)
+        if isinstance(config, dict) and isinstance(config.get("settings", {}), dict):
+            return config
+    return {}
 
 
-def show(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
-    """Print the table, and which verdicts moved; returns how many did."""
+def show(a: Mapping[str, Any], b: Mapping[str, Any], *, every: bool = False) -> int:
+    """Print the table of the claims in both runs, or of ``every`` one, and which verdicts moved; returns how many did."""
     table = Table(title="A and B, 95 % intervals", title_justify="left")
-    for column in ("id", "A", "B", "B - A", "verdict A", "verdict B"):
+    for column in ("id", "case", "A", "B", "B - A", "verdict A", "verdict B"):
         table.add_column(column, no_wrap=column in ("id", "verdict A", "verdict B"))
-    moved = []
+    moved, alone = [], a.keys() ^ b.keys()
     for id_ in dict.fromkeys([*a, *b]):
         pair: list[Any] = [run.get(id_) for run in (a, b)]
-        change = format_interval(difference(*(one and one.interval for one in pair)))
+        if id_ in alone and not every:
+            continue
         words = [outcome(one.verdict) if one else "not in it" for one in pair]
-        table.add_row(escape(id_), *(escape(cell) for cell in (*map(_told, pair), change)), *words)
-        if None not in pair and pair[0].verdict != pair[1].verdict:
+        change = compared(*pair) if None not in pair else None
+        cells = [change.case, *map(_told, pair, (change.a, change.b)), change.told] if change else ["", *map(_told, pair), "-"]
+        table.add_row(escape(id_), *map(escape, cells), *words)
+        if change and pair[0].verdict != pair[1].verdict:
             moved.append(f"{id_} {pair[0].claim.statement} {pair[0].verdict} -> {pair[1].verdict}")
     print_table(table)
-    both, others = len(a.keys() & b.keys()), len(a.keys() ^ b.keys())
-    print(f"{len(moved)} of {both} verdicts moved; {others} claim{'s are' if others != 1 else ' is'} in one run only")
+    listed = "" if every or not alone else " (--every lists them)"
+    in_one = f"{len(alone)} claim{'s are' if len(alone) != 1 else ' is'} in one run only{listed}"
+    print(f"{len(moved)} of {len(a.keys() & b.keys())} verdicts moved; {in_one}")
     for line in moved:
         print(f"  {line}")
     return len(moved)
 
 
-def _told(verdict: Any) -> str:
+def _told(verdict: Any, interval: Any = None) -> str:
     if verdict is None:
         return "-"
-    return format_interval(verdict.interval) if verdict.interval else verdict.note
+    shown = interval or verdict.interval
+    return format_interval(shown) if shown else "no interval" if verdict.cases else verdict.note

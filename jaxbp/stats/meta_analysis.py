@@ -80,8 +80,8 @@ def random_effects_of_shares(intervals: Sequence[Interval], *, confidence: float
         return float(np.clip(((size + 3 / 4) * of_angle - 3 / 8) / size, 0, 1))
 
     def as_shares(interval: Interval) -> Interval:
-        ends = [share(angle) for angle in (interval.estimate, interval.low, interval.high)]
-        return Interval(*ends, interval.confidence, interval.num_seeds, f"{interval.method}, Anscombe's angles")
+        estimate, low, high = (share(angle) for angle in (interval.estimate, interval.low, interval.high))
+        return Interval(estimate, low, high, interval.confidence, interval.num_seeds, f"{interval.method}, Anscombe's angles")
 
     return RandomEffects(as_shares(summary.mean), summary.tau, summary.prediction and as_shares(summary.prediction), "angle")
 

@@ -146,6 +146,17 @@ def test_all_of_a_verdict_is_written_and_read(tmp_path):
     assert json.loads((tmp_path / "verdicts.json").read_text())[1]["ci"] == [verdicts[0].interval.low, verdicts[0].interval.high]
 
 
+def test_values_by_seed_are_written_and_read(tmp_path):
+    short, lost = YES[:4], [*YES[:4], np.nan]
+    (verdict,) = claims.judge_all({claim(): {"a": YES, "b": short, "c": lost}}, seeds=range(7, 12))
+    assert [len(case.by_seed) for case in verdict.cases] == [5, 0, 5]  # of four values nobody knows which seeds they are of
+    assert verdict.cases[0].by_seed == tuple(zip(range(7, 12), YES, strict=True))
+    assert verdict.cases[2].by_seed[-1] == (11, None)
+    claims.write_verdicts(tmp_path / "verdicts.json", [verdict])
+    (again,) = claims.read_verdicts(tmp_path / "verdicts.json")
+    assert [case.by_seed for case in again.cases] == [case.by_seed for case in verdict.cases]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

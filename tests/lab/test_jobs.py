@@ -273,7 +273,9 @@ def test_a_study_ends_with_verdicts_a_table_and_a_page(tmp_path):
     section = execute.run(of, settings, tmp_path / "run", devices=["cpu"], command="python -m this")
     (verdict,) = section.verdicts
     assert (verdict.verdict, verdict.interval.estimate) == ("supported", 2.5)
-    assert [v.verdict for v in claims.read_verdicts(tmp_path / "run/verdicts.json")] == ["supported"]
+    (read,) = claims.read_verdicts(tmp_path / "run/verdicts.json")
+    assert read.verdict == "supported"
+    assert [dict(case.by_seed) for case in read.cases] == [{0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}] * 2
     rows = pd.read_parquet(tmp_path / "run/measurements.parquet")
     assert rows[rows.case == "b"].value.tolist() == [1, 2, 3, 4]
     page = (tmp_path / "run/report.html").read_text()
