@@ -266,7 +266,9 @@ def check_name(name: str) -> None:
 
 
 def check(name: str, *, data_dir: str | os.PathLike | None = None) -> None:
-    """Look whether a data set can be loaded, before any work: a file is read, a TFDS set is prepared or its source answers.
+    """Look whether a data set can be loaded, at the size asked for, before any work.
+
+    A file and a set that a package holds are read; a set of TFDS is prepared, or its source answers.
 
     Raises:
       DataError: it cannot.
@@ -274,12 +276,9 @@ def check(name: str, *, data_dir: str | os.PathLike | None = None) -> None:
     check_name(name)
     base, size = _parse_name(name)
     kind, _, rest = base.partition(":")
-    if kind == "tfds":
-        tfds.check(rest, data_dir)
-    elif kind == "file":
-        shape = files.read(_path(rest)).train.images.shape[1:3]
-        if size:
-            _check_size(name, shape, size)
+    shape = tfds.check(rest, data_dir) if kind == "tfds" else _read(base, data_dir).train.images.shape[1:]
+    if size:
+        _check_size(name, shape[:2], size)
 
 
 def _unknown(base: str) -> DataError:

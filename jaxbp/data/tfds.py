@@ -51,15 +51,19 @@ def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
     return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
 
 
-def check(name: str, data_dir: str | os.PathLike | None) -> None:
+def check(name: str, data_dir: str | os.PathLike | None) -> tuple[int, ...]:
     """Look within seconds whether a set can be read: it is prepared, or its files are there, or their source answers.
+
+    Returns:
+      The shape of its images.
 
     Raises:
       DataError: it cannot, or it is no image-classification set.
     """
-    builder, _, _ = _built(name, data_dir)
+    builder, shape, _ = _built(name, data_dir)
     if not builder.is_prepared():
         _check_sources(name, builder, _folder(data_dir))
+    return shape
 
 
 def _built(name: str, data_dir: str | os.PathLike | None) -> tuple[Any, tuple[int, ...], int]:

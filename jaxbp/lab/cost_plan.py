@@ -1,8 +1,9 @@
 """What a run would cost, before it: jobs, programs, time, memory and disk, estimated from jobs that this machine has computed.
 
 An estimate is as good as its basis, which is told with it: jobs of the same stage and case where there are any, else of the same stage.
-Their time without compilation is scaled by the stage's own costs, and by epochs and examples where these costs know nothing of them; by a
-factor of more than a thousand nothing is scaled, since costs are rough and their errors multiply.
+Of these the nearest in size count. Their time without compilation is scaled by the stage's own costs, and by epochs and examples where
+these costs know nothing of them; by a factor of more than a thousand nothing is scaled, since costs are rough and their errors multiply.
+Compilation takes the same time whatever the size, and counts once a program.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from jaxbp.runtime.machines import Elsewhere, Machine, Roofline, roofline
 from jaxbp.runtime.program_cost import ProgramCost
 
 MOST_FOLD = 1000.0
+_ROUGH_FOLD = 4.0  # from which on it is told that what jobs do once is scaled with the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +101,18 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
     for job in missing:
         alike = [record for record in records if record.case == job.case.name]
         exact += bool(alike)
-        basis = alike or records
+        basis = _nearest(job, alike or records)
         seconds += float(np.median([_scaled(job, record) for record in basis]))
         num_bytes += float(np.median([record.num_bytes for record in basis]))
         accounts.append(_account(job, basis))
-        compiled.setdefault((job.case.name, str(job.point)), max(basis, key=lambda record: record.programs))
+        compiled.setdefault((job.case.name, str(job.point)), max(basis, key=lambda record: (record.programs, record.compile_seconds)))
     per_case = {case: record for (case, _), record in compiled.items()}
     programs = sum(record.programs for record in per_case.values())
     compiling = sum(record.compile_seconds for record in per_case.values())
     timed = f"{len(records)} timed job{'s' * (len(records) != 1)}{_ratios(missing, records)}"
     basis_text = f"{timed}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
+    if fold > _ROUGH_FOLD:
+        basis_text += f"; {fold:.0f} times smaller ones, so what they do once, such as reading data, counts as often: rather too much"
     peak = max(record.peak_mib for record in records)
     cost = StageCost(stage, num_jobs, there, seconds + compiling, programs, round(num_bytes), peak, basis_text, compile_seconds=compiling)
     known = [account for account in accounts if account]
@@ -122,6 +126,12 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         launches=total.launches,
         program_mib=max(account.memory for account in known) / 2**20,
     )
+
+
+def _nearest(job: Job, records: Sequence[JobTime]) -> list[JobTime]:
+    """The records that are nearest to the job in size, and those that are not twice as far."""
+    distances = [abs(math.log(_ratio(job, record) or 1.0)) for record in records]
+    return [record for record, distance in zip(records, distances, strict=True) if distance <= min(distances) + math.log(2.0)]
 
 
 def _scaled(job: Job, record: JobTime) -> float:

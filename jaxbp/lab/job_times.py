@@ -18,8 +18,12 @@ from jaxbp.runtime.program_cost import ProgramCost
 
 _NAME = "job_times.{}.jsonl"
 _COMPILING = "/jax/core/compile/backend_compile_duration"
+_LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_TRACING = "/jax/core/compile/jaxpr_trace_duration"
 _RECENT = 8  # executables among which that of a compilation is looked for: workers compile beside each other
 _of_thread = threading.local()
+_running: list["_Timing"] = []  # of all threads of this process
+_running_lock = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -32,7 +36,8 @@ class JobTime:
       weight: the job's share of the time, as its stage says it.
       scale: sizes of which a stage's cost may know nothing, such as ``num_epochs``.
       seconds: wall time, that of compilation included.
-      compile_seconds: of compilation alone.
+      compile_seconds: of getting programs ready, which comes once a program however long it runs: to trace, lower and compile programs,
+        and to wait for one that a job of the same stage and case was getting ready.
       programs: the number of programs that were compiled.
       num_bytes: of the result on disk.
       peak_mib: peak memory of the process until then.
@@ -59,21 +64,62 @@ class JobTime:
 @contextlib.contextmanager
 def timed(record: JobTime) -> Iterator[None]:
     """Fill in what the body takes, in this thread."""
-    _of_thread.record, began = record, time.monotonic()
+    timing = _Timing(record)
+    _of_thread.timing, began = timing, time.monotonic()
     record.device = (jax.config.jax_default_device or jax.local_devices()[0]).device_kind
+    with _running_lock:
+        _running.append(timing)
     try:
         yield
     finally:
         record.seconds, record.peak_mib = time.monotonic() - began, jax_setup.peak_memory_mib()
-        _of_thread.record = None
+        with _running_lock:
+            _running.remove(timing)
+            waited = [(start, end) for name, start, end in timing.beside if name not in timing.ready]
+        record.compile_seconds = _length([*timing.spans, *waited], began)
+        _of_thread.timing = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Timing:
+    """A job that is timed.
+
+    Attributes:
+      spans: from when to when it traced, lowered or compiled.
+      ready: the names of the programs that it has lowered.
+      beside: programs that jobs of its stage and case have lowered and compiled meanwhile, with start and end.
+    """
+
+    record: JobTime
+    spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    ready: set[str] = dataclasses.field(default_factory=set)
+    beside: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+
+
+def _length(spans: Iterable[tuple[float, float]], began: float) -> float:
+    """The time that intervals cover together, from ``began`` on: a function within another is traced in the other's time."""
+    total, reached = 0.0, began
+    for start, end in sorted(spans):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total
 
 
 def _note_compilation(event: str, duration_secs: float, **facts: Any) -> None:
-    if event == _COMPILING and (record := getattr(_of_thread, "record", None)) is not None:
-        began = time.monotonic()
+    if event not in (_TRACING, _LOWERING, _COMPILING) or (timing := getattr(_of_thread, "timing", None)) is None:
+        return
+    ended, name, record = time.monotonic(), _letters(str(facts.get("fun_name", ""))), timing.record
+    timing.spans.append((ended - duration_secs, ended))
+    if event != _TRACING:
+        timing.ready.add(name)
+        with _running_lock:
+            for other in _running:
+                if other is not timing and (other.record.stage, other.record.case) == (record.stage, record.case):
+                    other.beside.append((name, ended - duration_secs, ended))
+    if event == _COMPILING:
         cost = _cost_of(str(facts.get("fun_name", "")))
+        timing.spans.append((ended, time.monotonic()))
         record.programs += 1
-        record.compile_seconds += duration_secs + time.monotonic() - began
         record.flops += cost.flops
         record.bytes_accessed += cost.bytes_accessed
         record.launches += cost.launches

@@ -15,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 
-from jaxbp import report
+from jaxbp import data, report
 from jaxbp.claims import Axis, ClaimMap
 from jaxbp.lab import map_axes
 from jaxbp.lab.archive import Archive, Results, read, to_bytes
@@ -146,6 +146,7 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
     """Ask every cell, compute what they need together, and ask again, until all are done; returns what it took."""
     errors: dict[str, str] = {}
     computed: set[str] = set()
+    problem_fn = functools.cache(_data_problem)
     if processes.is_first():
         archive.tidy()
     processes.barrier("map begins")
@@ -157,6 +158,9 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         processes.all_agree(list(missing), "code, data and settings")
         if not missing:
             break
+        if problems := {key: told for key, (_, job) in missing.items() if (told := problem_fn(*_data_of(job)))}:
+            errors |= problems  # a cell whose data cannot be has failed before any cell is computed
+            continue
         jobs = [job for _, job in missing.values()]
         if options.reuse and processes.is_first():
             take_over(archive, jobs)
@@ -170,7 +174,23 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         computed |= {job.key for job in ordered.values()}
     of_computed = sum(not computed.isdisjoint(cell.used) for cell in cells)
     failed = sum(bool(cell.failure) for cell in cells)
-    return {"cells": len(cells), "cells_computed": of_computed, "cells_failed": failed, "jobs": len(computed) - len(errors)}
+    return {"cells": len(cells), "cells_computed": of_computed, "cells_failed": failed, "jobs": len(computed - errors.keys())}
+
+
+def _data_of(job: Job) -> tuple[str | None, Path | None]:
+    """The name of a job's data set, and where those of TFDS are."""
+    names = [name for owner in (job.case, job.settings) if isinstance(name := getattr(owner, "dataset", None), str)]
+    return (names[0] if names else None), job.settings.data_dir
+
+
+def _data_problem(name: str | None, data_dir: Path | None) -> str:
+    """Why a data set cannot be loaded; "" if it can."""
+    try:
+        if name:
+            data.check(name, data_dir=data_dir)
+    except data.DataError as error:
+        return str(error)
+    return ""
 
 
 def _by_stage(missing: Sequence[tuple[str, Job]], stages: Sequence[Stage]) -> dict[str, Job]:

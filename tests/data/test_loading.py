@@ -309,15 +309,20 @@ def test_signals_are_pooled_along_their_length():
         ("digits@0", "size 0"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(name, message):
+@pytest.mark.parametrize("call", [data.load, data.check])  # before any work, too
+def test_sizes_that_do_not_divide_are_refused(name, message, call):
     with pytest.raises(DataError, match=message):
-        data.load(name)
+        call(name)
 
 
 def test_a_pooled_size_has_to_divide_both_sides(tmp_path):
     x, y = arrays()
+    name = save(tmp_path / "d.npz", x=x, y=y)
     with pytest.raises(DataError, match=r"4 x 6 inputs cannot be pooled to 4, only to one of 1, 2$"):
-        data.load(save(tmp_path / "d.npz", x=x, y=y) + "@4")
+        data.load(f"{name}@4")
+    with pytest.raises(DataError, match=r"4 x 6 inputs cannot be pooled to 4"):
+        data.check(f"{name}@4")
+    data.check(f"{name}@2")
 
 
 @pytest.mark.parametrize("num_examples, counts", [(20, {2}), (25, {2, 3}), (3, {0, 1})])

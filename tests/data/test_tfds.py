@@ -192,6 +192,8 @@ def test_files_that_are_there_need_no_network(tmp_path, monkeypatch, prepared):
     with tfds_warnings_ignored():
         data.check("tfds:fashion_mnist", data_dir=tmp_path)
         data.check("tfds:tiny_shapes", data_dir=prepared["array_record"])
+        with pytest.raises(DataError, match="cannot be pooled to 11"):
+            data.check("tfds:fashion_mnist@11", data_dir=tmp_path)
 
 
 def test_an_answer_of_any_kind_is_one(monkeypatch):

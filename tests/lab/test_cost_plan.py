@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,50 @@ def test_times_are_scaled_by_costs_and_by_sizes_that_costs_do_not_know(tmp_path)
     assert "ever timed" in of_judge.basis
     done = cost_plan.estimate(planned, [job.digest for job in planned], [tmp_path])
     assert [cost.seconds for cost in done] == [0.0, 0.0]
+
+
+def test_the_nearest_in_size_count_and_compilation_counts_once_whatever_the_size(tmp_path):
+    kind = jax.local_devices()[0].device_kind
+    for weight, seconds, compiling in ((4.0, 9.0, 8.0), (400.0, 70.0, 10.0), (420.0, 74.0, 10.0)):
+        job_times.write(tmp_path, JobTime(f"{__name__}.train", "digits", kind, weight, {"num_train": 100.0}, seconds, compiling, 5))
+    for num_epochs, wanted in ((200, 3 * (60.0 + 400 / 420 * 64.0) / 2 + 10.0), (2, 3 * (9.0 - 8.0) + 8.0)):
+        planned = jobs.plan(STUDY, Settings("quick", 3, num_epochs=num_epochs))
+        cost = cost_plan.estimate(planned, [], [tmp_path])[0]
+        assert cost.seconds == pytest.approx(wanted)
+        assert "rather too much" not in cost.basis
+    large = cost_plan.estimate(jobs.plan(STUDY, Settings("quick", 3, num_epochs=2000)), [], [tmp_path])[0]
+    assert "10 times smaller ones, so what they do once" in large.basis
+
+
+def test_to_get_a_program_ready_and_to_wait_for_one_is_no_work():
+    """Functions within functions are traced in their time, and jobs of one stage and case wait for a program that they share."""
+    kind = jax.local_devices()[0].device_kind
+    own, waiting, other = (JobTime("train", case, kind, 1.0, {}) for case in ("digits", "digits", "mnist1d"))
+    started, done = threading.Barrier(3), threading.Event()
+
+    def traced(x):
+        time.sleep(0.3)
+        return jax.jit(lambda y: time.sleep(0.2) or y + 1)(x)
+
+    def wait(record):
+        with job_times.timed(record):
+            started.wait()
+            done.wait()
+
+    threads = [threading.Thread(target=wait, args=(record,)) for record in (waiting, other)]
+    for thread in threads:
+        thread.start()
+    with job_times.timed(own):
+        started.wait()
+        jax.jit(traced)(jnp.ones(3))
+        done.set()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert 0.5 < own.compile_seconds <= own.seconds - 0.2
+    assert own.programs > 0
+    assert 0 < waiting.compile_seconds < own.compile_seconds
+    assert (waiting.programs, other.compile_seconds) == (0, 0.0)
 
 
 def test_nothing_is_scaled_too_far(tmp_path):

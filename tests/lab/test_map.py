@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jaxbp import claims, lab
+from jaxbp import claims, data, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
 from jaxbp.runtime.store import StoreError
@@ -171,6 +171,17 @@ def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls):
     assert [call[3] for call in calls] == [13]  # what failed is tried again
     with pytest.raises(lab.SettingsError, match="no cell of the map can run"):
         mapped({"num_epochs": (0,)}, folder.parent / "none")
+
+
+def test_data_that_cannot_be_loaded_fail_a_cell_before_any_is_computed(folder, calls, monkeypatch):
+    looked = []
+    check = data.check
+    monkeypatch.setattr(data, "check", lambda name, data_dir: looked.append((name, list(calls))) or check(name, data_dir=data_dir))
+    found = mapped({"dataset": ("digits", "digits@3"), "rate": RATES[:2]}, folder)
+    assert sorted(looked) == [("digits", []), ("digits@3", [])]
+    assert {call[1] for call in calls} == {"digits"}
+    assert ["8 x 8 inputs cannot be pooled to 3" in cell.failure for cell in found.cells] == [False, False, True, True]
+    assert found.facts["work"] == {"cells": 4, "cells_computed": 2, "cells_failed": 2, "jobs": 3}
 
 
 def test_cases_are_chosen_by_name_and_a_cell_without_one_fails(folder):
