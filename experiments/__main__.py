@@ -78,6 +78,8 @@ class Arguments:
     """Run these studies alone: ids with commas between, such as S1,S3."""
     seeds: int | None = None
     """Number of seeds of every study; default its preset's, 5 or 10. Of the first look with --until-decided."""
+    first_seed: int = 0
+    """First of the seeds, which follow each other."""
     until_decided: bool = False
     """Add seeds, at looks of 10, 20, 40, ..., until every claim of a study is decided or on the line."""
     most_seeds: int = 160
@@ -120,7 +122,8 @@ def main() -> None:
             if arguments.plan or machine:
                 execute.print_cost(study, its, folder / study.name, num_workers=len(devices), elsewhere=arguments.elsewhere)
                 continue
-            more = f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
+            more = f" --first-seed {arguments.first_seed}" * bool(arguments.first_seed)
+            more += f" --until-decided --most-seeds {arguments.most_seeds}" * arguments.until_decided
             command = f"python -m {study.module} --preset {arguments.preset} --seeds {its.num_seeds}{more}"
             options = {"devices": devices, "command": command, "recompute": arguments.recompute, "reuse": arguments.reuse}
             try:
@@ -162,7 +165,7 @@ def _settings(package: Any, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
     presets = package.Arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]
-    names = ("seeds", "until_decided", "most_seeds", "data_dir")
+    names = ("seeds", "first_seed", "until_decided", "most_seeds", "data_dir")
     return package.Arguments(preset=preset, **{name: getattr(arguments, name) for name in names}).settings()
 
 

@@ -40,6 +40,8 @@ class Arguments:
     """Run in every cell the controls that the claim hangs on; a failed one makes the cell void."""
     seeds: int | None = None
     """Number of seeds; of the first look with --until-decided."""
+    first_seed: int = 0
+    """First of the seeds, which follow each other."""
     until_decided: bool = False
     """Add seeds to a cell, at looks of 10, 20, 40, ..., until it is decided or on the line."""
     most_seeds: int = 160
@@ -62,7 +64,7 @@ def main() -> None:
     folder = arguments.out or Path("runs") / f"map-{arguments.claim}-{arguments.preset}"
     with lab.guarded(folder):
         package, machine = study_of(arguments.claim), arguments.elsewhere.machine
-        names = ("preset", "seeds", "until_decided", "most_seeds", "data_dir")
+        names = ("preset", "seeds", "first_seed", "until_decided", "most_seeds", "data_dir")
         settings = package.Arguments(**{name: getattr(arguments, name) for name in names})
         settings.settings()  # wrong arguments are told before JAX starts
         devices = lab.start_jax(arguments.cluster)

@@ -79,6 +79,10 @@ class Settings(lab.Settings):
         """The seeds on which learning rates are chosen."""
         return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
 
+    def reserved_seeds(self) -> range:
+        """As `lab.Settings.reserved_seeds`."""
+        return self.tuning_seeds
+
 
 QUICK = Settings("quick", 10, (Case("digits"), Case("mnist1d"), Case("mnist5k@7")))
 PRESETS = {

@@ -104,6 +104,10 @@ class Settings(lab.Settings):
             raise lab.SettingsError(f"tuning needs at least 2 settings, got {self.num_settings}")
         if self.num_seeds < 2 * self.seeds_per_tuning:
             raise lab.SettingsError(f"{self.seeds_per_tuning} seeds share a tuning: give at least twice as many, got {self.num_seeds}")
+        if self.first_seed % self.seeds_per_tuning:
+            raise lab.SettingsError(
+                f"{self.seeds_per_tuning} seeds share a tuning: give a --first-seed that this number divides, got {self.first_seed}"
+            )
 
 
 _SMALL = (("stages", 2), ("depth", 1))

@@ -96,6 +96,10 @@ class Settings(lab.Settings):
     steps: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03)
     delta: float = 0.05
 
+    def reserved_seeds(self) -> range:
+        """As `lab.Settings.reserved_seeds`."""
+        return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
+
     def validate(self) -> None:
         """As `lab.Settings.validate`."""
         super().validate()

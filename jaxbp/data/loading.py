@@ -276,9 +276,9 @@ def check(name: str, *, data_dir: str | os.PathLike | None = None) -> None:
     check_name(name)
     base, size = _parse_name(name)
     kind, _, rest = base.partition(":")
-    shape = tfds.check(rest, data_dir) if kind == "tfds" else _read(base, data_dir).train.images.shape[1:]
+    height, width, *_ = tfds.check(rest, data_dir) if kind == "tfds" else _read(base, data_dir).train.images.shape[1:]
     if size:
-        _check_size(name, shape[:2], size)
+        _check_size(name, (height, width), size)
 
 
 def _unknown(base: str) -> DataError:

@@ -21,7 +21,15 @@ from jaxbp.claims import Axis
 from jaxbp.lab.settings import NO_SETTINGS, OPTION_FIELDS, Arguments, SettingsError, changed
 
 Sampling = Literal["sobol", "random"]
-_FIXED = ("preset", "num_seeds", "looks", "cases", "data_dir", "name")  # what is no setting to vary, or has options of its own
+_FIXED = (
+    "preset",
+    "num_seeds",
+    "first_seed",
+    "looks",
+    "cases",
+    "data_dir",
+    "name",
+)  # what is no setting to vary, or has options of its own
 _SPECIAL = {"true": True, "false": False, "none": None}
 _WORDS = re.compile(r"""('[^']*'|"[^"]*")|(?<![\w.])([A-Za-z_]\w*)""")  # quoted text, or a bare word, within brackets
 _MOST_DRAWS = 50  # points drawn for each cell that is wanted, before the grid counts as exhausted
@@ -195,7 +203,7 @@ def _options(base: Any) -> dict[str, str]:
     """Options of the command line by the name of the field that they change, and by their own name."""
     if not isinstance(base, Arguments):
         return {}
-    options = [field.name for field in dataclasses.fields(base) if field.name not in (*NO_SETTINGS, "seeds")]
+    options = [field.name for field in dataclasses.fields(base) if field.name not in (*NO_SETTINGS, "seeds", "first_seed")]
     return {name: option for option in options for name in (option, OPTION_FIELDS.get(option, option))}
 
 

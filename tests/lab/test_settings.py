@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import low_rank_bounds, soft_biases
 from jaxbp import data, lab
 from jaxbp.lab.settings import View, as_json
 
@@ -68,6 +69,8 @@ def test_data_are_looked_at_once_and_told_by_run(monkeypatch):
         ({"seeds": 1}, "an interval needs at least 2 seeds, got 1: give --seeds 5 or more"),
         ({"dataset": "digitz"}, "no data set is named 'digitz': did you mean digits?"),
         ({"dataset": "file:no/such.npz"}, "no/such.npz does not exist"),
+        ({"first_seed": -1}, "seeds are numbers from 0 to 2,000,000,000, got 4 from -1 on"),
+        ({"first_seed": 2_000_000_000}, "give another --first-seed"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"num_train": 7}, "num_train must be at least the batch size 8, got 7"),
     ],
@@ -90,6 +93,32 @@ def test_a_stage_reads_the_fields_that_it_declares_and_no_other():
         view.num_epochs = 4
     assert "cases" not in View(settings).values()
     assert View(settings).seeds == range(4)
+
+
+def test_a_first_seed_moves_all_seeds_and_is_nothing_while_it_is_0():
+    plain, fresh = Arguments().settings(), Arguments(first_seed=100).settings()
+    assert (list(fresh.seeds), fresh.seed_blocks) == ([100, 101, 102, 103], [(100, 101, 102, 103)])
+    looked = Arguments(first_seed=7, seeds=2, until_decided=True, most_seeds=4).settings()
+    assert dataclasses.replace(looked, num_seeds=4).seed_blocks == [(7, 8), (9, 10)]
+    for owner in (as_json(plain), View(plain).values(), View(plain, ("num_seeds",)).values()):
+        assert "first_seed" not in owner  # keys of files and of jobs stay what they were before there was the field
+    assert as_json(fresh)["first_seed"] == 100
+    reads_seeds = View(fresh, ("num_seeds",))
+    assert reads_seeds.values() == {"num_seeds": 4, "first_seed": 100}
+    assert list(reads_seeds.seeds) == [100, 101, 102, 103]
+    assert "first_seed" not in View(fresh, over_seeds=True).values()  # a job of its own seeds is the same in every run
+    with pytest.raises(AttributeError, match="does not declare that it reads 'num_seeds': put"):
+        _ = View(fresh, ("num_epochs",)).first_seed
+
+
+@pytest.mark.parametrize("package", [low_rank_bounds, soft_biases])
+@pytest.mark.parametrize(("first_seed", "seeds"), [(995, 6), (1000, 2), (0, 1001)])
+def test_seeds_of_tuning_are_refused(package, first_seed, seeds):
+    with pytest.raises(
+        lab.SettingsError, match=rf"{first_seed} to {first_seed + seeds - 1} overlap those on which this study tunes, 1000 to"
+    ):
+        package.Arguments(preset="quick", first_seed=first_seed, seeds=seeds).settings()
+    package.Arguments(preset="quick", first_seed=2000).settings()
 
 
 def test_where_data_are_identifies_nothing(tmp_path):
