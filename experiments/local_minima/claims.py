@@ -39,6 +39,7 @@ S1B = Claim(
     "8.0 (1.570 against 0.0061)",
     belief="Local minima of large networks lie close to the lowest loss (Choromanska et al., AISTATS 2015).",
     smallest_effect=1.0,
+    no_value="default training diverged",
 )
 S1C = Claim(
     "S1.c",
@@ -49,6 +50,7 @@ S1C = Claim(
     "1 of 1 (a change of 0.0002 of the gap), at a learning rate of 0.0001",
     belief="The noise of SGD carries it out of poor minima (Kleinberg et al., ICML 2018).",
     smallest_effect=CLEAR_MAJORITY,
+    no_value="the embedded minimum is no worse than the median of default training",
 )
 S1D = Claim(
     "S1.d",
@@ -59,6 +61,7 @@ S1D = Claim(
     "3 of 3 inits",
     belief="From random parameters, gradient descent finds global minima of wide networks (Du et al., ICML 2019).",
     smallest_effect=CLEAR_MAJORITY,
+    no_value="default training diverged",
 )
 S1E = Claim(
     "S1.e",

@@ -92,7 +92,7 @@ STUDY = lab.Study(
         ),
         lab.Stage(measure.density, over=first_seeds(EMBEDDED, DEFAULT), where=explores("num_densities"), **_TRAINED_AT, **_POINTS),
         lab.Stage(
-            measure.loss_slice, over=lambda case, settings: {"arm": (DEFAULT,), "seed": (0,)}, where=explores("slice_points"),
+            measure.loss_slice, over=lambda case, settings: {"arm": (DEFAULT,), "seed": settings.seeds[:1]}, where=explores("slice_points"),
             needs=(measure.embed, measure.train), reads=("slice_points",), cost=passes(300), group="points",
         ),
     ),

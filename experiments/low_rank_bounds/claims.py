@@ -18,6 +18,7 @@ S6A = Claim(
     "implied, not measured",
     belief=_BELIEF,
     smallest_effect=1.0,
+    no_value="a network did not reach the training loss at which they are compared, or has training errors in the quantile",
 )
 S6B = Claim(
     "S6.b",
@@ -28,6 +29,7 @@ S6B = Claim(
     "possible",
     belief=_BELIEF,
     smallest_effect=0.5,
+    no_value="a network did not reach the training loss at which they are compared",
 )
 S6C = Claim(
     "S6.c",
@@ -38,6 +40,7 @@ S6C = Claim(
     "yes, in rates",
     belief="Rank and dimension enter a bound as a sum over layers, not as a product (Pinto et al. 2025).",
     smallest_effect=1.0,
+    no_value="a network did not reach the training loss at which they are compared",
 )
 S6D = Claim(
     "S6.d",
@@ -48,6 +51,7 @@ S6D = Claim(
     "rank about C (as reported, unchecked)",
     belief="Intermediate layers of networks in neural collapse are of low rank (Rangamani et al. 2023).",
     smallest_effect=0.03,
+    no_value="training never fitted all examples",
 )
 S6E = Claim(
     "S6.e",
@@ -58,4 +62,5 @@ S6E = Claim(
     "argued",
     belief="Networks in neural collapse have layers of low rank, and so a smaller bound (Pinto et al. 2025).",
     smallest_effect=0.5,
+    no_value="training never fitted all examples, or not at its end",
 )

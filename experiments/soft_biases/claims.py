@@ -49,6 +49,7 @@ S10D = Claim(
     "tracks the test loss of a ResNet-18 (as reported, unchecked)",
     belief="Effective dimensionality explains double descent (Maddox, Benton and Wilson 2020).",
     smallest_effect=0.25,
+    no_value="fewer than three widths fitted the data",
 )
 S10E = Claim(
     "S10.e",

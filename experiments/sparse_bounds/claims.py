@@ -50,6 +50,7 @@ S9D = Claim(
     "single curves",
     belief="A bound that explains generalisation orders networks by it (Jiang et al., ICLR 2020).",
     smallest_effect=0.25,
+    no_value="fewer than three networks fitted the data",
 )
 S9E = Claim(
     "S9.e",

@@ -40,6 +40,7 @@ class Claim:
       premise: what the claim presupposes: the id of a claim, a `Premise`, or several. Where a premise is not supported the claim is not
         tested.
       smallest_effect: the smallest effect worth finding, as a distance from the threshold into the region; None if it is not stated.
+      no_value: why a seed may have no value of the measure, such as "default training diverged".
     """
 
     id: str
@@ -51,6 +52,7 @@ class Claim:
     belief: str = field(default="", kw_only=True)
     premise: str | Premise | tuple[str | Premise, ...] = field(default=(), kw_only=True)
     smallest_effect: float | None = field(default=None, kw_only=True)
+    no_value: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.smallest_effect is not None and not 0 < self.smallest_effect < float("inf"):

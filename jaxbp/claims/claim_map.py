@@ -105,6 +105,7 @@ class Specification:
       interval: of the effect; None where there is none.
       num_seeds: the number of seeds.
       cell: the number of the cell.
+      by_seed: the value of the measure for each seed, as `jaxbp.claims.CaseVerdict` has it.
     """
 
     point: Mapping[str, Any]
@@ -112,6 +113,7 @@ class Specification:
     interval: Interval | None
     num_seeds: int
     cell: int
+    by_seed: tuple[tuple[int, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class ClaimMap:
             void = cell.verdict.verdict == "void"
             for case, name in zip(cell.verdict.cases, cell.case_names or [case.case for case in cell.verdict.cases], strict=True):
                 point = {**cell.point, CASE: name} if several else cell.point
-                yield Specification(point, "void" if void else case.verdict, case.interval, case.num_seeds, number)
+                yield Specification(point, "void" if void else case.verdict, case.interval, case.num_seeds, number, case.by_seed)
 
     @functools.cached_property
     def all_axes(self) -> tuple[Axis, ...]:

@@ -88,7 +88,7 @@ def judge(
         return Verdict(claim, None, 0, "undecided", (), "No case was run.", looks=looks)
     num_cases, rule = len(values_by_case), claim.rule
     tested = {name: values for name, values in values_by_case.items() if name not in untested}
-    evidence = {name: _gather(_known(values), rule, interval_fn, looks, num_cases) for name, values in tested.items()}
+    evidence = {name: _gather(_known(values), claim, interval_fn, looks, num_cases) for name, values in tested.items()}
     strict = len(tested) < num_cases
     passes = bool(tested) and not strict and all(known.cleared for known in evidence.values())
     judged = [
@@ -114,22 +114,22 @@ def judge(
     )
 
 
-def _gather(values: np.ndarray, rule: Rule, interval_fn: IntervalFn, looks: Looks | None, num_cases: int) -> _Evidence:
+def _gather(values: np.ndarray, claim: Claim, interval_fn: IntervalFn, looks: Looks | None, num_cases: int) -> _Evidence:
     cleared = decided = None
     decision: Decision = "undecided"
     suspect = False
     for number, num_seeds, error in _schedule(len(np.atleast_1d(values)), looks):
         part = values[:num_seeds] if values.ndim else values
-        last = _look(part, interval_fn, number, num_seeds, error)
+        last = _look(part, claim, interval_fn, number, num_seeds, error)
         if last.interval is None:
             continue
-        outcome = rule.decide(last.interval)
+        outcome = claim.rule.decide(last.interval)
         suspect = outcome == "contradicted"
         if outcome == "supported" and cleared is None:
             cleared = last
         if outcome != "undecided" and decided is None:
             strict = interval_fn(part, confidence=1 - error / num_cases)
-            if (decision := rule.decide(strict)) != "undecided":
+            if (decision := claim.rule.decide(strict)) != "undecided":
                 decided = last
         if decided is not None:
             break
@@ -144,11 +144,19 @@ def _schedule(num_seeds: int, looks: Looks | None) -> Sequence[tuple[int | None,
     return made or [(0, num_seeds, looks.error_at(0))]  # seeds that are missing make no interval narrower than the first look's
 
 
-def _look(values: np.ndarray, interval_fn: IntervalFn, number: int | None, num_seeds: int, error: float) -> _Look:
+def _look(values: np.ndarray, claim: Claim, interval_fn: IntervalFn, number: int | None, num_seeds: int, error: float) -> _Look:
     try:
         return _Look(number, num_seeds, error, interval_fn(values, confidence=1 - error))
     except SampleError as problem:
-        return _Look(number, num_seeds, error, None, str(problem))
+        return _Look(number, num_seeds, error, None, _seeds_without(values, claim) or str(problem))
+
+
+def _seeds_without(values: np.ndarray, claim: Claim) -> str:
+    """How many seeds have no value, and why, for readers of verdicts; "" if all have one."""
+    has = np.isfinite(np.atleast_1d(stats.numbers(values)))
+    missing = int((~has.reshape(len(has), -1).all(1)).sum()) if has.size else 0
+    why = f": {claim.no_value}" if claim.no_value else ""
+    return f"{missing} of {len(has)} seeds {'has' if missing == 1 else 'have'} no value{why}" if missing else ""
 
 
 def _case(name: str, known: _Evidence, rule: Rule, looks: Looks | None, num_cases: int, *, passes: bool) -> CaseVerdict:

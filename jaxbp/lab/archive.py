@@ -32,6 +32,7 @@ from jaxbp.runtime.outside_text import DamagedFileError, read_json
 from jaxbp.runtime.store import Store, StoreError
 
 FOLDER, _INDEX = "jobs", "index.json"
+MAP = "map.nc"  # the arrays of a map, beside its jobs
 
 
 def _key(name: str) -> str:

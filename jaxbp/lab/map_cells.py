@@ -170,7 +170,7 @@ class CellState:
             return self._with_needs(archive, asked), (None, False)  # type: ignore[return-value]
         looks = self.settings.looks
         interval_fns = {measure.claim: measure.resolved_interval_fn for measure in question.measures}
-        verdicts = judge_all(values, interval_fns=interval_fns, looks=looks)
+        verdicts = judge_all(values, interval_fns=interval_fns, looks=looks, seeds=self.settings.seeds)
         results = [
             judge_control(question.controls[id_].named(id_), of_controls[id_], interval_fn=measure.resolved_interval_fn, looks=looks)
             for id_, measure in controls.items()

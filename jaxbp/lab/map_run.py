@@ -16,21 +16,22 @@ from typing import Any
 import xarray as xr
 
 from jaxbp import data, report
-from jaxbp.claims import Axis, ClaimMap
+from jaxbp.claims import Axis, ClaimMap, write_verdicts
+from jaxbp.claims.claim_map import value_text
 from jaxbp.lab import map_axes
-from jaxbp.lab.archive import Archive, Results, read, to_bytes
+from jaxbp.lab.archive import MAP, Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
 from jaxbp.lab.cost_plan import StageCost, estimate
 from jaxbp.lab.jobs import Job, compute_missing, take_over
 from jaxbp.lab.map_cells import CellState, Question, shared_case_names
-from jaxbp.lab.settings import Arguments, SettingsError, as_json
+from jaxbp.lab.settings import OPTION_FIELDS, Arguments, SettingsError, as_json
 from jaxbp.lab.study import Stage
 from jaxbp.runtime import jax_setup, processes
 from jaxbp.runtime.fingerprint import Fingerprint
 from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import StoreError
 
-DATA, PAGE = "map.nc", "map.html"
+PAGE = "map.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def map_claim(
         began = time.monotonic()
         done = _compute(cells, archive, options)
         wall = round(time.monotonic() - began, 1)
-        facts = _facts(question, settings, options, done, wall, store.config)
+        facts = _facts(question, _settings(cells, varied, settings), options, done, wall, store.config)
         result = ClaimMap(question.claim, varied, tuple(shared_case_names([cell.result() for cell in cells])), facts)
         if processes.is_first():
             store.add_metadata(
@@ -204,11 +205,22 @@ def _by_stage(missing: Sequence[tuple[str, Job]], stages: Sequence[Stage]) -> di
     return {f"{cell}: {job.name}" if names[job.name] > 1 else job.name: job for cell, job in by_stage}
 
 
+def _settings(cells: Sequence[CellState], axes: Sequence[Axis], base: Any) -> dict[str, Any]:
+    """The settings of the cells as JSON writes them: of axes with one value that value, of the others all of theirs, in words."""
+    settings = next(cell.settings for cell in cells if hasattr(cell, "settings"))  # some cell can run
+    values = {name: value for name, value in as_json(settings).items() if name != "cases"}
+    values["num_seeds"] = (base.settings() if isinstance(base, Arguments) else base).num_seeds  # not those of a later look
+    for axis in axes:
+        name = OPTION_FIELDS.get(axis.name, axis.name)
+        fixed = len(axis.values) == 1 and not axis.when
+        values[name] = as_json(axis.values[0]) if fixed else f"varied: {'; '.join(map(value_text, axis.values))}"
+    return values
+
+
 def _facts(
-    question: Question, settings: Any, options: MapOptions, done: Mapping[str, int], wall: float, config: Mapping[str, Any]
+    question: Question, settings: Mapping[str, Any], options: MapOptions, done: Mapping[str, int], wall: float, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is worth keeping beside the outcomes."""
-    base = settings.settings() if isinstance(settings, Arguments) else settings
     return {
         "study": question.study.id,
         "title": question.study.title,
@@ -218,7 +230,8 @@ def _facts(
         "work": done,
         "wall_seconds": wall,
         "command": options.command,
-        "settings": {name: value for name, value in as_json(base).items() if name != "cases"},
+        "earlier_jobs": sum(start.get("jobs", 0) for start in config.get("maps", ())),
+        "settings": dict(settings),
         **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts") if name in config},
     }
 
@@ -226,8 +239,12 @@ def _facts(
 def write(found: ClaimMap, store: Any) -> None:
     """Write map.nc and map.html."""
     dataset = found.to_dataset().assign_attrs({"study": found.facts["study"], "command": found.facts["command"]})
-    store.write(DATA, to_bytes(dataset))
+    store.write(MAP, to_bytes(dataset))
     report.write_map_page(store.folder / PAGE, found)
+    of_one_cell = store.folder / "verdicts.json"  # for `jaxbp.lab.compare`
+    of_one_cell.unlink(missing_ok=True)
+    if len(found.cells) == 1 and found.cells[0].verdict:
+        write_verdicts(of_one_cell, [found.cells[0].verdict])
 
 
 def open_map(folder: str | Path) -> xr.Dataset:
@@ -236,7 +253,7 @@ def open_map(folder: str | Path) -> xr.Dataset:
     Raises:
       jaxbp.runtime.store.StoreError: there is no map, or its file is damaged.
     """
-    path = Path(folder) / DATA if Path(folder).is_dir() else Path(folder)
+    path = Path(folder) / MAP if Path(folder).is_dir() else Path(folder)
     if not path.exists():
         raise StoreError(f"{folder} holds no map: name the folder that a map was written to")
     return read(path)

@@ -63,7 +63,8 @@ def print_map(found: ClaimMap, folder: Path) -> None:
         print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
     print(f"{found.claim.id} {found.headline}")
     for name, share, noise in explained_rows(found):
-        print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")
+        told = "no more than noise alone gives" if share <= noise else f"noise alone {noise:.0f} %"
+        print(f"  {name}: {share:.0f} % of the variance of the effect ({told})")
     for along in found.along:
         print(f"  along {along.axis.name}: {' '.join(along_sentences(along))}")
     print(f"page: {folder / 'map.html'}")

@@ -125,6 +125,8 @@ def tidy(case: str, stage: str, dataset: xr.Dataset) -> pd.DataFrame:
 def open_run(folder: str | Path) -> xr.DataTree:
     """The results in the folder of a run, finished or not, as a DataTree with a node for each case and in it one for each stage.
 
+    Of the folder of a map, its arrays (`jaxbp.claims.ClaimMap.to_dataset`) are at the root; ``tree.value`` is the measure of each seed.
+
     Raises:
       StoreError: a file is damaged, or the files do not fit together.
       FileNotFoundError: the folder holds no results.
@@ -134,7 +136,9 @@ def open_run(folder: str | Path) -> xr.DataTree:
         case = attributes["case"].replace("/", "-")
         groups.setdefault(f"/{case}/{attributes['stage']}", []).append((attributes["point"], dataset))
     if not groups:
-        raise FileNotFoundError(f"{folder} holds no results: name the folder of a run")
+        if (Path(folder) / archive.MAP).exists():
+            return xr.DataTree(archive.read(Path(folder) / archive.MAP))
+        raise FileNotFoundError(f"{folder} holds no results: name the folder of a run, or of a map that is finished")
     try:
         return xr.DataTree.from_dict({path: archive.combine(results) for path, results in groups.items()})
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -233,6 +233,21 @@ def reasons(found: ClaimMap) -> dict[str, list[str]]:
         if said:
             by_reason.setdefault(said, []).append(cell.name)
     return by_reason
+
+
+def work_sentence(work: Mapping[str, int], earlier_jobs: int) -> str:
+    """How many cells there are, and what the last start and those before it computed for them."""
+    cells = plural(work["cells"], "cell")
+    before = f"; earlier starts computed {plural(earlier_jobs, 'job')}" if earlier_jobs else ""
+    if not work["jobs"]:
+        return f"{cells}. The last start found all results there, of earlier starts or of runs nearby{before}."
+    others = "; the results of the others were there" if work["cells_computed"] < work["cells"] else ""
+    return f"{cells}. The last start computed {plural(work['jobs'], 'job')} for {work['cells_computed']} of them{others}{before}."
+
+
+def noise_text(noise: float) -> str:
+    """The share that noise alone would give, per cent, in words: of more than all the effects' variance there is no share."""
+    return f"{noise:.1f} %" if noise <= 100 else "over 100 %"
 
 
 def explained_rows(found: ClaimMap) -> list[tuple[str, float, float]]:

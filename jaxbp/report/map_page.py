@@ -28,6 +28,9 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
     """Write the page of a map, a file without script that opens without a network; at once or not at all."""
     facts = dict(found.facts)
     command = str(facts.pop("command", ""))
+    done = claim_maps.work_sentence(facts.pop("work"), facts.pop("earlier_jobs", 0))
+    for told_elsewhere in ("title", "module", "controls", "notes"):
+        facts.pop(told_elsewhere, None)
     text = rendering.render_map(
         policy=POLICY,
         found=found,
@@ -36,6 +39,7 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
         curve=claim_maps.curve(found),
         explained=claim_maps.explained_rows(found),
         reasons=claim_maps.reasons(found),
+        done=done,
         smoke=facts.get("settings", {}).get("preset") == "smoke",
         repeated=_Repeated("map", reproduce.recipe(facts, command)),
     )

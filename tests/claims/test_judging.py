@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -141,7 +142,9 @@ def test_judge_without_data():
     assert verdict.verdict == "undecided"
     assert [case.verdict for case in verdict.cases] == ["undecided", "undecided", "supported"]
     assert [case.num_seeds for case in verdict.cases] == [3, 1, 5]
-    assert "gone: 3 of 3 seeds are not finite" in verdict.note
+    assert "gone: 3 of 3 seeds have no value." in verdict.note
+    told = claims.judge(dataclasses.replace(claim(Above(0)), no_value="training diverged"), {"a": [1.0, math.nan, 2.0]})
+    assert told.note == "a: 1 of 3 seeds has no value: training diverged."
     assert verdict.interval == stats.t_interval(FIVE)
     for empty in ({}, {"gone": []}):
         verdict = claims.judge(claim(Above(0)), empty)

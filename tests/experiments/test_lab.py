@@ -37,6 +37,21 @@ def test_every_study_names_itself_and_its_claims():
         assert all(measure.claim.smallest_effect for measure in study.measures)  # without it there is no power
 
 
+@pytest.mark.parametrize("preset", ["smoke", "quick"])
+def test_every_stage_computes_the_seeds_that_were_asked_for(preset):
+    for package in main.STUDIES:
+        settings = package.Arguments(preset=preset, first_seed=200).settings()
+        coordinates = [
+            coordinate
+            for stage in load(package.DOOR).stages
+            for case in settings.cases
+            if stage.where(case, settings)
+            for coordinate in stage.over(case, settings).get("seed", ())
+        ]
+        seeds = {seed for coordinate in coordinates for seed in (coordinate if isinstance(coordinate, tuple) else (coordinate,))}
+        assert seeds <= set(settings.seeds), package.ID
+
+
 def test_every_verdict_of_the_quick_lab_has_five_seeds():
     arguments = main.Arguments(preset="quick")
     assert all(main._settings(package, arguments).num_seeds >= 5 for package in main.STUDIES)

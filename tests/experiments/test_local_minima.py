@@ -251,7 +251,7 @@ def test_a_gap_that_default_training_does_not_close_decides_nothing(by_hand):
 
 
 def test_a_diverged_reference_decides_nothing(by_hand):
-    assert "not finite" in claims.judge(measure_of("S1.b").claim, values_of("S1.b", by_hand)).note
+    assert "no value: default training diverged" in claims.judge(measure_of("S1.b").claim, values_of("S1.b", by_hand)).note
     part = dataclasses.replace(study.STUDY, measures=tuple(map(measure_of, ("S1.b", "S1.d"))), controls=())
     assert set(studies.verdicts(part, [by_hand], by_hand.settings).values()) == {"undecided"}
 

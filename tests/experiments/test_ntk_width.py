@@ -197,7 +197,7 @@ def test_a_network_that_never_reaches_the_loss_stands_in_the_way():
     run = SimpleNamespace(settings=results.settings, cases=results.cases)
     verdict = claims.judge_all({m.claim: m.values(run) for m in STUDY.measures})[0]
     assert verdict.verdict == "undecided"
-    assert "1 of 10 seeds are not finite" in verdict.note
+    assert "1 of 10 seeds has no value" in verdict.note
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxbp import claims, data, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
+from jaxbp.lab.verdict_pairs import compared
 from jaxbp.runtime.store import StoreError
 from tests.helpers import run_processes
 
@@ -131,7 +132,11 @@ def test_the_arrays_have_the_axes_and_are_read_back(folder):
     found = mapped([Axis("rate", RATES), Axis("num_epochs", (5, 20), {"rate": 0.1})], folder, two)
     arrays = lab.open_map(folder)
     xr.testing.assert_identical(arrays.drop_attrs(), found.to_dataset().drop_attrs())
-    assert dict(arrays.sizes) == {"rate": 4, "num_epochs": 2, "case": 2}
+    assert dict(arrays.sizes) == {"rate": 4, "num_epochs": 2, "case": 2, "seed": 8}
+    tree = lab.open(folder)  # as of a run
+    np.testing.assert_allclose(tree.value.mean("seed"), arrays.effect)
+    assert tree.value.sel(rate=0.003, num_epochs=5, case="net, digits").sizes == {"seed": 8}
+    assert not (folder / "verdicts.json").exists()
     assert len(found.cells) == 5
     assert (arrays.effect.sel(case="net, mnist1d") - arrays.effect.sel(case="net, digits")).values == pytest.approx(0.1)
     same = arrays.sel(rate=0.01)  # where the second axis does not apply the study is the same
@@ -212,6 +217,39 @@ def test_a_control_keeps_its_case_where_the_claim_is_judged_in_another(folder):
     fine, too_fast = (cell.verdict for cell in found.cells)
     assert [case.case for case in fine.cases] == ["net, mnist1d"]
     assert (fine.verdict, too_fast.verdict) == ("supported", "void")  # void by what came out in the other case
+
+
+def test_a_map_of_one_cell_on_fresh_seeds_is_compared_with_others(folder):
+    mapped({"rate": (0.01,)}, folder)
+    fresh = folder.parent / "fresh"
+    mapped({"rate": (0.01,)}, fresh, Arguments(first_seed=100))
+    assert lab.open(fresh).seed.values.tolist() == list(range(100, 108))
+    (of_old,), (of_fresh,) = (claims.read_verdicts(path / "verdicts.json") for path in (folder, fresh))
+    found = compared(of_old, of_fresh)
+    assert (found.case, found.basis) == ("net, digits", "other seeds")
+    mapped({"rate": RATES}, fresh)
+    assert not (fresh / "verdicts.json").exists()  # it was that of another map
+
+
+def test_the_page_says_which_settings_the_cells_had_and_what_each_start_computed(folder):
+    axes = {"num_epochs": (20,), "rate": RATES[:2], "dataset": ("mnist1d",)}
+    settings = mapped(axes, folder).facts["settings"]
+    assert settings == {
+        "preset": "quick",
+        "num_seeds": 8,
+        "looks": None,
+        "rate": "varied: 0.003; 0.01",
+        "num_epochs": 20,
+        "unread": 0,
+        "dataset": "mnist1d",
+    }
+    page = (folder / "map.html").read_text()
+    assert "2 cells. The last start computed 3 jobs for 2 of them." in page
+    assert "cells_computed" not in page
+    CALLS.clear()
+    mapped(axes, folder)
+    page = (folder / "map.html").read_text()
+    assert "2 cells. The last start found all results there, of earlier starts or of runs nearby; earlier starts computed 3 jobs." in page
 
 
 def test_seeds_are_added_cell_by_cell_until_each_is_decided(folder):

@@ -8,6 +8,7 @@ import pytest
 
 from jaxbp import claims, report
 from jaxbp.claims import Axis, ClaimMap, MapCell
+from jaxbp.lab.output import print_map
 from jaxbp.report import claim_maps
 
 CLAIM = claims.Claim("X.a", "Claims <b>hold</b>.", "nowhere", "gain", claims.Above(0.0))
@@ -58,6 +59,19 @@ def test_the_page_shows_all_and_runs_nothing(found, tmp_path):
     assert "holds in 3 of 11 specifications (6 cells), contradicted in 7, failed in 1" in text
     assert "&lt;img src=x&gt; <span" in text
     assert text.count("<table") == 3 + 1 + 1  # heat maps, shares, all specifications
+
+
+def test_shares_that_noise_alone_would_give_are_told_as_such(tmp_path, capsys):
+    wide = 9.0 * np.linspace(-1, 1, 6)
+    cells = [MapCell({"rate": rate}, claims.judge(CLAIM, {"": 0.1 * rate + wide})) for rate in (1, 2, 3)]
+    noisy = ClaimMap(CLAIM, (Axis("rate", (1, 2, 3)),), tuple(cells), FACTS)
+    (_, share, noise), *_ = claim_maps.explained_rows(noisy)
+    assert noise > share == pytest.approx(100.0)
+    assert (claim_maps.noise_text(noise), claim_maps.noise_text(12.34)) == ("over 100 %", "12.3 %")
+    report.write_map_page(tmp_path / "map.html", noisy)
+    assert "over 100 %" in (tmp_path / "map.html").read_text()
+    print_map(noisy, tmp_path)
+    assert "rate: 100 % of the variance of the effect (no more than noise alone gives)" in capsys.readouterr().out
 
 
 def test_a_line_that_goes_back_and_forth_has_no_boundary():
