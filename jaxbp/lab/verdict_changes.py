@@ -90,7 +90,7 @@ def head(run: str, verdicts: Mapping[str, Any]) -> str:
     settings = [config.get("settings", config) for config in configs]
     commits = dict.fromkeys(str(config["git_commit"]) for config in configs if config.get("git_commit"))
     presets = dict.fromkeys(str(each["preset"]) for each in settings if each.get("preset"))
-    first = dict.fromkeys(each.get("first_seed", 0) for each in settings)
+    first = sorted({case.by_seed[0][0] for verdict in verdicts.values() for case in verdict.cases if case.by_seed})
     counts = sorted({verdict.num_seeds for verdict in verdicts.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
     seeds += "".join(f" from {number}" for number in first if number)

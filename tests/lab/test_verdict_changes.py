@@ -93,8 +93,8 @@ def test_changes_of_shares_and_medians(tmp_path):
 
 
 def test_heads_say_what_the_runs_are_and_lone_claims_are_listed_on_demand(tmp_path, capsys):
-    a, b = run(tmp_path / "a", 0, a=A, e=A), run(tmp_path / "b", 0, a=B)
-    settings = {"preset": "quick", "num_seeds": 4, "first_seed": 100}
+    a, b = run(tmp_path / "a", 100, a=A, e=A), run(tmp_path / "b", 0, a=B)
+    settings = {"preset": "quick"}
     (tmp_path / "a" / "config.json").write_text(json.dumps({"settings": settings, "git_commit": "0123\u001b[31m"}))
     known = compare.read(a)
     assert compare.head(a, known) == compare.head(f"{a}/verdicts.json", known) == "quick, 4 seeds from 100, commit 0123\ufffd[31m"
