@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxbp import claims, report
+from jaxbp.lab import recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.cost_plan import estimate
 from jaxbp.lab.jobs import plan, run_jobs
 from jaxbp.lab.outline import Outline
 from jaxbp.lab.output import print_plan, print_verdicts
+from jaxbp.lab.recorded_rules import Change
 from jaxbp.lab.run import Run
 from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
@@ -38,16 +40,15 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         check_data({study.id: settings})
     with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
-        changed_rules = _note_rules(store, study)
+        changed_rules = recorded_rules.note(store, recorded_rules.of_study(study))
         results = _compute(study, settings, archive, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
         verdicts, controls = results.verdicts(), results.controls
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
-        sections = report.build_sections(
-            results, folder / "figures", figures=study.figures, tables=study.tables, method=[*study.method, *changed_rules]
-        )
+        method = [*study.method, *_rules_told(store, results, changed_rules)]
+        sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=method)
         seconds, peak = _spent(store)
         wall = seconds + round(time.monotonic() - began, 1)
         store.add_metadata(wall_seconds=wall, peak_memory_mib=max(peak, jax_setup.peak_memory_mib()))
@@ -95,25 +96,15 @@ def _spent(store: Any) -> tuple[float, float]:
     return values[0], values[1]
 
 
-def _note_rules(store: Any, study: Study) -> list[str]:
-    """Write the rules of the claims into config.json before the first job; returns what was changed since, a sentence each, and says so."""
-    judged = [measure.claim for measure in study.measures] + [control.named(name).claim for name, control in study.named_controls.items()]
-    rules = {claim.id: claim.rule.text(claim.measure) for claim in judged}
-    first = store.config.get("rules")
-    if first is None:
-        if processes.is_first():
-            store.add_metadata(rules=rules)
-        return []
-    if not isinstance(first, dict):
-        raise StoreError(f"{store.folder}/config.json is damaged: rules are texts by claim, got {first!r}: remove the entry")
-    changed = [
-        f"The rule of {claim} was changed after this run had begun. Then: {first[claim]}. Now: {rule}."
-        for claim, rule in rules.items()
-        if first.get(claim, rule) != rule
-    ]
-    for sentence in changed if processes.is_first() else ():
+def _rules_told(store: Any, results: Run, changed: Sequence[Change]) -> list[str]:
+    """Whose results were taken over and which rules were changed, a sentence each; config.json keeps the claims of these rules."""
+    study = results.study
+    elsewhere = taken_over.changes(store.folder, results.files, recorded_rules.of_study(study), study.id)
+    for sentence in dict.fromkeys(change.sentence for change in elsewhere):
         print(sentence)
-    return changed
+    every = [*changed, *elsewhere]
+    store.add_metadata(rules_changed=list(dict.fromkeys(change.claim for change in every)))
+    return [*taken_over.sentences(store.folder, results.files), *dict.fromkeys(change.sentence for change in every)]
 
 
 def print_cost(study: Study, settings: Any, folder: Path, *, num_workers: int, elsewhere: Elsewhere = NOWHERE_ELSE) -> None:

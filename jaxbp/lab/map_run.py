@@ -17,7 +17,7 @@ import xarray as xr
 
 from jaxbp import report
 from jaxbp.claims import Axis, ClaimMap
-from jaxbp.lab import map_axes
+from jaxbp.lab import map_axes, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
 from jaxbp.lab.cost_plan import StageCost, estimate
@@ -92,11 +92,15 @@ def map_claim(
     cells = _cells(question, varied, settings, options)
     folder = Path(out or Path("runs") / f"map-{claim}")
     with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(options.devices)) as store:
-        archive = Archive(store, keeps_others=True)
+        archive, present = Archive(store, keeps_others=True), recorded_rules.of_study(study)
+        changed = recorded_rules.note(store, present)
         began = time.monotonic()
         done = _compute(cells, archive, options)
         wall = round(time.monotonic() - began, 1)
-        facts = _facts(question, settings, options, done, wall, store.config)
+        files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
+        changed += taken_over.changes(folder, files, present, study.id)
+        notes = [*taken_over.sentences(folder, files), *(change.sentence for change in changed if change.claim in question.judged)]
+        facts = _facts(question, settings, options, done, wall, store.config) | {"notes": notes}
         result = ClaimMap(question.claim, varied, tuple(shared_case_names([cell.result() for cell in cells])), facts)
         if processes.is_first():
             store.add_metadata(

@@ -61,6 +61,8 @@ def print_map(found: ClaimMap, folder: Path) -> None:
     print_table(table)
     for reason, names in reasons(found).items():
         print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
+    for sentence in found.facts.get("notes", ()):
+        print(sentence)
     print(f"{found.claim.id} {found.headline}")
     for name, share, noise in explained_rows(found):
         print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")

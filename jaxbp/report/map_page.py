@@ -28,6 +28,7 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
     """Write the page of a map, a file without script that opens without a network; at once or not at all."""
     facts = dict(found.facts)
     command = str(facts.pop("command", ""))
+    facts.pop("notes", None)
     text = rendering.render_map(
         policy=POLICY,
         found=found,

@@ -12,15 +12,20 @@ from typing import ClassVar, get_args
 from jaxbp import claims, stats
 from jaxbp.report.text import format_interval, format_number, plural
 
-EXPLANATION = (
-    "A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region, whose limits were fixed before "
-    "the run: a case is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided. A claim is "
-    "supported if every case is, contradicted if some case is and none is supported, mixed if some cases are each. Where not all cases are "
-    "supported, each is judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not "
-    "supported, and void where a control of its study has failed."
-)
 AGAINST = "against its paper"
 _Result = claims.Verdict | claims.CaseVerdict
+
+
+def explanation(*, fixed: bool = True) -> str:
+    """How to read a verdict, where the rules were ``fixed`` before the run or not."""
+    before = ", whose limits were fixed before the run" if fixed else ""
+    return (
+        f"A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region{before}: a case is supported if "
+        "the whole bar lies inside, contradicted if the whole bar lies outside, else undecided. A claim is supported if every case is, "
+        "contradicted if some case is and none is supported, mixed if some cases are each. Where not all cases are supported, each is "
+        "judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not supported, and void where a "
+        "control of its study has failed."
+    )
 
 
 def tally(verdicts: Sequence[claims.Verdict]) -> str:

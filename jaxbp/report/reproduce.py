@@ -14,6 +14,7 @@ from typing import Any
 from jaxbp.runtime.progress import format_seconds
 from jaxbp.runtime.store import STARTS
 
+_NO_SETTINGS = (STARTS, "rules_changed")  # what else config.json holds
 _DIRTY = "-dirty"  # what git describe puts behind a commit with changes on top
 
 
@@ -55,7 +56,7 @@ class Recipe:
 
 def recipe(settings: Mapping[str, Any], command: str) -> Recipe:
     """Read what a run's config.json holds; ``command`` repeats the run."""
-    rest = {key: value for key, value in settings.items() if key not in _FACTS and key != STARTS}
+    rest = {key: value for key, value in settings.items() if key not in (*_FACTS, *_NO_SETTINGS)}
     rest |= rest.pop("settings", {})
     return Recipe(
         commands=_commands(settings, command) if command else "",

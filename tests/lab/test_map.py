@@ -154,6 +154,13 @@ def test_a_superset_computes_new_cells_alone_and_runs_nearby_share(folder, calls
     calls.clear()
     mapped({"rate": RATES[:3], "unread": (0, 1)}, folder.parent / "beside")  # by content, from the neighbour
     assert calls == []
+    assert "4 of 4 jobs were taken over from map, begun 20" in (folder.parent / "beside" / "map.html").read_text()
+    other = dataclasses.replace(
+        STUDY, measures=(lab.Measure(dataclasses.replace(CLAIM, rule=claims.Above(9.0)), lambda m: m.train.effect),)
+    )
+    found = lab.map(other, "M.a", {"rate": RATES[:1]}, settings=Arguments(), out=folder.parent / "third")
+    assert calls == []
+    assert any(note.startswith("The rule of M.a was changed after the run in map had begun. Then: ") for note in found.facts["notes"])
     with pytest.raises(StoreError, match="other settings"):
         mapped({"rate": RATES[:2]}, folder, claim="M.b")
 

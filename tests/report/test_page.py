@@ -210,7 +210,7 @@ def test_a_paper_can_cite_the_study_and_tell_its_methods(write):
     for sentence in (
         'We ran the study "Is it?" of jaxbp 0.1.0 (commit cad038273aea-dirty), preset quick, on 5 seeds.',
         "There was 1 case (digits, mlp); settings of all cases: num train 300.",
-        "a rule written down before the first seed, but for S1.b, changed since.",
+        "a rule written down before the first seed, but for S1.b, changed or added since.",
         "S1.a holds in a case if the whole 95\u00a0% interval of loss lies above 0.5.",
         f"Kind of the intervals over seeds: {told[0].interval.method}.",
         "Of 1 control with a known answer 1 passed.",
