@@ -63,8 +63,8 @@ def read(folder: Path) -> dict[str, Source]:
 
 def _source(entry: Mapping[str, Any]) -> Source:
     rules = entry["rules"]
-    texts = [str(entry[name]) for name in ("folder", "started", "study")]
-    return Source(*texts, None if rules is None else recorded_rules.read(rules, Path(texts[0])))
+    folder, started, study = (str(entry[name]) for name in ("folder", "started", "study"))
+    return Source(folder, started, study, None if rules is None else recorded_rules.read(rules, Path(folder)))
 
 
 def note(store: Store, files: Mapping[str, Path]) -> None:
