@@ -217,13 +217,11 @@ def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
     return len(shape) == len(wanted) and all(length in (None, size) for size, length in zip(shape, wanted, strict=True))
 
 
-def refuse_traced(name: str, *values: Any) -> None:
-    """Raise ValueError if a value is traced, for functions that compute on the host."""
+def refuse_traced(name: str, *values: Any, advice: str = "call this outside of jit and vmap") -> None:
+    """Raise ValueError if a value is traced, for functions that compute on the host; ``advice`` is the end of the message."""
     for value in values:
         if isinstance(value, jax.core.Tracer):
-            raise ValueError(
-                f"{name} must be arrays whose values are known, got a traced one {value.aval}: call this outside of jit and vmap"
-            )
+            raise ValueError(f"{name} must be arrays whose values are known, got a traced one {value.aval}: {advice}")
 
 
 def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from jaxbp import checks
 Matvec = Callable[[jax.Array], jax.Array]
 
 _FIRST_CAPACITY = 16
+_INSIDE = "call this outside of jit, vmap and sweeps; inside of them use largest_eigenvalue and trace of jaxbp.landscape.sharpness"
 _CHECK_EVERY = 4  # steps; each check synchronises with the device and solves a small eigenproblem
 
 
@@ -218,7 +219,6 @@ def spectral_density(
         raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
     num_steps = min(num_steps, dimension)
     nodes, weights = np.zeros((2, num_probes, num_steps))
-    checks.refuse_traced("key", key)
     for i, probe_key in enumerate(jax.random.split(checks.prng_key(key), num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
         for _, (_, entries) in zip(range(num_steps), _steps(matvec, start), strict=False):
@@ -241,9 +241,19 @@ def hutchinson_trace(
         raise ValueError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     keys = jax.random.split(checks.prng_key(key), num_probes)
     probes = (jax.random.rademacher(k, (dimension,), dtype) for k in keys)
-    values = np.array([_dot(v, matvec(v)) for v in probes], float)
+    values = np.array([_dot(v, known(matvec(v))) for v in probes], float)
     with np.errstate(invalid="ignore"):  # an infinite value has no standard error
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(num_probes))
+
+
+def known(array: jax.Array, name: str = "products of the operator") -> jax.Array:
+    """The array, whose values the host needs: spectra are measured step by step.
+
+    Raises:
+      ValueError: it is traced; the message names what serves inside compiled code, where even random vectors of a known key are traced.
+    """
+    checks.refuse_traced(name, array, advice=_INSIDE)
+    return array
 
 
 def _check_start(start: jax.Array) -> int:
@@ -251,8 +261,7 @@ def _check_start(start: jax.Array) -> int:
         raise ValueError(f"start must be a vector, got shape {start.shape}")
     if not jnp.issubdtype(start.dtype, jnp.floating) or jnp.finfo(start.dtype).bits < 32:
         raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {start.dtype}")
-    checks.refuse_traced("start", start)
-    largest = float(jnp.abs(start).max())
+    largest = float(known(jnp.abs(start).max(), "start"))
     if not (math.isfinite(largest) and largest > 0):
         raise ValueError(f"start must be finite and not zero, got a largest entry of {largest}")
     return start.size
@@ -269,7 +278,7 @@ def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[t
         step = len(entries) + 1
         if step == basis.shape[0]:
             basis = _doubled(basis)
-        basis, vector, entry = _extend(basis, step, vector, matvec(vector))
+        basis, vector, entry = _extend(basis, step, vector, known(matvec(vector)))
         entries.append(entry)
         yield basis, entries
 
