@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxbp import claims, report
-from jaxbp.lab import recorded_rules, taken_over
+from jaxbp.lab import own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.cost_plan import estimate
 from jaxbp.lab.jobs import plan, run_jobs
@@ -40,6 +40,8 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         check_data({study.id: settings})
     with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
+        if processes.is_first():
+            own_files.keep(store, study)
         changed_rules = recorded_rules.note(store, recorded_rules.of_study(study))
         results = _compute(study, settings, archive, num_workers=len(devices), **flags)
         if not processes.is_first():

@@ -37,7 +37,7 @@ _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by t
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
 _FRAME = (
     *("adaptive", "archive", "cli", "compare", "cost_plan", "execute", "job_times", "jobs", "map_axes", "map_cells", "map_run"),
-    *("outline", "output", "recorded_rules", "run", "settings", "status", "study", "taken_over", "this_machine"),
+    *("outline", "output", "own_files", "recorded_rules", "run", "settings", "status", "study", "taken_over", "this_machine"),
 )
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in (*_FRAME, "verdict_changes")),

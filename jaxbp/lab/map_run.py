@@ -17,7 +17,7 @@ import xarray as xr
 
 from jaxbp import report
 from jaxbp.claims import Axis, ClaimMap
-from jaxbp.lab import map_axes, recorded_rules, taken_over
+from jaxbp.lab import map_axes, own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
 from jaxbp.lab.cost_plan import StageCost, estimate
@@ -93,6 +93,8 @@ def map_claim(
     folder = Path(out or Path("runs") / f"map-{claim}")
     with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(options.devices)) as store:
         archive, present = Archive(store, keeps_others=True), recorded_rules.of_study(study)
+        if processes.is_first():
+            own_files.keep(store, study)
         changed = recorded_rules.note(store, present)
         began = time.monotonic()
         done = _compute(cells, archive, options)
@@ -100,7 +102,7 @@ def map_claim(
         files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
         changed += taken_over.changes(folder, files, present, study.id)
         notes = [*taken_over.sentences(folder, files), *(change.sentence for change in changed if change.claim in question.judged)]
-        facts = _facts(question, settings, options, done, wall, store.config) | {"notes": notes}
+        facts = _facts(question, varied, settings, options, done, wall, store.config) | {"notes": notes}
         result = ClaimMap(question.claim, varied, tuple(shared_case_names([cell.result() for cell in cells])), facts)
         if processes.is_first():
             store.add_metadata(
@@ -186,7 +188,13 @@ def _by_stage(missing: Sequence[tuple[str, Job]], stages: Sequence[Stage]) -> di
 
 
 def _facts(
-    question: Question, settings: Any, options: MapOptions, done: Mapping[str, int], wall: float, config: Mapping[str, Any]
+    question: Question,
+    axes: Sequence[Axis],
+    settings: Any,
+    options: MapOptions,
+    done: Mapping[str, int],
+    wall: float,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is worth keeping beside the outcomes."""
     base = settings.settings() if isinstance(settings, Arguments) else settings
@@ -199,9 +207,16 @@ def _facts(
         "work": done,
         "wall_seconds": wall,
         "command": options.command,
+        "call": "" if options.command else _call(question, axes),
         "settings": {name: value for name, value in as_json(base).items() if name != "cases"},
-        **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts") if name in config},
+        **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts", "own_files") if name in config},
     }
+
+
+def _call(question: Question, axes: Sequence[Axis]) -> str:
+    """How a map is asked for from Python."""
+    told: Any = list(axes) if any(axis.when for axis in axes) else {axis.name: axis.values for axis in axes}
+    return f'lab.map(study, "{question.claim_id}", {told!r}, settings=settings)'
 
 
 def write(found: ClaimMap, store: Any) -> None:

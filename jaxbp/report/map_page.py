@@ -29,6 +29,7 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
     facts = dict(found.facts)
     command = str(facts.pop("command", ""))
     facts.pop("notes", None)
+    call = str(facts.pop("call", ""))
     text = rendering.render_map(
         policy=POLICY,
         found=found,
@@ -38,6 +39,6 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
         explained=claim_maps.explained_rows(found),
         reasons=claim_maps.reasons(found),
         smoke=facts.get("settings", {}).get("preset") == "smoke",
-        repeated=_Repeated("map", reproduce.recipe(facts, command)),
+        repeated=_Repeated("map", reproduce.recipe(facts, command, call)),
     )
     files.write_atomically(path, text.encode("utf-8", "replace"))
