@@ -51,7 +51,8 @@ def _command(module: str) -> str:
     program = sys.modules["__main__"]
     if spec := getattr(program, "__spec__", None):
         return f"python -m {spec.name.removesuffix('.__main__')}"
-    return f"python {shlex.quote(os.path.relpath(program.__file__))}" if getattr(program, "__file__", None) else ""
+    file = getattr(program, "__file__", None)
+    return f"python {shlex.quote(os.path.relpath(file))}" if file else ""
 
 
 def folder_name(module: str) -> str:

@@ -1,16 +1,19 @@
 """From a study and its settings to verdicts and a page."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 from jaxbp import claims, report
 from jaxbp.lab import own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.cost_plan import estimate
-from jaxbp.lab.jobs import plan, run_jobs
+from jaxbp.lab.jobs import Job, plan, run_jobs
 from jaxbp.lab.outline import Outline
 from jaxbp.lab.output import print_plan, print_verdicts
 from jaxbp.lab.recorded_rules import Change
@@ -23,6 +26,7 @@ from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import StoreError
 
 DATA = ("measurements.parquet", "verdicts.json", "config.json", "jobs")  # of a run's folder, to which its page has links
+_NOTE_EVERY = 30.0  # seconds
 
 
 def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
@@ -43,7 +47,9 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         if processes.is_first():
             own_files.keep(store, study)
         changed_rules = recorded_rules.note(store, recorded_rules.of_study(study))
-        results = _compute(study, settings, archive, num_workers=len(devices), **flags)
+        clock = _Clock(store, began)
+        with clock.noted_if_stopped():
+            results = _compute(study, settings, archive, clock, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
         verdicts, controls = results.verdicts(), results.controls
@@ -51,9 +57,7 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
         method = [*study.method, *_rules_told(store, results, changed_rules)]
         sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=method)
-        seconds, peak = _spent(store)
-        wall = seconds + round(time.monotonic() - began, 1)
-        store.add_metadata(wall_seconds=wall, peak_memory_mib=max(peak, jax_setup.peak_memory_mib()))
+        clock.note()
         files = {name: name for name in DATA}
         section = report.StudySection(
             study.id, study.title, study.lead, verdicts, sections, store.config, command, controls, study.paper, files
@@ -69,7 +73,47 @@ def _identity(settings: Any) -> dict[str, Any]:
     return values
 
 
-def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> Run:
+class _Clock:
+    """Wall time and peak memory of a run in its config.json, those of earlier starts included, however these ended.
+
+    Args:
+      store: of the run.
+      began: when this start did, on the monotonic clock.
+    """
+
+    def __init__(self, store: Any, began: float):
+        self._store, self._began, self._noted = store, began, began
+        values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
+        if not all(isinstance(value, int | float) for value in values):
+            raise StoreError(
+                f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them"
+            )
+        self._seconds, self._peak = values
+
+    def note(self) -> None:
+        """Write them, in the first process."""
+        self._noted = time.monotonic()
+        if processes.is_first():
+            wall = round(self._seconds + self._noted - self._began, 1)
+            self._store.add_metadata(wall_seconds=wall, peak_memory_mib=max(self._peak, jax_setup.peak_memory_mib()))
+
+    def tick(self) -> None:
+        """Write them once in a while: a kill leaves no time to."""
+        if time.monotonic() - self._noted > _NOTE_EVERY:
+            self.note()
+
+    @contextlib.contextmanager
+    def noted_if_stopped(self) -> Iterator[None]:
+        """Write them if an error, Ctrl-C or SIGTERM ends the body."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # of the two errors the first is told
+                self.note()
+            raise
+
+
+def _compute(study: Study, settings: Any, archive: Archive, clock: _Clock, **options: Any) -> Run:
     """All jobs; with a schedule of looks, those of one look after the other until no claim is open.
 
     The first process judges, so all stop at the same look.
@@ -77,7 +121,13 @@ def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> R
     for num_seeds in settings.looks.sizes if settings.looks else [settings.num_seeds]:
         at_look = dataclasses.replace(settings, num_seeds=num_seeds)
         jobs = plan(study, at_look)
-        run_jobs(archive, jobs, result_fn=Outline(study, at_look, jobs, archive).add, **options)
+        outline = Outline(study, at_look, jobs, archive)
+
+        def learn(job: Job, dataset: xr.Dataset, outline: Outline = outline) -> None:
+            clock.tick()
+            outline.add(job, dataset)
+
+        run_jobs(archive, jobs, result_fn=learn, **options)
         results = Run(study, at_look, jobs, archive)
         if not (settings.looks and processes.from_first(processes.is_first() and _look(results))):
             break
@@ -88,14 +138,6 @@ def _look(results: Run) -> bool:
     """Whether a claim is open; prints what the look shows."""
     print(f"look at {results.settings.num_seeds} seeds: {report.tally(results.verdicts())}", flush=True)
     return results.is_open
-
-
-def _spent(store: Any) -> tuple[float, float]:
-    """Seconds and MiB of earlier starts."""
-    values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
-    if not all(isinstance(value, int | float) for value in values):
-        raise StoreError(f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them")
-    return values[0], values[1]
 
 
 def _rules_told(store: Any, results: Run, changed: Sequence[Change]) -> list[str]:

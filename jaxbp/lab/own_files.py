@@ -39,7 +39,7 @@ def files_of(study: Study) -> list[Path]:
 
 def committed(path: Path) -> bytes | None:
     """What the commit of this package's folder, which `jaxbp.runtime.jax_setup.provenance` names, holds of a file; None if nothing."""
-    package = Path(__file__).parent
+    package = str(Path(__file__).parent)
     try:
         top = subprocess.run(["git", "-C", package, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True)
         inside = path.resolve().relative_to(Path(top.stdout.strip()).resolve())

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -421,3 +422,27 @@ def test_a_rule_that_was_changed_after_the_run_began_is_told(run, capsys):
     told = "The rule of T.a was changed after this run had begun. Then: "
     assert told in capsys.readouterr().out
     assert told in str(section.sections[-1].blocks)
+
+
+def test_the_wall_time_counts_starts_that_were_stopped_or_killed(tmp_path, monkeypatch):
+    ends, seconds = [KeyboardInterrupt, ValueError, None], iter(range(0, 10**6, 100))  # the clock goes on by 100 s at each look
+    monkeypatch.setattr(execute, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+    def finish():
+        noted.append(config().get("wall_seconds", 0))
+        if error := ends.pop(0):
+            raise error("stop")
+        return {"x": lab.along("seed", [1.0, 2.0, 3.0])}
+
+    def config():
+        return json.loads((tmp_path / "run" / "config.json").read_text())
+
+    noted = []
+    of = study(stage("first", lambda: {"x": 1.0}), stage("second", finish), measures=(lab.Measure(ABOVE, lambda m: m.second.x),))
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="", recompute=True)
+        noted.append(config()["wall_seconds"])
+    section = execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="", recompute=True)
+    first_job, first_stop, start, second_stop, last_start, end = *noted, section.settings["wall_seconds"]
+    assert 0 < first_job < first_stop == start < second_stop == last_start < end
