@@ -14,6 +14,7 @@ from jaxbp.lab import this_machine
 from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
 from jaxbp.report.claim_maps import along_sentences, explained_rows, reasons
+from jaxbp.report.outcomes import control_caveat
 from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere, Machine
 from jaxbp.runtime.progress import format_seconds
 
@@ -36,7 +37,9 @@ def outcome(word: str) -> str:
 def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] = ()) -> None:
     """What came out of the controls, the table of verdicts, and where the page is."""
     for result in controls:
-        told = "[green]passed[/]" if result.passed else f"[red]failed[/], {escape(result.reason)}"
+        caveat = control_caveat(result)
+        passed = f"[green]passed[/]{f'. {escape(caveat)}' if caveat else ''}"
+        told = passed if result.passed else f"[red]failed[/], {escape(result.reason)}"
         Console().print(f"{result.control.id} {escape(result.control.statement)} {told}", soft_wrap=True)
     levels = "intervals of the looks" if any(verdict.looks for verdict in verdicts) else "95 % intervals"
     table = Table(title=f"Verdicts ({levels} over seeds)", title_justify="left")

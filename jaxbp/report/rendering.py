@@ -33,6 +33,7 @@ def _environment() -> jinja2.Environment:
         "all_passed": lambda controls: all(control.passed for control in controls),
         "beside_paper": outcomes.beside_paper,
         "boundary_text": claim_maps.boundary_text,
+        "caveat": outcomes.control_caveat,
         "cell_text": blocks.cell_text,
         "facts": outcomes.facts,
         "fragment": text.fragment,

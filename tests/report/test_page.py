@@ -225,6 +225,29 @@ def test_a_paper_can_cite_the_study_and_tell_its_methods(write):
     assert entries.count("{") == entries.count("}")
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"a": seeds(0.1, 0.1)}, ""),  # the interval shows that there is nothing
+        ({"a": seeds(0.1, 0.1), "b": seeds(0.3), "c": seeds(0.2)}, "Not refuted, no more: 5 seeds cannot rule out 0.539 in b."),
+        ({"a": seeds(-0.3), "b": [np.nan] * 5}, "Not refuted, no more: no interval in b; 5 seeds cannot rule out -0.539 in a."),
+        ({"a": seeds(2.0)}, ""),  # refuted, so it failed
+    ],
+)
+def test_a_negative_control_that_was_not_refuted_says_what_it_cannot_rule_out(write, values, told):
+    control = claims.Control("negative", "Nothing is there.", "gain", Within(0.5), id="S1.negative")
+    result = claims.judge_control(control, values)
+    assert outcomes.control_caveat(result) == told
+    page = Page(write(report.StudySection("S1", "Is it?", "", some_verdicts()[3:4], controls=[result]))).words
+    assert ("Not refuted" in page) == bool(told)
+    assert told in page
+    if len(values) == 3:
+        powerful = claims.judge_control(dataclasses.replace(control, smallest_effect=0.5), values)
+        chance, needed = powerful.verdict.power.chance, powerful.verdict.power.seeds_needed
+        added = f" Were it 0 in truth, the chance of an interval inside the region is {100 * chance:.0f} %; {needed} seeds make it 80 %."
+        assert outcomes.control_caveat(powerful) == told + added
+
+
 def test_page_has_links_to_its_data(write, study):
     files = {"the data": "javascript:alert(1)/a b#c", "verdicts": "S1/verdicts.json"}
     text = write(dataclasses.replace(study, data=files))
