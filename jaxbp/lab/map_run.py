@@ -45,7 +45,7 @@ class MapOptions:
         that has none of these is judged in its own.
       with_controls: whether the controls that the claim hangs on are computed in every cell, and may void its verdict.
       reuse: take over equal results from the runs in the folders nearby.
-      devices: the names of those that compute, a job each beside each other.
+      devices: the names of those that compute, a job each beside each other; None for all of this process, on CPUs a job a core.
       command: what to type to repeat the map.
     """
 
@@ -55,7 +55,7 @@ class MapOptions:
     only_cases: tuple[str, ...] = ()
     with_controls: bool = True
     reuse: bool = True
-    devices: Sequence[str] = ("default",)
+    devices: Sequence[str] | None = None
     command: str = ""
 
 
@@ -91,13 +91,14 @@ def map_claim(
     question = Question(study, claim, options.with_controls)
     cells = _cells(question, varied, settings, options)
     folder = Path(out or Path("runs") / f"map-{claim}")
-    with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(options.devices)) as store:
+    devices = jax_setup.workers() if options.devices is None else options.devices
+    with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(devices)) as store:
         archive, present = Archive(store, keeps_others=True), recorded_rules.of_study(study)
         if processes.is_first():
             own_files.keep(store, study)
         changed = recorded_rules.note(store, present)
         began = time.monotonic()
-        done = _compute(cells, archive, options)
+        done = _compute(cells, archive, num_workers=len(devices), reuse=options.reuse)
         wall = round(time.monotonic() - began, 1)
         files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
         changed += taken_over.changes(folder, files, present, study.id)
@@ -148,7 +149,7 @@ def _kept(only_cases: Sequence[str], settings: Any) -> Any:
     return dataclasses.replace(settings, cases=kept)
 
 
-def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) -> dict[str, int]:
+def _compute(cells: Sequence[CellState], archive: Archive, *, num_workers: int, reuse: bool) -> dict[str, int]:
     """Ask every cell, compute what they need together, and ask again, until all are done; returns what it took."""
     errors: dict[str, str] = {}
     computed: set[str] = set()
@@ -164,12 +165,12 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
         if not missing:
             break
         jobs = [job for _, job in missing.values()]
-        if options.reuse and processes.is_first():
+        if reuse and processes.is_first():
             take_over(archive, jobs)
         processes.barrier("results are taken over")
         ordered = _by_stage([pair for pair in missing.values() if not archive.contains(pair[1].name, pair[1].digest)], cells[0].stages)
         processes.barrier("work begins")  # all have seen what is there
-        failures = compute_missing(archive, ordered, num_workers=len(options.devices), tolerant=True)
+        failures = compute_missing(archive, ordered, num_workers=num_workers, tolerant=True)
         told = {ordered[name].key: str(error) for name, error in failures.items()}
         for others in processes.gather(told):
             errors |= others

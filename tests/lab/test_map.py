@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import xarray as xr
 from jaxbp import claims, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
+from jaxbp.runtime import jax_setup
 from jaxbp.runtime.store import StoreError
 from tests.helpers import run_processes
 
@@ -165,6 +167,20 @@ def test_a_superset_computes_new_cells_alone_and_runs_nearby_share(folder, calls
         mapped({"rate": RATES[:2]}, folder, claim="M.b")
 
 
+def test_on_cpus_a_map_computes_a_job_a_core(folder, monkeypatch):
+    monkeypatch.setattr(jax_setup, "_num_cores", lambda: 3)
+    all_there = threading.Barrier(3, timeout=20)
+
+    def meet(case, settings):  # returns only if three cells compute beside each other
+        all_there.wait()
+        return {"effect": lab.along("seed", np.arange(1.0, 1 + settings.num_seeds))}
+
+    of = dataclasses.replace(STUDY, stages=(lab.Stage(meet),), measures=(lab.Measure(CLAIM, lambda m: m.meet.effect),))
+    found = lab.map(of, "M.a", {"rate": RATES[:3]}, settings=Arguments(), out=folder)
+    assert found.headline == "holds in 3 of 3 specifications, contradicted in 0"
+    assert len(json.loads((folder / "config.json").read_text())["devices"]) == 3
+
+
 def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls):
     found = mapped({"num_epochs": (0, 5, 13)}, folder)
     invalid, fine, failed = found.cells
@@ -294,7 +310,7 @@ def test_a_killed_map_goes_on_from_what_is_there(folder):
         "    put(self, *args, **facts)\n"
         "    if len(t.CALLS) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Archive.put = then_die\n"
-        "t.mapped({'rate': t.RATES}, sys.argv[1])\n"
+        "t.mapped({'rate': t.RATES}, sys.argv[1], devices=['cpu'])\n"
     )
     died = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-2000:]
