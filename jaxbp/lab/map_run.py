@@ -17,12 +17,13 @@ import xarray as xr
 
 from jaxbp import report
 from jaxbp.claims import Axis, ClaimMap
-from jaxbp.lab import map_axes, own_files, recorded_rules, taken_over
+from jaxbp.lab import map_axes, output, own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
 from jaxbp.lab.cost_plan import StageCost, estimate
 from jaxbp.lab.jobs import Job, compute_missing, take_over
 from jaxbp.lab.map_cells import CellState, Question, shared_case_names
+from jaxbp.lab.recorded_rules import Change
 from jaxbp.lab.settings import Arguments, SettingsError, as_json
 from jaxbp.lab.study import Stage
 from jaxbp.runtime import jax_setup, processes
@@ -101,8 +102,10 @@ def map_claim(
         done = _compute(cells, archive, num_workers=len(devices), reuse=options.reuse)
         wall = round(time.monotonic() - began, 1)
         files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
-        changed += taken_over.changes(folder, files, present, study.id)
-        notes = [*taken_over.sentences(folder, files), *(change.sentence for change in changed if change.claim in question.judged)]
+        notes = [
+            *taken_over.sentences(folder, files),
+            *_changed_rules(question, changed, taken_over.changes(folder, files, present, study.id)),
+        ]
         facts = _facts(question, varied, settings, options, done, wall, store.config) | {"notes": notes}
         result = ClaimMap(question.claim, varied, tuple(shared_case_names([cell.result() for cell in cells])), facts)
         if processes.is_first():
@@ -111,6 +114,7 @@ def map_claim(
                 maps=[*store.config.get("maps", []), {**facts["work"], "wall_seconds": facts["wall_seconds"]}],
             )
             write(result, store)
+            output.print_reasons(result)
     return result
 
 
@@ -212,6 +216,14 @@ def _facts(
         "settings": {name: value for name, value in as_json(base).items() if name != "cases"},
         **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts", "own_files") if name in config},
     }
+
+
+def _changed_rules(question: Question, here: Sequence[Change], elsewhere: Sequence[Change]) -> list[str]:
+    """What was changed of the rules that the map is judged by; says what of these was not said when it was noted ``here``."""
+    told = [dict.fromkeys(change.sentence for change in changes if change.claim in question.judged) for changes in (here, elsewhere)]
+    for sentence in told[1] if processes.is_first() else ():
+        print(sentence)
+    return [*told[0], *told[1]]
 
 
 def _call(question: Question, axes: Sequence[Axis]) -> str:

@@ -15,6 +15,7 @@ from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
 from jaxbp.report.claim_maps import along_sentences, explained_rows, reasons
 from jaxbp.report.outcomes import control_caveat
+from jaxbp.report.text import plural
 from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere, Machine
 from jaxbp.runtime.progress import format_seconds
 
@@ -53,6 +54,12 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
     print(f"page: {page}")
 
 
+def print_reasons(found: ClaimMap) -> None:
+    """Why cells say nothing."""
+    for reason, names in reasons(found).items():
+        print(f"{reason} In {len(names)} of {plural(len(found.cells), 'cell')}: {'; '.join(names)}")
+
+
 def print_map(found: ClaimMap, folder: Path) -> None:
     """A line for each specification, what explains the effect, where the outcome flips, and the place of the page."""
     table = Table(title=escape(f"{found.claim.id} {found.claim.statement}"), title_justify="left")
@@ -62,10 +69,6 @@ def print_map(found: ClaimMap, folder: Path) -> None:
         values = [value_text(spec.point[axis.name]) if axis.name in spec.point else "-" for axis in found.all_axes]
         table.add_row(*map(escape, (*values, format_interval(spec.interval), str(spec.num_seeds))), outcome(spec.outcome))
     print_table(table)
-    for reason, names in reasons(found).items():
-        print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
-    for sentence in found.facts.get("notes", ()):
-        print(sentence)
     print(f"{found.claim.id} {found.headline}")
     for name, share, noise in explained_rows(found):
         print(f"  {name}: {share:.0f} % of the variance of the effect (noise alone {noise:.0f} %)")

@@ -181,14 +181,16 @@ def test_on_cpus_a_map_computes_a_job_a_core(folder, monkeypatch):
     assert len(json.loads((folder / "config.json").read_text())["devices"]) == 3
 
 
-def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls):
+def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls, capsys):
     found = mapped({"num_epochs": (0, 5, 13)}, folder)
     invalid, fine, failed = found.cells
     assert "epochs must be at least 1, got 0" in invalid.failure
     assert fine.verdict.verdict == "supported"
     assert failed.failure == "net, digits; train; (0, 1, 2, 3, 4, 5, 6, 7): ValueError: thirteen epochs are unlucky"
     assert found.counts == {"supported": 1, "failed": 2}
-    assert "unlucky" in (folder / "map.html").read_text()
+    assert "unlucky" in (page := (folder / "map.html").read_text())
+    assert "<figcaption>The specification: mark" in page
+    assert "thirteen epochs are unlucky In 1 of 3 cells: num_epochs 13" in capsys.readouterr().out
     calls.clear()
     mapped({"num_epochs": (0, 5, 13)}, folder)
     assert [call[3] for call in calls] == [13]  # what failed is tried again

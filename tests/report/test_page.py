@@ -248,6 +248,16 @@ def test_a_negative_control_that_was_not_refuted_says_what_it_cannot_rule_out(wr
         assert outcomes.control_caveat(powerful) == told + added
 
 
+def test_a_study_without_a_paper_has_no_column_for_it(write, study):
+    own = claims.judge(Claim("S2.a", "Another.", "mine", "loss", Below(0)), {"a": seeds(-9), "b": seeds(-8)})
+    page = write(report.StudySection("S2", "Is it?", "", [own]))
+    assert "The paper" not in page
+    assert 'colspan="5"' in page
+    paper = report.Publication("doe2020", "Title", ("Jane Doe",), 2020, venue="ICLR")
+    assert "The paper" in write(report.StudySection("S2", "Is it?", "", [own], paper=paper))
+    assert "The paper" in write(study)  # some of its claims have a value
+
+
 def test_page_has_links_to_its_data(write, study):
     files = {"the data": "javascript:alert(1)/a b#c", "verdicts": "S1/verdicts.json"}
     text = write(dataclasses.replace(study, data=files))
