@@ -20,6 +20,8 @@ from jaxbp import checks
 from jaxbp.jaxprs import interpret
 from jaxbp.landscape import dense_chain
 
+IN_FLOAT64 = "build it without a dtype of its own (dtype=None)"
+
 _KINKED = {"abs", "ceil", "clamp", "cummax", "cummin", "floor", "max", "min", "rem", "round", "sign", "sort", "top_k"}
 _KINKED |= {"reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min"}
 
@@ -70,8 +72,7 @@ def _traced_facts(apply_fn: Callable, tree: Any, kinds: tuple) -> Facts:
         raise ValueError(f"apply_fn must return logits for each of {inputs.shape[0]} examples, got {num_examples} rows")
     if (dtype := jax.eval_shape(apply_fn, params, inputs).dtype) != jnp.float64:
         raise ValueError(
-            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: "
-            "build it without a dtype of its own (dtype=None)"
+            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: {IN_FLOAT64}"
         )
     _refuse_per_example(apply_fn, params, inputs, num_classes)
     program = apply_fn, params, inputs
