@@ -38,8 +38,14 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
     """A pytree of real floating-point arrays, as JAX arrays; ``half`` allows float16 and bfloat16.
 
     Raises:
-      ValueError: no leaves, or a leaf that is no such array.
+      ValueError: no leaves, a leaf that is no such array, or all variables of a Flax module, of which "params" alone are parameters.
     """
+    collections = params if isinstance(params, Mapping) and "params" in params else {}
+    if others := sorted(repr(key) for key, value in collections.items() if key != "params" and isinstance(value, Mapping)):
+        raise ValueError(
+            f"{name} must be parameters alone, got the variables of a Flax module with {', '.join(others)} beside 'params': "
+            "pass variables['params'], and the others as state or in a closure"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError(f"{name} must be a tree of arrays, got {_described(params)}, which holds none")

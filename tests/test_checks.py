@@ -21,6 +21,10 @@ KEYS = jax.random.split(jax.random.key(0))
         ({"a": jnp.ones(2, jnp.bfloat16)}, "got bfloat16 .*: cast it"),
         ({"a": np.ones(2, complex)}, "got complex128 .*: split real"),
         ({"a": KEYS}, "got key<fry>"),
+        (
+            {"params": {"a": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}},
+            r"must be parameters alone, got .* 'batch_stats' beside 'params': pass variables\['params'\]",
+        ),
     ],
 )
 def test_parameters_refuses(params, message):
@@ -33,6 +37,8 @@ def test_parameters_passes():
     assert isinstance(tree["a"], jax.Array)
     assert tree["b"][1] is None
     assert checks.parameters(jnp.ones(2, jnp.float16), half=True).dtype == jnp.float16
+    for tree in ({"params": {"a": jnp.ones(2)}}, {"params": jnp.ones(2), "scale": jnp.ones(())}):
+        assert jax.tree.structure(checks.parameters(tree)) == jax.tree.structure(tree)
 
 
 @pytest.mark.parametrize(
