@@ -104,20 +104,10 @@ def kinks(apply_fn: Callable, params: Any, inputs: Any) -> frozenset[str]:
 
 def short_floats(apply_fn: Callable, params: Any, inputs: Any) -> tuple[tuple[str, ...], float]:
     """The dtypes shorter than float64 in which the network computes, each with an operation that does, and the largest machine epsilon."""
-    names: dict[Any, str] = {}
-    _collect_short(interpret.trace(apply_fn, params, inputs), names)
+    types = interpret.trace(apply_fn, params, inputs).float_types
+    names = {dtype: name for dtype, name in types.items() if jnp.finfo(dtype).bits < 64}
     epsilons = [float(jnp.finfo(dtype).eps) for dtype in (*names, jnp.float64)]
     return tuple(f"{dtype} in {name!r}" for dtype, name in names.items()), max(epsilons)
-
-
-def _collect_short(program: interpret.Program, names: dict[Any, str]) -> None:
-    for operation in program.operations:
-        for inner in operation.programs:
-            _collect_short(inner, names)
-        for kind in operation.output_types:
-            dtype = getattr(kind, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 64 and not operation.programs:
-                names[dtype] = operation.name if names.get(dtype) in (None, "convert_element_type") else names[dtype]
 
 
 def _traits(program: interpret.Program, arguments: list[_Trait]) -> list[_Trait]:
