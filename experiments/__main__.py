@@ -54,12 +54,12 @@ SHORTEST_FIRST = (  # in the order of the run, by the time of the preset quick, 
 )
 
 
-def _name(package: Any) -> str:
+def name_of(package: Any) -> str:
     """The name of a study's folder."""
     return package.__name__.rpartition(".")[2]
 
 
-NAMES = tuple(map(_name, STUDIES))
+NAMES = tuple(map(name_of, STUDIES))
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "
@@ -107,7 +107,7 @@ def main() -> None:
         unfinished = {
             package.ID: its
             for package, its in zip(chosen, settings, strict=True)
-            if not (folder / _name(package) / "verdicts.json").exists()
+            if not (folder / name_of(package) / "verdicts.json").exists()
         }
         lab.check_data(unfinished)
         devices = lab.start_jax(arguments.cluster)
