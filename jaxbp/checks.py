@@ -27,6 +27,7 @@ from jaxbp.jaxprs import interpret
 
 _MAX_DEPENDENCE = 1e-3  # relative change of an example's outputs by its companions; rounding stays far below, batch statistics far above
 _NUM_UNITS = 8  # bfloat16 networks change by up to 0.7 units (0.005) with another rounding of their weights, by 28 with batch statistics
+_COLLECTIONS = ("batch_stats", "cache", "intermediates")  # of Flax beside "params": values that no gradient trains
 _ADVICE = {
     "complex": "split real and imaginary parts into two arrays",
     "half": "cast it with .astype(jnp.float32)",
@@ -44,7 +45,7 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
       ValueError: no leaves, a leaf that is no such array, or all variables of a Flax module, of which "params" alone are parameters.
     """
     collections = params if isinstance(params, Mapping) and "params" in params else {}
-    if others := sorted(repr(key) for key, value in collections.items() if key != "params" and isinstance(value, Mapping)):
+    if others := [repr(other) for other in _COLLECTIONS if other in collections]:
         raise ValueError(
             f"{name} must be parameters alone, got the variables of a Flax module with {', '.join(others)} beside 'params': "
             "pass variables['params'], and the others as state or in a closure"

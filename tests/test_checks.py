@@ -37,7 +37,7 @@ def test_parameters_passes():
     assert isinstance(tree["a"], jax.Array)
     assert tree["b"][1] is None
     assert checks.parameters(jnp.ones(2, jnp.float16), half=True).dtype == jnp.float16
-    for tree in ({"params": {"a": jnp.ones(2)}}, {"params": jnp.ones(2), "scale": jnp.ones(())}):
+    for tree in ({"params": {"a": jnp.ones(2)}}, {"params": jnp.ones(2), "state": {"mean": jnp.ones(2)}}):
         assert jax.tree.structure(checks.parameters(tree)) == jax.tree.structure(tree)
 
 
