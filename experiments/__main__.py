@@ -27,7 +27,7 @@ from experiments import (
 )
 from jaxbp import lab
 
-STUDIES = (  # in order
+STUDIES = (  # in the order of the page
     local_minima,
     norm_bias,
     ntk_width,
@@ -40,13 +40,26 @@ STUDIES = (  # in order
     soft_biases,
 )
 
+SHORTEST_FIRST = (  # in the order of the run, by the time of the preset quick, so that first outcomes come soon
+    algorithmic_stability,
+    unlearnable,
+    power_iteration,
+    soft_biases,
+    low_rank_bounds,
+    norm_bias,
+    local_minima,
+    sparse_bounds,
+    rank_robustness,
+    ntk_width,
+)
 
-def _name(package: Any) -> str:
+
+def name_of(package: Any) -> str:
     """The name of a study's folder."""
     return package.__name__.rpartition(".")[2]
 
 
-NAMES = tuple(map(_name, STUDIES))
+NAMES = tuple(map(name_of, STUDIES))
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "
@@ -94,14 +107,14 @@ def main() -> None:
         unfinished = {
             package.ID: its
             for package, its in zip(chosen, settings, strict=True)
-            if not (folder / _name(package) / "verdicts.json").exists()
+            if not (folder / name_of(package) / "verdicts.json").exists()
         }
         lab.check_data(unfinished)
         devices = lab.start_jax(arguments.cluster)
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
         sections: dict[str, Any] = {}
         failures: list[str] = []
-        for package, its in zip(chosen, settings, strict=True):
+        for package, its in sorted(zip(chosen, settings, strict=True), key=lambda pair: SHORTEST_FIRST.index(pair[0])):
             study = lab.load(package.DOOR)
             print(f"{study.id}: {study.title}", flush=True)
             if arguments.plan or machine:
@@ -120,6 +133,7 @@ def main() -> None:
                 continue
             if section:  # in the first process
                 sections[study.name] = section
+                sections = {name: sections[name] for name in NAMES if name in sections}  # in the page's order
                 execute.write_page(folder, TITLE, LEAD, sections)
         if sections:
             execute.print_verdicts([verdict for section in sections.values() for verdict in section.verdicts], folder / "report.html")
@@ -130,7 +144,7 @@ def main() -> None:
 
 
 def choose(only: str | None) -> list[Any]:
-    """The packages of the studies with the ids in ``only``, all if it is None, in the lab's order.
+    """The packages of the studies with the ids in ``only``, all if it is None, in the page's order.
 
     Raises:
       SettingsError: it names a study that is not there, or none.

@@ -330,6 +330,10 @@ HOST = {
         {"kernel": KERNEL, "targets": X, "outputs": X, "time": np.float64(1)},
     ),
     "ntk.regression.kernel_regression": (regress, {"k_train_train": KERNEL, "k_test_train": KERNEL, "targets": X}),
+    "ntk.regression.log_evidence": (
+        regression.log_evidence,
+        {"k_train_train": KERNEL, "targets": X, "ridges": np.array([0.1, 1.0])},
+    ),
     "linalg.extreme_eigenvalues": (lambda start: lanczos.extreme_eigenvalues(matvec, start), {"start": VECTOR}),
     "linalg.spectral_density": (lambda key: lanczos.spectral_density(matvec, 3, key, num_probes=1), {"key": KEY}),
     "linalg.hutchinson_trace": (lambda key: lanczos.hutchinson_trace(matvec, 3, key, num_probes=1), {"key": KEY}),

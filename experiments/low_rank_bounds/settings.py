@@ -29,8 +29,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The name of the data set."""
-        return self.dataset
+        """For instance "digits", or with another number of layers than four "tfds:cifar10, 10 layers"."""
+        return self.dataset + f", {self.depth} layers" * (self.depth != 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +109,13 @@ PRESETS = {
     "paper": dataclasses.replace(
         QUICK,
         preset="paper",
-        cases=tuple(Case(f"tfds:{name}", 512, 6) for name in ("cifar10", "fashion_mnist")),
+        cases=tuple(Case(f"tfds:{name}", 512, depth) for name in ("cifar10", "fashion_mnist") for depth in (2, 4, 6, 10)),
         ranks=(128, 32, 8),
         num_train=40_000,
         batch_size=128,
         num_epochs=300,
         decay_epochs=300,
+        every=10,
     ),
 }
 

@@ -172,7 +172,7 @@ def judge(case: Case, settings: Settings, params: list[np.ndarray], rows: np.nda
             "factors": ("factor", list(by_name[ONE_SCALE].factors.values())),
             "log_margin": math.log(gamma) if gamma > 0 else math.nan,
             "train_error": float(np.mean(margins <= 0)),
-            "beyond": max(tails),
+            "beyond": max(tails, default=math.nan),  # none in a network of two layers
             "nc1": fell.nc1,
         },
         {"bound": [WITNESS, *by_name], "risk_bound": list(by_name), "factor": list(by_name[ONE_SCALE].factors)},
@@ -316,7 +316,7 @@ STUDY = lab.Study(
         lab.Measure(claims.S6A, gain),
         lab.Measure(claims.S6B, accuracy_gain),
         lab.Measure(claims.S6C, lambda m: product_over_ranks(m).drop_sel(arm=FULL)),
-        lab.Measure(claims.S6D, tail_share),
+        lab.Measure(claims.S6D, tail_share, where=lambda case: case.depth > 2),
         lab.Measure(claims.S6E, tightening),
     ),
     controls=(

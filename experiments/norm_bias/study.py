@@ -268,10 +268,12 @@ def draw_norms_wanted(run: lab.Run) -> Any:
     fig, axes = report.panels([m.name for m in run.cases])
     for ax, m in zip(axes, run.cases, strict=True):
         with report.style():
-            for colour, name in zip(report.PALETTE, (DECAY, BIAS), strict=False):
+            for name in (DECAY, BIAS):
+                colour = report.PALETTE[ARMS.index(name)]  # as in the other figures
                 runs = m.tune.sel(arm=name)
                 ax.plot(runs.reached.values.ravel(), runs.accuracy.values.ravel(), "o", color=colour, alpha=0.5, markersize=3, label=name)
             ax.set(xscale="log", xlabel="final norm / initial norm", ylabel="validation accuracy, %")
+            report.label_log_axis(ax.xaxis)
     axes[0].legend()
     return fig
 

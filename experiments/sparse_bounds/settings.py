@@ -52,6 +52,7 @@ class Settings(lab.Settings):
       rate_drops: epochs at which the learning rate falls tenfold.
       num_draws: of signs, for a witness.
       delta: with which a bound may fail.
+      chunk_size: examples whose feature maps are held at a time when a network is judged; None holds all.
     """
 
     own_networks: ClassVar[str] = (
@@ -74,6 +75,7 @@ class Settings(lab.Settings):
     rate_drops: tuple[int, ...] = ()
     num_draws: int = 32
     delta: float = 0.05
+    chunk_size: int | None = None
 
 
 _LEVELS = {
@@ -156,6 +158,8 @@ PRESETS = {
         batch_size=32,
         learning_rate=0.01,
         rate_drops=(60, 120, 160),
+        delta=0.001,
+        chunk_size=500,
     ),
 }
 

@@ -71,30 +71,46 @@ def exact(sup_fn: Callable[[np.ndarray], np.ndarray], num_examples: int, num_out
     return total / 2**count / num_examples
 
 
-def top_layer(features: Any, top_norm: float, num_outputs: int, key: jax.Array, num_draws: int = 32) -> Estimate:
+def top_layer(
+    features: Any,
+    top_norm: float,
+    num_outputs: int,
+    key: jax.Array,
+    num_draws: int = 32,
+    *,
+    features_fn: Callable[[Any], Any] | None = None,
+    chunk_size: int | None = None,
+) -> Estimate:
     """The complexity with all layers fixed but the last: exact in law, no search.
 
     Over ||W_L||_F <= rho_L the supremum is rho_L ||sum_i xi_i (x) v(x_i)||_F with v the features. So R is at least its mean over N,
-    for any lower layers that the class admits.
+    for any lower layers that the class admits. Beside the features of a chunk, memory holds the sums, (num_draws, C, features) in float64.
 
     Args:
-      features: (N, ...) what the last layer reads, from layers that are members of the class.
+      features: (N, ...) what the last layer reads, from layers that are members of the class; or what ``features_fn`` makes it of.
       top_norm: rho_L.
       num_outputs: C.
       key: of the signs.
       num_draws: at least 2.
+      features_fn: from examples (n, ...) to what the last layer reads, (n, ...), a chunk at a time.
+      chunk_size: examples whose features are held at a time; None holds all.
 
     Raises:
       ValueError: wrong arguments.
     """
-    features = np.asarray(checks.host_examples(features, "features"), np.float64)
+    examples = checks.host_examples(features, "features")
     top_norm = checks.number(top_norm, "top_norm", positive=True, known=True)
-    flat = features.reshape(len(features), -1)
+    size = len(examples) if chunk_size is None else checks.count(chunk_size, "chunk_size")
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2, for a standard error, got {num_draws}")
     rng = np.random.default_rng(np.asarray(jax.random.bits(checks.prng_key(key, known=True), (4,))).tolist())
-    values = [np.linalg.norm(rng.choice([-1.0, 1.0], (num_outputs, len(flat))) @ flat) for _ in range(num_draws)]
-    return Estimate.of(top_norm * np.array(values) / len(flat))
+    signs = np.stack([rng.choice(np.array([-1, 1], np.int8), (num_outputs, len(examples))) for _ in range(num_draws)])
+    sums: Any = 0.0
+    for start in range(0, len(examples), size):
+        chunk = examples[start : start + size]
+        chunk = np.asarray(chunk if features_fn is None else features_fn(chunk), np.float64).reshape(len(chunk), -1)
+        sums += signs[..., start : start + size].astype(np.float64) @ chunk
+    return Estimate.of(top_norm * np.linalg.norm(sums, axis=(1, 2)) / len(examples))
 
 
 def unit_frobenius(params: PyTree) -> PyTree:

@@ -51,7 +51,7 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
         power = f"{100 * v.power.chance:.0f} %" if v.power else "-"
         table.add_row(escape(v.claim.id), claim, interval, str(v.num_seeds), power, outcome(v.verdict) + v.headline.removeprefix(v.verdict))
     print_table(table)
-    print(f"page: {page}")
+    print(f"page: {page}", flush=True)
 
 
 def print_reasons(found: ClaimMap) -> None:

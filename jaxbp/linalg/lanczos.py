@@ -31,6 +31,7 @@ import scipy.special
 from jaxtyping import Float
 
 from jaxbp import checks
+from jaxbp.runtime.short_repr import short_repr
 
 Matvec = Callable[[jax.Array], jax.Array]
 
@@ -59,6 +60,9 @@ class Eigenvalue(NamedTuple):
     confidence: float
     vector: Float[jax.Array, " p"]
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of an interval that contains an eigenvalue."""
@@ -82,6 +86,9 @@ class Extremes(NamedTuple):
     ritz: Float[np.ndarray, " k"] | None = None
     log_betas: float = math.nan
     dimension: int = 0
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def excluded_below(self, num_directions: int = 1, confidence: float = 0.999) -> float:
         """With probability ``confidence`` fewer than ``num_directions`` eigenvalues lie below this value; -inf where nothing is known.
@@ -167,8 +174,8 @@ def extreme_eigenvalues(
     Raises:
       ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
     """
-    start = jnp.asarray(checks.numbers(start, "start"))
-    dimension = _check_start(start)
+    start = _checked_start(start)
+    dimension = start.size
     if max_products < 1:
         raise ValueError(f"max_products must be at least 1, got {max_products}")
     epsilon = float(jnp.finfo(start.dtype).eps)
@@ -256,15 +263,22 @@ def known(array: jax.Array, name: str = "products of the operator") -> jax.Array
     return array
 
 
-def _check_start(start: jax.Array) -> int:
-    if start.ndim != 1 or not start.size:
-        raise ValueError(f"start must be a vector, got shape {start.shape}")
-    if not jnp.issubdtype(start.dtype, jnp.floating) or jnp.finfo(start.dtype).bits < 32:
-        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {start.dtype}")
-    largest = float(known(jnp.abs(start).max(), "start"))
+def _checked_start(start: Any) -> jax.Array:
+    """A vector (P,) to start from; messages tell P where a number was given in its place."""
+    is_number = isinstance(start, int | np.integer) and not isinstance(start, bool)
+    advice = f"draw one: jax.random.normal(key, ({f'{start:d}' if is_number else 'P'},))"
+    try:
+        vector = jnp.asarray(checks.numbers(start, "start"))
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"start must be a vector (P,), got shape {vector.shape}: {advice}")
+    if not jnp.issubdtype(vector.dtype, jnp.floating) or jnp.finfo(vector.dtype).bits < 32:
+        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {vector.dtype}: {advice}")
+    largest = float(known(jnp.abs(vector).max(), "start"))
     if not (math.isfinite(largest) and largest > 0):
         raise ValueError(f"start must be finite and not zero, got a largest entry of {largest}")
-    return start.size
+    return vector
 
 
 def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]]:

@@ -1,4 +1,4 @@
-"""Kernel regression, gradient flow in function space, and linearised networks.
+"""Kernel regression and its evidence, gradient flow in function space, and linearised networks.
 
 While its kernel is constant, a network trained on squared error follows a linear differential equation in its outputs, with a
 closed solution at any time; the limit of infinite time is kernel regression (Jacot et al., NeurIPS 2018; Lee et al.,
@@ -129,6 +129,44 @@ def choose_ridge(
     errors = np.array([float(error_fn(p, valid_targets)) for p in predictions])
     ranks = [(error, -ridge) for error, ridge in zip(errors, ridges, strict=True) if math.isfinite(error)]
     return RidgeChoice(float(-min(ranks)[1]) if ranks else math.nan, errors)
+
+
+def log_evidence(k_train_train: ArrayLike, targets: ArrayLike, ridges: ArrayLike, *, best_scale: bool = False) -> Float[np.ndarray, " R"]:
+    """The log marginal likelihood of the targets under the Gaussian process of the kernel with noise, for each ridge: (R,), natural.
+
+    log N(targets; 0, K + ridge mean(diag K) I), of all C outputs, which are independent unless the kernel is (N, N, C, C) (Rasmussen and
+    Williams, Gaussian Processes for Machine Learning, 2006, eq. 2.30); divide by N for the evidence per example. Densities can exceed 1.
+    One eigendecomposition serves all ridges; the best one chooses the noise's variance without validation data.
+
+    Args:
+      k_train_train, targets: as in `kernel_regression`.
+      ridges: (R,), at least 0, relative to the mean of the kernel's diagonal.
+      best_scale: multiply kernel and noise by the number that maximises the evidence, y^T (K + ridge)^-1 y / (N C), for each ridge, so that
+        kernels of any scale are compared by their shape. `kernel_regression` predicts the same at any scale.
+
+    Returns:
+      (R,); NaN where K + ridge is not positive definite in float64, infinite with ``best_scale`` if all targets are 0.
+
+    Raises:
+      ValueError: shapes that do not fit one another, or negative ridges.
+    """
+    (kernel, _), targets, _ = checked_kernels(k_train_train, k_train_train, targets)
+    ridges = checks.host_values(ridges, "ridges", shape=(None,), finite=True)
+    if not ridges.size or ridges.min() < 0:
+        raise ValueError(f"ridges must be at least 0, one or more of them, got {ridges.tolist()}")
+    dense = flat_kernel(kernel)
+    outputs = targets.reshape(len(dense), -1)  # (N, C), or (N C, 1) of a kernel between outputs
+    values, vectors = np.linalg.eigh(dense)
+    variances = values + ridges[:, None] * np.diag(dense).mean()
+    definite = variances[:, 0] > len(dense) * np.finfo(np.float64).eps * variances[:, -1]
+    variances = np.where(definite[:, None], variances, np.nan)
+    distance = np.sum(np.sum((vectors.T @ outputs) ** 2, 1) / variances, 1)  # y^T (K + ridge)^-1 y
+    log_determinant = outputs.shape[1] * np.sum(np.log(variances), 1)
+    if best_scale:
+        with np.errstate(divide="ignore"):
+            log_determinant = log_determinant + targets.size * np.log(distance / targets.size)
+        distance = np.where(definite, targets.size, np.nan)
+    return -(distance + log_determinant + targets.size * math.log(2 * math.pi)) / 2
 
 
 def mean_prediction(

@@ -20,7 +20,7 @@ from jaxbp.report.declared_bars import StackedBars
 from jaxbp.report.declared_figures import CASES, CustomFigure, SeedCurves, SeedStrip, slope_guide
 from jaxbp.report.declared_scatter import SeedScatter
 from jaxbp.report.declared_tables import CustomTable, MeanTable
-from jaxbp.report.figures import PALETTE, curve, figure, panels, save_figure, strip, style
+from jaxbp.report.figures import PALETTE, curve, figure, label_log_axis, panels, save_figure, strip, style
 from jaxbp.report.labelled_values import split
 from jaxbp.report.map_page import write_map_page
 from jaxbp.report.outcomes import beside_paper, tally

@@ -35,6 +35,16 @@ def test_the_witness_agrees_with_the_exact_value_and_its_standard_error_with_mor
             lower.top_layer(features, **{"top_norm": 1.0, "num_outputs": 4, "key": jax.random.key(0)} | wrong)
 
 
+def test_the_witness_is_the_same_whole_and_in_chunks():
+    images, key = np.random.default_rng(0).normal(size=(11, 4, 3)), jax.random.key(0)
+    whole = lower.top_layer(np.maximum(images, 0), 1.0, 2, key, num_draws=5)
+    parts = lower.top_layer(images, 1.0, 2, key, num_draws=5, features_fn=lambda chunk: np.maximum(chunk[:4], 0), chunk_size=4)
+    assert parts.value == pytest.approx(whole.value, rel=1e-12)
+    assert parts.standard_error == pytest.approx(whole.standard_error, rel=1e-9)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        lower.top_layer(images, 1.0, 2, key, chunk_size=0)
+
+
 def test_ascent_finds_the_supremum_where_it_is_known():
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
     truth = lower.exact(lambda signs: np.linalg.norm(np.einsum("bic,id->bcd", signs, inputs), axis=(1, 2)), 6)

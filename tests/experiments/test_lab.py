@@ -15,7 +15,11 @@ from jaxbp.runtime import preemption
 main = importlib.import_module("experiments.__main__")
 
 
-def test_studies_are_chosen_by_id_in_the_labs_order():
+def test_every_study_runs_at_some_place():
+    assert sorted(main.SHORTEST_FIRST, key=main.STUDIES.index) == list(main.STUDIES)
+
+
+def test_studies_are_chosen_by_id_in_the_pages_order():
     ids = ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10"]
     assert [package.ID for package in main.choose(None)] == ids
     assert [package.ID for package in main.choose("s3, S1")] == ["S1", "S3"]
@@ -87,11 +91,11 @@ def test_a_study_that_fails_leaves_the_others_their_page(tmp_path, monkeypatch, 
         return section
 
     monkeypatch.setattr(execute, "run", run)
-    monkeypatch.setattr(execute, "write_page", lambda *arguments: written.append(len(arguments[3])))
+    monkeypatch.setattr(execute, "write_page", lambda *arguments: written.append(list(arguments[3])))
     monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "smoke", "--only", "S1,S2,S5", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         main.main()
-    assert written == [1, 2]  # the page after each study that ended
+    assert written == [["power_iteration"], ["local_minima", "power_iteration"]]  # after each study that ended, the shortest first
     said = capsys.readouterr()
     assert (said.out + said.err).count("no such data") == 1  # told where it happened, and not again at the end
     assert "S2 failed: no such data" in said.err

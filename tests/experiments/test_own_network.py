@@ -108,7 +108,7 @@ def test_eigenvalues_of_a_foreign_network_are_compared(make, tmp_path):
 
 def bits(make, folder):
     """What S10 counts of a network, one seed."""
-    settings = settings_of(soft_biases, make, num_seeds=1, dimension=8, code_epochs=1, steps=(1.0, 0.1))
+    settings = settings_of(soft_biases, make, num_seeds=1, dimensions=(8,), code_epochs=1, steps=(1.0, 0.1))
     case = dataclasses.replace(settings.cases[-1], dataset="digits@4")
     settings = dataclasses.replace(settings, cases=(case,))
     return studies.compute(lab.load(soft_biases.DOOR), settings, folder).cases[0].code_lengths

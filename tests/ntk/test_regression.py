@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
+import scipy.stats
 
 from jaxbp import models, ntk, training
 from jaxbp.ntk import compat, regression
@@ -178,6 +180,49 @@ def test_ridge_is_the_best_of_the_grid_on_validation_data():
     assert tied.ridge == 10
 
 
+RIDGES = (0.0, 0.1, 3.0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_evidence_is_a_density_of_all_targets(full):
+    kernel, _ = kernels(full)
+    dense = matrix(kernel)
+    noisy = [dense + ridge * np.trace(dense) / len(dense) * np.eye(len(dense)) for ridge in RIDGES]
+    expected = [scipy.stats.multivariate_normal.logpdf(TARGETS.ravel(), cov=covariance) for covariance in noisy]
+    np.testing.assert_allclose(regression.log_evidence(kernel, TARGETS, RIDGES), expected, rtol=1e-10)
+    # at its best scale, found by a search over scales
+    for covariance, evidence in zip(noisy, regression.log_evidence(kernel, TARGETS, RIDGES, best_scale=True), strict=True):
+        search = scipy.optimize.minimize_scalar(
+            lambda log_scale, covariance=covariance: (
+                -scipy.stats.multivariate_normal.logpdf(TARGETS.ravel(), cov=math.exp(log_scale) * covariance)
+            ),
+            bounds=(-15, 15),
+            method="bounded",
+        )
+        assert evidence == pytest.approx(-search.fun, abs=1e-6)
+    np.testing.assert_allclose(
+        regression.log_evidence(9 * kernel, TARGETS, RIDGES, best_scale=True),
+        regression.log_evidence(kernel, TARGETS, RIDGES, best_scale=True),
+        rtol=1e-10,
+    )
+
+
+def test_the_evidence_of_one_target_sums_to_one():
+    targets, step = np.linspace(-40, 40, 4001), 0.02
+    densities = np.exp([regression.log_evidence([[2.0]], [[target]], [0.5])[0] for target in targets])
+    assert densities.sum() * step == pytest.approx(1, abs=1e-12)
+    assert (densities * targets**2).sum() * step == pytest.approx(2 * 1.5, rel=1e-9)  # the kernel and half of it again
+
+
+def test_the_evidence_of_a_singular_kernel_without_noise_is_nan():
+    evidence = regression.log_evidence(np.ones((N, N)), TARGETS, [0.0, 1.0])
+    assert np.isnan(evidence[0])
+    assert np.isfinite(evidence[1])
+    zeros = regression.log_evidence(np.ones((N, N)), np.zeros((N, C)), [0.0, 1.0], best_scale=True)
+    assert np.isnan(zeros[0])
+    assert zeros[1] == np.inf
+
+
 def test_a_singular_kernel_gives_nan_and_is_not_chosen():
     ones = np.ones((N, N))
     assert np.isnan(regression.kernel_regression(ones, ones, TARGETS)).all()
@@ -238,6 +283,8 @@ def test_misuse_is_refused():
         r"must be \(4, 6, 3, 3\) for .* got \(4, 6\)": lambda: regression.kernel_regression(full, k_test, TARGETS),
         r"must be \(6, 6, 2, 2\) for": lambda: regression.kernel_regression(full, full_test, TARGETS[:, :2]),
         "ridge must be at least 0, got -1": lambda: regression.kernel_regression(k, k_test, TARGETS, ridge=-1),
+        r"ridges must be at least 0, one or more of them, got \[\]": lambda: regression.log_evidence(k, TARGETS, []),
+        r"ridges must be at least 0, one or more of them, got \[0.1, -1.0\]": lambda: regression.log_evidence(k, TARGETS, [0.1, -1.0]),
         "at least one ridge, got none": lambda: regression.choose_ridge(k, k_test, TARGETS, start[1], []),
         r"valid_targets must be \(V, C\) = \(4, 3\), got \(6, 3\)": lambda: regression.choose_ridge(k, k_test, TARGETS, TARGETS, [1.0]),
         r"outputs must be \(6, 3\) and \(4, 3\), got \(4, 3\) and": lambda: regression.mean_prediction(k, k_test, TARGETS, start[::-1]),

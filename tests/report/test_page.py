@@ -464,6 +464,13 @@ def test_curve_has_a_band_where_there_are_three_seeds():
     assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
 
 
+def test_a_curve_that_starts_at_0_tells_no_events():
+    _, ax = report.figure()
+    report.curve(ax, [0, 1], [[0.0, 5.0], [0.0, 6.0], [0.0, 5.5]])
+    start = [y for path in ax.collections[0].get_paths() for x, y in path.vertices if x == 0]
+    assert set(start) == {0.0}
+
+
 def test_long_titles_of_panels_stay_inside():
     title = "ResNet, Fixup, mnist5k@7, normalised"
     fig, axes = report.panels([title, title, "short"])
