@@ -27,6 +27,7 @@ from jaxbp.runtime.store import StoreError
 
 DATA = ("measurements.parquet", "verdicts.json", "config.json", "jobs")  # of a run's folder, to which its page has links
 _NOTE_EVERY = 30.0  # seconds
+_MOST = 1e12  # seconds or MiB, beyond which a file is damaged
 
 
 def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
@@ -84,7 +85,7 @@ class _Clock:
     def __init__(self, store: Any, began: float):
         self._store, self._began, self._noted = store, began, began
         values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
-        if not all(isinstance(value, int | float) for value in values):
+        if not all(isinstance(value, int | float) and abs(value) < _MOST for value in values):
             raise StoreError(
                 f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them"
             )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxbp.claims import Claim
 from jaxbp.lab.study import Study
 from jaxbp.runtime import processes
+from jaxbp.runtime.outside_text import plain_text
 from jaxbp.runtime.store import Store, StoreError
 
 
@@ -51,9 +52,16 @@ def read(config: Mapping[str, Any], folder: Path) -> Rules | None:
     rules, premises = config.get("rules"), config.get("premises")
     if rules is None:
         return None
-    if not isinstance(rules, dict) or not isinstance(premises, dict | None):
+    if not (isinstance(rules, dict) and _are_texts(rules)) or not (
+        premises is None or (isinstance(premises, dict) and all(map(_are_texts, premises.values())))
+    ):
         raise StoreError(f"{folder}/config.json is damaged: rules are texts by claim, got {rules!r} and {premises!r}: remove the entries")
-    return Rules(rules, premises)
+    return Rules({plain_text(claim): plain_text(rule) for claim, rule in rules.items()}, premises)
+
+
+def _are_texts(entry: Any) -> bool:
+    listed = entry.values() if isinstance(entry, dict) else entry
+    return isinstance(entry, dict | list) and all(isinstance(text, str) for text in listed)
 
 
 def note(store: Store, present: Rules) -> list[Change]:
