@@ -54,12 +54,12 @@ SHORTEST_FIRST = (  # in the order of the run, by the time of the preset quick, 
 )
 
 
-def _name(package: Any) -> str:
+def name_of(package: Any) -> str:
     """The name of a study's folder."""
     return package.__name__.rpartition(".")[2]
 
 
-NAMES = tuple(map(_name, STUDIES))
+NAMES = tuple(map(name_of, STUDIES))
 TITLE = "Truth or backpropaganda?"
 LEAD = (
     "Beliefs about deep learning, put as claims that a measurement can support or contradict, and measured over many seeds. A claim "
@@ -72,7 +72,7 @@ class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
     preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
-    """smoke: minutes, to see it run. quick: embedded data, over half an hour on two CPU cores. standard:
+    """smoke: minutes, to see it run. quick: embedded data, about an hour on two CPU cores. standard:
     Fashion-MNIST, for the studies that have it. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
@@ -109,7 +109,7 @@ def main() -> None:
         unfinished = {
             package.ID: its
             for package, its in zip(chosen, settings, strict=True)
-            if not (folder / _name(package) / "verdicts.json").exists()
+            if not (folder / name_of(package) / "verdicts.json").exists()
         }
         lab.check_data(unfinished)
         devices = lab.start_jax(arguments.cluster)

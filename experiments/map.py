@@ -95,7 +95,10 @@ def study_of(claim: str) -> Any:
     packages = {package.ID: package for package in STUDIES}
     id_ = claim.partition(".")[0]
     if id_ not in packages:
-        raise lab.SettingsError(f"a claim is one of a study {', '.join(packages)}, such as S3.b, got {claim!r}")
+        raise lab.SettingsError(
+            f"a claim is one of a study {', '.join(packages)}, such as S3.b, got {claim!r}: lab.map takes a study of your own, see "
+            '"Where does it hold?" in experiments/guide/own_study.md'
+        )
     return packages[id_]
 
 

@@ -5,6 +5,7 @@ have been run there. `take` copies them from a run's folder; all else is made of
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments import map_tables
-from experiments.__main__ import NAMES, STUDIES
+from experiments.__main__ import NAMES, STUDIES, name_of
 from jaxbp import claims, lab, report
 from jaxbp.claims import Verdict
 from jaxbp.lab.verdict_changes import read
@@ -41,7 +42,7 @@ def write() -> None:
     draw(headlines, "headlines")
     texts = {BEGIN: table(verdicts, facts(FOLDER))} | ({BEGIN_STANDARD: comparison(verdicts, larger, facts(STANDARD))} if larger else {})
     maps = map_tables.published()
-    readme = {BEGIN: summary(headlines, facts(FOLDER)), BEGIN_MAPS: map_tables.grid(maps[SHOWN_MAP])}
+    readme = {BEGIN: summary(headlines, larger, facts(FOLDER)), BEGIN_MAPS: map_tables.grid(maps[SHOWN_MAP])}
     for page, by_marker in ((README, readme), (RESULTS, texts), (MAPS_PAGE, {BEGIN_MAPS: map_tables.overview(maps)})):
         for marker, text in by_marker.items():
             write_atomically(page, with_table(page, text, marker).encode())
@@ -72,11 +73,23 @@ def take(run: Path) -> None:
     verdicts = [verdict for name in finished for verdict in read(run / name).values()]
     controls = [control for name in finished for control in claims.read_controls(run / name / "verdicts.json")]
     known = {name: configs[0][name] for name in _FACTS if name in configs[0]} | {"preset": presets.pop()}
-    known["git_commit"] = ", ".join(dict.fromkeys(str(config.get("git_commit")) for config in configs))
+    known["git_commit"] = _commits({name: str(_config(run / name / "config.json").get("git_commit")) for name in finished})
     folder = STANDARD if known["preset"] == "standard" else FOLDER
     folder.mkdir(exist_ok=True)
     claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
     write_atomically(folder / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
+    for name in finished:
+        (folder / name).mkdir(exist_ok=True)
+        shutil.copyfile(run / name / "measurements.parquet", folder / name / "measurements.parquet")
+
+
+def _commits(by_study: Mapping[str, str]) -> str:
+    """The commit, or each with the studies that it ran."""
+    ids = {name_of(package): package.ID for package in STUDIES}
+    commits = dict.fromkeys(by_study.values())
+    if len(commits) == 1:
+        return next(iter(commits))
+    return ", ".join(f"{commit} ({', '.join(ids[name] for name in by_study if by_study[name] == commit)})" for commit in commits)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -102,29 +115,30 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def table(verdicts: Sequence[Verdict], known: Mapping[str, Any]) -> str:
-    """The claims in Markdown: what the paper found, what we measured, the verdict, the command."""
-    commands = {package.ID: f"python -m {package.__name__}" for package in STUDIES}
-    lines = ["| claim | paper | ours, 95 % interval | verdict | command |", "|---|---|---|---|---|"]
+    """The claims in Markdown: what the paper found, what we measured, where the claim holds, the chance of finding it, the outcome."""
+    lines = ["| claim | paper | ours, 95 % interval | holds | power | outcome |", "|---|---|---|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim
         paper = "not tested" if claim.paper_value is None else claim.paper_value
         ours = f"{claim.measure}: {format_interval(verdict.interval)}, {verdict.num_seeds} seeds"
         if len(verdict.cases) > 1:
             ours += f", least favourable of {len(verdict.cases)} cases"
-        command = f"`{commands[claim.id.partition('.')[0]]}`"
-        cells = (f"{claim.id} {claim.statement}", paper, ours, _outcome(verdict), command)
+        cells = (f"{claim.id} {claim.statement}", paper, ours, claim.rule.where, _power(verdict), _outcome(verdict))
         lines.append(_row(cells))
-    return "\n".join([*lines, "", _note(known)])
+    commands = ", ".join(f"{package.ID} `{package.__name__}`" for package in STUDIES)
+    return "\n".join([*lines, "", _note(known), "", f"`python -m experiments` runs all, `python -m MODULE` one: {commands}."])
 
 
-def summary(verdicts: Sequence[Verdict], known: Mapping[str, Any]) -> str:
-    """A few claims in Markdown, in short: the claim, the outcome, and whether that is what its paper says."""
-    lines = ["| claim | measured | outcome |", "|---|---|---|"]
+def summary(verdicts: Sequence[Verdict], larger: Sequence[Verdict], known: Mapping[str, Any]) -> str:
+    """A few claims in Markdown, in short: the claim, the outcome, whether that is what its paper says, and the larger preset's outcome."""
+    at_scale = {verdict.claim.id: f"**{verdict.verdict}**" for verdict in larger}
+    lines = ["| claim | measured | holds | outcome | on Fashion-MNIST |", "|---|---|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim
         told = beside_paper(verdict)
         outcome = f"{_outcome(verdict)}{f' ({told})' * bool(told)}"
-        cells = (f"{claim.id} {claim.statement}", f"{claim.measure}: {format_interval(verdict.interval)}", outcome)
+        measured = f"{claim.measure}: {format_interval(verdict.interval)}"
+        cells = (f"{claim.id} {claim.statement}", measured, claim.rule.where, outcome, at_scale.get(claim.id, "not yet run"))
         lines.append(_row(cells))
     return "\n".join([*lines, "", _note(known)])
 
@@ -151,6 +165,13 @@ def _note(known: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
     devices = f"{len(known['devices'])} x {known['devices'][0]}"
     return f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
+
+
+def _power(verdict: Verdict) -> str:
+    """The chance of finding the smallest effect worth finding, and the seeds for one of 80 %."""
+    if not verdict.power:
+        return "–"
+    return f"{100 * verdict.power.chance:.0f} %; 80 % takes {verdict.power.seeds_needed or 'over 2000'}"
 
 
 def _outcome(verdict: Verdict) -> str:

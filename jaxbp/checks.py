@@ -23,7 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from jaxbp.jaxprs import interpret
+
 _MAX_DEPENDENCE = 1e-3  # relative change of an example's outputs by its companions; rounding stays far below, batch statistics far above
+_NUM_UNITS = 8  # bfloat16 networks change by up to 0.7 units (0.005) with another rounding of their weights, by 28 with batch statistics
+_COLLECTIONS = ("batch_stats", "cache", "intermediates")  # of Flax beside "params": values that no gradient trains
 _ADVICE = {
     "complex": "split real and imaginary parts into two arrays",
     "half": "cast it with .astype(jnp.float32)",
@@ -38,8 +42,14 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
     """A pytree of real floating-point arrays, as JAX arrays; ``half`` allows float16 and bfloat16.
 
     Raises:
-      ValueError: no leaves, or a leaf that is no such array.
+      ValueError: no leaves, a leaf that is no such array, or all variables of a Flax module, of which "params" alone are parameters.
     """
+    collections = params if isinstance(params, Mapping) and "params" in params else {}
+    if others := [repr(other) for other in _COLLECTIONS if other in collections]:
+        raise ValueError(
+            f"{name} must be parameters alone, got the variables of a Flax module with {', '.join(others)} beside 'params': "
+            "pass variables['params'], and the others as state or in a closure"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError(f"{name} must be a tree of arrays, got {_described(params)}, which holds none")
@@ -217,13 +227,11 @@ def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
     return len(shape) == len(wanted) and all(length in (None, size) for size, length in zip(shape, wanted, strict=True))
 
 
-def refuse_traced(name: str, *values: Any) -> None:
-    """Raise ValueError if a value is traced, for functions that compute on the host."""
+def refuse_traced(name: str, *values: Any, advice: str = "call this outside of jit and vmap") -> None:
+    """Raise ValueError if a value is traced, for functions that compute on the host; ``advice`` is the end of the message."""
     for value in values:
         if isinstance(value, jax.core.Tracer):
-            raise ValueError(
-                f"{name} must be arrays whose values are known, got a traced one {value.aval}: call this outside of jit and vmap"
-            )
+            raise ValueError(f"{name} must be arrays whose values are known, got a traced one {value.aval}: {advice}")
 
 
 def logits_shape(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_examples: int | None = None) -> tuple[int, int]:
@@ -272,8 +280,9 @@ def independent_examples(
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((context, list(sets)))):
         return
-    dependence = float(_dependence(outputs_fn, fn, context, _two_examples(sets)))
-    if dependence > _MAX_DEPENDENCE:
+    pair = _two_examples(sets)
+    dependence = float(_dependence(outputs_fn, fn, context, pair))
+    if dependence > _MAX_DEPENDENCE and dependence > _rounding(functools.partial(outputs_fn, fn), context, pair):
         raise BatchCouplingError(
             "examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
             f"alone (relative change {dependence:.2g}). {advice}"
@@ -301,7 +310,14 @@ def _changed(example: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(example != zeros), zeros, jnp.ones_like(example))
 
 
+def _rounding(fn: Callable[..., jax.Array], context: Any, pair: tuple[jax.Array, ...]) -> float:
+    """Relative change that another order of sums may cause in the shortest floats of a program: some units in the last place."""
+    types = interpret.trace(fn, context, *pair).float_types
+    return _NUM_UNITS * max((float(jnp.finfo(dtype).eps) for dtype in types), default=0.0)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+@jax.default_matmul_precision("highest")
 def _dependence(outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, pair: tuple[jax.Array, ...]) -> jax.Array:
     """Largest difference between the outputs of two examples together and alone, relative to the largest output."""
     together = outputs_fn(fn, context, *pair)

@@ -21,6 +21,10 @@ KEYS = jax.random.split(jax.random.key(0))
         ({"a": jnp.ones(2, jnp.bfloat16)}, "got bfloat16 .*: cast it"),
         ({"a": np.ones(2, complex)}, "got complex128 .*: split real"),
         ({"a": KEYS}, "got key<fry>"),
+        (
+            {"params": {"a": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}},
+            r"must be parameters alone, got .* 'batch_stats' beside 'params': pass variables\['params'\]",
+        ),
     ],
 )
 def test_parameters_refuses(params, message):
@@ -33,6 +37,8 @@ def test_parameters_passes():
     assert isinstance(tree["a"], jax.Array)
     assert tree["b"][1] is None
     assert checks.parameters(jnp.ones(2, jnp.float16), half=True).dtype == jnp.float16
+    for tree in ({"params": {"a": jnp.ones(2)}}, {"params": jnp.ones(2), "state": {"mean": jnp.ones(2)}}):
+        assert jax.tree.structure(checks.parameters(tree)) == jax.tree.structure(tree)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +150,18 @@ def test_count_refuses(value, message):
     assert checks.count(np.int64(2), "n") == checks.count(jnp.asarray(2), "n") == 2
     with pytest.raises(ValueError, match=message):
         checks.count(value, "n")
+
+
+@pytest.mark.parametrize(("dtype", "share", "is_refused"), [("bfloat16", 0.01, False), ("bfloat16", 0.2, True), ("float32", 0.01, True)])
+def test_rounding_is_no_coupling(dtype, share, is_refused):
+    """A batch of two is summed in another order than one example: in bfloat16 that changes an output by the share of a percent."""
+
+    def outputs_fn(fn, context, x):
+        return jax.jit(lambda z: z.astype(dtype))(x) * (1 + share * (len(x) - 1)) * context
+
+    arguments = outputs_fn, None, jnp.ones(()), [(jnp.arange(1.0, 7.0).reshape(3, 2),)]
+    if is_refused:
+        with pytest.raises(checks.BatchCouplingError, match=r"relative change 0\.\d+\)\. Do this"):
+            checks.independent_examples(*arguments, "Do this")
+    else:
+        checks.independent_examples(*arguments, "Do this")

@@ -146,8 +146,8 @@ STUDY = lab.Study(
         report.SeedStrip(
             views.ends_by_init, name="ends", where=lambda case: bool(set(SHIFTED) & set(case.arms)), per_case=True, log=True,
             lines=lambda m: float(m.embed.loss.mean()), xlabel="training loss at the end", alt="training loss at the end by init",
-            caption="Where training ends, by init; dashed: the embedded minimum. Seeds that diverged, or ended above a million, are counted "
-            "beside the name.",
+            caption="Where training ends, by init; dashed: the embedded minimum. Seeds that diverged, or ended above a million, are "
+            "counted beside the name.",
         ),
         report.SeedCurves(
             "train.train_loss", name="curves", where=lambda case: case.explore, per_case=True, log=True, legend="below",

@@ -233,7 +233,8 @@ STUDY = lab.Study(
             "the DLR loss, targeted FAB, and Square) at the radius of the training. A dot is a seed, bars are 95 % intervals of the mean.",
         ),
         report.SeedCurves(
-            rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank / rank at start", legend="below", name="rank_along",
+            rank_along, **_PANELS, xlabel="epoch of fine-tuning", ylabel="log2 of rank over start", legend="below", height=3.2,
+            name="rank_along",
             alt="effective rank along fine-tuning, by arm",
             caption="Effective rank along fine-tuning, relative to its start, mean of log2 over layers: right after each projection, and "
             "at the end, some epochs after the last one. What training undoes shows at the end.",

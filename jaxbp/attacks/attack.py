@@ -22,7 +22,7 @@ An attack treats inputs that the network already misclassifies like all others. 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -110,6 +110,35 @@ class Attack:
                 "class: leave targets out, or give a number of likeliest wrong classes"
             )
         return self
+
+    def for_classes(self, num_classes: int) -> "Attack":
+        """This attack, for a network of ``num_classes``.
+
+        Raises:
+          ValueError: fewer classes than the method needs.
+        """
+        if isinstance(self.method, RestartedMethod):
+            self.method.check_classes(num_classes)
+        return self
+
+
+def checked_attacks(attacks: Mapping[str, Attack], function_name: str, inputs: np.ndarray, num_classes: int) -> Mapping[str, Attack]:
+    """Attacks by name, each for true labels of ``num_classes`` and for ``inputs`` (N, ...) inside its bounds.
+
+    Raises:
+      ValueError: no such attacks.
+    """
+    if not isinstance(attacks, Mapping):
+        got = "an Attack" if isinstance(attacks, Attack) else type(attacks).__name__
+        raise ValueError(f"attacks must be a dict by name, such as {{'pgd': attack}}, got {got}")
+    for name, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise ValueError(
+                f"attacks must be made by pgd, apgd, or another method of jaxbp.attacks, got {type(attack).__name__} as {name!r}"
+            )
+        attack.for_true_labels(function_name).for_classes(num_classes).threat.check_epsilon()
+        check_within(inputs, attack.threat, repr(name))
+    return attacks
 
 
 def checked_examples(logits_fn: LogitsFn, inputs: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
@@ -221,6 +250,17 @@ class RestartedMethod:
         if self.num_restarts < 1:
             raise ValueError(f"num_restarts must be at least 1, got {self.num_restarts}")
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raise ValueError where targets or loss need more than ``num_classes``."""
+        if isinstance(self.targets, int) and self.targets >= num_classes:
+            raise ValueError(
+                f"targets must be at most {num_classes - 1}, the number of wrong classes, got {self.targets}: lower targets, or "
+                "num_targets of autoattack"
+            )
+        labels = jnp.zeros(1, jnp.int32)
+        goal = Goal(self.loss, None if self.targets == "given" else labels, None if self.targets is None else labels)
+        jax.eval_shape(goal.value, jax.ShapeDtypeStruct((1, num_classes), jnp.float32))
+
     def run_fn(self, threat: Threat, step_size: Any, logits_fn: LogitsFn, inputs: jax.Array) -> RunFn:
         """The function that makes one run from a key towards a goal."""
         raise NotImplementedError
@@ -234,7 +274,9 @@ class RestartedMethod:
         if self.targets == "given":
             goal = Goal(self.loss, None, labels)
         elif self.targets is not None:
-            likeliest = _likeliest_wrong(logits_fn(inputs), labels, self.targets)
+            logits = logits_fn(inputs)
+            self.check_classes(logits.shape[-1])
+            likeliest = _likeliest_wrong(logits, labels, self.targets)
             classes, extra = jnp.repeat(likeliest, self.num_restarts, axis=0), 1
         num_runs = self.num_restarts if classes is None else len(classes)
 
@@ -299,8 +341,5 @@ def gradient_and_result(logits_fn: LogitsFn, goal: Goal, inputs: jax.Array) -> t
 
 def _likeliest_wrong(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
     """The ``count`` classes of largest logits apart from the label, (count, N)."""
-    num_classes = logits.shape[-1]
-    if count >= num_classes:
-        raise ValueError(f"targets must be at most {num_classes - 1}, the number of wrong classes, got {count}")
-    others = jnp.where(labels[:, None] == jnp.arange(num_classes), -jnp.inf, logits)
+    others = jnp.where(labels[:, None] == jnp.arange(logits.shape[-1]), -jnp.inf, logits)
     return jax.lax.top_k(others, count)[1].T

@@ -26,6 +26,7 @@ from jaxbp import checks, stats
 from jaxbp.attacks.attack import Attack, AttackResult, LogitsFn, check_within, checked_examples, logits_of, network_of
 from jaxbp.attacks.batching import correct_examples, full_batches
 from jaxbp.attacks.fab import fab
+from jaxbp.attacks.randomised import refuse_coupling
 from jaxbp.attacks.threat import Threat, checked_radii
 
 
@@ -82,15 +83,18 @@ def minimal_norms(
 
     Raises:
       ValueError: arguments that an attack refuses, or an option out of its range.
+      BatchCouplingError: as `jaxbp.attacks.robust_accuracy`.
     """
     checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
     batch_size = checks.count(batch_size, "batch_size")
     network = network_of(logits_fn)
-    inputs, labels = map(np.asarray, checked_examples(functools.partial(logits_of, network), inputs, labels))
+    outputs_fn = functools.partial(logits_of, network)
+    inputs, labels = map(np.asarray, checked_examples(outputs_fn, inputs, labels))
     box = Threat(norm, 0.0, bounds)
     check_within(inputs, box)
     attack = fab(Threat(norm, box.diameter(inputs), box.bounds), num_steps=num_steps, num_restarts=num_restarts, targets=targets)
-    attack.for_true_labels("minimal_norms")
+    attack.for_true_labels("minimal_norms").for_classes(checks.logits_shape(outputs_fn, inputs)[1])
+    refuse_coupling(network, inputs)
 
     distances, adversarial = np.zeros(len(inputs)), inputs.copy()
     correct, num_evaluations = correct_examples(network, inputs, labels, batch_size), 0

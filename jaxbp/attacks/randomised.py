@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxbp import checks, metrics, stats
-from jaxbp.attacks.attack import Attack, check_within, checked_examples, network_of
+from jaxbp.attacks.attack import Attack, checked_attacks, checked_examples, network_of
 from jaxbp.attacks.batching import full_batches
 from jaxbp.jaxprs import interpret
 
@@ -141,8 +141,7 @@ def randomised_accuracy(
     attack_key, choice_key, count_key, clean_key = jax.random.split(key, 4)
     network, mean_network = network_of(network_fn), expectation(network_fn, attack_key, num_samples=num_samples)
     inputs, labels = map(np.asarray, checked_examples(mean_network, inputs, labels))
-    for name, attack in attacks.items():
-        check_within(inputs, attack.for_true_labels("randomised_accuracy").threat, repr(name))
+    attacks = checked_attacks(attacks, "randomised_accuracy", inputs, checks.logits_shape(mean_network, inputs)[1])
 
     def share(points: np.ndarray, draws: jax.Array) -> np.ndarray:
         result = np.zeros(len(points))
@@ -162,6 +161,21 @@ def randomised_accuracy(
         lower = shares[name] < least
         worst[lower], least[lower] = points[lower], shares[name][lower]
     return RandomisedEvaluation(share(inputs, clean_key), share(worst, count_key), shares, worst, num_samples, num_draws)
+
+
+def refuse_coupling(network: jax.tree_util.Partial, inputs: np.ndarray | jax.Array) -> None:
+    """Raise `BatchCouplingError` if the logits of an example differ alone and beside another one; networks that draw numbers pass."""
+    if isinstance(network.func, _Expectation):  # draws anew at other inputs
+        return
+    try:
+        checks.independent_examples(_logits, None, network, [(jnp.asarray(inputs),)], "Evaluate with stored statistics (evaluation mode)")
+    except checks.BatchCouplingError:
+        if not is_random(network, jnp.asarray(inputs[:1])):
+            raise
+
+
+def _logits(fn: None, network: jax.tree_util.Partial, inputs: jax.Array) -> jax.Array:
+    return network(inputs)
 
 
 def is_random(network: jax.tree_util.Partial, inputs: jax.Array) -> bool:

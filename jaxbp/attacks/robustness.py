@@ -31,9 +31,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, metrics, stats
-from jaxbp.attacks.attack import Attack, LogitsFn, check_within, checked_examples, logits_of, network_of
+from jaxbp.attacks.attack import Attack, LogitsFn, checked_attacks, checked_examples, logits_of, network_of
 from jaxbp.attacks.batching import correct_examples, full_batches
 from jaxbp.attacks.masking import GradientMaskingCheck, gradient_masking_checks
+from jaxbp.attacks.randomised import refuse_coupling
 from jaxbp.attacks.threat import Threat
 
 
@@ -146,17 +147,19 @@ def robust_accuracy(
       check_masking: measure `gradient_masking_checks` on the first batch of correct examples, under the first threat.
 
     Raises:
-      ValueError: no examples, inputs outside the bounds, labels that are no class, shapes that do not fit, or an attack with
-        ``targets="given"``, whose labels are not the true ones.
+      ValueError: no examples, inputs outside the bounds, labels that are no class, shapes that do not fit, attacks that are no dict by
+        name, more targets than wrong classes, or an attack with ``targets="given"``, whose labels are not the true ones.
+      BatchCouplingError: logits of an example depend on the other examples, for instance by batch statistics: the accuracy would depend
+        on ``batch_size``. Networks that draw random numbers pass; `gradient_masking_checks` names them.
     """
     checks.refuse_traced("inputs, labels and key", inputs, labels, checks.prng_key(key))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     network = network_of(logits_fn)
-    inputs, labels = map(np.asarray, checked_examples(functools.partial(logits_of, network), inputs, labels))
-    for name, attack in attacks.items():
-        attack.for_true_labels("robust_accuracy").threat.check_epsilon()
-        check_within(inputs, attack.threat, repr(name))
+    outputs_fn = functools.partial(logits_of, network)
+    inputs, labels = map(np.asarray, checked_examples(outputs_fn, inputs, labels))
+    attacks = checked_attacks(attacks, "robust_accuracy", inputs, checks.logits_shape(outputs_fn, inputs)[1])
+    refuse_coupling(network, inputs)
     correct = correct_examples(network, inputs, labels, batch_size)
     tried, broken, num_evaluations, worst = {}, {}, {}, inputs.copy()
     survivors = correct.copy()

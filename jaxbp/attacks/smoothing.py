@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxbp import checks, stats
 from jaxbp.attacks.attack import LogitsFn, floating_examples, network_of
+from jaxbp.attacks.randomised import refuse_coupling
 from jaxbp.attacks.threat import checked_radii
 
 ABSTAINED = -1
@@ -91,6 +92,7 @@ def smoothed_radii(
 
     Raises:
       ValueError: arguments that are none of these.
+      BatchCouplingError: as `jaxbp.attacks.robust_accuracy`.
     """
     checks.refuse_traced("inputs and key", inputs, checks.prng_key(key))
     sigma, failure = checks.number(sigma, "sigma", positive=True, known=True), checks.number(failure, "failure", positive=True, known=True)
@@ -101,6 +103,7 @@ def smoothed_radii(
     network = network_of(logits_fn)
     examples = floating_examples(inputs)
     checks.logits_shape(network, examples, name="logits_fn", num_examples=len(examples))
+    refuse_coupling(network, examples)
 
     classes, radii, probabilities = np.full(len(examples), ABSTAINED), np.zeros(len(examples)), np.zeros(len(examples))
     for index, example in enumerate(examples):

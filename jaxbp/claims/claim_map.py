@@ -182,7 +182,7 @@ class ClaimMap:
     def headline(self) -> str:
         """As in "holds in 3 of 8 specifications (6 cells), fails in 2"."""
         counts, total = self.counts, len(self.specifications)
-        cells = f" ({len(self.cells)} cells)" if total != len(self.cells) else ""
+        cells = f" ({len(self.cells)} cell{'s' * (len(self.cells) != 1)})" if total != len(self.cells) else ""
         others = "".join(f", {outcome} in {count}" for outcome, count in counts.items() if outcome not in ("supported", "contradicted"))
         noun = "specification" if total == 1 else "specifications"
         return f"holds in {counts.get('supported', 0)} of {total} {noun}{cells}, contradicted in {counts.get('contradicted', 0)}{others}"

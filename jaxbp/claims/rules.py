@@ -26,12 +26,14 @@ class Rule:
         """Lower and upper end of the region, infinite where it has none."""
         raise NotImplementedError
 
-    def _where(self) -> str:
+    @property
+    def where(self) -> str:
+        """Where the region lies, such as "above 0"."""
         raise NotImplementedError
 
     def text(self, measure: str) -> str:
         """Say when the claim holds, with every digit, so that `read_verdicts` can restore the rule."""
-        return f"the whole 95 % interval of {measure} lies {self._where()}"
+        return f"the whole 95 % interval of {measure} lies {self.where}"
 
     def slack(self, interval: Interval) -> float:
         """Room between the interval and the nearest end of the region; negative if it reaches outside."""
@@ -65,13 +67,11 @@ class Above(Rule):
     threshold: float
 
     region = property(lambda self: (float(self.threshold), math.inf))
+    where = property(lambda self: f"above {_digits(self.threshold)}")
 
     def inside(self, effect: float) -> float:
         """The threshold plus ``effect``."""
         return self.threshold + effect
-
-    def _where(self) -> str:
-        return f"above {_digits(self.threshold)}"
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,11 @@ class Below(Rule):
     threshold: float
 
     region = property(lambda self: (-math.inf, float(self.threshold)))
+    where = property(lambda self: f"below {_digits(self.threshold)}")
 
     def inside(self, effect: float) -> float:
         """The threshold minus ``effect``."""
         return self.threshold - effect
-
-    def _where(self) -> str:
-        return f"below {_digits(self.threshold)}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,7 @@ class Within(Rule):
     centre: float = 0.0
 
     region = property(lambda self: (float(self.centre - self.margin), float(self.centre + self.margin)))
+    where = property(lambda self: f"within {_digits(self.margin)} of {_digits(self.centre)}")
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,9 +110,6 @@ class Within(Rule):
     def inside(self, effect: float) -> float:
         """The value ``effect`` below the upper end, the centre at most."""
         return self.centre + max(self.margin - effect, 0.0)
-
-    def _where(self) -> str:
-        return f"within {_digits(self.margin)} of {_digits(self.centre)}"
 
 
 def rule_from_text(text: str, measure: str) -> Rule:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex_core
 
 CALL = "call"  # runs one program once, on the operation's operands
@@ -132,6 +133,18 @@ class Program(NamedTuple):
     def operations(self) -> list[Operation]:
         """The operations in the order in which they run; those inside wrappers are in `Operation.programs`."""
         return [Operation(self.jaxpr, equation) for equation in self.jaxpr.eqns]
+
+    @property
+    def float_types(self) -> dict[Any, str]:
+        """The floating dtypes in which the program computes, each with the name of an operation, of a conversion for want of others."""
+        names: dict[Any, str] = {}
+        for operation in self.operations:
+            made = {getattr(kind, "dtype", None): operation.name for kind in operation.output_types} if not operation.programs else {}
+            for types in (made, *(program.float_types for program in operation.programs)):
+                for dtype, name in types.items():
+                    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and names.get(dtype) in (None, "convert_element_type"):
+                        names[dtype] = name
+        return names
 
     def evaluate(
         self,

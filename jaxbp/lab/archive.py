@@ -97,20 +97,22 @@ class Archive:
         """Files of the same job that were computed from something else."""
         return [path for path in self.folder.glob(f"{_key(name)}-*.nc") if path != self.path(name, digest)]
 
-    def reuse(self, name: str, digest: str) -> Path | None:
-        """Take over an equal job's result from a run nearby; returns that run's folder, None if no run has the result."""
+    def nearby(self, digest: str) -> Path | None:
+        """The folder of a run nearby that has an equal job's result; None if there is none."""
         path = self._elsewhere.get(digest)
-        if path is None:
-            return None
+        return path and path.parent.parent
+
+    def reuse(self, name: str, digest: str) -> bool:
+        """Take over an equal job's result from a run nearby; returns whether that run has it."""
+        path = self._elsewhere[digest]
         try:
             content = path.read_bytes()
             usable = from_bytes(content, path).attrs.get("digest") == digest
         except (OSError, StoreError):  # that run was just deleted, or its file is damaged: the job is computed
-            return None
-        if not usable:
-            return None
-        self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), content)
-        return path.parent.parent
+            return False
+        if usable:
+            self.store.write(str(self.path(name, digest).relative_to(self.store.folder)), content)
+        return usable
 
     @functools.cached_property
     def _elsewhere(self) -> dict[str, Path]:

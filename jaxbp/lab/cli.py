@@ -27,8 +27,8 @@ def main(arguments: type[Arguments], study: Any) -> None:
       study: a `jaxbp.lab.Study`, or the door to one that is imported after parsing, such as "experiments.norm_bias.study:STUDY".
     """
     module = study.partition(":")[0].removesuffix(".study") if isinstance(study, str) else study.module
-    command = f"python -m {module}" if "." in module else f"python {sys.argv[0]}"
-    options = tyro.cli(arguments, prog=command)
+    command = _command(module)
+    options = tyro.cli(arguments, prog=command or f"python {sys.argv[0]}")
     folder = options.out or Path("runs") / f"{folder_name(module)}-{options.preset}"
     with guarded(folder):
         settings, machine = options.settings(), options.elsewhere.machine
@@ -37,11 +37,22 @@ def main(arguments: type[Arguments], study: Any) -> None:
         if options.plan or machine:
             execute.print_cost(load(study), settings, folder, num_workers=len(devices), elsewhere=options.elsewhere)
             return
-        typed = f"{command} {shlex.join(sys.argv[1:])}".strip()
+        typed = command and f"{command} {shlex.join(sys.argv[1:])}".strip()
         flags = {"recompute": options.recompute, "reuse": options.reuse}
         section = execute.run(load(study), settings, folder, devices=devices, command=typed, **flags)
         if section:
             execute.print_outcome(section, folder)
+
+
+def _command(module: str) -> str:
+    """What starts the program that runs a module's study; "" where nothing does but code, as that of ``python -c``."""
+    if "." in module:
+        return f"python -m {module}"
+    program = sys.modules["__main__"]
+    if spec := getattr(program, "__spec__", None):
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    file = getattr(program, "__file__", None)
+    return f"python {shlex.quote(os.path.relpath(file))}" if file else ""
 
 
 def folder_name(module: str) -> str:

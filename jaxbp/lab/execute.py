@@ -1,17 +1,22 @@
 """From a study and its settings to verdicts and a page."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from jaxbp import claims, report
+from jaxbp.lab import own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import Archive, Results
 from jaxbp.lab.cost_plan import estimate
-from jaxbp.lab.jobs import plan, run_jobs
+from jaxbp.lab.jobs import Job, plan, run_jobs
 from jaxbp.lab.outline import Outline
 from jaxbp.lab.output import print_plan, print_verdicts
+from jaxbp.lab.recorded_rules import Change
 from jaxbp.lab.run import Run
 from jaxbp.lab.settings import as_json, check_data
 from jaxbp.lab.study import Study
@@ -21,6 +26,8 @@ from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import StoreError
 
 DATA = ("measurements.parquet", "verdicts.json", "config.json", "jobs")  # of a run's folder, to which its page has links
+_NOTE_EVERY = 30.0  # seconds
+_MOST = 1e12  # seconds or MiB, beyond which a file is damaged
 
 
 def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], command: str, **flags: bool) -> Any:
@@ -38,19 +45,20 @@ def run(study: Study, settings: Any, folder: Path, *, devices: Sequence[str], co
         check_data({study.id: settings})
     with open_together(folder, {"study": study.id, **_identity(settings)}, jax_setup.provenance(devices)) as store:
         archive = Archive(store)
-        changed_rules = _note_rules(store, study)
-        results = _compute(study, settings, archive, num_workers=len(devices), **flags)
+        if processes.is_first():
+            own_files.keep(store, study)
+        changed_rules = recorded_rules.note(store, recorded_rules.of_study(study))
+        clock = _Clock(store, began)
+        with clock.noted_if_stopped():
+            results = _compute(study, settings, archive, clock, num_workers=len(devices), **flags)
         if not processes.is_first():
             return None
         verdicts, controls = results.verdicts(), results.controls
         store.write("measurements.parquet", results.parquet())
         claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
-        sections = report.build_sections(
-            results, folder / "figures", figures=study.figures, tables=study.tables, method=[*study.method, *changed_rules]
-        )
-        seconds, peak = _spent(store)
-        wall = seconds + round(time.monotonic() - began, 1)
-        store.add_metadata(wall_seconds=wall, peak_memory_mib=max(peak, jax_setup.peak_memory_mib()))
+        method = [*study.method, *_rules_told(store, results, changed_rules)]
+        sections = report.build_sections(results, folder / "figures", figures=study.figures, tables=study.tables, method=method)
+        clock.note()
         files = {name: name for name in DATA}
         section = report.StudySection(
             study.id, study.title, study.lead, verdicts, sections, store.config, command, controls, study.paper, files
@@ -66,7 +74,47 @@ def _identity(settings: Any) -> dict[str, Any]:
     return values
 
 
-def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> Run:
+class _Clock:
+    """Wall time and peak memory of a run in its config.json, those of earlier starts included, however these ended.
+
+    Args:
+      store: of the run.
+      began: when this start did, on the monotonic clock.
+    """
+
+    def __init__(self, store: Any, began: float):
+        self._store, self._began, self._noted = store, began, began
+        values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
+        if not all(isinstance(value, int | float) and abs(value) < _MOST for value in values):
+            raise StoreError(
+                f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them"
+            )
+        self._seconds, self._peak = values
+
+    def note(self) -> None:
+        """Write them, in the first process."""
+        self._noted = time.monotonic()
+        if processes.is_first():
+            wall = round(self._seconds + self._noted - self._began, 1)
+            self._store.add_metadata(wall_seconds=wall, peak_memory_mib=max(self._peak, jax_setup.peak_memory_mib()))
+
+    def tick(self) -> None:
+        """Write them once in a while: a kill leaves no time to."""
+        if time.monotonic() - self._noted > _NOTE_EVERY:
+            self.note()
+
+    @contextlib.contextmanager
+    def noted_if_stopped(self) -> Iterator[None]:
+        """Write them if an error, Ctrl-C or SIGTERM ends the body."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # of the two errors the first is told
+                self.note()
+            raise
+
+
+def _compute(study: Study, settings: Any, archive: Archive, clock: _Clock, **options: Any) -> Run:
     """All jobs; with a schedule of looks, those of one look after the other until no claim is open.
 
     The first process judges, so all stop at the same look.
@@ -74,7 +122,13 @@ def _compute(study: Study, settings: Any, archive: Archive, **options: Any) -> R
     for num_seeds in settings.looks.sizes if settings.looks else [settings.num_seeds]:
         at_look = dataclasses.replace(settings, num_seeds=num_seeds)
         jobs = plan(study, at_look)
-        run_jobs(archive, jobs, result_fn=Outline(study, at_look, jobs, archive).add, **options)
+        outline = Outline(study, at_look, jobs, archive)
+
+        def learn(job: Job, dataset: xr.Dataset, outline: Outline = outline) -> None:
+            clock.tick()
+            outline.add(job, dataset)
+
+        run_jobs(archive, jobs, result_fn=learn, **options)
         results = Run(study, at_look, jobs, archive)
         if not (settings.looks and processes.from_first(processes.is_first() and _look(results))):
             break
@@ -87,33 +141,15 @@ def _look(results: Run) -> bool:
     return results.is_open
 
 
-def _spent(store: Any) -> tuple[float, float]:
-    """Seconds and MiB of earlier starts."""
-    values = [store.config.get(name, 0) for name in ("wall_seconds", "peak_memory_mib")]
-    if not all(isinstance(value, int | float) for value in values):
-        raise StoreError(f"{store.folder}/config.json is damaged: wall_seconds and peak_memory_mib are numbers, got {values}: remove them")
-    return values[0], values[1]
-
-
-def _note_rules(store: Any, study: Study) -> list[str]:
-    """Write the rules of the claims into config.json before the first job; returns what was changed since, a sentence each, and says so."""
-    judged = [measure.claim for measure in study.measures] + [control.named(name).claim for name, control in study.named_controls.items()]
-    rules = {claim.id: claim.rule.text(claim.measure) for claim in judged}
-    first = store.config.get("rules")
-    if first is None:
-        if processes.is_first():
-            store.add_metadata(rules=rules)
-        return []
-    if not isinstance(first, dict):
-        raise StoreError(f"{store.folder}/config.json is damaged: rules are texts by claim, got {first!r}: remove the entry")
-    changed = [
-        f"The rule of {claim} was changed after this run had begun. Then: {first[claim]}. Now: {rule}."
-        for claim, rule in rules.items()
-        if first.get(claim, rule) != rule
-    ]
-    for sentence in changed if processes.is_first() else ():
+def _rules_told(store: Any, results: Run, changed: Sequence[Change]) -> list[str]:
+    """Whose results were taken over and which rules were changed, a sentence each; config.json keeps the claims of these rules."""
+    study = results.study
+    elsewhere = taken_over.changes(store.folder, results.files, recorded_rules.of_study(study), study.id)
+    for sentence in dict.fromkeys(change.sentence for change in elsewhere):
         print(sentence)
-    return changed
+    every = [*changed, *elsewhere]
+    store.add_metadata(rules_changed=list(dict.fromkeys(change.claim for change in every)))
+    return [*taken_over.sentences(store.folder, results.files), *dict.fromkeys(change.sentence for change in every)]
 
 
 def print_cost(study: Study, settings: Any, folder: Path, *, num_workers: int, elsewhere: Elsewhere = NOWHERE_ELSE) -> None:

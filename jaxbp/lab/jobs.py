@@ -20,7 +20,7 @@ import jax
 import threadpoolctl
 import xarray as xr
 
-from jaxbp.lab import job_times
+from jaxbp.lab import job_times, taken_over
 from jaxbp.lab.archive import Archive, combine, parts_of, read
 from jaxbp.lab.arms import to_dataset
 from jaxbp.lab.job_times import JobTime
@@ -37,7 +37,8 @@ _NOT_DECISIVE = ("cost", "seed_blocks")  # properties that decide no number by t
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other job would fail, too
 _FRAME = (
     *("adaptive", "archive", "cli", "compare", "cost_plan", "execute", "job_times", "jobs", "map_axes", "map_cells", "map_run"),
-    *("outline", "output", "run", "settings", "status", "study", "this_machine", "verdict_pairs"),
+    *("outline", "output", "own_files", "recorded_rules", "run", "settings", "status", "study", "taken_over", "this_machine"),
+    "verdict_pairs",
 )
 _INFRASTRUCTURE = (
     *(f"jaxbp.lab.{name}" for name in (*_FRAME, "verdict_changes")),
@@ -340,10 +341,14 @@ def _work(
 
 
 def take_over(archive: Archive, jobs: Sequence[Job]) -> None:
-    """Copy results of equal jobs from the runs beside this one."""
-    sources = [archive.reuse(job.name, job.digest) for job in jobs if not archive.contains(job.name, job.digest)]
-    for source in sorted({path for path in sources if path}):
-        print(f"{sources.count(source)} results are taken over from {source}")
+    """Copy results of equal jobs from the runs beside this one, and note and say from where they are."""
+    missing = [job for job in jobs if not archive.contains(job.name, job.digest)]
+    nearby = {job.key: folder for job in missing if (folder := archive.nearby(job.digest))}
+    taken_over.note(archive.store, {archive.path(job.name, job.digest).name: nearby[job.key] for job in missing if job.key in nearby})
+    copied = [job for job in missing if job.key in nearby and archive.reuse(job.name, job.digest)]
+    for folder in sorted({nearby[job.key] for job in copied}):
+        count = sum(nearby[job.key] == folder for job in copied)
+        print(taken_over.sentence(count, len(jobs), str(folder), taken_over.source_at(folder).started))
 
 
 def _changes(archive: Archive, jobs: Sequence[Job]) -> list[str]:

@@ -78,6 +78,11 @@ class Question:
         return mine if self.with_controls else {}
 
     @property
+    def judged(self) -> set[str]:
+        """The ids of the claim, its premises and its controls."""
+        return {measure.claim.id for measure in self.measures} | set(self.controls)
+
+    @property
     def claim(self) -> Claim:
         """The claim."""
         return next(measure.claim for measure in self.measures if measure.claim.id == self.claim_id)

@@ -18,12 +18,13 @@ import xarray as xr
 from jaxbp import data, report
 from jaxbp.claims import Axis, ClaimMap, write_verdicts
 from jaxbp.claims.claim_map import value_text
-from jaxbp.lab import map_axes
+from jaxbp.lab import map_axes, output, own_files, recorded_rules, taken_over
 from jaxbp.lab.archive import MAP, Archive, Results, read, to_bytes
 from jaxbp.lab.cli import load
 from jaxbp.lab.cost_plan import StageCost, estimate
 from jaxbp.lab.jobs import Job, compute_missing, take_over
 from jaxbp.lab.map_cells import CellState, Question, shared_case_names
+from jaxbp.lab.recorded_rules import Change
 from jaxbp.lab.settings import OPTION_FIELDS, Arguments, SettingsError, as_json
 from jaxbp.lab.study import Stage
 from jaxbp.runtime import jax_setup, processes
@@ -46,7 +47,7 @@ class MapOptions:
         that has none of these is judged in its own.
       with_controls: whether the controls that the claim hangs on are computed in every cell, and may void its verdict.
       reuse: take over equal results from the runs in the folders nearby.
-      devices: the names of those that compute, a job each beside each other.
+      devices: the names of those that compute, a job each beside each other; None for all of this process, on CPUs a job a core.
       command: what to type to repeat the map.
     """
 
@@ -56,7 +57,7 @@ class MapOptions:
     only_cases: tuple[str, ...] = ()
     with_controls: bool = True
     reuse: bool = True
-    devices: Sequence[str] = ("default",)
+    devices: Sequence[str] | None = None
     command: str = ""
 
 
@@ -92,12 +93,21 @@ def map_claim(
     question = Question(study, claim, options.with_controls)
     cells = _cells(question, varied, settings, options)
     folder = Path(out or Path("runs") / f"map-{claim}")
-    with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(options.devices)) as store:
-        archive = Archive(store, keeps_others=True)
+    devices = jax_setup.workers() if options.devices is None else options.devices
+    with open_together(folder, {"map": study.id, "claim": claim}, jax_setup.provenance(devices)) as store:
+        archive, present = Archive(store, keeps_others=True), recorded_rules.of_study(study)
+        if processes.is_first():
+            own_files.keep(store, study)
+        changed = recorded_rules.note(store, present)
         began = time.monotonic()
-        done = _compute(cells, archive, options)
+        done = _compute(cells, archive, num_workers=len(devices), reuse=options.reuse)
         wall = round(time.monotonic() - began, 1)
-        facts = _facts(question, _settings(cells, varied, settings), options, done, wall, store.config)
+        files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
+        notes = [
+            *taken_over.sentences(folder, files),
+            *_changed_rules(question, changed, taken_over.changes(folder, files, present, study.id)),
+        ]
+        facts = _facts(question, varied, _settings(cells, varied, settings), options, done, wall, store.config) | {"notes": notes}
         result = ClaimMap(question.claim, varied, tuple(shared_case_names([cell.result() for cell in cells])), facts)
         if processes.is_first():
             store.add_metadata(
@@ -105,6 +115,7 @@ def map_claim(
                 maps=[*store.config.get("maps", []), {**facts["work"], "wall_seconds": facts["wall_seconds"]}],
             )
             write(result, store)
+            output.print_reasons(result)
     return result
 
 
@@ -143,7 +154,7 @@ def _kept(only_cases: Sequence[str], settings: Any) -> Any:
     return dataclasses.replace(settings, cases=kept)
 
 
-def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) -> dict[str, int]:
+def _compute(cells: Sequence[CellState], archive: Archive, *, num_workers: int, reuse: bool) -> dict[str, int]:
     """Ask every cell, compute what they need together, and ask again, until all are done; returns what it took."""
     errors: dict[str, str] = {}
     computed: set[str] = set()
@@ -161,17 +172,15 @@ def _compute(cells: Sequence[CellState], archive: Archive, options: MapOptions) 
             break
         problems = {key: problem_fn(*_data_of(job)) for key, (_, job) in missing.items()}
         if any(problems.values()):
-            errors |= {
-                key: problem for key, problem in problems.items() if problem
-            }  # a cell whose data cannot be has failed before any cell is computed
+            errors |= {key: problem for key, problem in problems.items() if problem}  # such cells have failed before any is computed
             continue
         jobs = [job for _, job in missing.values()]
-        if options.reuse and processes.is_first():
+        if reuse and processes.is_first():
             take_over(archive, jobs)
         processes.barrier("results are taken over")
         ordered = _by_stage([pair for pair in missing.values() if not archive.contains(pair[1].name, pair[1].digest)], cells[0].stages)
         processes.barrier("work begins")  # all have seen what is there
-        failures = compute_missing(archive, ordered, num_workers=len(options.devices), tolerant=True)
+        failures = compute_missing(archive, ordered, num_workers=num_workers, tolerant=True)
         told = {ordered[name].key: str(error) for name, error in failures.items()}
         for others in processes.gather(told):
             errors |= others
@@ -218,7 +227,13 @@ def _settings(cells: Sequence[CellState], axes: Sequence[Axis], base: Any) -> di
 
 
 def _facts(
-    question: Question, settings: Mapping[str, Any], options: MapOptions, done: Mapping[str, int], wall: float, config: Mapping[str, Any]
+    question: Question,
+    axes: Sequence[Axis],
+    settings: Mapping[str, Any],
+    options: MapOptions,
+    done: Mapping[str, int],
+    wall: float,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is worth keeping beside the outcomes."""
     return {
@@ -231,9 +246,24 @@ def _facts(
         "wall_seconds": wall,
         "command": options.command,
         "earlier_jobs": sum(start.get("jobs", 0) for start in config.get("maps", ())),
+        "call": "" if options.command else _call(question, axes),
         "settings": dict(settings),
-        **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts") if name in config},
+        **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts", "own_files") if name in config},
     }
+
+
+def _changed_rules(question: Question, here: Sequence[Change], elsewhere: Sequence[Change]) -> list[str]:
+    """What was changed of the rules that the map is judged by; says what of these was not said when it was noted ``here``."""
+    told = [dict.fromkeys(change.sentence for change in changes if change.claim in question.judged) for changes in (here, elsewhere)]
+    for sentence in told[1] if processes.is_first() else ():
+        print(sentence)
+    return [*told[0], *told[1]]
+
+
+def _call(question: Question, axes: Sequence[Axis]) -> str:
+    """How a map is asked for from Python."""
+    told: Any = list(axes) if any(axis.when for axis in axes) else {axis.name: axis.values for axis in axes}
+    return f'lab.map(study, "{question.claim_id}", {told!r}, settings=settings)'
 
 
 def write(found: ClaimMap, store: Any) -> None:

@@ -14,6 +14,8 @@ from jaxbp.lab import this_machine
 from jaxbp.lab.cost_plan import StageCost
 from jaxbp.report import format_interval
 from jaxbp.report.claim_maps import along_sentences, explained_rows, reasons
+from jaxbp.report.outcomes import control_caveat
+from jaxbp.report.text import plural
 from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere, Machine
 from jaxbp.runtime.progress import format_seconds
 
@@ -36,7 +38,9 @@ def outcome(word: str) -> str:
 def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] = ()) -> None:
     """What came out of the controls, the table of verdicts, and where the page is."""
     for result in controls:
-        told = "[green]passed[/]" if result.passed else f"[red]failed[/], {escape(result.reason)}"
+        caveat = control_caveat(result)
+        passed = f"[green]passed[/]{f'. {escape(caveat)}' if caveat else ''}"
+        told = passed if result.passed else f"[red]failed[/], {escape(result.reason)}"
         Console().print(f"{result.control.id} {escape(result.control.statement)} {told}", soft_wrap=True)
     levels = "intervals of the looks" if any(verdict.looks for verdict in verdicts) else "95 % intervals"
     table = Table(title=f"Verdicts ({levels} over seeds)", title_justify="left")
@@ -50,6 +54,12 @@ def print_verdicts(verdicts: Sequence[Any], page: Path, controls: Sequence[Any] 
     print(f"page: {page}", flush=True)
 
 
+def print_reasons(found: ClaimMap) -> None:
+    """Why cells say nothing."""
+    for reason, names in reasons(found).items():
+        print(f"{reason} In {len(names)} of {plural(len(found.cells), 'cell')}: {'; '.join(names)}")
+
+
 def print_map(found: ClaimMap, folder: Path) -> None:
     """A line for each specification, what explains the effect, where the outcome flips, and the place of the page."""
     table = Table(title=escape(f"{found.claim.id} {found.claim.statement}"), title_justify="left")
@@ -59,8 +69,6 @@ def print_map(found: ClaimMap, folder: Path) -> None:
         values = [value_text(spec.point[axis.name]) if axis.name in spec.point else "-" for axis in found.all_axes]
         table.add_row(*map(escape, (*values, format_interval(spec.interval), str(spec.num_seeds))), outcome(spec.outcome))
     print_table(table)
-    for reason, names in reasons(found).items():
-        print(f"{reason} In {len(names)} of {len(found.cells)} cells: {'; '.join(names)}")
     print(f"{found.claim.id} {found.headline}")
     for name, share, noise in explained_rows(found):
         told = "no more than noise alone gives" if share <= noise else f"noise alone {noise:.0f} %"

@@ -55,9 +55,15 @@ class Run:
 
     def __init__(self, study: Study, settings: Any, jobs: Sequence[Job], finished: Archive):
         self.study, self.settings = study, settings
+        self._jobs, self._archive = jobs, finished
         self.cases = [
             CaseResults(case, settings, {stage.name: _of(jobs, stage, case) for stage in study.stages}, finished) for case in settings.cases
         ]
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files of all jobs."""
+        return [self._archive.path(job.name, job.digest).name for job in self._jobs]
 
     @functools.cached_property
     def measurements(self) -> dict[Claim, dict[str, Any]]:

@@ -18,6 +18,7 @@ from jaxbp.claims.controls import Kind as ControlKind
 from jaxbp.claims.premises import in_order
 from jaxbp.lab.cli import folder_name
 from jaxbp.report import Publication
+from jaxbp.runtime.fingerprint import module_name
 
 if TYPE_CHECKING:
     from jaxbp.lab.run import Run
@@ -73,7 +74,7 @@ class Stage:
     @property
     def qualified_name(self) -> str:
         """The name with the module of the function, which tells it from stages of other studies."""
-        return f"{self.fn.__module__}.{self.name}"
+        return f"{module_name(self.fn)}.{self.name}"
 
 
 def _every(case: Any) -> bool:

@@ -24,6 +24,7 @@ A local minimum of a deep network, built from the best affine map and proven:
 'proven'
 """
 
+from jaxbp.landscape import sharpness
 from jaxbp.landscape.activation import ActivationReport, UnsupportedOperationError, analyse, stable_radius
 from jaxbp.landscape.affine import AffineFit, SeparableError, fit_affine
 from jaxbp.landscape.certificate import CLASSES, GRADES, Certificate, certify, classify, per_example_loss

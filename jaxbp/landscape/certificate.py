@@ -45,6 +45,7 @@ from jaxbp.landscape.nearby import stationary_point
 from jaxbp.landscape.probes import ProbeReport
 from jaxbp.linalg.lanczos import Extremes
 from jaxbp.losses import LOSSES
+from jaxbp.runtime.short_repr import short_repr
 
 GRADES = ("proven", "supported", "undecided", "near", "refuted")
 CLASSES = ("near-global", "suboptimal minimum", "saddle", "not converged", "diverged")
@@ -84,6 +85,9 @@ class Certificate(NamedTuple):
     probes: ProbeReport | None
     distance: float = 0.0
     nearby: Any = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def is_minimum(self) -> bool:

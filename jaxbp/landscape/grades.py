@@ -5,14 +5,14 @@ What speaks against a minimum comes first; then the proofs (`proofs`); then what
 
 from jax import tree
 
-from jaxbp.landscape import dense_chain, proofs
+from jaxbp.landscape import dense_chain, operations, proofs
 from jaxbp.landscape.evidence import Evidence, Problem
 
 
 def grade(problem: Problem, evidence: Evidence) -> tuple[str, tuple[str, ...]]:
     """The grade and its reasons."""
     if refutations := _refutations(problem, evidence):
-        return "refuted", refutations
+        return "refuted", (*refutations, *_short_floats(problem))
     doubts, lacking = _doubts(problem, evidence), _missing(problem, evidence)
     is_zero = problem.loss == "squared_error" and evidence.value <= evidence.noise  # no squared error is lower
     if not (evidence.steepness or problem.facts.short or _is_saturated(problem, evidence)) and (is_zero or not lacking):
@@ -63,6 +63,14 @@ def _is_improvable(problem: Problem, evidence: Evidence) -> bool:
     return has_room and not evidence.value - evidence.bound <= 1e3 * evidence.noise
 
 
+def _short_floats(problem: Problem) -> tuple[str, ...]:
+    """That derivatives are coarse, whatever the grade."""
+    if not (short := problem.facts.short):
+        return ()
+    coarse = f"the network computes partly in short floats ({', '.join(short)}), so its derivatives are coarse"
+    return (f"{coarse}: {operations.IN_FLOAT64}",)
+
+
 def _is_saturated(problem: Problem, evidence: Evidence) -> bool:
     """Whether rounding hides what is left of a cross-entropy, which no finite logits bring to its infimum 0."""
     return problem.loss == "cross_entropy" and evidence.value <= 10 * evidence.noise
@@ -71,9 +79,7 @@ def _is_saturated(problem: Problem, evidence: Evidence) -> bool:
 def _doubts(problem: Problem, evidence: Evidence) -> tuple[str, ...]:
     """What support lacks."""
     assert evidence.extremes is not None
-    doubts, least = [], evidence.extremes.smallest
-    if problem.facts.short:
-        doubts.append(f"the network computes partly in short floats ({', '.join(problem.facts.short)}), so its derivatives are coarse")
+    doubts, least = [*_short_floats(problem)], evidence.extremes.smallest
     if evidence.unfollowed:
         doubts.append(f"kinks are not followed: {evidence.unfollowed}")
     if evidence.activations is not None and not evidence.activations.smallest_margin > 0:

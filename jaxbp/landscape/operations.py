@@ -20,6 +20,8 @@ from jaxbp import checks
 from jaxbp.jaxprs import interpret
 from jaxbp.landscape import dense_chain
 
+IN_FLOAT64 = "build it without a dtype of its own (dtype=None)"
+
 _KINKED = {"abs", "ceil", "clamp", "cummax", "cummin", "floor", "max", "min", "rem", "round", "sign", "sort", "top_k"}
 _KINKED |= {"reduce_max", "reduce_min", "reduce_window", "reduce_window_max", "reduce_window_min"}
 
@@ -70,8 +72,7 @@ def _traced_facts(apply_fn: Callable, tree: Any, kinds: tuple) -> Facts:
         raise ValueError(f"apply_fn must return logits for each of {inputs.shape[0]} examples, got {num_examples} rows")
     if (dtype := jax.eval_shape(apply_fn, params, inputs).dtype) != jnp.float64:
         raise ValueError(
-            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: "
-            "build it without a dtype of its own (dtype=None)"
+            f"the network computes logits in {dtype} from float64 parameters and inputs, too coarse for a certificate: {IN_FLOAT64}"
         )
     _refuse_per_example(apply_fn, params, inputs, num_classes)
     program = apply_fn, params, inputs
@@ -103,20 +104,10 @@ def kinks(apply_fn: Callable, params: Any, inputs: Any) -> frozenset[str]:
 
 def short_floats(apply_fn: Callable, params: Any, inputs: Any) -> tuple[tuple[str, ...], float]:
     """The dtypes shorter than float64 in which the network computes, each with an operation that does, and the largest machine epsilon."""
-    names: dict[Any, str] = {}
-    _collect_short(interpret.trace(apply_fn, params, inputs), names)
+    types = interpret.trace(apply_fn, params, inputs).float_types
+    names = {dtype: name for dtype, name in types.items() if jnp.finfo(dtype).bits < 64}
     epsilons = [float(jnp.finfo(dtype).eps) for dtype in (*names, jnp.float64)]
     return tuple(f"{dtype} in {name!r}" for dtype, name in names.items()), max(epsilons)
-
-
-def _collect_short(program: interpret.Program, names: dict[Any, str]) -> None:
-    for operation in program.operations:
-        for inner in operation.programs:
-            _collect_short(inner, names)
-        for kind in operation.output_types:
-            dtype = getattr(kind, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 64 and not operation.programs:
-                names[dtype] = operation.name if names.get(dtype) in (None, "convert_element_type") else names[dtype]
 
 
 def _traits(program: interpret.Program, arguments: list[_Trait]) -> list[_Trait]:

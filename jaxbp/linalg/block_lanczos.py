@@ -21,7 +21,7 @@ import scipy.linalg
 from jaxtyping import Bool, Float, Key
 
 from jaxbp import checks
-from jaxbp.linalg.lanczos import Matvec
+from jaxbp.linalg.lanczos import Matvec, known
 
 End = Literal["largest", "smallest", "magnitude"]
 
@@ -81,13 +81,13 @@ def top_eigenpairs(
             f"count must be from 1 to {dimension}, block_size at least 1 and max_products at least count, got {count}, {block_size} "
             f"and {max_products}"
         )
-    block = np.asarray(jax.random.normal(checks.prng_key(key), (min(block_size, dimension), dimension), dtype))
+    block = np.asarray(known(jax.random.normal(checks.prng_key(key), (min(block_size, dimension), dimension), dtype), "random vectors"))
     basis = images = np.zeros((0, dimension), dtype)
     while True:
         fresh = _new_directions(basis, block)
         if not len(fresh):
             break  # the Krylov space is invariant
-        products = np.stack([np.asarray(matvec(jnp.asarray(row))) for row in fresh])
+        products = np.stack([np.asarray(known(matvec(jnp.asarray(row)))) for row in fresh])
         if not np.isfinite(products).all():
             raise ValueError("a product of the operator is not finite: check the parameters at which it was taken")
         basis, images = np.concatenate([basis, fresh]), np.concatenate([images, products])

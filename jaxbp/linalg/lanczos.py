@@ -31,10 +31,12 @@ import scipy.special
 from jaxtyping import Float
 
 from jaxbp import checks
+from jaxbp.runtime.short_repr import short_repr
 
 Matvec = Callable[[jax.Array], jax.Array]
 
 _FIRST_CAPACITY = 16
+_INSIDE = "call this outside of jit, vmap and sweeps; inside of them use largest_eigenvalue and trace of jaxbp.landscape.sharpness"
 _CHECK_EVERY = 4  # steps; each check synchronises with the device and solves a small eigenproblem
 
 
@@ -57,6 +59,9 @@ class Eigenvalue(NamedTuple):
     bound: float
     confidence: float
     vector: Float[jax.Array, " p"]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,6 +86,9 @@ class Extremes(NamedTuple):
     ritz: Float[np.ndarray, " k"] | None = None
     log_betas: float = math.nan
     dimension: int = 0
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def excluded_below(self, num_directions: int = 1, confidence: float = 0.999) -> float:
         """With probability ``confidence`` fewer than ``num_directions`` eigenvalues lie below this value; -inf where nothing is known.
@@ -166,8 +174,8 @@ def extreme_eigenvalues(
     Raises:
       ValueError: for a start vector that is zero, not finite or not a vector, or fewer than 1 product.
     """
-    start = jnp.asarray(checks.numbers(start, "start"))
-    dimension = _check_start(start)
+    start = _checked_start(start)
+    dimension = start.size
     if max_products < 1:
         raise ValueError(f"max_products must be at least 1, got {max_products}")
     epsilon = float(jnp.finfo(start.dtype).eps)
@@ -218,7 +226,6 @@ def spectral_density(
         raise ValueError(f"num_probes and num_steps must be at least 1, got {num_probes} and {num_steps}")
     num_steps = min(num_steps, dimension)
     nodes, weights = np.zeros((2, num_probes, num_steps))
-    checks.refuse_traced("key", key)
     for i, probe_key in enumerate(jax.random.split(checks.prng_key(key), num_probes)):
         start = jax.random.normal(probe_key, (dimension,), dtype)
         for _, (_, entries) in zip(range(num_steps), _steps(matvec, start), strict=False):
@@ -241,21 +248,37 @@ def hutchinson_trace(
         raise ValueError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     keys = jax.random.split(checks.prng_key(key), num_probes)
     probes = (jax.random.rademacher(k, (dimension,), dtype) for k in keys)
-    values = np.array([_dot(v, matvec(v)) for v in probes], float)
+    values = np.array([_dot(v, known(matvec(v))) for v in probes], float)
     with np.errstate(invalid="ignore"):  # an infinite value has no standard error
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(num_probes))
 
 
-def _check_start(start: jax.Array) -> int:
-    if start.ndim != 1 or not start.size:
-        raise ValueError(f"start must be a vector, got shape {start.shape}")
-    if not jnp.issubdtype(start.dtype, jnp.floating) or jnp.finfo(start.dtype).bits < 32:
-        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {start.dtype}")
-    checks.refuse_traced("start", start)
-    largest = float(jnp.abs(start).max())
+def known(array: jax.Array, name: str = "products of the operator") -> jax.Array:
+    """The array, whose values the host needs: spectra are measured step by step.
+
+    Raises:
+      ValueError: it is traced; the message names what serves inside compiled code, where even random vectors of a known key are traced.
+    """
+    checks.refuse_traced(name, array, advice=_INSIDE)
+    return array
+
+
+def _checked_start(start: Any) -> jax.Array:
+    """A vector (P,) to start from; messages tell P where a number was given in its place."""
+    is_number = isinstance(start, int | np.integer) and not isinstance(start, bool)
+    advice = f"draw one: jax.random.normal(key, ({f'{start:d}' if is_number else 'P'},))"
+    try:
+        vector = jnp.asarray(checks.numbers(start, "start"))
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"start must be a vector (P,), got shape {vector.shape}: {advice}")
+    if not jnp.issubdtype(vector.dtype, jnp.floating) or jnp.finfo(vector.dtype).bits < 32:
+        raise ValueError(f"start must be real floating-point numbers of 32 bits or more, got {vector.dtype}: {advice}")
+    largest = float(known(jnp.abs(vector).max(), "start"))
     if not (math.isfinite(largest) and largest > 0):
         raise ValueError(f"start must be finite and not zero, got a largest entry of {largest}")
-    return start.size
+    return vector
 
 
 def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]]:
@@ -269,7 +292,7 @@ def _steps(matvec: Matvec, start: jax.Array) -> Iterator[tuple[jax.Array, list[t
         step = len(entries) + 1
         if step == basis.shape[0]:
             basis = _doubled(basis)
-        basis, vector, entry = _extend(basis, step, vector, matvec(vector))
+        basis, vector, entry = _extend(basis, step, vector, known(matvec(vector)))
         entries.append(entry)
         yield basis, entries
 

@@ -18,7 +18,7 @@ import scipy.linalg
 from jaxtyping import Float, Key
 
 from jaxbp import checks
-from jaxbp.linalg.lanczos import Matvec, spectral_density
+from jaxbp.linalg.lanczos import Matvec, known, spectral_density
 
 
 class Estimate(NamedTuple):
@@ -61,8 +61,7 @@ def trace(matvec: Matvec, dimension: int, key: Key[jax.Array, ""], *, num_produc
     if num_products < 4 or num_products % 2:
         raise ValueError(f"num_products must be even and at least 4, got {num_products}")
     if dimension <= num_products:
-        unit = jnp.eye(dimension, dtype=dtype)
-        return Estimate(sum(float(matvec(row)[i]) for i, row in enumerate(unit)), 0.0, dimension)
+        return Estimate(float(np.trace(_products(matvec, np.eye(dimension), dtype))), 0.0, dimension)
     signs = np.asarray(_signs(checks.prng_key(key), num_products // 2, dimension, dtype), float)
     images = _products(matvec, signs, dtype)
     basis, factor, rank = _range(images)
@@ -122,12 +121,12 @@ def log_determinant(
 
 
 def _signs(key: jax.Array, count: int, dimension: int, dtype: Any) -> jax.Array:
-    return jax.random.rademacher(key, (count, dimension), dtype)
+    return known(jax.random.rademacher(key, (count, dimension), dtype), "random signs")
 
 
 def _products(matvec: Matvec, rows: Float[np.ndarray, "k p"], dtype: Any) -> Float[np.ndarray, "k p"]:
     """The operator's products with each row."""
-    return np.stack([np.asarray(matvec(jnp.asarray(row, dtype)), float) for row in rows])
+    return np.stack([np.asarray(known(matvec(jnp.asarray(row, dtype))), float) for row in rows])
 
 
 def _range(images: Float[np.ndarray, "k p"]) -> tuple[np.ndarray, np.ndarray, int]:

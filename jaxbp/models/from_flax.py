@@ -21,6 +21,7 @@ from typing import Any, cast
 import flax.errors
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxbp import checks
@@ -79,9 +80,10 @@ def _linen_network(module: nn.Module, modes: tuple[tuple[str, bool], ...]) -> Ne
             try:
                 return module.apply({"params": params, **state}, inputs, mutable=mutable, **(in_training if train else in_evaluation))
             except flax.errors.ScopeCollectionNotFound as error:
-                raise ValueError(
-                    f"{type(module).__name__} keeps a state beside its parameters (BatchNorm's statistics), got the collections "
-                    f"{sorted(state)}: pass the state that init or update returned, as in apply(params, inputs, state)"
+                raise _state_error(
+                    type(module).__name__,
+                    f"the collections {sorted(state)}",
+                    ", or of a collection of your own {'batch_stats': batch_stats}",
                 ) from error
             except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
                 raise ValueError(
@@ -140,6 +142,13 @@ def _steer_batch_norm(train: bool, call: Callable, args: tuple, kwargs: dict, co
     return call(*args, **kwargs)
 
 
+def _state_error(name: str, got: str, other: str = "") -> ValueError:
+    return ValueError(
+        f"{name} keeps a state beside its parameters (BatchNorm's statistics), got {got}: pass the state that init or update returned, "
+        f"as in apply(params, inputs, state){other}"
+    )
+
+
 @functools.cache
 def from_nnx(build: Callable[..., nnx.Module]) -> Network:
     """The network of an nnx module; the same object for the same ``build``.
@@ -148,42 +157,73 @@ def from_nnx(build: Callable[..., nnx.Module]) -> Network:
     counters of random streams, so that dropout draws anew at each step) are the state, nested likewise. Features are
     ``module.features(inputs)``, if it has such a method.
 
+    A module that was trained elsewhere comes in with its values: ``models.from_nnx(lambda rngs: module)``, of which ``init`` returns the
+    module's parameters and state as they are at that time, whatever the key.
+
     Args:
       build: ``(rngs) -> module``, called as ``build(rngs=nnx.Rngs(key))``: a class, or ``lambda rngs: Net(10, rngs=rngs)``. The module
         takes inputs (N, ...) to logits (N, C).
 
     Raises:
       TypeError: a module in place of the function that builds it.
-      ValueError: when traced, features of a module without such a method.
+      ValueError: when traced, a function called without the state that the module keeps, parameters or inputs that do not fit the
+        module, features of a module without such a method.
     """
     if isinstance(build, nnx.Module):
         raise TypeError(
             f"from_nnx takes the function that builds a module, got a {type(build).__name__}: give lambda rngs: Net(..., rngs=rngs), "
             "or lambda rngs: module for one whose parameters are there already"
         )
-    graph = nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))  # shapes alone, nothing is drawn
+    shapes = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))  # nothing is drawn
+    name = type(shapes).__name__
+    graph, *parts = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]  # as many states as filters
+    param_places, state_places = (_places(nnx.to_pure_dict(part)) for part in parts)
 
     def merged(params: Any, state: State, *, train: bool) -> Any:
-        module: Any = nnx.merge(graph, params, state)
+        params, state = (nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree for tree in (params, state))
+        if missing := state_places - _places(state):
+            raise _state_error(name, f"nothing at {min(missing)}")
+        for what, tree, places in (("params", params, param_places), ("state", state, state_places)):
+            if other := places ^ _places(tree):
+                got = f"nothing at {min(other)}" if min(other) in places else f"a value at {min(other)}, which it does not keep"
+                raise ValueError(f"the values of {what} do not fit {name}, got {got}: pass those that init or training returned")
+        module: Any = nnx.merge(graph, params, jax.tree.map(jnp.asarray, state))  # NumPy's arrays take no traced updates
         module.train() if train else module.eval()
         return module
+
+    def outputs_of(fn: Callable[[jax.Array], Any], inputs: Any) -> Any:
+        inputs = checks.examples(inputs)
+        try:
+            return fn(inputs)
+        except (TypeError, ValueError) as error:  # of JAX's operations, which name neither module nor inputs
+            if isinstance(error, jax.errors.JAXTypeError):
+                raise
+            raise ValueError(
+                f"{name} failed on inputs of shape {inputs.shape}, which may not fit its parameters: {error}: images need their channels, "
+                "(N, height, width, channels)"
+            ) from error
 
     def init(key: jax.Array, inputs: jax.Array) -> tuple[Any, State]:
         _, params, state = nnx.split(build(rngs=nnx.Rngs(checks.prng_key(key))), nnx.Param, ...)  # type: ignore[misc]  # as many states as filters
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
     def apply(params: Any, inputs: jax.Array, state: State = NO_STATE) -> jax.Array:
-        return merged(params, state, train=False)(checks.examples(inputs))
+        return outputs_of(merged(params, state, train=False), inputs)
 
     def update(params: Any, inputs: jax.Array, state: State) -> tuple[jax.Array, State]:
         module = merged(params, state, train=True)
-        logits = module(checks.examples(inputs))
+        logits = outputs_of(module, inputs)
         return logits, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
     def features(params: Any, inputs: jax.Array, state: State = NO_STATE) -> jax.Array:
         module = merged(params, state, train=False)
         if not hasattr(module, "features"):
-            raise ValueError(f"{type(module).__name__} has no features: give it a method features(inputs), which returns (N, F)")
-        return module.features(checks.examples(inputs))
+            raise ValueError(f"{name} has no features: give it a method features(inputs), which returns (N, F)")
+        return outputs_of(module.features, inputs)
 
     return Network(init, apply, update, features, build)
+
+
+def _places(tree: Any) -> set[str]:
+    """Where the leaves of nested dictionaries are."""
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}

@@ -109,8 +109,10 @@ def _rules(verdicts: Sequence[claims.Verdict], config: Mapping[str, Any]) -> str
     texts = {verdict.claim.id: verdict.claim.rule.text(verdict.claim.measure) for verdict in verdicts}
     holds = " ".join(f"{name} holds in a case if {text}." for name, text in texts.items())
     first = config.get("rules") or {}
-    changed = ", ".join(name for name, text in texts.items() if first.get(name, text) != text)
-    fixed = f"Each claim was judged by a rule written down before the first seed{f', but for {changed}, changed since' if changed else ''}."
+    later = [*(name for name, text in texts.items() if first.get(name, text) != text), *(config.get("rules_changed") or ())]
+    changed = ", ".join(dict.fromkeys(later))
+    but = f", but for {changed}, changed or added since" if changed else ""
+    fixed = f"Each claim was judged by a rule written down before the first seed{but}."
     computed = [case.interval.method for verdict in verdicts for case in verdict.cases if case.interval]
     intervals = f" Kind of the intervals over seeds: {', '.join(dict.fromkeys(computed))}." if computed else ""
     return (

@@ -321,7 +321,7 @@ class SeedCurves(PanelFigure):
             return
         if self.legend == "below":
             if bottom:
-                ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+                ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         elif legend or self.legend == "each":
             ax.legend(fontsize=7 if self.legend == "each" else 8)
 

@@ -111,10 +111,15 @@ def panels(titles: Sequence[str], **subplots) -> "tuple[Figure, list[Axes]]":
     return fig, shown
 
 
-def _summary(values: np.ndarray, log: bool) -> tuple[float, float, float]:
-    """Mean and 95 % t interval, on a log axis those of the logarithms, exact for events of 0 and 1; one value has no interval."""
+def _events(values: np.ndarray, log: bool) -> bool:
+    """Whether the values tell what happened, 1, and what did not, 0."""
+    return not log and bool(np.isin(values, (0, 1)).all())
+
+
+def _summary(values: np.ndarray, log: bool, events: bool) -> tuple[float, float, float]:
+    """Mean and 95 % t interval, on a log axis those of the logarithms, exact for events; one value has no interval."""
     values = np.log(values) if log else values
-    if len(values) > 1 and not log and np.isin(values, (0, 1)).all():  # events: a t interval of shares may leave [0, 1]
+    if len(values) > 1 and events:  # a t interval of shares may leave [0, 1]
         interval = stats.event_interval(values)
         return interval.estimate, interval.low, interval.high
     if len(values) < 2:
@@ -142,7 +147,7 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
         colour = PALETTE[row if len(groups) <= len(PALETTE) else 0]  # a colour must not stand for two rows
         ax.scatter(shown, row + seed_offsets(len(values))[_usable(values, log)], s=22, color=colour, alpha=0.7, linewidths=0)
         if len(shown):
-            mean, low, high = _summary(shown, log)
+            mean, low, high = _summary(shown, log, _events(shown, log))
             ax.plot([low, high], [row + 0.32] * 2, color=colour, linewidth=3, solid_capstyle="butt")
             ax.plot(mean, row + 0.32, "o", color=colour, markeredgecolor="white", markersize=7)
         missing = len(values) - len(shown)
@@ -194,7 +199,8 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     """
     x, values = np.asarray(x, np.float64), np.asarray(values, np.float64)
     usable = _usable(values, log)
-    points = [_summary(column[keep], log) for column, keep in zip(values.T, usable.T, strict=True)]
+    events = _events(values[usable], log)  # of the whole curve: one that starts at 0 tells no events
+    points = [_summary(column[keep], log, events) for column, keep in zip(values.T, usable.T, strict=True)]
     mean, low, high = np.array(points).T
     low[usable.sum(0) < 3] = np.nan
     above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if dashed else {}  # what lies under a dashed line shines through

@@ -29,6 +29,7 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
     facts = dict(found.facts)
     command = str(facts.pop("command", ""))
     done = claim_maps.work_sentence(facts.pop("work"), facts.pop("earlier_jobs", 0))
+    call = str(facts.pop("call", ""))
     for told_elsewhere in ("title", "module", "controls", "notes"):
         facts.pop(told_elsewhere, None)
     text = rendering.render_map(
@@ -41,6 +42,6 @@ def write_map_page(path: str | os.PathLike, found: ClaimMap) -> None:
         reasons=claim_maps.reasons(found),
         done=done,
         smoke=facts.get("settings", {}).get("preset") == "smoke",
-        repeated=_Repeated("map", reproduce.recipe(facts, command)),
+        repeated=_Repeated("map", reproduce.recipe(facts, command, call)),
     )
     files.write_atomically(path, text.encode("utf-8", "replace"))

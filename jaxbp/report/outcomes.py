@@ -12,15 +12,20 @@ from typing import ClassVar, get_args
 from jaxbp import claims, stats
 from jaxbp.report.text import format_interval, format_number, plural
 
-EXPLANATION = (
-    "A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region, whose limits were fixed before "
-    "the run: a case is supported if the whole bar lies inside, contradicted if the whole bar lies outside, else undecided. A claim is "
-    "supported if every case is, contradicted if some case is and none is supported, mixed if some cases are each. Where not all cases are "
-    "supported, each is judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not "
-    "supported, and void where a control of its study has failed."
-)
 AGAINST = "against its paper"
 _Result = claims.Verdict | claims.CaseVerdict
+
+
+def explanation(*, fixed: bool = True) -> str:
+    """How to read a verdict, where the rules were ``fixed`` before the run or not."""
+    before = ", whose limits were fixed before the run" if fixed else ""
+    return (
+        f"A bar is a 95 % interval over seeds, its dot the estimate. The claim holds in the shaded region{before}: a case is supported if "
+        "the whole bar lies inside, contradicted if the whole bar lies outside, else undecided. A claim is supported if every case is, "
+        "contradicted if some case is and none is supported, mixed if some cases are each. Where not all cases are supported, each is "
+        "judged at the level 1 - 0.05 / number of cases. A claim is not tested where a premise of it is not supported, and void where a "
+        "control of its study has failed."
+    )
 
 
 def tally(verdicts: Sequence[claims.Verdict]) -> str:
@@ -52,11 +57,37 @@ def beside_paper(verdict: claims.Verdict) -> str:
     return {"supported": "as its paper says", "contradicted": AGAINST}.get(verdict.verdict, "")
 
 
+def control_caveat(result: claims.ControlVerdict) -> str:
+    """What a negative control that has passed does not say: it passes unless it is refuted; "" where nothing is left open."""
+    rule, lower, upper = result.control.rule, *result.control.rule.region
+    cases = [case for case in result.verdict.cases if case.verdict != "supported"]
+    if result.control.kind != "negative" or not result.passed or not cases:
+        return ""
+    unknown = [case.case for case in cases if case.interval is None]
+    told = [f"no interval in {', '.join(unknown)}"] if unknown else []
+    measured = [(rule.slack(case.interval), case.interval, case) for case in cases if case.interval]
+    if measured:
+        _, interval, case = min(measured, key=lambda entry: entry[0])
+        farthest = interval.high if interval.high - upper > lower - interval.low else interval.low
+        told.append(f"{plural(case.num_seeds, 'seed')} cannot rule out {format_number(farthest)} in {case.case}")
+    power = result.verdict.power
+    chance = f" {_chance_inside(rule, power)}" if power else ""
+    return f"Not refuted, no more: {'; '.join(told)}.{chance}"
+
+
+def _chance_inside(rule: claims.Rule, power: claims.Power) -> str:
+    truth, chance = rule.inside(power.effect), f"{100 * power.chance:.0f} %"
+    return f"Were it {truth:.4g} in truth, the chance of an interval inside the region is {chance}; {_needed(power)} seeds make it 80 %."
+
+
 def power_sentence(power: claims.Power) -> str:
     """The chance of finding the smallest effect worth finding, and the seeds that it takes."""
-    needed = "more than 2000" if power.seeds_needed is None else str(power.seeds_needed)
     chance = f"{100 * power.chance:.0f} %"
-    return f"Chance of finding an effect of {format_number(power.effect)} beyond the limit: {chance}; {needed} seeds make it 80 %."
+    return f"Chance of finding an effect of {format_number(power.effect)} beyond the limit: {chance}; {_needed(power)} seeds make it 80 %."
+
+
+def _needed(power: claims.Power) -> str:
+    return "more than 2000" if power.seeds_needed is None else str(power.seeds_needed)
 
 
 def text_of_ends(interval: stats.Interval) -> str:

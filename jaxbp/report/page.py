@@ -109,7 +109,7 @@ def write_page(path: str | os.PathLike, *, title: str, lead: str, studies: Seque
         policy=POLICY,
         title=title,
         lead=lead,
-        explanation=outcomes.EXPLANATION,
+        explanation=outcomes.explanation(fixed=not any(study.settings.get("rules_changed") for study in studies)),
         verdicts=verdicts,
         studies=studies,
         single=single,

@@ -30,6 +30,7 @@ import numpy as np
 
 from jaxbp.runtime import syntax
 
+_PROGRAM = ("__main__", "__mp_main__")  # what Python calls a program that it runs, and that program in the processes which it starts
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(...))
 
 
@@ -85,7 +86,7 @@ class _Walk:
                 fn = type(fn)
             else:
                 fn = inner
-        self.packages = {_module_name(fn).split(".")[0], "jaxbp"}
+        self.packages = {module_name(fn).split(".")[0], "jaxbp"}
         self.ignore = ignore
         self.parts: dict[str, set[str]] = {}
         self.pending: list[Any] = []
@@ -93,13 +94,14 @@ class _Walk:
         self.codes: dict[int, tuple[Any, str]] = {}  # by id, with the object, which keeps the id its own
 
     def follows(self, module: str) -> bool:
+        module = _imported(module)
         return module.split(".")[0] in self.packages and not any(f"{module}.".startswith(f"{prefix}.") for prefix in self.ignore)
 
     def add(self, name: str, content: str) -> None:
         self.parts.setdefault(name, set()).add(content)
 
     def add_package(self, module: str) -> None:
-        package = module.split(".")[0]
+        package = _imported(module).split(".")[0]
         if package not in self.packages and package not in sys.stdlib_module_names and package != "__main__":
             self.add(package, _version(package))
 
@@ -163,7 +165,7 @@ class _Walk:
             return f"{kind}({self.encode(value.__wrapped__)})"
         if callable(value) and hasattr(value, "__name__"):
             self.add_package(getattr(value, "__module__", None) or "builtins")
-            return f"{getattr(value, '__module__', None)}.{value.__name__}"
+            return f"{_imported(getattr(value, '__module__', None) or 'None')}.{value.__name__}"
         if isinstance(value, _PLAIN):  # a subclass of int, str, ...
             base: Any = next(base for base in type(value).__mro__ if base in _PLAIN)
             return f"{kind}({base.__repr__(value)})"
@@ -171,7 +173,7 @@ class _Walk:
 
     def function(self, fn: types.FunctionType) -> str:
         """Add a function, its defaults and closure, and all that its code uses; return its name and the digest of these."""
-        module, code = _module_name(fn), fn.__code__
+        module, code = module_name(fn), fn.__code__
         name = f"{module}.{code.co_qualname}"
         cells = {}
         for variable, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
@@ -206,11 +208,11 @@ class _Walk:
 
     def object(self, value: Any) -> str:
         """Add an object of a class of its own: its class and its attributes; of another package's object those that are plain or arrays."""
-        code, name = self.encode(type(value)), f"{_module_name(type(value))}.{type(value).__qualname__}"
+        code, name = self.encode(type(value)), f"{module_name(type(value))}.{type(value).__qualname__}"
         slots = [slot for cls in type(value).__mro__ for slot in _names(vars(cls).get("__slots__", ()))]
         attributes = {slot: getattr(value, slot) for slot in slots if not slot.startswith("__") and hasattr(value, slot)}
         attributes |= getattr(value, "__dict__", {})
-        if not self.follows(_module_name(type(value))):
+        if not self.follows(module_name(type(value))):
             attributes = {key: item for key, item in attributes.items() if isinstance(item, (*_PLAIN, np.ndarray, np.generic))}
             return f"{code}{[(key, self.encode(item)) for key, item in sorted(attributes.items())]}"
         for key, item in attributes.items():
@@ -219,12 +221,12 @@ class _Walk:
 
     def class_(self, cls: type) -> str:
         """Add a class with its bases and methods; return its name."""
-        module = _module_name(cls)
+        module = module_name(cls)
         name = f"{module}.{cls.__qualname__}"
         if not self.follows(module):
             self.add_package(module)
             return name
-        scope = vars(sys.modules[module]) if module in sys.modules else {}
+        scope = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
         nodes = syntax.source_of(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").by_name.get(cls.__qualname__, [])
         members = {key: value for key, value in vars(cls).items() if not key.startswith("__") or isinstance(value, types.FunctionType)}
         if nodes:
@@ -245,11 +247,12 @@ class _Walk:
 
     def module(self, module: types.ModuleType) -> str:
         """Add a whole module that is used as a value, by its source alone."""
-        if self.follows(module.__name__):
-            self.add(f"module {module.__name__}", f"#{_hash(syntax.dump(syntax.source_of(module.__file__ or '').tree))}")
+        name = _canonical(vars(module))
+        if self.follows(name):
+            self.add(f"module {name}", f"#{_hash(syntax.dump(syntax.source_of(module.__file__ or '').tree))}")
         else:
-            self.add_package(module.__name__)
-        return module.__name__
+            self.add_package(name)
+        return name
 
     def names(self, chains: list[tuple[str, ...]], scope: Mapping[str, Any], local: Mapping[str, Any] = types.MappingProxyType({})) -> None:
         """Add what dotted names stand for: modules are walked through, then the first object that is no module counts."""
@@ -266,7 +269,7 @@ class _Walk:
             foreign = callable(value) and not self.follows(getattr(value, "__module__", None) or "builtins")
             if isinstance(value, types.FunctionType | type | types.ModuleType) or wrapped or foreign:
                 self.pending.append(value)
-            elif self.follows(owner.get("__name__", "__main__")) and not last.startswith("__"):
+            elif self.follows(_canonical(owner)) and not last.startswith("__"):
                 self.add_value(f"constant {_canonical(owner)}.{last}", value)
                 self.statements(owner, last)
 
@@ -325,14 +328,23 @@ def _constant(value: Any) -> str:
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
-def _module_name(thing: Callable) -> str:
-    return _canonical(thing.__globals__) if isinstance(thing, types.FunctionType) else _canonical({"__name__": thing.__module__})
+def module_name(thing: Any) -> str:
+    """Return the name by which the module of a function or class is imported, that of a script which is run included."""
+    return _canonical(thing.__globals__) if isinstance(thing, types.FunctionType) else _imported(thing.__module__)
 
 
 def _canonical(scope: Mapping[str, Any]) -> str:
-    """Return a module's name, which is ``__main__`` in the processes that a script starts, too."""
+    """Return a module's name; that of a program is the name under which others import it, such as a script's file, where there is one."""
     name = scope.get("__name__") or "__main__"
-    return "__main__" if name == "__mp_main__" else name
+    if name not in _PROGRAM:
+        return name
+    spec, file = scope.get("__spec__"), scope.get("__file__")
+    return spec.name if spec else Path(file).stem if file else "__main__"
+
+
+def _imported(name: str) -> str:
+    """Return `_canonical` of a module that is there by name."""
+    return _canonical(vars(sys.modules[name])) if name in _PROGRAM and name in sys.modules else name
 
 
 @functools.cache

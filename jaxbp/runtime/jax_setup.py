@@ -46,6 +46,16 @@ def start_jax(cluster: Cluster | None = None) -> list[str]:
     return [str(device.device_kind) for device in jax.local_devices()]
 
 
+def workers() -> list[str]:
+    """The devices of this process that compute a job each beside each other: its accelerators, or a CPU as often as it has cores."""
+    names = [str(device.device_kind) for device in jax.local_devices()]
+    return names[:1] * max(len(names), _num_cores()) if jax.local_devices()[0].platform == "cpu" else names
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_all_cores() -> int:
     """Make each CPU core a JAX device; call this before JAX computes anything.
 
@@ -57,7 +67,7 @@ def use_all_cores() -> int:
     Raises:
       RuntimeError: JAX has already started with fewer devices.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _num_cores()
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < cores:
         jax.config.update("jax_num_cpu_devices", cores)  # JAX itself raises RuntimeError once its backends have started

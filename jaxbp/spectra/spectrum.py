@@ -42,6 +42,7 @@ from jaxtyping import Float, Num
 from jaxbp import checks
 from jaxbp.linalg import scaling
 from jaxbp.linalg.golub_kahan import golub_kahan
+from jaxbp.runtime.short_repr import short_repr
 from jaxbp.spectra.geometry import Geometry, Padding
 from jaxbp.spectra.symbol import Transform
 from jaxbp.spectra.values import matrix_values
@@ -81,6 +82,9 @@ class Spectrum:
     nuclear_gap: Float[jax.Array, "..."]
     how: str
     shape: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def singular_values(

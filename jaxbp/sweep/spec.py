@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.runtime.fingerprint import fingerprint
+from jaxbp.runtime.fingerprint import fingerprint, module_name
 from jaxbp.sweep import grid as grids
 from jaxbp.sweep.segments import Segments
 
@@ -128,7 +128,7 @@ def _identity(fn: Any, columns: Mapping[str, list], seeds: Sequence[int], shared
     while isinstance(named, functools.partial):
         named = named.func
     return {
-        "function": f"{named.__module__}.{named.__qualname__}" if hasattr(named, "__qualname__") else type(named).__qualname__,
+        "function": f"{module_name(named)}.{named.__qualname__}" if hasattr(named, "__qualname__") else type(named).__qualname__,
         "segments": fn.num_segments if isinstance(fn, Segments) else None,
         "grid": dict(columns),
         "seeds": list(seeds),

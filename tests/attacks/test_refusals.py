@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import attacks
+from jaxbp import attacks, checks
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.uniform(KEY, (16, 6))
@@ -117,6 +117,48 @@ def test_logits_of_another_form_are_refused(logits_fn, message):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_networks_that_couple_examples_are_refused():
+    """Batch statistics: the accuracy of the same network and images would depend on the batch size."""
+
+    def coupled(weights, x):
+        return (x - x.mean(0)) / (x.std(0) + 1e-3) @ weights
+
+    network_fn = jax.tree_util.Partial(coupled, WEIGHTS)
+    for call in (
+        lambda: attacks.robust_accuracy(network_fn, KEY, INPUTS, LABELS, {"a": attacks.fgsm(THREAT)}, batch_size=1),
+        lambda: attacks.minimal_norms(network_fn, KEY, INPUTS, LABELS, norm="l2"),
+        lambda: attacks.smoothed_radii(network_fn, KEY, INPUTS, sigma=0.1),
+    ):
+        with pytest.raises(checks.BatchCouplingError, match=r"Evaluate with stored statistics \(evaluation mode\)"):
+            call()
+
+
+# Attacks
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        (attacks.pgd(THREAT), r"attacks must be a dict by name, such as \{'pgd': attack\}, got an Attack"),
+        ([attacks.pgd(THREAT)], "attacks must be a dict by name, .* got list"),
+        ({"a": attacks.pgd}, "attacks must be made by pgd, .* got function as 'a'"),
+        (attacks.autoattack(THREAT, num_targets=4), "targets must be at most 3, .* got 4: lower targets, or num_targets of autoattack"),
+    ],
+)
+def test_attacks_that_cannot_run_are_refused_at_the_door(suite, message, monkeypatch):
+    monkeypatch.setattr(attacks.Attack, "__call__", lambda *_: pytest.fail("an attack ran"))
+    with pytest.raises(ValueError, match=message):
+        attacks.robust_accuracy(network, KEY, INPUTS, LABELS, suite)
+    if isinstance(suite, dict):
+        with pytest.raises(ValueError, match=message):
+            attacks.randomised_accuracy(lambda key, x: network(x), KEY, INPUTS, LABELS, suite)
+
+
+def test_the_targeted_ratio_of_three_classes_is_refused_at_the_door():
+    with pytest.raises(ValueError, match="targeted dlr needs at least 4 classes"):
+        attacks.robust_accuracy(lambda x: x[:, :3], KEY, INPUTS, LABELS % 3, attacks.autoattack(THREAT, num_targets=2))
 
 
 # Radius and bounds

@@ -33,7 +33,7 @@ GUIDE = ROOT / "experiments" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 TROUBLE = GUIDE / "troubleshooting.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-LONG = ("README.md", "attacks.md", "batch_norm_kernels.md", "instruments.md", "kernels.md")  # to run
+LONG = ("README.md", "attacks.md", "batch_norm_kernels.md", "instruments.md", "kernels.md", "own_study.md")  # to run
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SOURCES = [path for folder in ("jaxbp", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = ["jaxbp", *(found.name for found in pkgutil.iter_modules(jaxbp.__path__, "jaxbp."))]
@@ -76,8 +76,12 @@ def shown_commands() -> list[tuple[str, ...]]:
 )
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "guide"}  # a whole program is only defined: test_own_study.py runs it
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"__name__": "guide"}  # a whole program is only defined: test_own_study.py runs it, and what follows may import it
     for line, text in blocks(page, "python"):
+        if 'if __name__ == "__main__":' in text:
+            *_, program = re.findall(r"`(\w+\.py)`", "\n".join(page.read_text("utf-8").splitlines()[:line]))
+            (tmp_path / program).write_text(text)
         exec(compile("\n" * line + text, str(page), "exec"), names)
 
 

@@ -31,7 +31,7 @@ def test_readme_and_guide_show_what_was_published():
     headlines = [verdict for verdict in verdicts if verdict.claim.id in publish.HEADLINES]
     maps = map_tables.published()
     for page, text, marker in (
-        (publish.README, publish.summary(headlines, known), publish.BEGIN),
+        (publish.README, publish.summary(headlines, larger, known), publish.BEGIN),
         (publish.RESULTS, publish.table(verdicts, known), publish.BEGIN),
         (publish.RESULTS, publish.comparison(verdicts, larger, publish.facts(publish.STANDARD)), publish.BEGIN_STANDARD),
         (publish.README, map_tables.grid(maps[publish.SHOWN_MAP]), publish.BEGIN_MAPS),
@@ -77,18 +77,23 @@ def test_the_table_says_what_was_measured():
     assert "S2.a Weight decay \\| beats none." in row
     assert "not tested" in row
     assert "gain: 2.0 [-0.5, 4.5], 3 seeds, least favourable of 2 cases" in row
-    assert "| **undecided** | `python -m experiments.norm_bias` |" in row
+    assert "| above 0 | – | **undecided** |" in row
     assert "gain: –, 3 seeds" in told
-    assert told.endswith("Preset quick, 2026-01-02, jaxbp 0.1.0, jax 0.10.2, commit abc, 2 x cpu.")
+    assert "Preset quick, 2026-01-02, jaxbp 0.1.0, jax 0.10.2, commit abc, 2 x cpu." in told
+    assert "S2 `experiments.norm_bias`" in told
+    sized = claims.judge(dataclasses.replace(CLAIM, smallest_effect=1.0), {"a": [1.0, 2.0, 3.0]})
+    cell = publish.table([sized], FACTS).splitlines()[2].split(" | ")[4]
+    assert cell == f"{100 * sized.power.chance:.0f} %; 80 % takes {sized.power.seeds_needed}"
 
 
 def test_the_summary_says_whether_the_paper_says_so():
     verdict = claims.judge(dataclasses.replace(CLAIM, paper_value="0.5"), {"a": [1.0, 2.0, 3.0], "b": [1.0, 1.1, 1.2]})
     against = claims.judge(dataclasses.replace(CLAIM, paper_value="0.5"), {"a": [-1.0, -1.1, -1.2]})
-    rows = publish.summary([verdict, against, dataclasses.replace(against, claim=CLAIM)], FACTS).splitlines()[2:5]
-    assert "| **undecided**: supported in 1 of 2 cases, undecided in 1 |" in rows[0]
+    verdicts = [verdict, against, dataclasses.replace(against, claim=dataclasses.replace(CLAIM, id="S2.b"))]
+    rows = publish.summary(verdicts, [against], FACTS).splitlines()[2:5]
+    assert rows[0].endswith("| above 0 | **undecided**: supported in 1 of 2 cases, undecided in 1 | **contradicted** |")
     assert "| **contradicted** (against its paper) |" in rows[1]
-    assert rows[2].endswith("| **contradicted** |")
+    assert rows[2].endswith("| **contradicted** | not yet run |")
 
 
 def test_two_presets_stand_beside_each_other():
@@ -131,10 +136,16 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
         (run / name / "config.json").write_text(json.dumps(config))
         own = dataclasses.replace(verdict, claim=dataclasses.replace(CLAIM, id=f"S{number + 1}.a"))
         claims.write_verdicts(run / name / "verdicts.json", [own])
+        (run / name / "measurements.parquet").write_bytes(name.encode())
     claims.write_verdicts(run / "verdicts.json", [verdict])  # as a later `--only S2` leaves it
     publish.take(run)
-    assert publish.facts(publish.FOLDER) == {**FACTS, "started": "2026-01-02T03:04:05Z", "git_commit": "abc, def"}
+    assert publish.facts(publish.FOLDER) == {
+        **FACTS,
+        "started": "2026-01-02T03:04:05Z",
+        "git_commit": f"abc (S1, S2), def ({', '.join(f'S{n}' for n in range(3, 11))})",
+    }
     taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
+    assert (tmp_path / "published" / NAMES[3] / "measurements.parquet").read_text() == NAMES[3]
     assert [v.claim.id for v in taken] == [f"S{number + 1}.a" for number in range(len(NAMES))]
     config = run / NAMES[0] / "config.json"
     for damage, message in (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import results_pages
 from jaxbp import claims, lab, stats
-from jaxbp.lab import archive, execute, verdict_changes
+from jaxbp.lab import archive, execute, recorded_rules, taken_over, verdict_changes
 from jaxbp.runtime.store import Store, StoreError
 from tests.helpers.errors import error_of, outcome
 from tests.lab import test_jobs
@@ -60,7 +60,7 @@ def damaged(draw, document):
     """The document with other values in one to three places, or without them; as bytes that may be cut."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
-        *way, name = draw(st.sampled_from([path for path in places(document) if path] or [("", "")]))
+        *way, name = draw(st.sampled_from([path for path in places(document) if path] or [("",)]))
         parent = document
         for step in way:
             parent = parent[step]
@@ -145,12 +145,41 @@ def test_config_json(whole, tmp_path):
 
         def resume():
             with Store(tmp_path, {"preset": "quick", "num_seeds": 2}, {"started": "2026-01-02"}) as store:
-                execute._note_rules(store, study)
-                sum(execute._spent(store))
+                recorded_rules.note(store, recorded_rules.of_study(study))
+                execute._Clock(store, 0.0).note()
 
         _check(resume, StoreError)
+        present = recorded_rules.of_study(study)
+        source = taken_over.source_at(tmp_path)  # a neighbour, of which nothing is expected
+        assert source.rules is None or isinstance(recorded_rules.changes(source.rules, present, "a run"), list)
 
     check()
+
+
+def test_the_note_of_results_that_were_taken_over(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    rules = {"rules": {"S2.a": "above 0"}, "premises": {"S2.a": ["S2.b"]}}
+    source = {"folder": "/there/run", "started": "2026-01-01", "study": "S2", "rules": rules}
+    whole_note = {"sources": [source], "jobs": {"a-1.nc": 0, "b-2.nc": 0}}
+    present = recorded_rules.of([CLAIM])
+
+    def told():
+        files = ["a-1.nc", "b-2.nc", "c-3.nc"]
+        changes = taken_over.changes(tmp_path, files, present, "S2")
+        return taken_over.sentences(tmp_path, files), changes
+
+    @QUICK
+    @given(hostile(whole_note))
+    def check(content):
+        (tmp_path / taken_over.NOTE).write_bytes(content)
+        sentences, changes = told()
+        assert not any("\x1b" in sentence for sentence in [*sentences, *(change.sentence for change in changes)])
+
+    check()
+    (tmp_path / taken_over.NOTE).write_text(json.dumps(whole_note))
+    sentences, changes = told()
+    assert sentences[0].startswith("2 of 3 jobs were taken over from ")
+    assert [change.claim for change in changes] == ["S2.a", "S2.a"]  # the text of the rule, and the premise
 
 
 @pytest.mark.slow

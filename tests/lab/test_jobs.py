@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import xarray as xr
 
 from jaxbp import claims, lab, report
-from jaxbp.lab import execute, jobs
+from jaxbp.lab import execute, jobs, recorded_rules
 from jaxbp.lab.archive import Archive
 from jaxbp.runtime import progress
 from jaxbp.runtime.store import Store, StoreError
@@ -176,7 +178,7 @@ def test_a_stage_gets_the_results_that_its_point_shares_with_the_needed_stage(co
 def test_more_seeds_need_only_the_jobs_of_the_new_seeds(compute, tmp_path, capsys):
     compute(CHAIN, Settings("quick", 2), "two")
     compute(CHAIN, dataclasses.replace(Settings("quick", 3), unused=7), "three")
-    assert f"4 results are taken over from {tmp_path / 'two'}" in capsys.readouterr().out
+    assert f"4 of 7 jobs were taken over from {tmp_path / 'two'}" in capsys.readouterr().out
     started = [line.split("started ")[1] for line in (tmp_path / "three/log.txt").read_text().splitlines() if "started" in line]
     assert sorted(started) == ["digits; doubled; 2", "digits; draw; 2", "digits; spread"]
 
@@ -364,15 +366,85 @@ def test_a_sweep_without_arms_has_no_axis_for_them():
     assert results.seed.values.tolist() == [3, 5]
 
 
-def test_a_rule_that_was_changed_after_the_run_began_is_told(tmp_path, capsys):
-    def run(rule):
-        measure = lab.Measure(dataclasses.replace(ABOVE, rule=rule), lambda m: m.value.x)
-        of = study(stage("value", lambda: {"x": lab.along("seed", [1.0, 2.0, 3.0])}), measures=(measure,))
-        return execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="this")
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs a study of one measured value under a rule, with a premise or not, in a folder of its own or not."""
+    value = stage("value", lambda: {"x": lab.along("seed", [1.0, 2.0, 3.0])})
+    more = lab.Measure(dataclasses.replace(ABOVE, id="T.p"), lambda m: m.value.x)
+
+    def run_under(rule, folder="run", **options):
+        measure = lab.Measure(dataclasses.replace(ABOVE, rule=rule, **options), lambda m: m.value.x)
+        of = study(value, measures=(measure, more))
+        return execute.run(of, Settings("quick", 3), tmp_path / "runs" / folder, devices=["cpu"], command="this")
+
+    return run_under
+
+
+def test_a_rule_that_differs_from_that_of_the_run_whose_results_are_taken_over_is_told(run, tmp_path, capsys):
+    run(claims.Above(0.0), "first")
+    begun = json.loads((tmp_path / "runs/first/config.json").read_text())["started"][:10]
+    capsys.readouterr()
+    same = run(claims.Above(0.0), "same")
+    source = tmp_path / "runs" / "first"
+    assert f"1 of 1 job was taken over from {source}, begun {begun}" in (said := capsys.readouterr().out)
+    assert "The rule" not in said
+    assert f"1 of 1 job was taken over from first, begun {begun}." in same.sections[-1].blocks
+    assert "written down before the first seed. " in same.methods()
+    told = "The rule of T.a was changed after the run in first had begun. Then: the whole 95 % interval of value <b> lies above 0. Now: "
+    for _ in range(2):  # also when the run goes on
+        other = run(claims.Above(9.0), "other", premise="T.p")
+        assert told in (said := capsys.readouterr().out)
+        assert "The premises of T.a were changed after the run in first had begun. Then: none. Now: T.p." in said
+        assert told in str(other.sections[-1].blocks)
+        assert "before the first seed, but for T.a, changed or added since." in other.methods()
+        assert "fixed before the run" not in (tmp_path / "runs" / "other" / "report.html").read_text()
+
+
+def test_rules_that_were_added_or_dropped_are_told(run, tmp_path):
+    then = recorded_rules.Rules({"T.a": "above 0", "T.b": "above 1"}, None)
+    now = recorded_rules.Rules({"T.a": "above 0", "T.c": "above 2"}, {"T.a": ["T.c"]})
+    told = [change.sentence for change in recorded_rules.changes(then, now, "this run")]
+    assert told == [
+        "The rule of T.c was added after this run had begun: above 2.",
+        "The rule of T.b was dropped after this run had begun: above 1.",
+    ]
+    run(claims.Above(0.0), "first")
+    config = tmp_path / "runs/first/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rules": None}))
+    section = run(claims.Above(0.0), "second")
+    assert "No rule was written down in first, whose results are used." in section.sections[-1].blocks
+    assert "but for T.a, T.p, changed or added since" in section.methods()
+
+
+def test_a_rule_that_was_changed_after_the_run_began_is_told(run, capsys):
 
     run(claims.Above(0.0))
-    assert "rule" not in capsys.readouterr().out
+    assert "The rule" not in capsys.readouterr().out
     section = run(claims.Above(9.0))
     told = "The rule of T.a was changed after this run had begun. Then: "
     assert told in capsys.readouterr().out
     assert told in str(section.sections[-1].blocks)
+
+
+def test_the_wall_time_counts_starts_that_were_stopped_or_killed(tmp_path, monkeypatch):
+    ends, seconds = [KeyboardInterrupt, ValueError, None], iter(range(0, 10**6, 100))  # the clock goes on by 100 s at each look
+    monkeypatch.setattr(execute, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+    def finish():
+        noted.append(config().get("wall_seconds", 0))
+        if error := ends.pop(0):
+            raise error("stop")
+        return {"x": lab.along("seed", [1.0, 2.0, 3.0])}
+
+    def config():
+        return json.loads((tmp_path / "run" / "config.json").read_text())
+
+    noted = []
+    of = study(stage("first", lambda: {"x": 1.0}), stage("second", finish), measures=(lab.Measure(ABOVE, lambda m: m.second.x),))
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="", recompute=True)
+        noted.append(config()["wall_seconds"])
+    section = execute.run(of, Settings("quick", 3), tmp_path / "run", devices=["cpu"], command="", recompute=True)
+    first_job, first_stop, start, second_stop, last_start, end = *noted, section.settings["wall_seconds"]
+    assert 0 < first_job < first_stop == start < second_stop == last_start < end

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxbp import claims, data, lab
 from jaxbp.claims import Axis
 from jaxbp.lab import map_axes
 from jaxbp.lab.verdict_pairs import compared
+from jaxbp.runtime import jax_setup
 from jaxbp.runtime.store import StoreError
 from tests.helpers import run_processes
 
@@ -159,18 +161,41 @@ def test_a_superset_computes_new_cells_alone_and_runs_nearby_share(folder, calls
     calls.clear()
     mapped({"rate": RATES[:3], "unread": (0, 1)}, folder.parent / "beside")  # by content, from the neighbour
     assert calls == []
+    assert "4 of 4 jobs were taken over from map, begun 20" in (folder.parent / "beside" / "map.html").read_text()
+    other = dataclasses.replace(
+        STUDY, measures=(lab.Measure(dataclasses.replace(CLAIM, rule=claims.Above(9.0)), lambda m: m.train.effect),)
+    )
+    found = lab.map(other, "M.a", {"rate": RATES[:1]}, settings=Arguments(), out=folder.parent / "third")
+    assert calls == []
+    assert any(note.startswith("The rule of M.a was changed after the run in map had begun. Then: ") for note in found.facts["notes"])
     with pytest.raises(StoreError, match="other settings"):
         mapped({"rate": RATES[:2]}, folder, claim="M.b")
 
 
-def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls):
+def test_on_cpus_a_map_computes_a_job_a_core(folder, monkeypatch):
+    monkeypatch.setattr(jax_setup, "_num_cores", lambda: 3)
+    all_there = threading.Barrier(3, timeout=20)
+
+    def meet(case, settings):  # returns only if three cells compute beside each other
+        all_there.wait()
+        return {"effect": lab.along("seed", np.arange(1.0, 1 + settings.num_seeds))}
+
+    of = dataclasses.replace(STUDY, stages=(lab.Stage(meet),), measures=(lab.Measure(CLAIM, lambda m: m.meet.effect),))
+    found = lab.map(of, "M.a", {"rate": RATES[:3]}, settings=Arguments(), out=folder)
+    assert found.headline == "holds in 3 of 3 specifications, contradicted in 0"
+    assert len(json.loads((folder / "config.json").read_text())["devices"]) == 3
+
+
+def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls, capsys):
     found = mapped({"num_epochs": (0, 5, 13)}, folder)
     invalid, fine, failed = found.cells
     assert "epochs must be at least 1, got 0" in invalid.failure
     assert fine.verdict.verdict == "supported"
     assert failed.failure == "net, digits; train; (0, 1, 2, 3, 4, 5, 6, 7): ValueError: thirteen epochs are unlucky"
     assert found.counts == {"supported": 1, "failed": 2}
-    assert "unlucky" in (folder / "map.html").read_text()
+    assert "unlucky" in (page := (folder / "map.html").read_text())
+    assert "<figcaption>The specification: mark" in page
+    assert "thirteen epochs are unlucky In 1 of 3 cells: num_epochs 13" in capsys.readouterr().out
     calls.clear()
     mapped({"num_epochs": (0, 5, 13)}, folder)
     assert [call[3] for call in calls] == [13]  # what failed is tried again
@@ -336,7 +361,7 @@ def test_a_killed_map_goes_on_from_what_is_there(folder):
         "    put(self, *args, **facts)\n"
         "    if len(t.CALLS) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Archive.put = then_die\n"
-        "t.mapped({'rate': t.RATES}, sys.argv[1])\n"
+        "t.mapped({'rate': t.RATES}, sys.argv[1], devices=['cpu'])\n"
     )
     died = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-2000:]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -262,6 +263,25 @@ def test_a_point_moved_far_off_the_minimum_is_refuted():
     assert certificate.status == "refuted"
     assert not certificate.is_minimum
     assert certificate.reasons[0].startswith("not stationary")
+    text = repr(certificate)
+    assert text.startswith("Certificate(status='refuted', reasons=(\"not stationary")
+    assert re.search(r"smallest=Eigenvalue\(value=-?[\d.e-]+, .*vector=float64\[\d+\]\)", text)
+    assert "\n" not in text
+    assert len(text) < 2000
+
+
+def test_short_floats_are_named_where_a_point_is_refuted_too():
+    """The head makes float64 of them, so that the logits do not tell."""
+    inputs, labels, _ = data()
+
+    def apply_fn(p, x):
+        return jnp.tanh((x @ p["hidden"]).astype(jnp.float32)) @ p["head"]
+
+    params = {"hidden": np.eye(NUM_FEATURES)[:, :2], "head": np.ones((2, NUM_CLASSES))}
+    options = {"num_directions": 1, "num_steps": 1, "max_products": 4}
+    certificate = landscape.certify(apply_fn, params, inputs, labels, loss="squared_error", key=KEY, **options)
+    assert certificate.status == "refuted"
+    assert re.match(r"the network computes partly in short floats \(float32 in 'tanh'\).*\(dtype=None\)", certificate.reasons[-1])
 
 
 @pytest.mark.parametrize("size", [1e-10, 1e-6, "float32"])

@@ -251,3 +251,27 @@ def test_sharpness_is_traced_and_that_of_the_dense_matrix():
     moved = operator.unravel(operator.position + 0.05 * operator.gradient / size)
     assert rise == pytest.approx(loss_fn(moved, *data).mean() - operator.loss)
     assert directions == pytest.approx(float(trace / largest), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda product, key: landscape.top_eigenpairs(product, 8, key, count=1, dtype=jnp.float64).values,
+        lambda product, key: landscape.extreme_eigenvalues(product, jax.random.normal(key, (8,))).largest.value,
+        lambda product, key: landscape.spectral_density(product, 8, key, dtype=jnp.float64).nodes,
+        lambda product, key: landscape.trace(product, 8, key, num_products=4, dtype=jnp.float64).value,
+        lambda product, key: landscape.trace(product, 8, key, num_products=8, dtype=jnp.float64).value,
+        lambda product, key: landscape.diagonal(product, 8, key, dtype=jnp.float64).value,
+        lambda product, key: landscape.log_determinant(product, 8, key, dtype=jnp.float64).value,
+        lambda product, key: landscape.hutchinson_trace(product, 8, key, dtype=jnp.float64)[0],
+    ],
+)
+def test_what_runs_outside_of_compiled_code_refuses_traced_operators_and_keys(measure):
+    scales = jnp.arange(1.0, 9.0)
+    for traced in (lambda scale: measure(lambda v: scale * scales * v, KEY), lambda scale: measure(lambda v: scales * v, as_key(scale))):
+        with pytest.raises(ValueError, match=r"got a traced one.* use largest_eigenvalue and trace of jaxbp\.landscape\.sharpness"):
+            jax.jit(traced)(2.0)
+
+
+def as_key(number):
+    return jax.random.fold_in(KEY, number.astype(int))

@@ -207,7 +207,11 @@ def test_an_operator_that_is_not_finite_comes_back_as_a_value(bad):
 def test_misuse_is_refused():
     start = jnp.ones(3)
     for message, call in {
-        "vector, got shape .3, 1.": lambda: landscape.extreme_eigenvalues(lambda v: v, start[:, None]),
+        r"vector .P,., got shape .3, 1.: draw one: jax.random.normal.key, .P,..": lambda: landscape.extreme_eigenvalues(
+            lambda v: v, start[:, None]
+        ),
+        r"got shape .*: draw one: jax.random.normal.key, .3,..": lambda: landscape.extreme_eigenvalues(lambda v: v, 3),
+        "got an array key.*: draw one": lambda: landscape.extreme_eigenvalues(lambda v: v, jax.random.key(0)),
         "finite and not zero, got a largest entry of 0": lambda: landscape.extreme_eigenvalues(lambda v: v, 0 * start),
         "finite and not zero, got a largest entry of nan": lambda: landscape.extreme_eigenvalues(lambda v: v, math.nan * start),
         "real numbers, got complex64": lambda: landscape.extreme_eigenvalues(lambda v: v, 1j * start),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxbp import models, training
+from jaxbp import models, ntk, training
 
 INPUTS = jax.random.normal(jax.random.key(0), (6, 5))
 LABELS = jnp.array([0, 1, 2, 0, 1, 2])
@@ -134,8 +134,11 @@ def test_linen_modules_in_both_modes_are_the_formula(name):
     np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], 0.99 * 0.5 + 0.01 * mean, rtol=1e-5)
     np.testing.assert_array_equal(models.with_batch_statistics(net)(params, INPUTS, state), logits)
     assert net is models.from_linen(module.clone(), **options)
-    with pytest.raises(ValueError, match=r"keeps a state beside its parameters .* got the collections \[\]: pass the state"):
-        net.apply(params, INPUTS)
+    for given, got in (({}, r"\[\]"), (state["batch_stats"], r"\['BatchNorm_0'\]")):
+        with pytest.raises(
+            ValueError, match=rf"keeps a state beside its parameters .* got the collections {got}: .* \{{'batch_stats': batch_"
+        ):
+            net.apply(params, INPUTS, given)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +263,50 @@ def test_nnx_modules_draw_anew_at_each_step_and_train():
     plain = models.from_nnx(NnxNet)
     result = jax.jit(lambda key: training.train(plain, training.sgd(0.2), (INPUTS, LABELS), key, settings))(jax.random.key(3))
     assert result.history["train_loss"][-1] < 0.5 * result.history["train_loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda net, p, s: net.apply(p, INPUTS),
+            r"NnxNet keeps a state beside its parameters .* got nothing at \['dropout'\].*: pass the state",
+        ),
+        (lambda net, p, s: net.apply(s, INPUTS, p), "keeps a state beside its parameters"),
+        (lambda net, p, s: net.update(s, INPUTS, p), "keeps a state beside its parameters"),
+        (lambda net, p, s: jax.tree_util.Partial(net.features, p)(INPUTS), "keeps a state beside its parameters"),
+        (lambda net, p, s: ntk.empirical_ntk(net.apply, p, INPUTS), "keeps a state beside its parameters"),
+        (lambda net, p, s: net.apply({"head": p["head"]}, INPUTS, s), r"params do not fit NnxNet, got nothing at \['hidden'\]\['bias'\]"),
+        (
+            lambda net, p, s: net.apply(p, INPUTS, {**s, "t": 1.0}),
+            r"state do not fit NnxNet, got a value at \['t'\], which it does not keep",
+        ),
+        (lambda net, p, s: net.apply(p, INPUTS[:, :4], s), r"NnxNet failed on inputs of shape \(6, 4\), which may not fit its parameters"),
+    ],
+)
+def test_values_that_do_not_fit_an_nnx_module_are_named(call, message):
+    net = models.from_nnx(lambda rngs: NnxNet(rngs, rate=0.5))
+    with pytest.raises(ValueError, match=message):
+        call(net, *net.init(jax.random.key(0), INPUTS))
+
+
+def test_an_nnx_state_of_numpy_arrays_serves_under_jit():
+    net = models.from_nnx(NnxNet)
+    params, state = net.init(jax.random.key(0), INPUTS)
+    on_host, fn = jax.device_get(state), models.with_batch_statistics(net)
+    np.testing.assert_array_equal(jax.jit(lambda p: fn(p, INPUTS, on_host))(params), jax.jit(lambda p: fn(p, INPUTS, state))(params))
+
+
+def test_an_nnx_module_trained_elsewhere_comes_in_with_its_values():
+    module = NnxNet(nnx.Rngs(0))
+    module.train()
+    module(INPUTS)  # moves the statistics
+    module.head.kernel[...] += 1.0
+    net = models.from_nnx(lambda rngs: module)
+    params, state = net.init(jax.random.key(1), INPUTS)
+    np.testing.assert_array_equal(params["head"]["kernel"], module.head.kernel[...])
+    module.eval()
+    np.testing.assert_array_equal(net.apply(params, INPUTS, state), module(INPUTS))
 
 
 def test_misuse_of_nnx_modules():

@@ -210,7 +210,7 @@ def test_a_paper_can_cite_the_study_and_tell_its_methods(write):
     for sentence in (
         'We ran the study "Is it?" of jaxbp 0.1.0 (commit cad038273aea-dirty), preset quick, on 5 seeds.',
         "There was 1 case (digits, mlp); settings of all cases: num train 300.",
-        "a rule written down before the first seed, but for S1.b, changed since.",
+        "a rule written down before the first seed, but for S1.b, changed or added since.",
         "S1.a holds in a case if the whole 95\u00a0% interval of loss lies above 0.5.",
         f"Kind of the intervals over seeds: {told[0].interval.method}.",
         "Of 1 control with a known answer 1 passed.",
@@ -223,6 +223,39 @@ def test_a_paper_can_cite_the_study_and_tell_its_methods(write):
     )
     assert entries.endswith(paper.bibtex())
     assert entries.count("{") == entries.count("}")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"a": seeds(0.1, 0.1)}, ""),  # the interval shows that there is nothing
+        ({"a": seeds(0.1, 0.1), "b": seeds(0.3), "c": seeds(0.2)}, "Not refuted, no more: 5 seeds cannot rule out 0.539 in b."),
+        ({"a": seeds(-0.3), "b": [np.nan] * 5}, "Not refuted, no more: no interval in b; 5 seeds cannot rule out -0.539 in a."),
+        ({"a": seeds(2.0)}, ""),  # refuted, so it failed
+    ],
+)
+def test_a_negative_control_that_was_not_refuted_says_what_it_cannot_rule_out(write, values, told):
+    control = claims.Control("negative", "Nothing is there.", "gain", Within(0.5), id="S1.negative")
+    result = claims.judge_control(control, values)
+    assert outcomes.control_caveat(result) == told
+    page = Page(write(report.StudySection("S1", "Is it?", "", some_verdicts()[3:4], controls=[result]))).words
+    assert ("Not refuted" in page) == bool(told)
+    assert told in page
+    if len(values) == 3:
+        powerful = claims.judge_control(dataclasses.replace(control, smallest_effect=0.5), values)
+        chance, needed = powerful.verdict.power.chance, powerful.verdict.power.seeds_needed
+        added = f" Were it 0 in truth, the chance of an interval inside the region is {100 * chance:.0f} %; {needed} seeds make it 80 %."
+        assert outcomes.control_caveat(powerful) == told + added
+
+
+def test_a_study_without_a_paper_has_no_column_for_it(write, study):
+    own = claims.judge(Claim("S2.a", "Another.", "mine", "loss", Below(0)), {"a": seeds(-9), "b": seeds(-8)})
+    page = write(report.StudySection("S2", "Is it?", "", [own]))
+    assert "The paper" not in page
+    assert 'colspan="5"' in page
+    paper = report.Publication("doe2020", "Title", ("Jane Doe",), 2020, venue="ICLR")
+    assert "The paper" in write(report.StudySection("S2", "Is it?", "", [own], paper=paper))
+    assert "The paper" in write(study)  # some of its claims have a value
 
 
 def test_page_has_links_to_its_data(write, study):
@@ -429,6 +462,13 @@ def test_curve_has_a_band_where_there_are_three_seeds():
     drawn = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
     assert set(drawn[:, 0]) == {1, 2}
     assert ax.get_ylim()[1] < 7  # the interval of 3 and 5 ends at 17
+
+
+def test_a_curve_that_starts_at_0_tells_no_events():
+    _, ax = report.figure()
+    report.curve(ax, [0, 1], [[0.0, 5.0], [0.0, 6.0], [0.0, 5.5]])
+    start = [y for path in ax.collections[0].get_paths() for x, y in path.vertices if x == 0]
+    assert set(start) == {0.0}
 
 
 def test_long_titles_of_panels_stay_inside():
