@@ -80,7 +80,7 @@ def _explained(result: xr.Dataset) -> str:
     levels = {str(axis): levels.tolist() for axis, levels in zip(result.effect.dims, places, strict=True)}
     errors = widths[known] / 2 / stdtrit(np.maximum(counts[known] - 1, 1), 0.975)
     parts = stats.functional_anova(levels, effects[known], errors=errors)
-    return _named(sorted((part for part in parts if part.axes and part.share > part.noise), key=lambda part: -part.share))
+    return _named(sorted((part for part in parts if part.axes and part.share > part.noise), key=lambda part: -round(part.share, 9)))
 
 
 def _named(parts: Sequence[Any]) -> str:

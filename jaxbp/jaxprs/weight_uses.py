@@ -246,9 +246,10 @@ class _Walk:
     def _scan(self, operation: interpret.Operation, operands: list[_Value]) -> list[_Value]:
         """Follow the steps of a loop one by one, until all later ones are like the last."""
         params, (program,) = operation.params, operation.programs
-        num_consts, num_carry, length = params["num_consts"], params["num_carry"], params["length"]
-        consts, carry, stacks = operands[:num_consts], operands[num_consts : num_consts + num_carry], operands[num_consts + num_carry :]
-        types = operation.output_types
+        length, types = params["length"], operation.output_types
+        num_stacks, num_carry = _num_stacks(operation, program), _num_carry(operation, program)
+        num_kept = len(operands) - num_stacks
+        consts, carry, stacks = operands[: num_kept - num_carry], operands[num_kept - num_carry : num_kept], operands[num_kept:]
         if length > _MOST_STEPS:
             carry, stacks = (self._as_data(group, "a loop of over 1024 steps picks it") for group in (carry, stacks))
         varied = [stack for stack in stacks if isinstance(stack, Expression)]
@@ -324,6 +325,18 @@ class _Walk:
 
 
 _LOOPS: dict[str, Callable[[_Walk, interpret.Operation, list], list]] = {"scan": _Walk._scan, "while": _Walk._while, "cond": _Walk._cond}
+
+
+def _num_stacks(operation: interpret.Operation, program: interpret.Program) -> int:
+    """How many inputs of a loop have an entry for each step: those with an axis more than in the step; counts' names vary between JAX's."""
+    pairs = zip(operation.input_types, program.jaxpr.invars, strict=True)
+    return sum(len(whole.shape) > len(variable.aval.shape) for whole, variable in pairs)
+
+
+def _num_carry(operation: interpret.Operation, program: interpret.Program) -> int:
+    """How many outputs of a loop are those of its last step."""
+    pairs = zip(operation.output_types, program.jaxpr.outvars, strict=True)
+    return sum(len(whole.shape) == len(atom.aval.shape) for whole, atom in pairs)
 
 
 def _signature(value: _Value) -> Any:

@@ -21,6 +21,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+_RELATIVE_ZERO = 1e-10  # of singular values
+
 
 @dataclass(frozen=True)
 class Component:
@@ -42,8 +44,8 @@ def functional_anova(levels: Mapping[str, Sequence[int]], effects: ArrayLike, *,
 
     Each axis has sum-coded indicators of its levels, and each pair the products of theirs; the least-squares fit of least norm gives the
     parts. A part's variance is that over all combinations of its levels, each counted once, so the shares describe the grid even where
-    cells are missing. For a complete grid this is the classical analysis of variance. Pairs enter if there are cells enough to tell
-    all of them apart.
+    cells are missing. For a complete grid this is the classical analysis of variance. An axis that another decides, as a case decides
+    its loss, cannot be told from it and is left out. Pairs enter if the cells tell all of them apart.
 
     Args:
       levels: for each axis the number of each cell's level, (N,).
@@ -55,20 +57,21 @@ def functional_anova(levels: Mapping[str, Sequence[int]], effects: ArrayLike, *,
       No parts if the effects are all alike.
     """
     values, variances = np.asarray(effects, float), np.asarray(errors, float) ** 2
-    codes = {axis: _sum_codes(numbers) for axis, numbers in levels.items() if len(set(numbers)) > 1}
+    codes = {axis: _sum_codes(levels[axis]) for axis in _apart(levels)}
     if not codes or np.ptp(values) == 0:
         return []
     sets: list[tuple[str, ...]] = [(axis,) for axis in codes]
     pairs = list(itertools.combinations(codes, 2))
-    num_columns = 1 + sum(math.prod(codes[axis].shape[1] for axis in axes) for axes in [*sets, *pairs])
-    sets += pairs if num_columns <= len(values) else []
-    blocks = [_columns(codes, axes) for axes in sets]
-    design = np.hstack([np.ones((len(values), 1)), *blocks])
-    inverse = np.linalg.pinv(design)
+    design = _design(codes, [*sets, *pairs])
+    if np.linalg.matrix_rank(design) == design.shape[1]:
+        sets += pairs
+    else:
+        design = _design(codes, sets)
+    inverse = np.linalg.pinv(design, rcond=_RELATIVE_ZERO)
     weights = inverse @ values
     parts, at = [], 1
-    for axes, block in zip(sets, blocks, strict=True):
-        rows = slice(at, at := at + block.shape[1])
+    for axes in sets:
+        rows = slice(at, at := at + math.prod(codes[axis].shape[1] for axis in axes))
         grid = _all_codes(codes, axes)
         by_noise = ((grid @ inverse[rows]) ** 2 @ variances).mean()
         parts.append((axes, ((grid @ weights[rows]) ** 2).mean(), by_noise))
@@ -77,6 +80,25 @@ def functional_anova(levels: Mapping[str, Sequence[int]], effects: ArrayLike, *,
         parts.append(((), ((residual_maker @ values) ** 2).mean(), (residual_maker**2 @ variances).mean()))
     total = sum(variance for _, variance, _ in parts)
     return [Component(axes, float(variance / total), float(noise / total)) for axes, variance, noise in parts]
+
+
+def _apart(levels: Mapping[str, Sequence[int]]) -> list[str]:
+    """The axes of more than one level, without those that another axis decides; of two that decide each other the first stays."""
+    axes = [axis for axis, numbers in levels.items() if len(set(numbers)) > 1]
+    for axis in list(axes)[::-1]:
+        if any(_decides(levels[other], levels[axis]) for other in axes if other != axis):
+            axes.remove(axis)
+    return axes
+
+
+def _decides(numbers: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether each level of one axis goes with a single level of the other."""
+    return len(set(zip(numbers, others, strict=True))) == len(set(numbers))
+
+
+def _design(codes: Mapping[str, np.ndarray], sets: Sequence[Sequence[str]]) -> np.ndarray:
+    """A column of ones and those of each set of axes, (N, columns)."""
+    return np.hstack([np.ones((len(next(iter(codes.values()))), 1)), *(_columns(codes, axes) for axes in sets)])
 
 
 def _sum_codes(numbers: Sequence[int]) -> np.ndarray:

@@ -298,7 +298,7 @@ def test_a_point_beside_a_minimum_is_told_from_it_and_from_none(size):
     assert certificate.nearby.status == "proven"
     assert 0 < certificate.distance < certificate.nearby.radius
     # Newton's steps along the least curved directions end in rounding, which they enlarge by 1 / curvature.
-    assert certificate.distance < 2 * distance + 1e-4
+    assert certificate.distance < 2 * distance + 1e-3
 
 
 def test_zero_parameters_are_a_saddle_behind_kinks():

@@ -54,7 +54,7 @@ def test_tokens_and_masks_through_attention(x64):
 
 def test_weights_of_attention_are_layers_and_a_table_with_two_uses_is_not():
     fn, params, batch = problem()
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype)), batch)
     found = linear_layers.find(fn, params, example)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     kernels = {name for name in names if name.endswith("kernel")}

@@ -40,6 +40,22 @@ def test_an_additive_effect_is_found_where_cells_are_missing():
     assert sum(abs(share) for axes, share in parts.items() if axes not in variances) < 1e-12
 
 
+def test_an_axis_that_another_decides_is_left_out_and_of_twins_the_first_stays():
+    loss = [b // 2 for b in LEVELS["b"]]  # as a case has its loss
+    effects = np.random.default_rng(0).standard_normal(24)
+    alone = stats.functional_anova(LEVELS, effects, errors=np.ones(24))
+    beside = stats.functional_anova({"loss": loss, **LEVELS, "again": LEVELS["a"]}, effects, errors=np.ones(24))
+    assert shares(beside) == pytest.approx(shares(alone))
+
+
+def test_pairs_that_cells_do_not_tell_apart_do_not_enter():
+    cells = [cell for cell in GRID if cell[0] < 2 or cell[2] == 0]  # at the last level of a there is but one of c
+    levels = {name: [cell[axis] for cell in cells] for axis, name in enumerate("abc")}
+    parts = shares(stats.functional_anova(levels, [float(a + 2 * b) for a, b, _ in cells], errors=np.zeros(20)))
+    assert set(parts) == {("a",), ("b",), ("c",), ()}
+    assert parts[()] == pytest.approx(0.0, abs=1e-12)
+
+
 def test_noise_is_the_share_that_errors_alone_give():
     rng = np.random.default_rng(1)
     sizes = {}
