@@ -112,6 +112,7 @@ def test_a_start_is_trained_on_examples_that_its_bound_leaves_out():
     assert distance(np.where(np.arange(40) == seen[0], 9 - labels, labels)) > 0
 
 
+@pytest.mark.slow
 def test_bounds_pay_for_the_dimensions_and_are_on_the_examples_that_are_left(monkeypatch):
     calls = []
 
@@ -142,6 +143,7 @@ def test_a_share_or_dimensions_that_leave_nothing_are_refused():
         settings.validate()
 
 
+@pytest.mark.slow
 def test_a_network_with_batch_norm_has_the_curvature_of_its_stored_statistics():
     """Against the eigenvalues of a dense Hessian by the parameters alone."""
     net = models.create("resnet", num_classes=3, width=1, stages=1, depth=1)

@@ -353,6 +353,7 @@ def test_a_subset_is_drawn_without_repeats_and_grows(sampling):
     assert len(map_axes.points(axes, 1000)) == 8 * 9 + 2 * 9
 
 
+@pytest.mark.slow
 def test_a_killed_map_goes_on_from_what_is_there(folder):
     code = (
         "import os, signal, sys; from tests.lab import test_map as t; from jaxbp.lab.archive import Archive\n"

@@ -93,6 +93,7 @@ def imported(folder, monkeypatch):
     sys.modules.pop("toy_rates", None)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_script_names_the_file_and_the_folder_keeps_it(folder):
     run_folder = folder / "runs" / "toy_rates-smoke"
     digest = hashlib.sha256((folder / "toy_rates.py").read_bytes()).hexdigest()
