@@ -290,9 +290,9 @@ def draw_singular_values(m: Any) -> Any:
 
 
 METHOD = (
-    "Networks are MLPs of four layers without biases. A low-rank arm's hidden layers are products of two factors, both trained, drawn "
-    "with one spread; the last layer is full. Arms are compared where each first reaches one training loss; a run that does not counts as "
-    "not finite.",
+    "Networks are MLPs without biases, of four layers unless the case says otherwise. A low-rank arm's hidden layers are products of two "
+    "factors, both trained, drawn with one spread; the last layer is full. Arms are compared where each first reaches one training loss; a "
+    "run that does not counts as not finite.",
     "Ranks are exact: factors are multiplied in float64. Bounds are of the Rademacher complexity of all networks with the same norms and "
     "ranks, but for the chain form, which bounds the Gaussian one and is rebuilt from the paper's abstract with unknown constants taken "
     "as 1: less than the paper's bound.",

@@ -43,7 +43,7 @@ FINDS = Claim(
 )
 SIZE = Claim(
     "S5.b",
-    "Near convergence power iteration tells the size of that eigenvalue, to within a factor of two.",
+    "Near convergence power iteration tells the size of a trained network's negative eigenvalue, to within a factor of two.",
     _SOURCE,
     "share of seeds with a negative estimate within a factor of two",
     Above(0.5),
@@ -53,7 +53,7 @@ SIZE = Claim(
 )
 SPARES = Claim(
     "S5.c",
-    "At a minimum, whose Hessian has no negative eigenvalue, it does not find one.",
+    "At a minimum, whose Hessian has no negative eigenvalue, power iteration finds none.",
     _SOURCE,
     "share of seeds whose estimate is not negative",
     Above(0.5),

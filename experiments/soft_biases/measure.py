@@ -146,8 +146,9 @@ def evidence(case: Case, settings: Settings) -> xr.Dataset:
     for seed in settings.seeds:
         chosen = data.stratified_indices(dataset.train.labels, settings.evidence_train, seed=seed)
         inputs, labels = dataset.train.inputs[chosen], dataset.train.labels[chosen]
-        everything = jnp.concatenate([inputs, dataset.test.inputs[:_NUM_TEST]])
-        kernels = np.split(np.asarray(kernel_fn(everything, inputs), np.float64), [len(inputs)])
+        everything = np.concatenate([inputs, dataset.test.inputs[:_NUM_TEST]])
+        with jax.enable_x64(True):  # the smallest ridge is as small as float32's rounding of a kernel
+            kernels = np.split(np.asarray(kernel_fn(*(jnp.asarray(images, jnp.float64) for images in (everything, inputs)))), [len(inputs)])
         noisy = [redrawn(labels, noise, dataset.num_classes, np.random.default_rng(seed)) for noise in settings.evidence_noises]
         rows.append([_evidence(*kernels, given, dataset, settings) for given in noisy])
     coordinates = {"seed": list(settings.seeds), "noise": list(settings.evidence_noises)}

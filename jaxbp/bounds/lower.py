@@ -108,8 +108,10 @@ def top_layer(
     sums: Any = 0.0
     for start in range(0, len(examples), size):
         chunk = examples[start : start + size]
-        chunk = np.asarray(chunk if features_fn is None else features_fn(chunk), np.float64).reshape(len(chunk), -1)
-        sums += signs[..., start : start + size].astype(np.float64) @ chunk
+        read = np.asarray(chunk if features_fn is None else features_fn(chunk), np.float64)
+        if len(read) != len(chunk):
+            raise ValueError(f"features_fn must give a row for each example, got {len(read)} for {len(chunk)} examples")
+        sums += signs[..., start : start + size].astype(np.float64) @ read.reshape(len(read), -1)
     return Estimate.of(top_norm * np.linalg.norm(sums, axis=(1, 2)) / len(examples))
 
 

@@ -3,7 +3,7 @@
 An estimate is as good as its basis, which is told with it: jobs of the same stage and case where there are any, else of the same stage.
 Of these the nearest in size count. Their time without compilation is scaled by the stage's own costs, and by epochs and examples where
 these costs know nothing of them; by a factor of more than a thousand nothing is scaled, since costs are rough and their errors multiply.
-Compilation takes the same time whatever the size, and counts once a program.
+Compilation takes the same time whatever the size, and counts once a case.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         return StageCost(stage, num_jobs, there, None, None, None, None, told)
     seconds, num_bytes, programs, exact = 0.0, 0.0, 0, 0
     accounts: list[ProgramCost | None] = []
-    compiled: dict[tuple[str, str], JobTime] = {}
+    compiled: dict[str, JobTime] = {}
     for job in missing:
         alike = [record for record in records if record.case == job.case.name]
         exact += bool(alike)
@@ -105,10 +105,9 @@ def _of_stage(stage: str, num_jobs: int, missing: Sequence[Job], records: Sequen
         seconds += float(np.median([_scaled(job, record) for record in basis]))
         num_bytes += float(np.median([record.num_bytes for record in basis]))
         accounts.append(_account(job, basis))
-        compiled.setdefault((job.case.name, str(job.point)), max(basis, key=lambda record: (record.programs, record.compile_seconds)))
-    per_case = {case: record for (case, _), record in compiled.items()}
-    programs = sum(record.programs for record in per_case.values())
-    compiling = sum(record.compile_seconds for record in per_case.values())
+        compiled.setdefault(job.case.name, max(basis, key=lambda record: (record.programs, record.compile_seconds)))
+    programs = sum(record.programs for record in compiled.values())
+    compiling = sum(record.compile_seconds for record in compiled.values())
     timed = f"{len(records)} timed job{'s' * (len(records) != 1)}{_ratios(missing, records)}"
     basis_text = f"{timed}; " + (f"{exact} of {len(missing)} of a case that was timed" if exact else "other cases")
     if fold > _ROUGH_FOLD:

@@ -346,6 +346,9 @@ def take_over(archive: Archive, jobs: Sequence[Job]) -> None:
     nearby = {job.key: folder for job in missing if (folder := archive.nearby(job.digest))}
     taken_over.note(archive.store, {archive.path(job.name, job.digest).name: nearby[job.key] for job in missing if job.key in nearby})
     copied = [job for job in missing if job.key in nearby and archive.reuse(job.name, job.digest)]
+    taken_over.forget(
+        archive.store, [archive.path(job.name, job.digest).name for job in missing if job.key not in {each.key for each in copied}]
+    )
     for folder in sorted({nearby[job.key] for job in copied}):
         count = sum(nearby[job.key] == folder for job in copied)
         print(taken_over.sentence(count, len(jobs), str(folder), taken_over.source_at(folder).started))

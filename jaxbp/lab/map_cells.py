@@ -30,12 +30,13 @@ class NeededError(LookupError):
 
 
 class _Asking:
-    """An `Archive` that says what it lacks."""
+    """An `Archive` that says what it lacks, and notes the keys of what it is asked for."""
 
-    def __init__(self, archive: Archive | Results):
-        self._archive = archive
+    def __init__(self, archive: Archive | Results, asked: dict[str, None]):
+        self._archive, self._asked = archive, asked
 
     def get(self, name: str, digest: str) -> xr.Dataset:
+        self._asked[f"{name} #{digest}"] = None
         if not self._archive.contains(name, digest):
             raise NeededError(name, digest)
         return self._archive.get(name, digest)
@@ -153,8 +154,18 @@ class CellState:
         """The cell as it is now."""
         return MapCell(self.point, self.verdict, "" if self.verdict else self.failure or "not computed")
 
+    def used_with_needs(self) -> list[str]:
+        """The keys of all jobs that the cell has asked for, and of what they need."""
+        keys: dict[str, None] = {}
+        waiting = [self._jobs[key] for key in self.used if key in self._jobs]
+        while waiting:
+            job = waiting.pop()
+            keys[job.key] = None
+            waiting += [other for others in job.needs for other in others if other.key not in keys]
+        return list(keys | self.used)
+
     def _run(self, settings: Any, archive: Archive | Results) -> Run:
-        return Run(self._question.study, settings, list(self._jobs.values()), _Asking(archive))  # type: ignore[arg-type]
+        return Run(self._question.study, settings, list(self._jobs.values()), _Asking(archive, self.used))  # type: ignore[arg-type]
 
     def _plan(self) -> dict[str, Job]:
         return {job.key: job for job in plan(self._question.study, self.settings, self._codes)}

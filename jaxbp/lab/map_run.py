@@ -102,7 +102,7 @@ def map_claim(
         began = time.monotonic()
         done = _compute(cells, archive, num_workers=len(devices), reuse=options.reuse)
         wall = round(time.monotonic() - began, 1)
-        files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used)]
+        files = [archive.path(*key.rsplit(" #", 1)).name for key in dict.fromkeys(key for cell in cells for key in cell.used_with_needs())]
         notes = [
             *taken_over.sentences(folder, files),
             *_changed_rules(question, changed, taken_over.changes(folder, files, present, study.id)),
@@ -218,7 +218,7 @@ def _settings(cells: Sequence[CellState], axes: Sequence[Axis], base: Any) -> di
     """The settings of the cells as JSON writes them: of axes with one value that value, of the others all of theirs, in words."""
     settings = next(cell.settings for cell in cells if hasattr(cell, "settings"))  # some cell can run
     values = {name: value for name, value in as_json(settings).items() if name != "cases"}
-    values["num_seeds"] = (base.settings() if isinstance(base, Arguments) else base).num_seeds  # not those of a later look
+    values["num_seeds"] = (base.unvalidated_settings() if isinstance(base, Arguments) else base).num_seeds  # not those of a later look
     for axis in axes:
         name = OPTION_FIELDS.get(axis.name, axis.name)
         fixed = len(axis.values) == 1 and not axis.when
@@ -246,7 +246,7 @@ def _facts(
         "wall_seconds": wall,
         "command": options.command,
         "earlier_jobs": sum(start.get("jobs", 0) for start in config.get("maps", ())),
-        "call": "" if options.command else _call(question, axes),
+        "call": "" if options.command else _call(question, axes, options),
         "settings": dict(settings),
         **{name: config[name] for name in ("started", "packages", "devices", "git_commit", "starts", "own_files") if name in config},
     }
@@ -260,10 +260,12 @@ def _changed_rules(question: Question, here: Sequence[Change], elsewhere: Sequen
     return [*told[0], *told[1]]
 
 
-def _call(question: Question, axes: Sequence[Axis]) -> str:
-    """How a map is asked for from Python."""
+def _call(question: Question, axes: Sequence[Axis], options: MapOptions) -> str:
+    """How a map is asked for from Python, with the options that decide what is computed."""
     told: Any = list(axes) if any(axis.when for axis in axes) else {axis.name: axis.values for axis in axes}
-    return f'lab.map(study, "{question.claim_id}", {told!r}, settings=settings)'
+    chosen = {name: getattr(options, name) for name in ("num_cells", "sampling", "seed", "only_cases", "with_controls")}
+    changed = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value != getattr(MapOptions, name))
+    return f'lab.map(study, "{question.claim_id}", {told!r}, settings=settings{f", options=lab.MapOptions({changed})" * bool(changed)})'
 
 
 def write(found: ClaimMap, store: Any) -> None:

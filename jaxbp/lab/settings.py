@@ -83,14 +83,15 @@ class Settings:
             raise SettingsError(f"cases need names of their own, got {names}")
         if self.num_seeds < 2:
             raise SettingsError(f"an interval needs at least 2 seeds, got {self.num_seeds}: give --seeds 5 or more")
-        if not 0 <= self.first_seed <= LAST_SEED - self.num_seeds:
+        most = self.looks.most if self.looks else self.num_seeds
+        if not 0 <= self.first_seed <= LAST_SEED - most:
             raise SettingsError(
-                f"seeds are numbers from 0 to {LAST_SEED:,}, got {self.num_seeds} from {self.first_seed} on: give another --first-seed"
+                f"seeds are numbers from 0 to {LAST_SEED:,}, got {most} from {self.first_seed} on: give another --first-seed"
             )
-        reserved = self.reserved_seeds()
-        if reserved and self.seeds[0] <= reserved[-1] and self.seeds[-1] >= reserved[0]:
+        reserved, last = self.reserved_seeds(), self.first_seed + most - 1
+        if reserved and self.first_seed <= reserved[-1] and last >= reserved[0]:
             raise SettingsError(
-                f"the seeds {self.seeds[0]} to {self.seeds[-1]} overlap those on which this study tunes, {reserved[0]} to "
+                f"the seeds {self.first_seed} to {last} overlap those on which this study tunes, {reserved[0]} to "
                 f"{reserved[-1]}: give another --first-seed, or fewer seeds"
             )
         num_epochs = getattr(self, "num_epochs", 1)

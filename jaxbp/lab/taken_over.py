@@ -67,12 +67,23 @@ def _source(entry: Mapping[str, Any]) -> Source:
     return Source(folder, started, study, None if rules is None else recorded_rules.read(rules, Path(folder)))
 
 
+def forget(store: Store, files: Iterable[str]) -> None:
+    """Take the results in some files off the note: they could not be copied, so this run computes them."""
+    known, gone = read(store.folder), set(files)
+    if gone & known.keys():
+        _write(store, {file: source for file, source in known.items() if file not in gone})
+
+
 def note(store: Store, files: Mapping[str, Path]) -> None:
     """Write down from which folders the results in some files are, given by name."""
     if not files and not (store.folder / NOTE).exists():
         return
     of_folders = {folder: (source_at(folder), read(folder)) for folder in set(files.values())}
     known = read(store.folder) | {file: of_folders[folder][1].get(file, of_folders[folder][0]) for file, folder in files.items()}
+    _write(store, known)
+
+
+def _write(store: Store, known: Mapping[str, Source]) -> None:
     sources = _distinct(known.values())
     entries = [{**source._asdict(), "rules": source.rules and source.rules._asdict()} for source in sources]
     jobs = {file: sources.index(source) for file, source in known.items()}

@@ -83,7 +83,7 @@ def difference(a: Interval | None, b: Interval | None) -> Interval | None:
     below = math.hypot(b.estimate - b.low, a.high - a.estimate)
     above = math.hypot(b.high - b.estimate, a.estimate - a.low)
     seeds = min(a.num_seeds, b.num_seeds)
-    return Interval(estimate, estimate - below, estimate + above, stats.CONFIDENCE, seeds, "independent runs")
+    return Interval(estimate, estimate - below, estimate + above, min(a.confidence, b.confidence), seeds, "independent runs")
 
 
 def paired_difference(a: CaseVerdict, b: CaseVerdict) -> Interval | None:

@@ -12,6 +12,7 @@ Graph. Stat. 16, 2007; Hutter, Hoos and Leyton-Brown, ICML 2014, ask the same of
 ('rate', 'epochs') 0.0 0.001
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ def functional_anova(levels: Mapping[str, Sequence[int]], effects: ArrayLike, *,
     sets: list[tuple[str, ...]] = [(axis,) for axis in codes]
     pairs = list(itertools.combinations(codes, 2))
     design = _design(codes, [*sets, *pairs])
-    if np.linalg.matrix_rank(design) == design.shape[1]:
+    if _rank(design) == design.shape[1]:
         sets += pairs
     else:
         design = _design(codes, sets)
@@ -76,7 +77,7 @@ def functional_anova(levels: Mapping[str, Sequence[int]], effects: ArrayLike, *,
         by_noise = ((grid @ inverse[rows]) ** 2 @ variances).mean()
         parts.append((axes, ((grid @ weights[rows]) ** 2).mean(), by_noise))
     residual_maker = np.eye(len(values)) - design @ inverse
-    if np.linalg.matrix_rank(design) < len(values):
+    if _rank(design) < len(values):
         parts.append(((), ((residual_maker @ values) ** 2).mean(), (residual_maker**2 @ variances).mean()))
     total = sum(variance for _, variance, _ in parts)
     return [Component(axes, float(variance / total), float(noise / total)) for axes, variance, noise in parts]
@@ -92,13 +93,19 @@ def _apart(levels: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def _decides(numbers: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether each level of one axis goes with a single level of the other."""
-    return len(set(zip(numbers, others, strict=True))) == len(set(numbers))
+    """Whether each level of one axis goes with a single level of the other, in more cells than one: a single cell decides nothing."""
+    repeated = min(collections.Counter(numbers).values()) > 1
+    return repeated and len(set(zip(numbers, others, strict=True))) == len(set(numbers))
 
 
 def _design(codes: Mapping[str, np.ndarray], sets: Sequence[Sequence[str]]) -> np.ndarray:
     """A column of ones and those of each set of axes, (N, columns)."""
     return np.hstack([np.ones((len(next(iter(codes.values()))), 1)), *(_columns(codes, axes) for axes in sets)])
+
+
+def _rank(design: np.ndarray) -> int:
+    values = np.linalg.svd(design, compute_uv=False)
+    return int((values > _RELATIVE_ZERO * values[0]).sum())
 
 
 def _sum_codes(numbers: Sequence[int]) -> np.ndarray:

@@ -23,7 +23,7 @@ class RandomEffects:
     """Effects of cases as draws from a normal law.
 
     Attributes:
-      mean: the mean over cases like these, with its interval; ``num_seeds`` is the number of cases.
+      mean: the mean over cases like these, with its interval; ``num_seeds`` is the number of cases. Of shares the one at the mean angle.
       tau: the standard deviation between cases.
       prediction: the interval for the effect in a new case; None with two cases.
       scale: on which ``tau`` stands: "" for that of the effects, "angle" for arcsin(sqrt(share)).

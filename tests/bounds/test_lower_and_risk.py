@@ -41,6 +41,8 @@ def test_the_witness_is_the_same_whole_and_in_chunks():
     parts = lower.top_layer(images, 1.0, 2, key, num_draws=5, features_fn=lambda chunk: np.maximum(chunk[:4], 0), chunk_size=4)
     assert parts.value == pytest.approx(whole.value, rel=1e-12)
     assert parts.standard_error == pytest.approx(whole.standard_error, rel=1e-9)
+    with pytest.raises(ValueError, match="a row for each example, got 22 for 11 examples"):
+        lower.top_layer(images, 1.0, 2, key, features_fn=lambda chunk: np.concatenate([chunk, chunk]))
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         lower.top_layer(images, 1.0, 2, key, chunk_size=0)
 

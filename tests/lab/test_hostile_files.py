@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import resource
+from types import SimpleNamespace
 
 import pytest
 import xarray as xr
@@ -154,6 +155,19 @@ def test_config_json(whole, tmp_path):
         assert source.rules is None or isinstance(recorded_rules.changes(source.rules, present, "a run"), list)
 
     check()
+
+
+def test_results_that_could_not_be_copied_are_taken_off_the_note(tmp_path):
+    (tmp_path / "run").mkdir()
+    store = SimpleNamespace(folder=tmp_path / "run", write=lambda name, content: write_note(tmp_path / "run" / name, content))
+    taken_over.note(store, {"a.nc": tmp_path / "other", "b.nc": tmp_path / "other"})
+    taken_over.forget(store, ["a.nc", "never taken over"])
+    assert list(taken_over.read(tmp_path / "run")) == ["b.nc"]
+
+
+def write_note(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
 
 
 def test_the_note_of_results_that_were_taken_over(tmp_path):

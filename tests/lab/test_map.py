@@ -159,9 +159,10 @@ def test_a_superset_computes_new_cells_alone_and_runs_nearby_share(folder, calls
     ]
     assert found.facts["work"] == {"cells": 6, "cells_computed": 4, "cells_failed": 0, "jobs": 5}
     calls.clear()
-    mapped({"rate": RATES[:3], "unread": (0, 1)}, folder.parent / "beside")  # by content, from the neighbour
-    assert calls == []
-    assert "4 of 4 jobs were taken over from map, begun 20" in (folder.parent / "beside" / "map.html").read_text()
+    for _ in range(2):  # a map that is there says it, too
+        mapped({"rate": RATES[:3], "unread": (0, 1)}, folder.parent / "beside")  # by content, from the neighbour
+        assert calls == []
+        assert "4 of 4 jobs were taken over from map, begun 20" in (folder.parent / "beside" / "map.html").read_text()
     other = dataclasses.replace(
         STUDY, measures=(lab.Measure(dataclasses.replace(CLAIM, rule=claims.Above(9.0)), lambda m: m.train.effect),)
     )

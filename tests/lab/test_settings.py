@@ -121,6 +121,13 @@ def test_seeds_of_tuning_are_refused(package, first_seed, seeds):
     package.Arguments(preset="quick", first_seed=2000).settings()
 
 
+def test_looks_may_not_reach_seeds_of_tuning():
+    settings = soft_biases.Arguments(preset="smoke", until_decided=True).settings()
+    assert settings.num_seeds < 100 < settings.looks.most
+    with pytest.raises(lab.SettingsError, match=r"900 to 10\d\d overlap those on which"):
+        dataclasses.replace(settings, first_seed=900).validate()
+
+
 def test_where_data_are_identifies_nothing(tmp_path):
     here, there = (dataclasses.replace(Arguments().settings(), data_dir=Path(place)) for place in ("/a", "/b"))
     assert as_json(here) == as_json(there)

@@ -48,6 +48,14 @@ def test_an_axis_that_another_decides_is_left_out_and_of_twins_the_first_stays()
     assert shares(beside) == pytest.approx(shares(alone))
 
 
+def test_an_axis_whose_levels_are_seen_once_decides_no_other():
+    rng = np.random.default_rng(0)
+    norm = [0, 1, 0, 1, 1, 0, 1, 0]
+    levels = {"rate": list(range(8)), "norm": norm}
+    parts = shares(stats.functional_anova(levels, 3.0 * np.array(norm) + 0.01 * rng.standard_normal(8), errors=np.ones(8)))
+    assert ("norm",) in parts
+
+
 def test_pairs_that_cells_do_not_tell_apart_do_not_enter():
     cells = [cell for cell in GRID if cell[0] < 2 or cell[2] == 0]  # at the last level of a there is but one of c
     levels = {name: [cell[axis] for cell in cells] for axis, name in enumerate("abc")}
