@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import xarray as xr
 
 from jaxbp import claims, data, lab
 from jaxbp.claims import Axis
-from jaxbp.lab import map_axes
+from jaxbp.lab import archive, map_axes, map_run
 from jaxbp.lab.verdict_pairs import compared
 from jaxbp.runtime import jax_setup
 from jaxbp.runtime.store import StoreError
@@ -185,6 +186,23 @@ def test_on_cpus_a_map_computes_a_job_a_core(folder, monkeypatch):
     found = lab.map(of, "M.a", {"rate": RATES[:3]}, settings=Arguments(), out=folder)
     assert found.headline == "holds in 3 of 3 specifications, contradicted in 0"
     assert len(json.loads((folder / "config.json").read_text())["devices"]) == 3
+
+
+def test_results_that_cannot_be_copied_are_computed_and_not_told_as_taken_over(folder, calls, monkeypatch):
+    mapped({"rate": RATES[:2]}, folder)
+    calls.clear()
+    monkeypatch.setattr(archive.Archive, "reuse", lambda self, name, digest: False)  # the run nearby was deleted meanwhile
+    mapped({"rate": RATES[:2]}, folder.parent / "beside")
+    assert len(calls) == 3
+    assert "taken over from" not in (folder.parent / "beside" / "map.html").read_text()
+
+
+def test_the_call_has_the_options_that_decide_what_is_computed():
+    axes = map_axes.as_axes({"rate": (0.1, 0.2)})
+    question = types.SimpleNamespace(claim_id="T.a")
+    called = map_run._call(question, axes, lab.MapOptions(only_cases=("digits",), num_cells=3, reuse=False))
+    assert called.endswith("settings=settings, options=lab.MapOptions(num_cells=3, only_cases=('digits',)))")
+    assert map_run._call(question, axes, lab.MapOptions()).endswith("settings=settings)")
 
 
 def test_a_cell_that_fails_says_why_and_the_map_goes_on(folder, calls, capsys):
