@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbp import spectra
+from jaxbp.jaxprs import interpret, weight_uses
 
 
 def flax_net(net, x):
@@ -90,6 +91,27 @@ def test_loops_and_branches_are_followed():
     assert set(spectrum_of) == set(kernels)
     for name, kernel in kernels.items():
         assert_values(spectrum_of[name], matrix_values(kernel))
+
+
+def test_constants_carried_values_and_stacks_of_a_loop_are_told_apart():
+    params = {"stack": normal(3, 4, 4), "shared": normal(4, 4, seed=1), "head": normal(4, 2, seed=2)}
+
+    def fn(p, x):
+        def step(carry, kernel):
+            hidden = jnp.tanh(carry @ kernel) @ p["shared"]
+            return hidden, hidden
+
+        last, every = jax.lax.scan(step, x, p["stack"])
+        return (last + every[0]) @ p["head"]
+
+    spectrum_of = spectra.of_network(fn, params, jnp.ones((1, 4)))
+    kernels = {"shared": params["shared"], "head": params["head"]} | {f"stack[{i}]": params["stack"][i] for i in range(3)}
+    assert set(spectrum_of) == set(kernels)
+    for name, kernel in kernels.items():
+        assert_values(spectrum_of[name], matrix_values(kernel))
+    (loop,) = [operation for operation in interpret.trace(fn, params, jnp.ones((1, 4))).operations if operation.name == "scan"]
+    (program,) = loop.programs
+    assert (weight_uses._num_carry(loop, program), weight_uses._num_stacks(loop, program)) == (1, 1)  # the shared kernel is neither
 
 
 def weight_norm(p):
