@@ -84,6 +84,18 @@ def comparison(before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+@functools.partial(jax.jit, compiler_options=ntk.FAST_COMPILE_OPTIONS)
+def movement(before: Any, after: Any) -> jax.Array:
+    """The l2 norm of the change of all parameters over that of the parameters before."""
+    return measures.parameter_movement(before, after)["relative_l2"]
+
+
+@functools.partial(jax.jit, compiler_options=ntk.FAST_COMPILE_OPTIONS)
+def at(tree: Any, row: int) -> Any:
+    """A row of every array."""
+    return jax.tree.map(lambda leaf: leaf[row], tree)
+
+
 @functools.partial(jax.jit, static_argnums=0, compiler_options=ntk.FAST_COMPILE_OPTIONS)
 def initialised(net: models.Network, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
     """Fresh parameters and state."""

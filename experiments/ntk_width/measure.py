@@ -81,7 +81,7 @@ def _trained(
     in_turn, quickly = lab.device().platform == "cpu", len(splits) * settings.num_epochs < _FEW_EPOCHS
     points, history = _training_program(net, settings, in_turn, quickly)(runs)
     shape = (len(seed), len(decay))
-    rows = [[jax.tree.map(lambda leaf, at=row * shape[1] + i: leaf[at], points) for i in range(shape[1])] for row in range(shape[0])]
+    rows = [[kernels.at(points, row * shape[1] + i) for i in range(shape[1])] for row in range(shape[0])]
     return rows, {name: np.reshape(curve, (*shape, -1)) for name, curve in history.items()}
 
 
@@ -132,13 +132,13 @@ def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, poi
         name: ((*axes, *("kernel",) * (column.ndim - 1)), column.reshape(*shape, *column.shape[1:])) for name, column in columns.items()
     }
     floor, other = np.moveaxis(np.array(unrelated), 1, 0)
-    moved = [measures.parameter_movement(states[0][0], states[-1][0]) for states in points]
+    moved = [float(kernels.movement(states[0][0], states[-1][0])) for states in points]
     return xr.Dataset(
         {
             **variables,
             "floor": (("statistics", "kernel"), floor),
             "unrelated": (("statistics", "kernel"), other),
-            "relative_l2": ("decay", [float(movement["relative_l2"]) for movement in moved]),
+            "relative_l2": ("decay", moved),
         },
         {"statistics": list(case.statistics), "point": [TARGET, END], "kernel": list(KERNELS)},
     )

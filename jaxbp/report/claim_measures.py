@@ -4,7 +4,6 @@
 """
 
 import os
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ def _strip(claim: claims.Claim, by_case: Mapping[str, ArrayLike]) -> "Figure":
                 ax.plot([interval.low, interval.high], [row + 0.42] * 2, color=colour, marker="|", linewidth=0.9)
         for end in filter(np.isfinite, claim.rule.region):
             ax.axvline(end, linestyle="--", color="#666666", linewidth=1)
-        ax.set_xlabel("\n".join(textwrap.wrap(claim.measure, 80)))
+        ax.set_xlabel(figures.fitting(claim.measure, ax))
     return fig
 
 

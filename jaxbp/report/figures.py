@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by colour-blind readers; yellow is left out, and sky blue and orange are darker, to be seen on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#439CD0", "#C88700", "#000000")
 MARKERS = dict(zip(PALETTE, "os^Dvp*", strict=True))  # shapes tell curves apart where colours do not
+_LETTERS = 11  # of a label, an inch
 
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -170,12 +171,18 @@ def seed_offsets(num_seeds: int) -> np.ndarray:
 
 
 def fitting(label: str, ax: "Axes") -> str:
-    """A label broken into lines that are no wider than the figure leaves room for."""
+    """A label of the x axis broken into lines that are no wider than the figure leaves room for.
+
+    Call this when the ticks are labelled: layouts make room for tick labels, and none for what is wider than the axis.
+    """
     place, fig = ax.get_subplotspec(), ax.get_figure(root=True)
     if place is None or fig is None:
         return label
-    letters = int(11 * fig.get_size_inches()[0] / place.get_gridspec().ncols) - 6  # eleven letters an inch, and a margin
-    return textwrap.fill(label, max(letters, 12))
+    letters = _LETTERS * fig.get_size_inches()[0] / place.get_gridspec().ncols - 6
+    if place.get_gridspec().ncols == 1:
+        fig.draw_without_rendering()  # which lays the figure out
+        letters = min(letters, _LETTERS * (fig.get_size_inches()[0] * ax.get_position().width + 0.15))
+    return textwrap.fill(label, max(int(letters), 12))
 
 
 def label_log_axis(axis: Any) -> None:

@@ -165,6 +165,45 @@ def test_value_and_residual_by_hand(x64):
     assert (result.largest.converged, result.largest.confidence, result.num_products) == (False, 0.999, 3)
 
 
+def test_error_by_hand(x64):
+    # Two products span the plane of (1, 1, 1) and A (1, 1, 1); its Ritz values are those of the matrix projected on the plane.
+    matrix, start = np.diag([10.0, 1.0, 0.0]), np.ones(3)
+    plane = np.linalg.qr(np.stack([start, matrix @ start], 1))[0]
+    ritz, vectors = np.linalg.eigh(plane.T @ matrix @ plane)
+    pairs = plane @ vectors
+    residuals = np.linalg.norm(matrix @ pairs - pairs * ritz, axis=0)
+    result = landscape.extreme_eigenvalues(operator(matrix), jnp.asarray(start), max_products=2)
+    assert result.largest.error == pytest.approx(residuals[1] ** 2 / (ritz[1] - ritz[0] - residuals[0]))
+    assert result.smallest.error == pytest.approx(residuals[0] ** 2 / (ritz[1] - residuals[1] - ritz[0]))
+    assert max(end.error / end.residual for end in result[:2]) < 0.1
+    one = landscape.extreme_eigenvalues(operator(matrix), jnp.asarray(start), max_products=1)
+    assert one.largest.error == one.largest.residual  # of a single Ritz value there is no gap
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_need_fewer_products_and_errors_hold(dtype):
+    rng = np.random.default_rng(5)
+    spectrum = np.concatenate([[50, -0.05], np.linspace(0, 1, 198)]), np.concatenate([5 * rng.exponential(size=10), rng.normal(size=190)])
+    with jax.enable_x64(dtype is np.float64):
+        for values in spectrum:
+            start, diagonal = gaussian(200, 3, dtype), jnp.asarray(values, dtype)
+            exact, quick = (
+                landscape.extreme_eigenvalues(lambda v, d=diagonal: d * v, start, accuracy=accuracy) for accuracy in ("vectors", "values")
+            )
+            assert quick.num_products < exact.num_products
+            for end, truth in ((quick.smallest, values.min()), (quick.largest, values.max())):
+                assert end.converged
+                rounding = 4 * EPS[dtype] * np.abs(values).max()
+                assert abs(end.value - truth) <= end.error + rounding
+                assert end.error <= 1e-3 * abs(truth) + 8 * rounding
+            assert max(end.residual / abs(end.value) for end in quick[:2]) > 1e-3  # which is not within the tolerance
+
+
+def test_an_unknown_accuracy_is_refused():
+    with pytest.raises(ValueError, match="accuracy must be one of vectors, values, got 'value'"):
+        landscape.extreme_eigenvalues(lambda v: v, gaussian(3, dtype=np.float32), accuracy="value")
+
+
 def test_an_iteration_cut_short_says_so(x64):
     spectrum = jnp.linspace(-1.0, 1.0, 300)
     result = landscape.extreme_eigenvalues(lambda v: spectrum * v, gaussian(300), max_products=10)

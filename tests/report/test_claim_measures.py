@@ -35,3 +35,18 @@ def test_the_table_lists_means_and_counts_what_is_not_finite():
 @pytest.mark.parametrize("measurements", [{}, {HIGHER: {}}])
 def test_without_measurements_the_table_is_empty(measurements):
     assert report.claim_table(measurements).rows == []
+
+
+def test_a_label_stays_inside_the_figure_beside_long_names_of_cases(tmp_path, monkeypatch):
+    saved = []
+    save = report.figures.save_figure
+    monkeypatch.setattr(report.figures, "save_figure", lambda fig, *place: saved.append(fig) or save(fig, *place))
+    claim = Claim("S9.c", "It is positive.", "nobody", "share of seeds whose estimate is not negative", Above(0.5))
+    for length in (1, 60):
+        report.claim_pictures({claim: {"c" * length: [0, 1, 1]}}, tmp_path)
+    labels = [fig.axes[0].xaxis.label for fig in saved]
+    assert labels[0].get_text() == claim.measure
+    assert labels[1].get_text().splitlines() == ["share of seeds", "whose estimate", "is not negative"]
+    for fig, label in zip(saved, labels, strict=True):
+        box = label.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= fig.bbox.width
