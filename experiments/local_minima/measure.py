@@ -42,7 +42,7 @@ def load(case: Case, settings: Settings, seed: int) -> Split:
     return _load(case.dataset, seed + _SALT % 2**31, case.num_train, settings.data_dir)
 
 
-@functools.lru_cache(maxsize=4)  # a TFDS set takes seconds to read and hundreds of megabytes to hold
+@functools.lru_cache(maxsize=4)
 def _load(name: str, seed: int, num_train: int | None, data_dir: Path | None) -> Split:
     dataset = data.load(name, seed=seed, validation=0, num_train=num_train, data_dir=data_dir)
     return dataset.train.inputs, dataset.train.labels, dataset.num_classes
@@ -200,7 +200,8 @@ def train_from(
     ``rates`` and ``num_steps`` are (R,) or one for all. The rate decays along a cosine and is 0 after ``num_steps``, by default at the
     end. Returns curves (R, measured epochs), parameters (R, P) and gradient norms (R,) at the end.
     """
-    splits = [load(case, settings, seed) for seed in seeds]
+    by_seed = {seed: load(case, settings, seed) for seed in dict.fromkeys(seeds)}  # runs share the data of a seed
+    splits = [by_seed[seed] for seed in seeds]
     num_epochs, batch_size = num_epochs or case.num_epochs, batch_size or case.batch_size
     steps = num_steps if num_steps is not None else training.num_steps(len(splits[0][1]), num_epochs, batch_size)
     runs = {

@@ -1,8 +1,10 @@
 """TFDS sets: two tiny ones prepared here by TFDS itself, and, marked slow, the real Fashion-MNIST."""
 
+import concurrent.futures
 import contextlib
 import gzip
 import hashlib
+import os
 import shutil
 import ssl
 import struct
@@ -21,6 +23,7 @@ import pytest
 from jaxbp import data
 from jaxbp.data import DataError
 from jaxbp.data import tfds as data_tfds
+from jaxbp.data.files import RawData, RawSplit
 
 NUM_EXAMPLES = {"train": 40, "test": 8}
 
@@ -68,6 +71,48 @@ def prepared(tmp_path_factory):
             config = tfds.download.DownloadConfig(num_shards=2)
             builder.download_and_prepare(file_format=file_format, download_config=config)
     return folders
+
+
+@pytest.fixture(autouse=True)
+def nothing_decoded_before(monkeypatch):
+    monkeypatch.setattr(data_tfds, "_decoded", {})
+
+
+def test_a_set_is_decoded_once_until_its_files_change(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared["array_record"], tmp_path, dirs_exist_ok=True)
+    decoded, read_split, at_once = [], data_tfds._read_split, threading.Barrier(2)
+
+    def counted(name, builder, split, shape):
+        decoded.append(split)
+        return read_split(name, builder, split, shape)
+
+    def read():
+        at_once.wait()
+        return data_tfds.read("tiny_shapes", tmp_path)
+
+    monkeypatch.setattr(data_tfds, "_read_split", counted)
+    with tfds_warnings_ignored():
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first, second = [future.result() for future in [pool.submit(read) for _ in range(2)]]
+        assert decoded == ["train", "test"]
+        assert first.train.images is second.train.images
+        with pytest.raises(ValueError, match="read-only"):
+            first.train.images[0] = 0
+        inputs = data.load("tfds:tiny_shapes", data_dir=tmp_path).train.inputs
+        assert decoded == ["train", "test"]
+        inputs[:] = 0  # a copy
+        (shard,) = tmp_path.glob("tiny_shapes/1.0.0/*-train*-00001-of-00002")
+        os.utime(shard, ns=(1, 1))
+        assert np.array_equal(data_tfds.read("tiny_shapes", tmp_path).train.images, first.train.images)
+        assert decoded == ["train", "test"] * 2
+
+
+def test_the_oldest_sets_are_forgotten_where_many_are_large(monkeypatch):
+    monkeypatch.setattr(data_tfds, "_KEPT_BYTES", 100)
+    for number, size in enumerate((60, 30, 40, 200)):
+        split = RawSplit(np.zeros((1, size, 1, 1), np.uint8), np.zeros(1, np.int32))
+        data_tfds._keep((number,), RawData(split, None, 2))
+        assert list(data_tfds._decoded) == [[(0,)], [(0,), (1,)], [(1,), (2,)], [(3,)]][number]
 
 
 @pytest.mark.slow
