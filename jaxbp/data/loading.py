@@ -42,6 +42,7 @@ from numpy.typing import ArrayLike
 
 from jaxbp.data import files, tfds
 from jaxbp.data.files import DataError, RawData, RawSplit
+from jaxbp.data.kept import read_once
 
 NAMES = {
     "digits": "1,797 handwritten digits, 8 x 8 x 1, 10 classes",
@@ -240,7 +241,9 @@ def _read(base: str, data_dir: str | os.PathLike | None) -> RawData:
     if kind == "tfds" and rest:
         return tfds.read(rest, data_dir)
     if kind == "file" and rest:
-        return files.read(_path(rest))
+        path = _path(rest)
+        files.check_exists(path)  # first, as it tells what is wrong with a name that is no path
+        return read_once(path, lambda: files.read(path))
     raise _unknown(base)
 
 

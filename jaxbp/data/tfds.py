@@ -31,52 +31,23 @@ import filelock
 import numpy as np
 
 from jaxbp.data.files import DataError, RawData, RawSplit, checked_split
+from jaxbp.data.kept import read_once
 
 _CHUNK = 500  # records decoded at a time; a third faster than single records
-_KEPT_BYTES = 2**30  # of decoded images, which take seconds to minutes: those of CIFAR-10 are 180 MB
-_decoding = threading.Lock()
-_decoded: dict[tuple, RawData] = {}  # the oldest first
 _PATIENCE = 5.0  # seconds in which a host has to answer; TFDS itself tries for minutes
 _MOST_HOSTS = 3  # of the sources of a data set that are asked
 _DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")}  # package and folder of its files
 
 
 def read(name: str, data_dir: str | os.PathLike | None) -> RawData:
-    """Read the train split and, if it exists, the test split; other splits are ignored.
-
-    What was read last stays in memory, up to a gigabyte, until its files change. The arrays are read-only.
-    """
+    """Read the train split and, if it exists, the test split; other splits are ignored. See `kept.read_once`."""
     builder, shape, num_classes = _built(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, builder, data_dir)
         builder, _, _ = _built(name, data_dir)  # another thread or process may have prepared the set
     if "train" not in builder.info.splits:
         raise DataError(f"tfds:{name} has no train split, only {sorted(builder.info.splits)}")
-    key = _state(str(builder.data_dir))
-    with _decoding:  # threads that want a set at once decode it once
-        if key not in _decoded:
-            names = [split for split in ("train", "test") if split in builder.info.splits]
-            splits = [_read_split(name, builder, split, shape) for split in names]
-            _keep(key, RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes))
-        return _decoded[key]
-
-
-def _state(folder: str) -> tuple:
-    """The files of a folder as they are now; of a folder that is not on this machine its name alone."""
-    if not os.path.isdir(folder):
-        return (folder,)
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
-    return folder, *sorted(files)
-
-
-def _keep(key: tuple, raw: RawData) -> None:
-    """Add what was read, and forget the oldest until the rest is small enough; the newest is always kept."""
-    _decoded[key] = raw
-    sizes = {key: sum(split.images.nbytes for split in (raw.train, raw.test) if split) for key, raw in _decoded.items()}
-    for old in list(_decoded)[:-1]:
-        if sum(sizes[key] for key in _decoded) > _KEPT_BYTES:
-            del _decoded[old]
+    return read_once(builder.data_dir, lambda: _read_splits(name, builder, shape, num_classes))
 
 
 def check(name: str, data_dir: str | os.PathLike | None) -> tuple[int, ...]:
@@ -215,6 +186,12 @@ def _import_tensorflow(what: str, otherwise: str) -> None:
             tf.config.set_visible_devices([], kind)
 
 
+def _read_splits(name: str, builder: Any, shape: tuple[int, ...], num_classes: int) -> RawData:
+    names = [split for split in ("train", "test") if split in builder.info.splits]
+    splits = [_read_split(name, builder, split, shape) for split in names]
+    return RawData(splits[0], splits[1] if len(splits) > 1 else None, num_classes)
+
+
 def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...]) -> RawSplit:
     num_examples = builder.info.splits[split].num_examples
     images, labels = np.empty((num_examples, *shape), np.uint8), np.empty(num_examples, np.int64)
@@ -228,10 +205,7 @@ def _read_split(name: str, builder: Any, split: str, shape: tuple[int, ...]) -> 
             f"tfds:{name}: the {split} split in {builder.data_dir} is damaged ({error}): remove the folder, and it is prepared anew"
         ) from error
     where = f"tfds:{name}, {split}"
-    checked = checked_split((f"{where} images", images), (f"{where} labels", labels))
-    for array in (checked.images, checked.labels):
-        array.flags.writeable = False
-    return checked
+    return checked_split((f"{where} images", images), (f"{where} labels", labels))
 
 
 def _examples(name: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:

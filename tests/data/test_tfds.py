@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import gzip
 import hashlib
-import os
 import shutil
 import ssl
 import struct
@@ -21,9 +20,8 @@ import numpy as np
 import pytest
 
 from jaxbp import data
-from jaxbp.data import DataError
+from jaxbp.data import DataError, kept
 from jaxbp.data import tfds as data_tfds
-from jaxbp.data.files import RawData, RawSplit
 
 NUM_EXAMPLES = {"train": 40, "test": 8}
 
@@ -74,12 +72,11 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_decoded_before(monkeypatch):
-    monkeypatch.setattr(data_tfds, "_decoded", {})
+def nothing_read_before():
+    kept._sets.cache_clear()
 
 
-def test_a_set_is_decoded_once_until_its_files_change(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared["array_record"], tmp_path, dirs_exist_ok=True)
+def test_a_set_is_decoded_once_for_all_threads_and_seeds(prepared, monkeypatch):
     decoded, read_split, at_once = [], data_tfds._read_split, threading.Barrier(2)
 
     def counted(name, builder, split, shape):
@@ -88,31 +85,19 @@ def test_a_set_is_decoded_once_until_its_files_change(prepared, tmp_path, monkey
 
     def read():
         at_once.wait()
-        return data_tfds.read("tiny_shapes", tmp_path)
+        return data_tfds.read("tiny_shapes", prepared["array_record"])
 
     monkeypatch.setattr(data_tfds, "_read_split", counted)
+    monkeypatch.setattr(kept, "_SETTLED", 0.0)
     with tfds_warnings_ignored():
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             first, second = [future.result() for future in [pool.submit(read) for _ in range(2)]]
-        assert decoded == ["train", "test"]
-        assert first.train.images is second.train.images
-        with pytest.raises(ValueError, match="read-only"):
-            first.train.images[0] = 0
-        inputs = data.load("tfds:tiny_shapes", data_dir=tmp_path).train.inputs
-        assert decoded == ["train", "test"]
-        inputs[:] = 0  # a copy
-        (shard,) = tmp_path.glob("tiny_shapes/1.0.0/*-train*-00001-of-00002")
-        os.utime(shard, ns=(1, 1))
-        assert np.array_equal(data_tfds.read("tiny_shapes", tmp_path).train.images, first.train.images)
-        assert decoded == ["train", "test"] * 2
-
-
-def test_the_oldest_sets_are_forgotten_where_many_are_large(monkeypatch):
-    monkeypatch.setattr(data_tfds, "_KEPT_BYTES", 100)
-    for number, size in enumerate((60, 30, 40, 200)):
-        split = RawSplit(np.zeros((1, size, 1, 1), np.uint8), np.zeros(1, np.int32))
-        data_tfds._keep((number,), RawData(split, None, 2))
-        assert list(data_tfds._decoded) == [[(0,)], [(0,), (1,)], [(1,), (2,)], [(3,)]][number]
+        parts = [data.load("tfds:tiny_shapes", seed=seed, data_dir=prepared["array_record"]).train.inputs for seed in (0, 1)]
+    assert decoded == ["train", "test"]
+    assert first.train.images is second.train.images
+    parts[0][:] = 0  # a copy, of which nothing that is kept knows
+    assert parts[1].any()
+    assert first.train.images.any()
 
 
 @pytest.mark.slow
