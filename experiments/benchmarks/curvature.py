@@ -21,6 +21,7 @@ from jaxbp import data, landscape, models, training
 
 _EXAMPLES = 2000, 250  # for the MLP, for the ConvNet
 _TRAINED = ("digits", 500, 24, 10), ("digits", 500, 100, 20), ("mnist5k", 1000, 128, 10), ("mnist5k", 500, 768, 5)
+_LARGEST_DENSE = 5000  # parameters, of matrices whose ends are the truth
 _LARGEST_FOR_POWER_STEPS = 20_000  # parameters
 _STARTS = 3
 _POWER_STEPS = 1000  # 500 to shift and 500 on the shifted operator, as the authors' code does
@@ -157,7 +158,7 @@ def _operators(quick: bool) -> Iterator[tuple[str, Callable, int, tuple[float, f
     yield "spectrum from -0.05 to 50, P = 1000", jax.jit(lambda v: spectrum * v), 1000, (-0.05, 50.0)
     for dataset, num_train, width, epochs in _TRAINED[: 1 if quick else None]:
         operator = _at_trained_mlp(dataset, num_train, width, 2 if quick else epochs)
-        if operator.dimension < 5000:
+        if operator.dimension <= _LARGEST_DENSE:
             dense = np.asarray(jax.lax.map(operator.matvec, jnp.eye(operator.dimension)))
             ends = np.linalg.eigvalsh(0.5 * (dense + dense.T))[[0, -1]]
         else:

@@ -10,11 +10,6 @@ from jaxbp.data.files import RawData, RawSplit
 from jaxbp.runtime.fingerprint import fingerprint
 
 
-@pytest.fixture(autouse=True)
-def nothing_read_before():
-    kept._sets.cache_clear()
-
-
 def of_size(num_bytes):
     return RawData(RawSplit(np.zeros((1, num_bytes, 1, 1), np.uint8), np.zeros(1, np.int32)), None, 2)
 

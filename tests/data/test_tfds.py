@@ -71,11 +71,6 @@ def prepared(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(autouse=True)
-def nothing_read_before():
-    kept._sets.cache_clear()
-
-
 def test_a_set_is_decoded_once_for_all_threads_and_seeds(prepared, monkeypatch):
     decoded, read_split, at_once = [], data_tfds._read_split, threading.Barrier(2)
 
