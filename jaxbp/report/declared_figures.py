@@ -188,6 +188,10 @@ class PanelFigure(DeclaredFigure):
                 self._finish(ax, panel, bottom=index == len(panels) - 1, legend=not index or own_legends)
                 if self.decorate is not None:
                     self.decorate(ax, panel.m)
+        if self.stacked or len(panels) == 1:  # others have their titles, two a row
+            with figures.style():
+                for ax, panel in zip(axes, panels, strict=True):
+                    ax.set_title(figures.fitting(panel.title, ax))
         return fig
 
     def _axes(self, panels: Sequence[Panel]) -> "tuple[Figure, Sequence[Axes]]":
@@ -195,9 +199,6 @@ class PanelFigure(DeclaredFigure):
         if len(panels) > 1 and not self.stacked:
             return figures.panels([panel.title for panel in panels], height=self.height, **shared)
         fig, axes = figures.figure(len(panels), 1, height=self.height or self._stacked_height(panels), squeeze=False, **shared)
-        with figures.style():
-            for ax, panel in zip(axes[:, 0], panels, strict=True):
-                ax.set_title(panel.title)
         return fig, list(axes[:, 0])
 
     def _stacked_height(self, panels: Sequence[Panel]) -> float | None:
@@ -244,7 +245,9 @@ class SeedStrip(PanelFigure):
         return f"{labels[0]} by {self.by}" if self.by else labels[0]
 
     def _stacked_height(self, panels: Sequence[Panel]) -> float:
+        arrays = [array for panel in panels for array in panel.arrays.values() if array is not None]
         rows = 0.42 * sum(len(panel.arrays) for panel in panels)
+        rows += 0.16 * sum(figures.num_missing(array, self.log) > 0 for array in arrays)  # their labels have two lines
         return rows + 0.4 + 0.22 * len(panels) if len(panels) > 1 else rows + (1.3 if panels[0].title else 1.1)
 
     def _fill(self, ax: "Axes", panel: Panel) -> None:

@@ -135,6 +135,11 @@ def _usable(values: np.ndarray, log: bool) -> np.ndarray:
     return np.isfinite(values) & ((values > 0) | (not log))
 
 
+def num_missing(values: ArrayLike, log: bool = False) -> int:
+    """How many values cannot be drawn: not finite, or not positive on a logarithmic axis."""
+    return int((~_usable(np.asarray(values, np.float64), log)).sum())
+
+
 @style()
 def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> None:
     """Draw one row a group: a dot for every seed, the mean and its 95 % t interval (of logs with ``log``).
@@ -151,7 +156,7 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
             mean, low, high = _summary(shown, log, _events(shown, log))
             ax.plot([low, high], [row + 0.32] * 2, color=colour, linewidth=3, solid_capstyle="butt")
             ax.plot(mean, row + 0.32, "o", color=colour, markeredgecolor="white", markersize=7)
-        missing = len(values) - len(shown)
+        missing = num_missing(values, log)
         names.append(f"{label}\n({missing} of {len(values)} not shown)" if missing else label)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.5)  # first group on top
@@ -171,7 +176,7 @@ def seed_offsets(num_seeds: int) -> np.ndarray:
 
 
 def fitting(label: str, ax: "Axes") -> str:
-    """A label of the x axis broken into lines that are no wider than the figure leaves room for.
+    """A title or a label of the x axis, broken into lines that are no wider than the figure leaves room for.
 
     Call this when the ticks are labelled: layouts make room for tick labels, and none for what is wider than the axis.
     """

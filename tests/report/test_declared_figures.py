@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.text import Text
 
 from jaxbp import report
 
@@ -168,6 +169,21 @@ def test_stacked_strips_have_one_label_at_the_bottom(run, tmp_path, drawn):
     report.SeedStrip("compare.test_accuracy", stacked=True, caption="").pictures(run, tmp_path)
     assert [ax.get_xlabel() for ax in drawn[0].axes] == ["", "test accuracy, %"]
     assert titles(drawn[0]) == ["MLP", "ResNet, 28x28"]
+
+
+def test_titles_of_stacked_panels_stay_inside_and_rows_of_two_lines_apart(run, tmp_path, drawn):
+    run.cases[0].name = "MLP of 3 layers, weight decay tuned, " + run.cases[1].name
+    for case in run.cases[:2]:
+        case.name += ", trained from pairs of biases that are widely spread"
+        case.compare.test_accuracy[..., 0] = np.nan
+    report.SeedStrip("compare.test_accuracy", stacked=True, caption="").pictures(run, tmp_path)
+    (fig,) = drawn
+    assert all("\n" in title for title in titles(fig))
+    for ax in fig.axes:
+        assert max(text.get_window_extent().x1 for text in ax.findobj(Text) if text.get_text() == ax.get_title(loc="left")) < fig.bbox.x1
+        rows = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert ax.get_yticklabels()[0].get_text() == "none\n(1 of 5 not shown)"
+        assert all(above.y0 > below.y1 for above, below in zip(rows, rows[1:], strict=False))
 
 
 # Curves
