@@ -105,7 +105,7 @@ def main() -> None:
     with lab.guarded(folder):
         began, machine = time.monotonic(), arguments.elsewhere.machine
         chosen = choose(arguments.only)
-        settings = [_settings(study, arguments) for study in chosen]  # wrong arguments are told before any work
+        settings = [settings_of(study, arguments) for study in chosen]  # wrong arguments are told before any work
         unfinished = {
             package.ID: its
             for package, its in zip(chosen, settings, strict=True)
@@ -129,10 +129,9 @@ def main() -> None:
             try:
                 section = execute.run(study, its, folder / study.name, **options)
             except Exception as error:
-                if not lab.can_go_on_after(error):
+                if not lab.report_failure(error, study.id):
                     raise
                 failures.append(study.id)
-                print(f"\n{study.id} failed: {error}\n", file=sys.stderr, flush=True)
                 continue
             if section:  # in the first process
                 sections[study.name] = section
@@ -161,7 +160,7 @@ def choose(only: str | None) -> list[Any]:
     return [package for package in STUDIES if package.ID in ids]
 
 
-def _settings(package: Any, arguments: Arguments) -> Any:
+def settings_of(package: Any, arguments: Arguments) -> Any:
     """A study's settings; one that has no preset of the scale asked for runs at its largest."""
     presets = package.Arguments.presets
     preset = arguments.preset if arguments.preset in presets else list(presets)[-1]

@@ -146,7 +146,9 @@ def kernels(params: list, at: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def judge(case: Case, settings: Settings, params: list[np.ndarray], rows: np.ndarray) -> xr.Dataset:
-    """Bounds of a network's complexity and of its test error, natural logarithms, and its margins."""
+    """Bounds of a network's complexity and of its test error, natural logarithms, and its margins; NaN of one that diverged."""
+    if not all(np.isfinite(kernel).all() for kernel in params):
+        return judge(case, settings, [np.ones_like(kernel) for kernel in params], rows).where(False)
     dataset = load(case, settings)
     inputs, labels = dataset.train.inputs[rows].reshape(len(rows), -1).astype(np.float64), dataset.train.labels[rows]
     net = bounds.anatomy(apply, params, inputs)
@@ -203,8 +205,10 @@ def singular_values(params: list, epochs: np.ndarray, decays: list[str]) -> xr.D
     values = np.full((len(decays), len(drawn), len(params), NUM_VALUES), np.nan)
     for place in np.ndindex(values.shape[:3]):
         decay, epoch, layer = place
-        spectrum = np.linalg.svd(np.asarray(params[layer][decay, 0, drawn[epoch]], np.float64), compute_uv=False)[:NUM_VALUES]
-        values[place][: len(spectrum)] = spectrum / spectrum[0]
+        kernel = np.asarray(params[layer][decay, 0, drawn[epoch]], np.float64)
+        if np.isfinite(kernel).all():
+            spectrum = np.linalg.svd(kernel, compute_uv=False)[:NUM_VALUES]
+            values[place][: len(spectrum)] = spectrum / spectrum[0]
     names = [f"layer {layer + 1}" for layer in range(len(params))]
     coordinates = {"decay": decays, "drawn_epoch": epochs[drawn], "layer": names, "index": np.arange(1, NUM_VALUES + 1)}
     return xr.DataArray(values, coordinates, list(coordinates))

@@ -12,7 +12,7 @@ and a result is never reused for code, settings or data that differ.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxbp.lab.cli import can_go_on_after, guarded, load, main
+from jaxbp.lab.cli import guarded, load, main, report_failure
 from jaxbp.lab.settings import Arguments, Settings, SettingsError, check_data, looks_of, network_module, with_networks
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere

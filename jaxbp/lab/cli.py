@@ -9,6 +9,7 @@ import importlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,17 @@ def _is_for_users(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("jaxbp", "experiments")
 
 
-def can_go_on_after(error: Exception) -> bool:
-    """Whether work beside what failed may go on: the message is written for users, and no other process waits for this one."""
-    return _is_for_users(error) and not _several_processes()
+def report_failure(error: Exception, name: str) -> bool:
+    """Say on stderr what ended a part of the work, a defect with its traceback; False where another process waits for this one.
+
+    Work beside the part ``name`` may go on then.
+    """
+    if _several_processes():
+        return False
+    print(
+        f"\n{name} failed: {error if _is_for_users(error) else ''.join(traceback.format_exception(error))}\n", file=sys.stderr, flush=True
+    )
+    return True
 
 
 def _several_processes() -> bool:

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from experiments.low_rank_bounds import study as low_rank
+from experiments.low_rank_bounds.settings import PRESETS as LOW_RANK_PRESETS
 from experiments.sparse_bounds import nets
 from experiments.sparse_bounds import study as sparse
 from experiments.sparse_bounds.settings import PRESETS as SPARSE_PRESETS
@@ -90,6 +91,19 @@ def test_factors_multiply_to_kernels_of_exact_rank():
     many = [low_rank.init(jax.random.key(k), inputs, width=64, depth=2, rank=8, num_classes=5)[0][0] for k in range(20)]
     spread = np.std([left @ right for left, right in many])
     assert spread == pytest.approx(math.sqrt(2 / 20), rel=0.1)  # as He's start has it
+
+
+def test_networks_that_diverged_say_nothing_and_end_no_run():
+    settings = dataclasses.replace(LOW_RANK_PRESETS["smoke"], num_seeds=2, num_epochs=2, decay_epochs=2, decay_rate=1e6, every=1)
+    case = settings.cases[0]
+    rates = xr.Dataset({"rate": ("arm", [1e6] * len(settings.arms))}, {"arm": list(settings.arms)})
+    results = low_rank.compare(case, settings, rates)
+    assert results.test_accuracy.isnull().all()
+    assert results.complexity.isnull().all()
+    followed = low_rank.follow_collapse(case, settings)
+    assert followed.complexity.isnull().all()
+    assert followed.singular_values.isel(drawn_epoch=-1).isnull().all()
+    assert followed.singular_values.isel(drawn_epoch=0).notnull().any()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from jaxbp import claims, data
@@ -103,18 +104,21 @@ def test_a_study_that_fails_leaves_the_others_their_page(tmp_path, monkeypatch, 
     def run(study, *_, **__):
         if study.id == "S2":
             raise SettingsError("no such data")
+        if study.id == "S7":
+            raise np.linalg.LinAlgError("no convergence")
         return section
 
     monkeypatch.setattr(execute, "run", run)
     monkeypatch.setattr(execute, "write_page", lambda *arguments: written.append(list(arguments[3])))
-    monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "smoke", "--only", "S1,S2,S5", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["experiments", "--preset", "smoke", "--only", "S1,S2,S5,S7", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         main.main()
     assert written == [["power_iteration"], ["local_minima", "power_iteration"]]  # after each study that ended, the shortest first
     said = capsys.readouterr()
     assert (said.out + said.err).count("no such data") == 1  # told where it happened, and not again at the end
     assert "S2 failed: no such data" in said.err
-    assert "error: S2 failed, see above; the page lacks what failed" in said.err
+    assert re.search(r"S7 failed: Traceback .*raise np.linalg.LinAlgError.*no convergence", said.err, re.DOTALL)  # a defect
+    assert "error: S7, S2 failed, see above; the page lacks what failed" in said.err
 
 
 def test_data_that_cannot_be_had_are_told_at_once_and_once(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import itertools
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -183,7 +184,7 @@ def test_titles_of_stacked_panels_stay_inside_and_rows_of_two_lines_apart(run, t
         assert max(text.get_window_extent().x1 for text in ax.findobj(Text) if text.get_text() == ax.get_title(loc="left")) < fig.bbox.x1
         rows = [label.get_window_extent() for label in ax.get_yticklabels()]
         assert ax.get_yticklabels()[0].get_text() == "none\n(1 of 5 not shown)"
-        assert all(above.y0 > below.y1 for above, below in zip(rows, rows[1:], strict=False))
+        assert all(above.y0 > below.y1 for above, below in itertools.pairwise(rows))
 
 
 # Curves
