@@ -3,8 +3,8 @@
 ``python -m experiments.benchmarks ntk [--quick] [--out FILE.json]``. Each peer has a process of its own, with the
 same weights and images, so that its peak memory can be told (the device's on a GPU, else the process's); the processes take
 turns. Full kernels (N, N, C, C) of a ResNet-18 with BatchNorm's stored statistics, N = 25 images of 32x32x3, C = 10, at two widths,
-of an MLP and of the paper's ConvNet; a trace kernel against one Jacobian a class; growth with N and with width. The paper's loop, two
-backward passes for each of the (N C)^2 entries, is timed on a few entries and extrapolated.
+of an MLP and of the paper's ConvNet, and of a small ResNet on few images; trace kernels against one Jacobian a class; growth with N and
+with width. The paper's loop, two backward passes for each of the (N C)^2 entries, is timed on a few entries and extrapolated.
 """
 
 import contextlib
@@ -26,16 +26,18 @@ from experiments.benchmarks import harness
 from experiments.benchmarks.settings import Ntk
 from jaxbp import lab, models, ntk
 
+_SMALL = "ResNet, width 8, 8x8"  # as the quick preset of Study 3 has it
 _CASES = {  # name: (model, options, image shape)
     "ResNet-18, width 16": ("resnet18", {"width": 16}, (32, 32, 3)),
     "ResNet-18, width 64": ("resnet18", {"width": 64}, (32, 32, 3)),
     "MLP of 4 layers, width 2048": ("mlp", {"width": 2048, "depth": 3}, (32, 32, 3)),
     "ConvNet, width 16": ("convnet", {"width": 16, "pool": "stride"}, (32, 32, 3)),
-    "ResNet, width 8, 8x8": ("resnet", {"width": 8, "stages": 2, "depth": 1}, (8, 8, 1)),
+    _SMALL: ("resnet", {"width": 8, "stages": 2, "depth": 1}, (8, 8, 1)),
 }
 OURS = "ours"
 _PEERS = ("neural-tangents 1", "neural-tangents 2", "torch.func Jacobians", "the paper's loop")
 _TRACE_PEER = "one Jacobian a class"
+_IMAGES, _FEW = 25, (6, 12)  # images of a kernel
 _PAIRS = 20  # entries of the paper's loop that are timed
 _LEAST_BYTES = 1e7  # less cannot be told from what the process held before
 _JACOBIAN_BYTES = 6e9  # a larger one is not formed by a peer that would have to
@@ -46,21 +48,22 @@ def run(arguments: Ntk) -> None:
     if arguments.worker:
         serve(**json.loads(arguments.worker))
         return
-    known = ["ResNet, width 8, 8x8"] if arguments.quick else list(_CASES)[:4]
+    known = [_SMALL] if arguments.quick else list(_CASES)
     names = [name for name in known if not arguments.cases or any(part in name for part in arguments.cases)]
     if not names:
         raise lab.SettingsError(f"no case is named {', '.join(arguments.cases)}: there are {'; '.join(known)}")
     rows: list[dict[str, Any]] = []
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
     harness.start()
-    number, runs = (6, 2) if arguments.quick else (25, arguments.runs)
+    runs = 2 if arguments.quick else arguments.runs
     for name in names:
-        rows += compare(name, number, "full", _PEERS, runs)
+        for number in _FEW[: 1 if arguments.quick else None] if name == _SMALL else (_IMAGES,):
+            rows += compare(name, number, "full", _PEERS, runs)
     if arguments.cases:
         harness.finish(rows, arguments.out)
         return
-    trace = (names[0], 12) if arguments.quick else ("ResNet-18, width 16", 256)
-    rows += compare(*trace, "trace", (_TRACE_PEER,), max(runs - 2, 2))
+    for name, number in ((_SMALL, _FEW[-1]), ("ResNet-18, width 16", 256))[: 1 if arguments.quick else None]:
+        rows += compare(name, number, "trace", (_TRACE_PEER,), max(runs - 2, 2))
     rows += growth(quick=arguments.quick)
     harness.finish(rows, arguments.out)
 

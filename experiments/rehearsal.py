@@ -1,0 +1,76 @@
+"""Every stage of a preset once, at its full shape, on made images: what would fail on somebody's accelerator fails here, within minutes.
+
+``python -m experiments.rehearsal`` takes the preset ``paper`` of each study and keeps its networks, widths, batches, kernels and attacks.
+What makes it long is cut: few images in the place of CIFAR and MNIST, of their size; two epochs; one seed; few steps of attacks. Of
+each stage and case the heaviest job runs, with the jobs that it needs. Each study runs in a process of its own, so that one that is
+killed for its memory ends alone, and its peak is its own. It decides nothing, and judges nothing.
+"""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from experiments.__main__ import Arguments as LabArguments
+from experiments.__main__ import choose, name_of, settings_of
+from jaxbp import lab
+
+_EXAMPLES = {"S1": 1024, "S10": 2600}  # at least: an affine classifier must not fit all labels; two thousand features
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Run every stage of a preset once, at full shape, on made images, and say what time and memory each takes."""
+
+    preset: Literal["smoke", "quick", "standard", "paper"] = "paper"
+    """Whose shapes; data sets of TFDS alone are replaced."""
+    only: str | None = None
+    """Run these studies alone: ids with commas between, such as S1,S3."""
+    examples: int = 256
+    """Made images for training and validation, beside a quarter as many for tests; some studies take more."""
+    out: Path | None = None
+    """Folder; default runs/rehearsal-PRESET. Jobs that it holds are not run again."""
+
+
+def main() -> None:
+    """Parse the command line, rehearse each study, print a line a stage; ends with 2 if a stage failed."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.rehearsal")
+    folder = arguments.out or Path("runs") / f"rehearsal-{arguments.preset}"
+    with lab.guarded(folder):
+        chosen = choose(arguments.only)
+        failed = not _rehearse(chosen[0], arguments, folder) if len(chosen) == 1 else _each_in_a_process(chosen, arguments, folder)
+    if failed:
+        sys.exit(2)
+
+
+def _each_in_a_process(packages: Iterable[Any], arguments: Arguments, folder: Path) -> list[str]:
+    """The studies that failed."""
+    options = [f"--preset={arguments.preset}", f"--examples={arguments.examples}", f"--out={folder}"]
+    failed = []
+    for package in packages:
+        ended = subprocess.run([sys.executable, "-m", "experiments.rehearsal", f"--only={package.ID}", *options], check=False).returncode
+        if ended == -9:
+            print(f"{package.ID} was killed, for the memory it took most likely: give --examples fewer", flush=True)
+        if ended:
+            failed.append(package.ID)
+    if failed:
+        print(f"\nerror: {', '.join(failed)} did not come to an end, see above", file=sys.stderr)
+    return failed
+
+
+def _rehearse(package: Any, arguments: Arguments, folder: Path) -> bool:
+    """Whether all jobs of a study came to an end."""
+    devices = lab.start_jax(lab.ONE_PROCESS)
+    runs = importlib.import_module("experiments.rehearsal_runs")  # after parsing, so that help is instant
+    preset = settings_of(package, LabArguments(preset=arguments.preset))
+    settings = runs.shortened(preset, max(arguments.examples, _EXAMPLES.get(package.ID, 0)), folder / "data")
+    return runs.rehearse(lab.load(package.DOOR), settings, folder / name_of(package), devices)
+
+
+if __name__ == "__main__":
+    main()

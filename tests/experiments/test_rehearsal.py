@@ -1,0 +1,105 @@
+"""A rehearsal runs every stage and case of a preset, at its shapes, on made images, and tells what failed."""
+
+import dataclasses
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import rehearsal, rehearsal_runs
+from experiments.__main__ import STUDIES, Arguments, settings_of
+from jaxbp import data, lab
+from jaxbp.lab.jobs import plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    num_epochs: int = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(lab.Settings):
+    cases: tuple[Case, ...] = (Case("narrow"), Case("wide"))
+
+
+def train(case, settings, width):
+    return {"epochs": np.array(case.num_epochs)}
+
+
+def probe(case, settings, trained, width):
+    if case.name == "wide":
+        raise MemoryError("no room")
+    return {"sum": jnp.sum(jnp.ones(int(trained.epochs)))}
+
+
+def over_widths(case, settings):
+    return {"width": [2, 8, 4]}
+
+
+STAGES = (
+    lab.Stage(train, over=over_widths, cost=lambda case, settings, width: width),
+    lab.Stage(probe, over=over_widths, needs=(train,), cost=lambda case, settings, width: 1 / width),
+)
+STUDY = lab.Study("T", "Title", "Lead", "tests.toy", STAGES, (), (), (), (), ())
+
+
+@pytest.mark.parametrize("package", STUDIES, ids=lambda package: package.ID)
+def test_paper_presets_are_cut_short_and_keep_every_stage_and_case(package, tmp_path):
+    preset = settings_of(package, Arguments(preset="paper"))
+    settings = rehearsal_runs.shortened(preset, 1024, tmp_path)
+    assert len(settings.cases) == len(preset.cases)
+    for owner in (settings, *settings.cases):
+        values = {field.name: getattr(owner, field.name) for field in dataclasses.fields(owner)}
+        assert all(value <= 2 for name, value in values.items() if name.endswith("epochs") and isinstance(value, int))
+        assert not str(values.get("dataset", "")).startswith("tfds:")
+    jobs = plan(lab.load(package.DOOR), settings)
+    heaviest = rehearsal_runs.heaviest(jobs)
+    assert {(job.stage.name, job.case.name) for job in heaviest} == {(job.stage.name, job.case.name) for job in jobs}
+
+
+def test_made_images_have_the_shape_of_the_set_and_no_affine_classifier_fits_their_labels(tmp_path):
+    case = dataclasses.make_dataclass("Case", [("dataset", str)])
+    for name, shape, num_classes in (
+        ("cifar100", (32, 32, 3), 100),
+        ("fashion_mnist", (28, 28, 1), 10),
+        ("fashion_mnist@14", (14, 14, 1), 10),
+    ):
+        settings = dataclasses.make_dataclass("Settings", [("cases", tuple)])((case(f"tfds:{name}"),))
+        made = data.load(rehearsal_runs.shortened(settings, 1000, tmp_path).cases[0].dataset)
+        assert (made.input_shape, made.num_classes, len(made.test.labels)) == (shape, num_classes, 250)
+        images = made.train.inputs.reshape(len(made.train.labels), -1)
+        assert np.linalg.matrix_rank(images) <= 64 < len(images) / 5
+
+
+def test_the_heaviest_job_of_each_stage_and_case_runs_with_what_it_needs():
+    jobs = rehearsal_runs.heaviest(plan(STUDY, Settings("quick", 1)))
+    trained = [f"{case}; train; {width}" for case in ("narrow", "wide") for width in (2, 8)]  # 2 for the probes
+    assert [job.name for job in jobs] == [*trained, "narrow; probe; 2", "wide; probe; 2"]
+
+
+def test_a_stage_that_fails_is_told_and_leaves_the_others_their_run(tmp_path, capsys):
+    settings = rehearsal_runs.shortened(Settings("quick", 10), 100, tmp_path)
+    assert not rehearsal_runs.rehearse(STUDY, settings, tmp_path / "run", ["cpu"])
+    said = capsys.readouterr().out
+    assert "no room" in said
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in said.splitlines() if line.startswith("│")]
+    assert rows == [["train", "4", ""], ["probe", "1", "1"]]
+
+
+def test_each_study_has_a_process_of_its_own_and_a_kill_ends_it_alone(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run(command, check):
+        started.append(command[3])
+        return dataclasses.make_dataclass("Ended", ["returncode"])(-9 if "S2" in command[3] else 0)
+
+    monkeypatch.setattr(rehearsal.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["rehearsal", "--only", "S1,S2,S5", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        rehearsal.main()
+    said = capsys.readouterr()
+    assert started == ["--only=S1", "--only=S2", "--only=S5"]
+    assert "S2 was killed, for the memory it took most likely" in said.out
+    assert "error: S2 did not come to an end" in said.err
