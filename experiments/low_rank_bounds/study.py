@@ -121,7 +121,10 @@ def tune(case: Case, settings: Settings) -> xr.Dataset:
 
 
 def compare(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
-    """Bounds, margins and errors of the arms where they first reach the training loss; NaN where they do not."""
+    """Bounds, margins and errors of the arms where they first reach the training loss; NaN where they do not.
+
+    The factors of the bound by ranks are always there, those of the last epoch where the loss is not reached.
+    """
     parts = []
     for arm, rank in settings.arms.items():
         rate = float(tuned.rate.sel(arm=arm))
@@ -129,8 +132,9 @@ def compare(case: Case, settings: Settings, tuned: xr.Dataset) -> xr.Dataset:
         curves, params, rows = train_all(case, settings, rank, options, settings.seeds, epochs=settings.num_epochs)
         points = []
         for s in range(settings.num_seeds):
-            reached = np.flatnonzero(curves.train_loss.values[0, s] <= settings.target_loss)
-            at = int(reached[0]) if len(reached) else -1
+            losses = curves.train_loss.values[0, s]
+            reached = np.flatnonzero(losses <= settings.target_loss)
+            at = int(reached[0] if len(reached) else np.flatnonzero(np.isfinite(losses))[-1])  # the last before it diverged
             point = judge(case, settings, kernels(params, (0, s, at)), rows[s])
             curve = curves.isel(arm=0, seed=s, epoch=at, drop=True)
             point = point.assign(test_accuracy=100 * curve.test_accuracy, stop_epoch=int(curves.epoch[at]))

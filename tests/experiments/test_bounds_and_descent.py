@@ -100,6 +100,7 @@ def test_networks_that_diverged_say_nothing_and_end_no_run():
     results = low_rank.compare(case, settings, rates)
     assert results.test_accuracy.isnull().all()
     assert results.complexity.isnull().all()
+    assert results.factors.notnull().all()  # the control of covers is asked of every seed
     followed = low_rank.follow_collapse(case, settings)
     assert followed.complexity.isnull().all()
     assert followed.singular_values.isel(drawn_epoch=-1).isnull().all()
