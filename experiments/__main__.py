@@ -72,7 +72,7 @@ class Arguments:
     """Run all studies of the lab, or some, and write one page with every verdict."""
 
     preset: Literal["smoke", "quick", "standard", "paper"] = "quick"
-    """smoke: minutes, to see it run. quick: embedded data, about an hour on two CPU cores. standard:
+    """smoke: minutes, to see it run. quick: embedded data, half an hour to an hour on two CPU cores. standard:
     Fashion-MNIST, for the studies that have it. paper: the paper's scale, accelerators."""
     only: str | None = None
     """Run these studies alone: ids with commas between, such as S1,S3."""
