@@ -147,7 +147,12 @@ def witness(judged: Judged, stride: int, key: jax.Array, settings: Settings) -> 
         )
         for kernels in lower_layers
     ]
-    return max(estimates, key=lambda estimate: estimate.log_value - 3 * estimate.standard_error / estimate.value)
+
+    def certain(estimate: bounds.lower.Estimate) -> float:
+        """The lower end in logarithms; that of a network that diverged, whose maps are no numbers, is the least."""
+        return estimate.log_value - 3 * estimate.standard_error / estimate.value if estimate.value > 0 else -math.inf
+
+    return max(estimates, key=certain)
 
 
 def compare(case: Case, settings: Settings) -> xr.Dataset:

@@ -333,12 +333,14 @@ class SeedCurves(PanelFigure):
         places = np.unique(np.concatenate([numbers for numbers, _ in located]))
         if any(numbered for _, numbered in located):
             ax.set_xticks(places)
-        if self.log and any((np.asarray(array) > 0).any() for array in panel.arrays.values() if array is not None):
+        if self.log and any(figures.has_logarithm(array) for array in panel.arrays.values() if array is not None):
             ax.set_yscale("log")
         if self.limits:
             ax.set_ylim(self.limits)
         if ax.get_yscale() == "log":
             figures.label_log_axis(ax.yaxis)
+        if not any(np.isfinite(array).any() for array in panel.arrays.values() if array is not None):
+            return  # matplotlib gives no scale to curves without a point
         if self.x_scale == "log2":
             ax.set_xscale("log", base=2)
             ax.set_xticks(places, [f"{place:g}" for place in places])

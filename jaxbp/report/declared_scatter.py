@@ -60,7 +60,12 @@ class SeedScatter(PanelFigure):
                     ax.plot(x[0], y[0], "s", markersize=4, color=first.get_color())
 
     def _finish(self, ax: "Axes", panel: Panel, *, bottom: bool, legend: bool) -> None:
-        for log, set_scale in ((self.log_x, ax.set_xscale), (self.log, ax.set_yscale)):
+        drawn = panel.arrays.values()
+        logs = [
+            log and any(figures.has_logarithm(array.sel({_AXIS: axis})) for array in drawn)
+            for log, axis in zip((self.log_x, self.log), _BOTH, strict=True)
+        ]
+        for log, set_scale in zip(logs, (ax.set_xscale, ax.set_yscale), strict=True):
             set_scale("log" if log else "linear")
         if self.limits:
             ax.set_ylim(self.limits)
@@ -68,7 +73,7 @@ class SeedScatter(PanelFigure):
             (left, right), (bottom_end, top) = ax.get_xlim(), ax.get_ylim()
             ends = max(left, bottom_end), min(right, top)
             ax.plot(ends, ends, ":", color="#888888", scalex=False, scaley=False)
-        for log, axis in ((self.log_x, ax.xaxis), (self.log, ax.yaxis)):
+        for log, axis in zip(logs, (ax.xaxis, ax.yaxis), strict=True):
             if log:
                 figures.label_log_axis(axis)
         ax.set_xlabel(figures.fitting(quantity(self.x, []) if self.xlabel is None else self.xlabel, ax))

@@ -140,6 +140,11 @@ def num_missing(values: ArrayLike, log: bool = False) -> int:
     return int((~_usable(np.asarray(values, np.float64), log)).sum())
 
 
+def has_logarithm(values: ArrayLike) -> bool:
+    """Whether any value can be drawn on a logarithmic axis, which else has no scale."""
+    return num_missing(values, log=True) < np.size(values)
+
+
 @style()
 def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> None:
     """Draw one row a group: a dot for every seed, the mean and its 95 % t interval (of logs with ``log``).
@@ -161,7 +166,7 @@ def strip(ax: "Axes", groups: Mapping[str, ArrayLike], *, log: bool = False) -> 
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.5)  # first group on top
     ax.grid(False, axis="y")
-    if log and any(_usable(np.asarray(values, np.float64), log).any() for values in groups.values()):
+    if log and any(map(has_logarithm, groups.values())):
         ax.set_xscale("log")
         label_log_axis(ax.xaxis)
     elif log:
@@ -221,5 +226,5 @@ def curve(ax: "Axes", x: ArrayLike, values: ArrayLike, *, label: str | None = No
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     lines = np.where(usable, values, np.nan).T
     ax.plot(x, lines, color=line.get_color(), linewidth=0.7, alpha=0.35)
-    if log and usable.any():
+    if log and has_logarithm(values):
         ax.set_yscale("log")

@@ -315,6 +315,16 @@ def test_a_scatter_has_a_dot_a_seed_and_joins_levels(run, tmp_path, drawn):
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
 
 
+def test_figures_of_runs_that_all_diverged_are_drawn_without_points(run, tmp_path, drawn):
+    for case in run.cases[:2]:
+        case.compare.norm[...] = np.nan
+        case.compare.norm[..., 0] = -np.inf
+    options = {"log": True, "caption": ""}
+    report.SeedCurves("compare.norm", x_scale="log", **options).pictures(run, tmp_path)
+    report.SeedScatter("compare.norm", x=lambda m: m.compare.norm, log_x=True, name="scatter", **options).pictures(run, tmp_path)
+    assert [(ax.get_xscale(), ax.get_yscale()) for fig in drawn for ax in fig.axes] == [("linear", "linear")] * 4
+
+
 def test_bars_stack_parts_by_sign_and_show_every_seeds_sum(run, tmp_path, drawn):
     run.cases[0].compare.norm[0, 0, 1] = np.nan  # a seed that lacks a part is left out
     bars = report.StackedBars(
