@@ -31,7 +31,7 @@ BEGIN_STANDARD = "<!-- begin: python -m experiments.publish, standard -->"
 BEGIN_MAPS = "<!-- begin: python -m experiments.publish, maps -->"
 MAPS_PAGE = Path(__file__).parent / "guide" / "maps.md"
 SHOWN_MAP = "S7.c"  # that the README shows
-_FACTS = ("started", "python", "packages", "devices", "git_commit")
+_FACTS = ("started", "python", "packages", "devices")
 
 
 def write() -> None:
@@ -51,6 +51,8 @@ def write() -> None:
 
 def take(run: Path) -> None:
     """Copy what is published of a run: a map, or verdicts, preset and versions; every study's own, whatever the lab's page shows now.
+
+    Studies of the preset "standard" that the run lacks stay as they were published.
 
     Raises:
       SettingsError: it is no map, no finished run of the whole lab, and none of some studies with the preset "standard".
@@ -72,9 +74,19 @@ def take(run: Path) -> None:
         )
     verdicts = [verdict for name in finished for verdict in read(run / name).values()]
     controls = [control for name in finished for control in claims.read_controls(run / name / "verdicts.json")]
+    ids = {name_of(package): package.ID for package in STUDIES}
     known = {name: configs[0][name] for name in _FACTS if name in configs[0]} | {"preset": presets.pop()}
-    known["git_commit"] = _commits({name: str(_config(run / name / "config.json").get("git_commit")) for name in finished})
+    known["commits"] = {ids[name]: str(_config(run / name / "config.json").get("git_commit")) for name in finished}
     folder = STANDARD if known["preset"] == "standard" else FOLDER
+    if folder == STANDARD and published(folder):  # its other studies stay as they are
+        others = facts(folder)
+        verdicts += [verdict for verdict in published(folder) if _study(verdict.claim.id) not in known["commits"]]
+        old = claims.read_controls(folder / "verdicts.json")
+        controls += [control for control in old if _study(control.control.id) not in known["commits"]]
+        known = others | {"commits": others["commits"] | known["commits"]}
+    order = list(ids.values())
+    verdicts.sort(key=lambda verdict: order.index(_study(verdict.claim.id)))
+    controls.sort(key=lambda control: order.index(_study(control.control.id)))
     folder.mkdir(exist_ok=True)
     claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
     write_atomically(folder / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
@@ -83,13 +95,18 @@ def take(run: Path) -> None:
         shutil.copyfile(run / name / "measurements.parquet", folder / name / "measurements.parquet")
 
 
+def _study(id_: str) -> str:
+    """The id of the study of a claim or control, such as "S1" of "S1.a"."""
+    return id_.partition(".")[0]
+
+
 def _commits(by_study: Mapping[str, str]) -> str:
     """The commit, or each with the studies that it ran."""
-    ids = {name_of(package): package.ID for package in STUDIES}
     commits = dict.fromkeys(by_study.values())
     if len(commits) == 1:
         return next(iter(commits))
-    return ", ".join(f"{commit} ({', '.join(ids[name] for name in by_study if by_study[name] == commit)})" for commit in commits)
+    of_commit = {commit: sorted((id_ for id_ in by_study if by_study[id_] == commit), key=lambda id_: int(id_[1:])) for commit in commits}
+    return ", ".join(f"{commit} ({', '.join(ids)})" for commit, ids in of_commit.items())
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -164,7 +181,7 @@ def _note(known: Mapping[str, Any]) -> str:
     """Which run it was."""
     packages = ", ".join(f"{name} {known['packages'][name]}" for name in ("jaxbp", "jax") if name in known["packages"])
     devices = f"{len(known['devices'])} x {known['devices'][0]}"
-    return f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {known['git_commit']}, {devices}."
+    return f"Preset {known['preset']}, {known['started'][:10]}, {packages}, commit {_commits(known['commits'])}, {devices}."
 
 
 def _power(verdict: Verdict) -> str:

@@ -20,7 +20,7 @@ FACTS = {
     "python": "3.11.7",
     "packages": {"jaxbp": "0.1.0", "jax": "0.10.2"},
     "devices": ["cpu"] * 2,
-    "git_commit": "abc",
+    "commits": {"S1": "abc"},
     "preset": "quick",
 }
 
@@ -142,8 +142,9 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     assert publish.facts(publish.FOLDER) == {
         **FACTS,
         "started": "2026-01-02T03:04:05Z",
-        "git_commit": f"abc (S1, S2), def ({', '.join(f'S{n}' for n in range(3, 11))})",
+        "commits": {f"S{n}": "abc" if n < 3 else "def" for n in range(1, 11)},
     }
+    assert f"commit abc (S1, S2), def ({', '.join(f'S{n}' for n in range(3, 11))}), " in publish.table([], publish.facts(publish.FOLDER))
     taken = claims.read_verdicts(tmp_path / "published/verdicts.json")
     assert (tmp_path / "published" / NAMES[3] / "measurements.parquet").read_text() == NAMES[3]
     assert [v.claim.id for v in taken] == [f"S{number + 1}.a" for number in range(len(NAMES))]
@@ -155,7 +156,7 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
         config.write_text(json.dumps({**FACTS, "started": "2026-01-01", "settings": {"preset": "quick"}, **damage}))
         with pytest.raises(lab.SettingsError, match=message):
             publish.take(run)
-    config.write_text(json.dumps({**FACTS, "settings": {"preset": "standard"}}))
+    config.write_text(json.dumps({**FACTS, "settings": {"preset": "standard"}, "git_commit": "new"}))
     with pytest.raises(lab.SettingsError, match="holds runs of the presets quick, standard"):
         publish.take(run)
     for name in NAMES[1:]:
@@ -164,6 +165,14 @@ def test_a_run_is_taken_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [v.claim.id for v in publish.published(publish.STANDARD)] == ["S1.a"]
     assert publish.facts(publish.STANDARD)["preset"] == "standard"
     assert len(publish.published(publish.FOLDER)) == len(NAMES)
+    old, other, own = (dataclasses.replace(verdict, claim=dataclasses.replace(CLAIM, id=id_)) for id_ in ("S1.a", "S3.a", "S1.b"))
+    claims.write_verdicts(publish.STANDARD / "verdicts.json", [old, other])
+    known = publish.facts(publish.STANDARD)
+    (publish.STANDARD / "facts.json").write_text(json.dumps(known | {"commits": {"S1": "old", "S3": "old"}}))
+    claims.write_verdicts(run / NAMES[0] / "verdicts.json", [own])
+    publish.take(run)  # holds S1 alone
+    assert [v.claim.id for v in publish.published(publish.STANDARD)] == ["S1.b", "S3.a"]
+    assert publish.facts(publish.STANDARD)["commits"] == {"S1": "new", "S3": "old"}
     (run / NAMES[0] / "verdicts.json").write_text("{")
     with pytest.raises(lab.SettingsError, match="cannot be read as verdicts"):
         publish.take(run)
