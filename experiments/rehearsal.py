@@ -33,6 +33,8 @@ class Arguments:
     """Run these studies alone: ids with commas between, such as S1,S3."""
     examples: int = 256
     """Made images for training and validation, beside a quarter as many for tests; some studies take more."""
+    max_width: int | None = None
+    """Leave out wider networks of a range of widths, for processors that are not up to them."""
     out: Path | None = None
     """Folder; default runs/rehearsal-PRESET. Jobs that it holds are not run again."""
 
@@ -51,6 +53,7 @@ def main() -> None:
 def _each_in_a_process(packages: Iterable[Any], arguments: Arguments, folder: Path) -> list[str]:
     """The studies that failed."""
     options = [f"--preset={arguments.preset}", f"--examples={arguments.examples}", f"--out={folder}"]
+    options += [f"--max-width={arguments.max_width}"] if arguments.max_width else []
     failed = []
     for package in packages:
         ended = subprocess.run([sys.executable, "-m", "experiments.rehearsal", f"--only={package.ID}", *options], check=False).returncode
@@ -68,7 +71,8 @@ def _rehearse(package: Any, arguments: Arguments, folder: Path) -> bool:
     devices = lab.start_jax(lab.ONE_PROCESS)
     runs = importlib.import_module("experiments.rehearsal_runs")  # after parsing, so that help is instant
     preset = settings_of(package, LabArguments(preset=arguments.preset))
-    settings = runs.shortened(preset, max(arguments.examples, _EXAMPLES.get(package.ID, 0)), folder / "data")
+    examples = max(arguments.examples, _EXAMPLES.get(package.ID, 0))
+    settings = runs.shortened(preset, examples, folder / "data", arguments.max_width)
     return runs.rehearse(lab.load(package.DOOR), settings, folder / name_of(package), devices)
 
 

@@ -45,13 +45,13 @@ _CUT = {  # what is long, by the names of the settings' fields
 }
 
 
-def shortened(settings: Any, num_examples: int, folder: Path) -> Any:
+def shortened(settings: Any, num_examples: int, folder: Path, max_width: int | None = None) -> Any:
     """The settings with all that makes a run long cut, and made images in ``folder`` in the place of sets of TFDS."""
-    cases = tuple(_shortened(case, num_examples, folder) for case in settings.cases)
-    return dataclasses.replace(_shortened(settings, num_examples, folder), cases=cases)
+    cases = tuple(_shortened(case, num_examples, folder, max_width) for case in settings.cases)
+    return dataclasses.replace(_shortened(settings, num_examples, folder, max_width), cases=cases)
 
 
-def _shortened(owner: Any, num_examples: int, folder: Path) -> Any:
+def _shortened(owner: Any, num_examples: int, folder: Path, max_width: int | None) -> Any:
     changes = {}
     for field in dataclasses.fields(owner):
         name, value = field.name, getattr(owner, field.name)
@@ -59,6 +59,8 @@ def _shortened(owner: Any, num_examples: int, folder: Path) -> Any:
             changes[name] = _CUT[name]
         elif name == "dataset" and value.startswith("tfds:"):
             changes[name] = f"file:{_made(value, num_examples, folder)}"
+        elif name.endswith("widths"):
+            changes[name] = tuple(width for width in value if max_width is None or width <= max_width)
         elif isinstance(value, int) and name.endswith("epochs"):
             changes[name] = min(value, _EPOCHS)
         elif isinstance(value, int) and name.endswith("train"):

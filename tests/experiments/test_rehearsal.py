@@ -9,6 +9,7 @@ import pytest
 
 from experiments import rehearsal, rehearsal_runs
 from experiments.__main__ import STUDIES, Arguments, settings_of
+from experiments.ntk_width import settings as ntk_width
 from jaxbp import data, lab
 from jaxbp.lab.jobs import plan
 
@@ -71,6 +72,13 @@ def test_made_images_have_the_shape_of_the_set_and_no_affine_classifier_fits_the
         assert (made.input_shape, made.num_classes, len(made.test.labels)) == (shape, num_classes, 250)
         images = made.train.inputs.reshape(len(made.train.labels), -1)
         assert np.linalg.matrix_rank(images) <= 64 < len(images) / 5
+
+
+def test_wider_networks_are_left_out_where_that_is_asked_for(tmp_path):
+    cases = rehearsal_runs.shortened(ntk_width.PRESETS["paper"], 256, tmp_path, max_width=16).cases
+    convnet = next(case for case in cases if case.name == "ConvNet")
+    assert convnet.widths == (8, 16)
+    assert all(max(case.widths + case.exact_widths, default=0) <= 16 for case in cases)
 
 
 def test_the_heaviest_job_of_each_stage_and_case_runs_with_what_it_needs():
