@@ -20,6 +20,7 @@ from experiments.__main__ import Arguments as LabArguments
 from experiments.__main__ import choose, name_of, settings_of
 from jaxbp import lab
 
+_LEAST = 200  # images: a batch of the paper presets has 128
 _EXAMPLES = {"S1": 1024, "S10": 2600}  # at least: an affine classifier must not fit all labels; two thousand features
 
 
@@ -44,6 +45,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.rehearsal")
     folder = arguments.out or Path("runs") / f"rehearsal-{arguments.preset}"
     with lab.guarded(folder):
+        if arguments.examples < _LEAST:
+            raise lab.SettingsError(f"--examples must be at least {_LEAST}, since batches have up to 128, got {arguments.examples}")
         chosen = choose(arguments.only)
         failed = not _rehearse(chosen[0], arguments, folder) if len(chosen) == 1 else _each_in_a_process(chosen, arguments, folder)
     if failed:

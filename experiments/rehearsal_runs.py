@@ -130,9 +130,15 @@ def print_stages(records: Iterable[job_times.JobTime], failed: Mapping[str, Job]
     num_failed = collections.Counter(job.stage.qualified_name for job in failed.values())
     for stage in dict.fromkeys((*by_stage, *num_failed)):
         of_stage = by_stage[stage]
-        longest = max(of_stage, key=lambda record: record.seconds, default=None)
-        times = ("-", "-") if longest is None else (format_seconds(longest.seconds), format_seconds(longest.compile_seconds))
-        peak, program = (max((getattr(r, name) for r in of_stage), default=0) for name in ("peak_mib", "program_bytes"))
-        sizes = (f"{peak:,} MiB", f"{program / 2**20:,.0f} MiB")
-        table.add_row(stage.rpartition(".")[2], str(len(of_stage)), str(num_failed[stage] or ""), *times, *sizes)
+        cells = ["-"] * 4
+        if of_stage:
+            longest = max(of_stage, key=lambda record: record.seconds)
+            peak, program = (max(getattr(record, name) for record in of_stage) for name in ("peak_mib", "program_bytes"))
+            cells = [
+                format_seconds(longest.seconds),
+                format_seconds(longest.compile_seconds),
+                f"{peak:,} MiB",
+                f"{program / 2**20:,.0f} MiB",
+            ]
+        table.add_row(stage.rpartition(".")[2], str(len(of_stage)), str(num_failed[stage] or ""), *cells)
     output.print_table(table)

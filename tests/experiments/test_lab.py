@@ -59,7 +59,7 @@ def test_every_verdict_of_the_quick_lab_has_five_seeds():
 
 
 def test_help_of_every_module_comes_without_what_is_slow_to_import():
-    names = [f"experiments.{name}" for name in (*main.NAMES, "benchmarks", "map", "publish", "train")]
+    names = [f"experiments.{name}" for name in (*main.NAMES, "benchmarks", "map", "publish", "rehearsal", "train")]
     names += ["jaxbp.lab.compare", "jaxbp.lab.status"]
     script = (
         "import runpy, sys, warnings\nwarnings.simplefilter('ignore')\n"

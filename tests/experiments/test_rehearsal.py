@@ -111,3 +111,10 @@ def test_each_study_has_a_process_of_its_own_and_a_kill_ends_it_alone(tmp_path, 
     assert started == ["--only=S1", "--only=S2", "--only=S5"]
     assert "S2 was killed, for the memory it took most likely" in said.out
     assert "error: S2 did not come to an end" in said.err
+
+
+def test_too_few_images_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rehearsal", "--examples", "50"])
+    with pytest.raises(SystemExit, match="2"):
+        rehearsal.main()
+    assert "error: --examples must be at least 200, since batches have up to 128, got 50" in capsys.readouterr().err
