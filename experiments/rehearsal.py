@@ -34,6 +34,8 @@ class Arguments:
     """Run these studies alone: ids with commas between, such as S1,S3."""
     examples: int = 256
     """Made images for training and validation, beside a quarter as many for tests; some studies take more."""
+    cases: str = ""
+    """Run these cases alone: those with this text in their name."""
     max_width: int | None = None
     """Leave out wider networks of a range of widths, for processors that are not up to them."""
     out: Path | None = None
@@ -56,6 +58,7 @@ def main() -> None:
 def _each_in_a_process(packages: Iterable[Any], arguments: Arguments, folder: Path) -> list[str]:
     """The studies that failed."""
     options = [f"--preset={arguments.preset}", f"--examples={arguments.examples}", f"--out={folder}"]
+    options += [f"--cases={arguments.cases}"] if arguments.cases else []
     options += [f"--max-width={arguments.max_width}"] if arguments.max_width else []
     failed = []
     for package in packages:
@@ -76,6 +79,10 @@ def _rehearse(package: Any, arguments: Arguments, folder: Path) -> bool:
     preset = settings_of(package, LabArguments(preset=arguments.preset))
     examples = max(arguments.examples, _EXAMPLES.get(package.ID, 0))
     settings = runs.shortened(preset, examples, folder / "data", arguments.max_width)
+    if not (cases := tuple(case for case in settings.cases if arguments.cases in case.name)):
+        names = "; ".join(case.name for case in settings.cases)
+        raise lab.SettingsError(f"no case of {package.ID} has {arguments.cases!r} in its name: there are {names}")
+    settings = dataclasses.replace(settings, cases=cases)
     return runs.rehearse(lab.load(package.DOOR), settings, folder / name_of(package), devices)
 
 
