@@ -15,7 +15,7 @@ import numpy as np
 from experiments import map_tables
 from experiments.__main__ import NAMES, STUDIES, name_of
 from jaxbp import claims, lab, report
-from jaxbp.claims import Verdict
+from jaxbp.claims import ControlVerdict, Verdict
 from jaxbp.lab.verdict_changes import read
 from jaxbp.report import beside_paper, format_interval
 from jaxbp.runtime.files import write_atomically
@@ -78,12 +78,8 @@ def take(run: Path) -> None:
     known = {name: configs[0][name] for name in _FACTS if name in configs[0]} | {"preset": presets.pop()}
     known["commits"] = {ids[name]: str(_config(run / name / "config.json").get("git_commit")) for name in finished}
     folder = STANDARD if known["preset"] == "standard" else FOLDER
-    if folder == STANDARD and published(folder):  # its other studies stay as they are
-        others = facts(folder)
-        verdicts += [verdict for verdict in published(folder) if _study(verdict.claim.id) not in known["commits"]]
-        old = claims.read_controls(folder / "verdicts.json")
-        controls += [control for control in old if _study(control.control.id) not in known["commits"]]
-        known = others | {"commits": others["commits"] | known["commits"]}
+    if folder == STANDARD and published(folder):
+        verdicts, controls, known = _with_other_studies(verdicts, controls, known)
     order = list(ids.values())
     verdicts.sort(key=lambda verdict: order.index(_study(verdict.claim.id)))
     controls.sort(key=lambda control: order.index(_study(control.control.id)))
@@ -93,6 +89,16 @@ def take(run: Path) -> None:
     for name in finished:
         (folder / name).mkdir(exist_ok=True)
         shutil.copyfile(run / name / "measurements.parquet", folder / name / "measurements.parquet")
+
+
+def _with_other_studies(
+    verdicts: list[Verdict], controls: list[ControlVerdict], known: dict[str, Any]
+) -> tuple[list[Verdict], list[ControlVerdict], dict[str, Any]]:
+    """What a run of the preset "standard" found, with what was published of the studies that it lacks."""
+    old, facts_of_old = claims.read_controls(STANDARD / "verdicts.json"), facts(STANDARD)
+    verdicts = verdicts + [verdict for verdict in published(STANDARD) if _study(verdict.claim.id) not in known["commits"]]
+    controls = controls + [control for control in old if _study(control.control.id) not in known["commits"]]
+    return verdicts, controls, facts_of_old | {"commits": facts_of_old["commits"] | known["commits"]}
 
 
 def _study(id_: str) -> str:
