@@ -55,7 +55,7 @@ def test_every_stage_computes_the_seeds_that_were_asked_for(preset):
 
 def test_every_verdict_of_the_quick_lab_has_five_seeds():
     arguments = main.Arguments(preset="quick")
-    assert all(main._settings(package, arguments).num_seeds >= 5 for package in main.STUDIES)
+    assert all(main.settings_of(package, arguments).num_seeds >= 5 for package in main.STUDIES)
 
 
 def test_help_of_every_module_comes_without_what_is_slow_to_import():

@@ -1,6 +1,7 @@
 """A rehearsal runs every stage and case of a preset, at its shapes, on made images, and tells what failed."""
 
 import dataclasses
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -113,15 +114,15 @@ def test_each_study_has_a_process_of_its_own_and_a_kill_ends_it_alone(tmp_path, 
     assert "error: S2 did not come to an end" in said.err
 
 
-def test_a_text_in_no_cases_name_is_told_with_the_names(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["rehearsal", "--preset", "smoke", "--only", "S2", "--cases", "VGG", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        rehearsal.main()
-    assert "error: no case of S2 has 'VGG' in its name: there are ResNet, digits@4, 30 % label noise; MLP" in capsys.readouterr().err
-
-
-def test_too_few_images_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["rehearsal", "--examples", "50"])
-    with pytest.raises(SystemExit, match="2"):
-        rehearsal.main()
-    assert "error: --examples must be at least 200, since batches have up to 128, got 50" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--preset", "smoke", "--only", "S2", "--cases", "VGG"], "error: no case of S2 has 'VGG' in its name: there are ResNet, digits@4"),
+        (["--examples", "50"], "error: --examples must be at least 200, since batches have up to 128, got 50"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments, told, tmp_path):
+    command = [sys.executable, "-m", "experiments.rehearsal", *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stderr
