@@ -1,4 +1,4 @@
-"""Every stage of a preset once, at its full shape, on made images: what would fail on somebody's accelerator fails here, within minutes.
+"""Every stage of a preset once, at its full shape, on made images: what would fail after days on an accelerator fails early.
 
 ``python -m experiments.rehearsal`` takes the preset ``paper`` of each study and keeps its networks, widths, batches, kernels and attacks.
 What makes it long is cut: few images in the place of CIFAR and MNIST, of their size; two epochs; one seed; few steps of attacks. Of

@@ -60,23 +60,13 @@ def take(run: Path) -> None:
     if map_tables.is_map(run):
         map_tables.take(run)
         return
-    finished = [name for name in NAMES if all((run / name / file).exists() for file in ("config.json", "verdicts.json"))]
-    configs = sorted((_config(run / name / "config.json") for name in finished), key=lambda config: config["started"])
-    presets = {config["settings"]["preset"] for config in configs}
-    if "smoke" in presets:
-        raise lab.SettingsError(f"{run} is a smoke run, which decides nothing: publish one of another preset")
-    if len(presets) > 1:
-        raise lab.SettingsError(f"{run} holds runs of the presets {', '.join(sorted(presets))}: publish runs of one preset")
-    if presets != {"standard"} and finished != list(NAMES):
-        raise lab.SettingsError(
-            f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(n for n in NAMES if n not in finished)}: name "
-            "the folder that `python -m experiments` wrote, without --only"
-        )
-    verdicts = [verdict for name in finished for verdict in read(run / name).values()]
-    controls = [control for name in finished for control in claims.read_controls(run / name / "verdicts.json")]
+    configs = _finished(run)
     ids = {name_of(package): package.ID for package in STUDIES}
-    known = {name: configs[0][name] for name in _FACTS if name in configs[0]} | {"preset": presets.pop()}
-    known["commits"] = {ids[name]: str(_config(run / name / "config.json").get("git_commit")) for name in finished}
+    verdicts = [verdict for name in configs for verdict in read(run / name).values()]
+    controls = [control for name in configs for control in claims.read_controls(run / name / "verdicts.json")]
+    first = min(configs.values(), key=lambda config: config["started"])
+    known = {name: first[name] for name in _FACTS if name in first} | {"preset": first["settings"]["preset"]}
+    known["commits"] = {ids[name]: str(config.get("git_commit")) for name, config in configs.items()}
     folder = STANDARD if known["preset"] == "standard" else FOLDER
     if folder == STANDARD and published(folder):
         verdicts, controls, known = _with_other_studies(verdicts, controls, known)
@@ -86,9 +76,26 @@ def take(run: Path) -> None:
     folder.mkdir(exist_ok=True)
     claims.write_verdicts(folder / "verdicts.json", verdicts, controls)
     write_atomically(folder / "facts.json", (json.dumps(known, indent=2) + "\n").encode())
-    for name in finished:
+    for name in configs:
         (folder / name).mkdir(exist_ok=True)
         shutil.copyfile(run / name / "measurements.parquet", folder / name / "measurements.parquet")
+
+
+def _finished(run: Path) -> dict[str, dict[str, Any]]:
+    """The config of each finished study by the name of its folder, in the page's order; refused if they cannot be published together."""
+    finished = [name for name in NAMES if all((run / name / file).exists() for file in ("config.json", "verdicts.json"))]
+    configs = {name: _config(run / name / "config.json") for name in finished}
+    presets = {config["settings"]["preset"] for config in configs.values()}
+    if "smoke" in presets:
+        raise lab.SettingsError(f"{run} is a smoke run, which decides nothing: publish one of another preset")
+    if len(presets) > 1:
+        raise lab.SettingsError(f"{run} holds runs of the presets {', '.join(sorted(presets))}: publish runs of one preset")
+    if presets != {"standard"} and finished != list(NAMES):
+        raise lab.SettingsError(
+            f"{run} is no finished run of the whole lab, it has no verdicts of {', '.join(n for n in NAMES if n not in finished)}: name "
+            "the folder that `python -m experiments` wrote, without --only"
+        )
+    return configs
 
 
 def _with_other_studies(

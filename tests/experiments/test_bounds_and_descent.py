@@ -107,6 +107,20 @@ def test_networks_that_diverged_say_nothing_and_end_no_run():
     assert followed.singular_values.isel(drawn_epoch=0).notnull().any()
 
 
+@pytest.mark.parametrize("broken", [0.0, np.nan])
+def test_layers_that_are_no_numbers_give_no_lower_bound(broken):
+    inputs = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.float32)
+    net = nets.network(2, 4, 1, 3)
+    params, _ = net.init(jax.random.key(0), jnp.asarray(inputs))
+    settings = dataclasses.replace(SPARSE_PRESETS["smoke"], chunk_size=None)
+    bad = [jnp.full_like(kernel, broken) for kernel in params]
+    found, expected = (
+        sparse.witness(types.SimpleNamespace(inputs=inputs, params=layers, num_classes=3), 1, jax.random.key(1), settings)
+        for layers in (bad, nets.averages(len(params) - 1) + params[-1:])
+    )
+    assert 0 < found.value == pytest.approx(expected.value)  # that of averaging filters, which needs no training
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study, id_, num_jobs", [("low_rank_bounds", "S6", 3), ("sparse_bounds", "S9", 5), ("soft_biases", "S10", 9)])
 def test_a_run_leaves_verdicts_and_a_page(study, id_, num_jobs, smoke_folder):
