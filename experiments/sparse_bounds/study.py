@@ -149,7 +149,7 @@ def witness(judged: Judged, stride: int, key: jax.Array, settings: Settings) -> 
     ]
 
     def certain(estimate: bounds.lower.Estimate) -> float:
-        """The lower end in logarithms; that of a network that diverged, whose maps are no numbers, is the least."""
+        """The lower end in logarithms; the least of a network that diverged, whose maps may all be zero."""
         return estimate.log_value - 3 * estimate.standard_error / estimate.value if estimate.value > 0 else -math.inf
 
     return max(estimates, key=certain)
