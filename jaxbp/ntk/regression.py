@@ -17,7 +17,7 @@ Kernels are (N, N), one for all outputs, with targets (N, C), or (N, N, C, C) as
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -145,7 +145,7 @@ def log_evidence(k_train_train: ArrayLike, targets: ArrayLike, ridges: ArrayLike
         kernels of any scale are compared by their shape. `kernel_regression` predicts the same at any scale.
 
     Returns:
-      (R,); NaN where K + ridge is not positive definite in float64, infinite with ``best_scale`` if all targets are 0.
+      (R,); NaN where K + ridge is not positive definite in float64 or not finite, infinite with ``best_scale`` if all targets are 0.
 
     Raises:
       ValueError: shapes that do not fit one another, or negative ridges.
@@ -156,7 +156,7 @@ def log_evidence(k_train_train: ArrayLike, targets: ArrayLike, ridges: ArrayLike
         raise ValueError(f"ridges must be at least 0, one or more of them, got {ridges.tolist()}")
     dense = flat_kernel(kernel)
     outputs = targets.reshape(len(dense), -1)  # (N, C), or (N C, 1) of a kernel between outputs
-    values, vectors = np.linalg.eigh(dense)
+    values, vectors = _eigh(dense)
     variances = values + ridges[:, None] * np.diag(dense).mean()
     definite = variances[:, 0] > len(dense) * np.finfo(np.float64).eps * variances[:, -1]
     variances = np.where(definite[:, None], variances, np.nan)
@@ -190,7 +190,8 @@ def mean_prediction(
 
     Returns:
       Outputs (N, C) and (M, C), or (T, N, C) and (T, M, C); float64. Components outside the range of a singular kernel keep
-      their initial values, except for infinite time, where the test outputs are NaN if the kernel is not positive definite.
+      their initial values, except for infinite time, where the test outputs are NaN if the kernel is not positive definite. All
+      are NaN for a kernel that is not finite, but the training outputs at infinite time.
 
     Raises:
       ValueError: shapes that do not fit one another, or a negative time.
@@ -205,15 +206,27 @@ def mean_prediction(
     return Outputs(train, test)
 
 
-def _changes(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, times: np.ndarray) -> Iterator[np.ndarray]:
+def _changes(k_train: np.ndarray, k_test: np.ndarray, residual: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The changes of training and test outputs at ``times`` (T,), for an initial ``residual`` (N, C).
 
     Along an eigenvector of K / N with eigenvalue l, the kernel's columns have weights (1 - exp(-l t)) / l, or t where l is 0.
     """
-    rates, vectors = np.linalg.eigh(k_train / len(residual))
+    rates, vectors = _eigh(k_train / len(residual))
     grown = times[:, None] * scipy.special.exprel(-rates * times[:, None])
     weights = grown[:, :, None] * (vectors.T @ residual.reshape(len(k_train), -1))
-    return (kernel @ (vectors @ weights) / len(residual) for kernel in (k_train, k_test))
+    with np.errstate(invalid="ignore"):  # an infinite kernel times NaN
+        return k_train @ (vectors @ weights) / len(residual), k_test @ (vectors @ weights) / len(residual)
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (n,), ascending, and vectors (n, n) of a symmetric matrix; NaN for one that is not finite.
+
+    LAPACK gives such a matrix an error, NaN or finite values, as its size and the order of its operations have it.
+    """
+    if not np.isfinite(matrix).all():
+        return np.full(len(matrix), np.nan), np.full(matrix.shape, np.nan)
+    values, vectors = np.linalg.eigh(matrix)
+    return values, vectors
 
 
 def flat_kernel(kernel: np.ndarray) -> np.ndarray:

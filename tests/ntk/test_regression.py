@@ -223,6 +223,20 @@ def test_the_evidence_of_a_singular_kernel_without_noise_is_nan():
     assert zeros[1] == np.inf
 
 
+@pytest.mark.parametrize(
+    ("size", "entries"), [(3, np.s_[:]), (30, ([0, 1], [1, 0]))]
+)  # LAPACK refuses the one, and finds finite values in the other
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_kernel_that_is_not_finite_has_no_evidence_and_no_flow(size, entries, value):
+    kernel, targets = np.eye(size), np.eye(size, C)
+    kernel[entries] = value
+    assert np.isnan(regression.log_evidence(kernel, targets, [0.1, 1.0])).all()
+    assert np.isnan(regression.log_evidence(kernel, targets, [0.1], best_scale=True)).all()
+    flow = regression.mean_prediction(kernel, np.eye(size), targets, (targets, targets), 1.0)
+    assert np.isnan(flow.train).all()
+    assert np.isnan(flow.test).all()
+
+
 def test_a_singular_kernel_gives_nan_and_is_not_chosen():
     ones = np.ones((N, N))
     assert np.isnan(regression.kernel_regression(ones, ones, TARGETS)).all()
