@@ -32,7 +32,7 @@ _EPOCHS = 2
 _TRAIN, _TEST = 0.8, 0.25  # shares of the made images that a study may train on, and as many again for tests
 _CUT = {  # what is long, by the names of the settings' fields
     "num_seeds": 1,
-    "run_up": 1,
+    "run_up": 0,
     "refit_every": 1,
     "project_epochs": (1,),
     "num_fine_tuning": 1,
@@ -43,6 +43,7 @@ _CUT = {  # what is long, by the names of the settings' fields
     "num_queries": 4,
     "looks": None,
 }
+_MOST = {"width_train": 250}  # numbers that are large in one study's stage alone: a part of a product with the Hessian
 
 
 def shortened(settings: Any, num_examples: int, folder: Path, max_width: int | None = None) -> Any:
@@ -61,10 +62,12 @@ def _shortened(owner: Any, num_examples: int, folder: Path, max_width: int | Non
             changes[name] = f"file:{_made(value, num_examples, folder)}"
         elif name.endswith("widths"):
             changes[name] = tuple(width for width in value if max_width is None or width <= max_width)
+        elif name == "curve":
+            changes[name] = value[-1:]  # one radius
         elif isinstance(value, int) and name.endswith("epochs"):
             changes[name] = min(value, _EPOCHS)
         elif isinstance(value, int) and name.endswith("train"):
-            changes[name] = min(value, int(_TRAIN * num_examples))
+            changes[name] = min(value, _MOST.get(name, int(_TRAIN * num_examples)))
         elif isinstance(value, int) and name == "num_test":
             changes[name] = min(value, int(_TEST * num_examples))
     return dataclasses.replace(owner, **changes)

@@ -203,6 +203,12 @@ class Certificate:
         return self.symbols * self.step
 
 
+def usable_steps(z: Any, steps: Sequence[float]) -> list[float]:
+    """Those of ``steps`` with which `certify` can send coordinates z (d,): no symbol exceeds 127. None of them if z is not finite."""
+    largest = np.abs(checks.host_values(z, "z", shape=(None,))).max(initial=0.0)
+    return [step for step in steps if largest / step < 2**_SYMBOL_BITS - 0.5]
+
+
 def certify(
     predict_fn: Callable[[jax.Array], jax.Array],
     z: Any,
@@ -229,7 +235,7 @@ def certify(
     steps = checks.host_values(steps, "steps", shape=(None,), finite=True).tolist()
     if not z.size or not steps or min(steps) <= 0:
         raise ValueError(f"z must hold coordinates, and steps must be positive, one at least, got {len(z)} and {steps}")
-    usable = [step for step in steps if np.abs(z).max() / step < 2**_SYMBOL_BITS - 0.5]
+    usable = usable_steps(z, steps)
     if not usable:
         raise ValueError(f"steps must be positive, one at least no less than {np.abs(z).max() / 127:.3g}, got {list(steps)}")
     candidates = []

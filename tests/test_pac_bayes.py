@@ -116,6 +116,12 @@ def test_a_certificate_decodes_to_the_classifier_that_it_bounds(problem):
         pac_bayes.certify(predict_fn, z, labels, steps=(1e-6,))
 
 
+def test_steps_that_can_send_coordinates():
+    assert pac_bayes.usable_steps([-127.4, 3.0], (0.5, 1.0, 2.0)) == [1.0, 2.0]  # a symbol of 127 and, with 0.5, of 255
+    assert pac_bayes.usable_steps([0.0], (0.5,)) == [0.5]
+    assert pac_bayes.usable_steps([1.0, np.nan], (0.5,)) == pac_bayes.usable_steps([np.inf], (0.5,)) == []
+
+
 def test_the_gaussian_bound_by_its_parts(problem):
     subspace, z, inputs, labels = problem
     params = subspace.params(0.1 * z)

@@ -56,8 +56,9 @@ def best_codes(m: Any) -> xr.Dataset:
 
 
 def informative(m: Any) -> xr.DataArray:
-    """The smaller of two distances from chance, of the start that the seed alone decides."""
-    bound = best_codes(m).bound.sel(prior=SEED_ALONE, drop=True)
+    """The smaller of two distances from chance, of the start that the seed alone decides; NaN where no code was had."""
+    codes = best_codes(m).sel(prior=SEED_ALONE, drop=True)
+    bound = codes.bound.where(np.isfinite(codes.train_error))  # of coordinates that could be sent
     return np.minimum(CHANCE - bound.sel(labels="true", drop=True), bound.sel(labels="random", drop=True) - CHANCE)
 
 

@@ -62,6 +62,8 @@ def _train_width(
 
 def effective_dimensions(net: models.Network, params: Any, state: Any, examples: tuple, settings: Settings, seed: int) -> list[float]:
     """Of the Hessian of the summed training loss by the parameters, BatchNorm's stored statistics held constant, for each alpha."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state))):
+        return [math.nan] * len(settings.exponents)  # it diverged
     operator, count = _curvature(net, params, state, tuple(map(jnp.asarray, examples))), len(examples[1])
     dimension = operator.dimension
     if dimension <= EXACT_SPECTRUM:
@@ -155,9 +157,14 @@ def _code(
     test: data.Split,
     key: jax.Array,
 ) -> list[float]:
-    """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``examples``."""
+    """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``examples``.
+
+    The bound is 1 and all else NaN of coordinates that no step of the quantiser reaches, such as those of a training that diverged.
+    """
     inputs, start = jnp.asarray(examples.inputs), subspace.params(jnp.zeros(subspace.dimension))
     coordinates = _train_code(matrix, start, inputs, jnp.asarray(examples.labels), key, net, settings)
+    if not pac_bayes.usable_steps(coordinates, settings.steps):
+        return [1.0, *[math.nan] * 4]
     predict = jax.jit(lambda z: net.apply(subspace.params(z), inputs))
     certificate = pac_bayes.certify(
         predict,

@@ -109,9 +109,10 @@ def loss_of_accuracy(m: Any) -> xr.DataArray:
 
 
 def proven_failures(m: Any) -> xr.DataArray:
-    """1 where the perturbations are proven inseparable and accuracy is at least 10 points below clean."""
-    both = (m.learn.inseparable == 1) & (loss_of_accuracy(m) <= -claims.DROP)
-    return of(both.astype(float), m, "antithetic")
+    """1 where the perturbations are proven inseparable and accuracy is at least 10 points below clean, NaN where a network diverged."""
+    loss = loss_of_accuracy(m)
+    both = (m.learn.inseparable == 1) & (loss <= -claims.DROP)
+    return of(both.where(np.isfinite(loss)), m, "antithetic")
 
 
 def by_arm(m: Any) -> dict[str, xr.DataArray]:

@@ -139,7 +139,8 @@ def _each(stacked: Any, case: Case) -> list[Variables]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _correct(case: Case, num_classes: int, variables: Variables, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    return metrics.accuracy(network(case, num_classes).apply(variables[0], inputs, variables[1]), labels)
+    logits = network(case, num_classes).apply(variables[0], inputs, variables[1])
+    return jnp.where(jnp.isfinite(logits).all(), metrics.accuracy(logits, labels), jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -148,7 +149,7 @@ def _features(case: Case, num_classes: int, variables: Variables, inputs: jax.Ar
 
 
 def accuracy(case: Case, num_classes: int, variables: Variables, inputs: np.ndarray, labels: np.ndarray) -> float:
-    """In per cent; non-finite logits count as wrong."""
+    """In per cent; NaN of a network that diverged, so that its seed decides nothing."""
     correct = _in_parts(case, functools.partial(_correct, case, num_classes, variables), inputs, labels)
     return 100 * float(jnp.mean(correct))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import rehearsal, rehearsal_runs
+from experiments import rank_robustness, rehearsal, rehearsal_runs, soft_biases
 from experiments.__main__ import STUDIES, Arguments, settings_of
 from experiments.ntk_width import settings as ntk_width
 from jaxbp import data, lab
@@ -80,6 +80,13 @@ def test_wider_networks_are_left_out_where_that_is_asked_for(tmp_path):
     convnet = next(case for case in cases if case.name == "ConvNet")
     assert convnet.widths == (8, 16)
     assert all(max(case.widths + case.exact_widths, default=0) <= 16 for case in cases)
+
+
+def test_what_is_long_in_one_stage_alone_is_cut_by_its_name(tmp_path):
+    widths = rehearsal_runs.shortened(settings_of(soft_biases, Arguments(preset="paper")), 2600, tmp_path)
+    assert (widths.num_train, widths.width_train) == (2000, 250)
+    attacked = rehearsal_runs.shortened(settings_of(rank_robustness, Arguments(preset="paper")), 256, tmp_path)
+    assert attacked.curve == (16 / 255,)
 
 
 def test_the_heaviest_job_of_each_stage_and_case_runs_with_what_it_needs():

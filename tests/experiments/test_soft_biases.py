@@ -84,8 +84,8 @@ def test_the_bound_counts_at_its_best_dimension_and_with_the_start_of_the_seed_a
     true, random = [[0.5, 0.1], [0.3, 0.2]], [[1.0, 0.1], [0.95, 0.1]]  # (dimension, prior)
     bound = np.stack([true, random], 1)[None]
     coordinates = {"dimension": [500, 1000], "labels": ["true", "random"], "prior": [trainings.SEED_ALONE, trainings.TRAINED_START]}
-    results = xr.Dataset({"bound": (axes, bound), "test_error": (axes, np.full_like(bound, 0.15))}, coordinates)
-    m = types.SimpleNamespace(code_lengths=results)
+    errors = {name: (axes, np.full_like(bound, 0.15)) for name in ("train_error", "test_error")}
+    m = types.SimpleNamespace(code_lengths=xr.Dataset({"bound": (axes, bound)} | errors, coordinates))
     assert outcomes.informative(m).item() == pytest.approx(0.05)  # of 0.9 - 0.3 and 0.95 - 0.9
     assert outcomes.least_slack(m).item() == pytest.approx(0.05)  # a bound of 0.1 and a test error of 0.15
 
@@ -130,6 +130,28 @@ def test_bounds_pay_for_the_dimensions_and_are_on_the_examples_that_are_left(mon
     assert (results.bits.sel(prior=trainings.SEED_ALONE) == num_examples).all()
     assert (results.bits.sel(prior=trainings.TRAINED_START) == num_examples - round(num_examples / 2)).all()
     assert (results.test_error.sel(labels="random") == trainings.CHANCE).all()
+
+
+@pytest.mark.parametrize("end", [1e9, np.nan])
+def test_trainings_that_diverged_have_no_code(end, monkeypatch):
+    monkeypatch.setattr(trainings, "_train_code", lambda matrix, *rest: jnp.full(len(matrix), end))
+    changes = {"dimensions": (3,), "hidden": (4,), "num_seeds": 1}
+    results = trainings.code_lengths(Case(CODE, "digits@4"), dataclasses.replace(PRESETS["smoke"], **changes))
+    assert (results.bound == 1).all()
+    assert results.train_error.isnull().all()
+    m = types.SimpleNamespace(code_lengths=results)
+    assert np.isnan(outcomes.informative(m)).all()
+    assert np.isnan(outcomes.least_slack(m)).all()
+
+
+def test_a_network_that_diverged_has_no_effective_dimension():
+    net = models.create("mlp", num_classes=3, width=2, depth=1)
+    inputs = np.ones((4, 5), np.float32)
+    params, state = net.init(jax.random.key(0), jnp.asarray(inputs))
+    examples = inputs, np.arange(4, dtype=np.int32) % 3
+    assert np.isfinite(trainings.effective_dimensions(net, params, state, examples, PRESETS["smoke"], 0)).all()
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.inf), params)
+    assert np.isnan(trainings.effective_dimensions(net, params, state, examples, PRESETS["smoke"], 0)).all()
 
 
 def test_a_share_or_dimensions_that_leave_nothing_are_refused():

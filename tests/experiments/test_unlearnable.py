@@ -140,6 +140,20 @@ def test_poisons_too_weak_to_matter_leave_the_claims_untested():
     assert weak["g"] == "supported"  # clean data have no premise
 
 
+def test_networks_that_diverged_decide_nothing():
+    net = trainings.network(CASE, 10)
+    inputs, labels = np.zeros((5, 8, 8, 1), np.float32), np.arange(5)
+    params, state = net.init(jax.random.key(0), inputs)
+    assert trainings.accuracy(CASE, 10, (params, state), inputs, labels) == pytest.approx(20)  # one class for all
+    diverged = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params), state
+    assert np.isnan(trainings.accuracy(CASE, 10, diverged, inputs, labels))
+    untested = dict.fromkeys("bcdef", "not tested")
+    assert outcomes(clean=np.nan) == {"a": "undecided", "g": "undecided"} | untested
+    assert outcomes(perturbed=[np.nan, np.nan]) == {"a": "undecided", "g": "supported"} | untested
+    (measured,) = made_up(perturbed=[np.nan, np.nan])
+    assert study.proven_failures(measured).isnull().all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["error-minimising", "error-minimising, class-wise", "error-maximising"])
 def test_perturbations_by_networks_stay_within_their_budget(kind, monkeypatch):
