@@ -27,6 +27,7 @@ _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 def start_jax(cluster: Cluster | None = None) -> list[str]:
     """Enable JAX's persistent compilation cache, make each CPU core a device, and join the other processes of ``cluster``.
 
+    The cache keeps programs of any compile time, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise.
     Without an accelerator, XLA compiles with fewer optimisations: see `compile_quickly`.
 
     Returns:
@@ -37,7 +38,8 @@ def start_jax(cluster: Cluster | None = None) -> list[str]:
         compile_quickly()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs are most of them
     if cluster is not None:  # before anything lists devices
         processes.initialize(**dataclasses.asdict(cluster))
     if "cpu" in (jax.config.jax_platforms or "cpu"):

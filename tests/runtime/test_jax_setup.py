@@ -1,6 +1,8 @@
 """How JAX is started, and what is evicted before memory maps run short."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,20 @@ def test_compiled_programs_go_when_memory_maps_run_short(monkeypatch, held, forg
 def test_memory_maps_are_counted():
     held, allowed = program_cache.memory_maps()
     assert 0 < held < allowed
+
+
+def test_small_programs_are_kept_for_the_next_start(tmp_path):
+    program = "import jax; from jaxbp.runtime import jax_setup; jax_setup.start_jax(); jax.jit(lambda x: x + 1)(1.0)"
+    for folder, changes in (
+        ("a/jaxbp/xla", {"XDG_CACHE_HOME": str(tmp_path / "a")}),
+        ("b", {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "b")}),
+    ):
+        subprocess.run([sys.executable, "-c", program], check=True, env=_without_cache() | changes)
+        assert list((tmp_path / folder).glob("jit__lambda*"))
+
+
+def _without_cache():
+    return {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE"))}
 
 
 def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
