@@ -38,6 +38,8 @@ class Arguments:
     """Run these cases alone: those with this text in their name."""
     max_width: int | None = None
     """Leave out wider networks of a range of widths, for processors that are not up to them."""
+    all_arms: bool = False
+    """Of each stage and case also run the arms that words tell apart, such as each perturbation, not the heaviest alone."""
     out: Path | None = None
     """Folder; default runs/rehearsal-PRESET. Jobs that it holds are not run again."""
 
@@ -60,6 +62,7 @@ def _each_in_a_process(packages: Iterable[Any], arguments: Arguments, folder: Pa
     options = [f"--preset={arguments.preset}", f"--examples={arguments.examples}", f"--out={folder}"]
     options += [f"--cases={arguments.cases}"] if arguments.cases else []
     options += [f"--max-width={arguments.max_width}"] if arguments.max_width else []
+    options += ["--all-arms"] if arguments.all_arms else []
     failed = []
     for package in packages:
         ended = subprocess.run([sys.executable, "-m", "experiments.rehearsal", f"--only={package.ID}", *options], check=False).returncode
@@ -83,7 +86,7 @@ def _rehearse(package: Any, arguments: Arguments, folder: Path) -> bool:
         names = "; ".join(case.name for case in settings.cases)
         raise lab.SettingsError(f"no case of {package.ID} has {arguments.cases!r} in its name: there are {names}")
     settings = dataclasses.replace(settings, cases=cases)
-    return runs.rehearse(lab.load(package.DOOR), settings, folder / name_of(package), devices)
+    return runs.rehearse(lab.load(package.DOOR), settings, folder / name_of(package), devices, all_arms=arguments.all_arms)
 
 
 if __name__ == "__main__":

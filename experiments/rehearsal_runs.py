@@ -81,7 +81,7 @@ def _made(name: str, num_examples: int, folder: Path) -> Path:
     path = folder / f"{name.removeprefix('tfds:')}-{num_examples}.npz"
     if not path.exists():
         rng = np.random.default_rng(0)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part, count in (("train", num_examples), ("test", int(_TEST * num_examples))):
             blocks = rng.integers(0, 256, (count, -(-side // _BLOCK), -(-side // _BLOCK), 1), dtype=np.uint8)
             images = blocks.repeat(_BLOCK, 1).repeat(_BLOCK, 2)[:, :side, :side].repeat(channels, 3)
@@ -92,25 +92,28 @@ def _made(name: str, num_examples: int, folder: Path) -> Path:
     return path
 
 
-def rehearse(study: Study, settings: Any, folder: Path, devices: list[str]) -> bool:
-    """Run the heaviest job of each stage and case, and those that it needs; whether all came to an end.
+def rehearse(study: Study, settings: Any, folder: Path, devices: list[str], *, all_arms: bool = False) -> bool:
+    """Run the heaviest job of each stage and case (and arm), and those that it needs; whether all came to an end.
 
     One job runs at a time, so that memory is that of a job. Jobs go on after one that fails.
     """
     print(f"{study.id}: {study.title}", flush=True)
     with open_together(folder, {"study": study.id, **as_json(settings)}, jax_setup.provenance(devices)) as store:
-        jobs = {job.name: job for job in heaviest(plan(study, settings))}
+        jobs = {job.name: job for job in heaviest(plan(study, settings), all_arms=all_arms)}
         errors = compute_missing(Archive(store), jobs, tolerant=True)
         print_stages(job_times.read([folder]), {name: jobs[name] for name in errors})
     return not errors
 
 
-def heaviest(jobs: Iterable[Job]) -> list[Job]:
-    """The heaviest job of each stage and case, and all that they need, directly or not, in the order of ``jobs``."""
+def heaviest(jobs: Iterable[Job], *, all_arms: bool = False) -> list[Job]:
+    """The heaviest job of each stage and case, and all that they need, directly or not, in the order of ``jobs``.
+
+    With ``all_arms`` also the heaviest of each arm: of jobs whose points differ in words.
+    """
     jobs = list(jobs)
-    of_stage: dict[tuple[str, str], Job] = {}
+    of_stage: dict[tuple, Job] = {}
     for job in jobs:
-        place = job.stage.qualified_name, job.case.name
+        place = job.stage.qualified_name, job.case.name, *(_words(job) if all_arms else ())
         if place not in of_stage or job.weight > of_stage[place].weight:
             of_stage[place] = job
     wanted, kept = collections.deque(of_stage.values()), set()
@@ -120,6 +123,11 @@ def heaviest(jobs: Iterable[Job]) -> list[Job]:
             kept.add(job.key)
             wanted.extend(needed for group in job.needs for needed in group)
     return [job for job in jobs if job.key in kept]
+
+
+def _words(job: Job) -> list[Any]:
+    """What of a job's point is text, alone or in a tuple."""
+    return [value for value in job.point.values() if isinstance(value[0] if isinstance(value, tuple) and value else value, str)]
 
 
 def print_stages(records: Iterable[job_times.JobTime], failed: Mapping[str, Job]) -> None:

@@ -63,10 +63,10 @@ def conv(
     Zeros stand around the map on both sides alike, half a window deep, as in He's, PyTorch's and the paper's networks: output j of a
     stride of 2 is centred on pixel 2j, which a 1x1 convolution of the same stride reads. JAX's SAME pads even maps (0, 1) there. An
     axis of extent 1 (signals are laid out (N, L, 1, C)) gets kernel and stride 1: anything more would see padding only.
-    ``gain`` multiplies the kernel as it is drawn. With ``groups`` XLA's own convolution serves, whatever the formulation.
+    ``gain`` multiplies the kernel as it is drawn. With ``groups`` the formulation is "auto", unless it is "xla".
     ``dtype``: one of `DTYPES`, of the computation.
     """
-    convolve = convolution.conv_with(formulation if groups == 1 else "auto")
+    convolve = convolution.conv_with(formulation if groups == 1 or formulation == "xla" else "auto")
     extents = window(kernel_size, spatial)
     if parametrisation == "ntk":
         convolve = _NtkConvolution(convolve)

@@ -43,7 +43,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxbp.ops import platform, winograd
+from jaxbp.ops import depthwise, platform, winograd
 
 FORMULATIONS = ("auto", "xla", "vjp", "im2col", "winograd")
 
@@ -126,8 +126,9 @@ def conv_general_dilated(
     Arguments, value, derivatives and errors are those of `jax.lax.conv_general_dilated`. The fast formulations
     cover floating-point convolutions with channels-last ``dimension_numbers`` (``("NHWC", "HWIO", "NHWC")`` and its
     like in 1 to n dimensions, as `flax.linen.Conv` passes them) without groups and without input dilation, for every
-    stride, padding, window and kernel dilation. For all others ``auto`` falls back on `jax.lax`; the default of
-    ``dimension_numbers`` means channels first, as in `jax.lax`.
+    stride, padding, window and kernel dilation. For all others ``auto`` falls back on `jax.lax`, but for depthwise convolutions, as
+    many groups as channels on either side, which are those of `jaxbp.ops.depthwise`. The default of ``dimension_numbers`` means
+    channels first, as in `jax.lax`.
 
     Raises:
       ValueError: an unknown formulation, or a named fast formulation that does not apply.
@@ -151,7 +152,15 @@ def conv_general_dilated(
     out = jax.eval_shape(plain, lhs, rhs)  # lax checks the arguments, with its own messages
     if 0 in (*lhs.shape, *rhs.shape, *out.shape):
         return plain(lhs, rhs)
-    obstacle = _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers, feature_group_count * batch_group_count)
+    dilation = tuple(rhs_dilation or (1,) * (lhs.ndim - 2))
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    num_groups = feature_group_count * batch_group_count
+    obstacle = _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers)
+    if formulation == "auto" and not obstacle and 1 < feature_group_count == num_groups == lhs.shape[-1] == rhs.shape[-1]:
+        pads, numbers = _pads(lhs, rhs, window_strides, padding, dilation), _channels_last(lhs.ndim - 2)
+        return depthwise.convolve(depthwise.Geometry(tuple(window_strides), pads, dilation, numbers, precision), lhs, rhs)
+    if num_groups != 1:
+        obstacle = obstacle or f"groups must be 1, got feature_group_count * batch_group_count = {num_groups}"
     if formulation == "winograd" and not _winograd_applies(rhs.shape[:-2], window_strides, rhs_dilation or ()):
         obstacle = f"it takes 3x3 kernels of stride and dilation 1, got a window of {rhs.shape[:-2]}, strides {window_strides}"
     if obstacle and formulation == "auto":
@@ -160,17 +169,13 @@ def conv_general_dilated(
         raise ValueError(
             f"formulation {formulation!r} does not apply: {obstacle}; use formulation='auto', which falls back on jax.lax here, or 'xla'"
         )
-    dilation = tuple(rhs_dilation or (1,) * (lhs.ndim - 2))
-    if isinstance(padding, str):
-        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
     spec = _Spec(
         strides=tuple(window_strides),
-        padding=tuple((lo, hi) for lo, hi in padding),
+        padding=_pads(lhs, rhs, window_strides, padding, dilation),
         dilation=dilation,
         spatial=lhs.shape[1:-1],
         window=rhs.shape[:-2],
-        precision=tuple(precision) if isinstance(precision, list) else precision,
+        precision=precision,
         formulation=formulation,
     )
     return _conv_p.bind(*_vary_alike(lhs, rhs), spec=spec)
@@ -196,14 +201,20 @@ class _Bound:
         return conv_general_dilated(*args, **kwargs, formulation=self.formulation)
 
 
-def _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers, num_groups):
-    """The reason why the fast formulations do not apply to a convolution, or None."""
+def _pads(lhs, rhs, strides, padding, dilation):
+    """The padding of a channels-last convolution as pairs, one for each spatial axis."""
+    if isinstance(padding, str):
+        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, strides, padding)
+    return tuple((lo, hi) for lo, hi in padding)
+
+
+def _obstacle(lhs, rhs, out, lhs_dilation, dimension_numbers):
+    """The reason why the fast formulations do not apply to a convolution, whatever its groups, or None."""
     n = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     if n < 1 or numbers != _channels_last(n):
         return f"dimension_numbers must be channels last ('NHWC', 'HWIO', 'NHWC'), got {dimension_numbers}"
-    if num_groups != 1:
-        return f"groups must be 1, got feature_group_count * batch_group_count = {num_groups}"
     if any(d != 1 for d in lhs_dilation or ()):
         return f"lhs_dilation must be 1, got {tuple(lhs_dilation)}"
     if not jnp.issubdtype(lhs.dtype, jnp.floating) or out.dtype != lhs.dtype:

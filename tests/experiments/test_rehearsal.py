@@ -95,6 +95,16 @@ def test_the_heaviest_job_of_each_stage_and_case_runs_with_what_it_needs():
     assert [job.name for job in jobs] == [*trained, "narrow; probe; 2", "wide; probe; 2"]
 
 
+def test_every_arm_that_words_tell_apart_runs_where_that_is_asked_for():
+    points = {"arm": ["plain", "mixed"], "poison": [("LSP",), ("OPS",)], "rate": [(0.1, 0.2), (0.3, 0.4)]}
+    stage = lab.Stage(train, over=lambda case, settings: points, cost=lambda case, settings, arm, poison, rate: rate[0])
+    jobs = plan(dataclasses.replace(STUDY, stages=(stage,)), Settings("quick", 1, (Case("narrow"),)))
+    assert [job.name for job in rehearsal_runs.heaviest(jobs)] == ["narrow; train; plain; ('LSP',); (0.3, 0.4)"]
+    of_arms = rehearsal_runs.heaviest(jobs, all_arms=True)
+    assert [job.point["rate"] for job in of_arms] == [(0.3, 0.4)] * 4
+    assert len({(job.point["arm"], job.point["poison"]) for job in of_arms}) == 4
+
+
 def test_a_stage_that_fails_is_told_and_leaves_the_others_their_run(tmp_path, capsys):
     settings = rehearsal_runs.shortened(Settings("quick", 10), 100, tmp_path)
     assert not rehearsal_runs.rehearse(STUDY, settings, tmp_path / "run", ["cpu"])
