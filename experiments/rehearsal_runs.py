@@ -29,6 +29,7 @@ _SHAPES = {
 }
 _BLOCK = 4  # pixels a side that are equal, so that few patterns span many images, and an affine classifier does not fit all labels
 _EPOCHS = 2
+_SERIES = 8  # epochs where time averages are taken
 _TRAIN, _TEST = 0.8, 0.25  # shares of the made images that a study may train on, and as many again for tests
 _CUT = {  # what is long, by the names of the settings' fields
     "num_seeds": 1,
@@ -65,7 +66,7 @@ def _shortened(owner: Any, num_examples: int, folder: Path, max_width: int | Non
         elif name == "curve":
             changes[name] = value[-1:]  # one radius
         elif isinstance(value, int) and name.endswith("epochs"):
-            changes[name] = min(value, _EPOCHS)
+            changes[name] = min(value, _SERIES if hasattr(owner, "run_up") else _EPOCHS)
         elif isinstance(value, int) and name.endswith("train"):
             changes[name] = min(value, _MOST.get(name, int(_TRAIN * num_examples)))
         elif isinstance(value, int) and name == "num_test":
