@@ -1,6 +1,5 @@
 """The stages that train networks: the Hessian's effective dimensionality over widths, and descriptions of networks in a random subspace."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -142,41 +141,37 @@ def _codes(
 ) -> list[list[list[float]]]:
     """What `_code` gives in one subspace for examples and starts ``problems``, which share its columns."""
     matrix = subspace.columns()
-    return [
-        [_code(net, settings, dataclasses.replace(subspace, start=start), matrix, examples, test, key) for examples, start in of_labels]
-        for of_labels in problems
-    ]
+    return [[_code(net, settings, matrix, start, examples, test, key) for examples, start in of_labels] for of_labels in problems]
 
 
 def _code(
-    net: models.Network,
-    settings: Settings,
-    subspace: pac_bayes.Subspace,
-    matrix: jax.Array,
-    examples: data.Split,
-    test: data.Split,
-    key: jax.Array,
+    net: models.Network, settings: Settings, matrix: jax.Array, start: Any, examples: data.Split, test: data.Split, key: jax.Array
 ) -> list[float]:
     """Bound, training and test error, bits and step of the quantiser, after training in the subspace on ``examples``.
 
     The bound is 1 and all else NaN of coordinates that no step of the quantiser reaches, such as those of a training that diverged.
     """
-    inputs, start = jnp.asarray(examples.inputs), subspace.params(jnp.zeros(subspace.dimension))
-    coordinates = _train_code(matrix, start, inputs, jnp.asarray(examples.labels), key, net, settings)
+    coordinates = _train_code(matrix, start, jnp.asarray(examples.inputs), jnp.asarray(examples.labels), key, net, settings)
     if not pac_bayes.usable_steps(coordinates, settings.steps):
         return [1.0, *[math.nan] * 4]
-    predict = jax.jit(lambda z: net.apply(subspace.params(z), inputs))
     certificate = pac_bayes.certify(
-        predict,
+        lambda z: _logits(net, matrix, start, z, examples.inputs),
         coordinates,
         examples.labels,
         steps=settings.steps,
         delta=settings.delta,
         name_bits=math.log2(len(settings.dimensions)),
     )
-    logits = net.apply(subspace.params(jnp.asarray(certificate.coordinates, jnp.float32)), jnp.asarray(test.inputs))
+    logits = _logits(net, matrix, start, jnp.asarray(certificate.coordinates, jnp.float32), test.inputs)
     test_error = float(np.mean(np.asarray(logits).argmax(1) != test.labels))
     return [certificate.bound, certificate.error, test_error, sum(certificate.bits.values()), certificate.step]
+
+
+@functools.partial(jax.jit, static_argnames="net")
+def _logits(net: models.Network, matrix: jax.Array, start: Any, z: jax.Array, inputs: jax.Array) -> jax.Array:
+    """Of the network at coordinates z, by the columns of the subspace that are at hand."""
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
+    return net.apply(unravel(flat + z @ matrix), inputs)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "settings"))
@@ -184,8 +179,7 @@ def _train_code(
     matrix: jax.Array, start: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array, net: models.Network, settings: Settings
 ) -> jax.Array:
     """Coordinates after training by Adam."""
-    flat, unravel = jax.flatten_util.ravel_pytree(start)
-    plane = models.from_functions(lambda z, x: net.apply(unravel(flat + z @ matrix), x))
+    plane = models.from_functions(lambda z, x: _logits(net, matrix, start, z, x))
     begin = (jnp.zeros(len(matrix)), {})
     return training.train(plane, optax.adam(settings.code_rate), (inputs, labels), key, _epochs(settings, labels), start=begin).params
 
