@@ -18,6 +18,7 @@ start, the subspace, the settings of the training.
 True
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class Subspace:
 
         def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             index, coordinates = block
-            return total + coordinates.astype(flat.dtype) @ self._block(index, flat), None
+            return total + coordinates.astype(flat.dtype) @ _block(self.key, index, flat.size, flat.dtype), None
 
         total, _ = jax.lax.scan(add, jnp.zeros_like(flat), (jnp.arange(self._num_blocks), padded))
         return unravel(flat + self.scale * total)
@@ -167,16 +168,31 @@ class Subspace:
     def columns(self) -> Float[Array, "d p"]:
         """All columns at once, one a row, for a training that holds them: `params` is start + scale z @ columns."""
         flat, _ = ravel_pytree(self.start)
-        blocks = jax.lax.map(lambda index: self._block(index, flat), jnp.arange(self._num_blocks))
-        return blocks.reshape(-1, flat.size)[: self.dimension]
+        return _columns(self.key, self.dimension, flat.size, flat.dtype)
 
     @property
     def _num_blocks(self) -> int:
         return -(-self.dimension // _BLOCK)
 
-    def _block(self, index: jax.Array, flat: jax.Array) -> jax.Array:
-        columns = jax.random.normal(jax.random.fold_in(self.key, index), (_BLOCK, flat.size), flat.dtype)
-        return columns / jnp.linalg.norm(columns, axis=1, keepdims=True)
+
+def _block(key: jax.Array, index: Any, size: int, dtype: Any) -> jax.Array:
+    """Some columns of a subspace, one a row: (_BLOCK, size)."""
+    columns = jax.random.normal(jax.random.fold_in(key, index), (_BLOCK, size), dtype)
+    return columns / jnp.linalg.norm(columns, axis=1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _columns(key: jax.Array, dimension: int, size: int, dtype: Any) -> jax.Array:
+    """All columns of a subspace, one a row, with no second copy of them in memory on the way."""
+    whole = dimension // _BLOCK
+
+    def put(index: Any, rows: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(rows, _block(key, index, size, dtype), (index * _BLOCK, 0))
+
+    rows = jax.lax.fori_loop(0, whole, put, jnp.zeros((dimension, size), dtype))
+    if dimension % _BLOCK:
+        rows = rows.at[whole * _BLOCK :].set(_block(key, whole, size, dtype)[: dimension % _BLOCK])
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

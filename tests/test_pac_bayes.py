@@ -79,6 +79,18 @@ def problem():
     return subspace, z, inputs, jnp.argmax(apply_fn(subspace.params(z), inputs), -1)
 
 
+@pytest.mark.parametrize("dimension", [320, 328])  # whole blocks, and part of one
+def test_columns_of_a_subspace_are_held_once(dimension):
+    key, size = jax.random.key(0), 300
+    memory = pac_bayes._columns.lower(key, dimension, size, np.dtype("float32")).compile().memory_analysis()
+    assert memory.output_size_in_bytes == 4 * dimension * size
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2  # some blocks
+    subspace = pac_bayes.Subspace(key, {"w": jnp.zeros(size)}, dimension)
+    columns = subspace.columns()
+    for row in (0, 17, dimension - 1):
+        np.testing.assert_allclose(columns[row], subspace.params(jnp.eye(dimension)[row])["w"], atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_subspace_is_linear_and_its_columns_are_of_unit_length(problem):
     subspace, z, _, _ = problem
