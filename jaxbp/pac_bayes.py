@@ -189,7 +189,9 @@ def _columns(key: jax.Array, dimension: int, size: int, dtype: Any) -> jax.Array
     def put(index: Any, rows: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(rows, _block(key, index, size, dtype), (index * _BLOCK, 0))
 
-    rows = jax.lax.fori_loop(0, whole, put, jnp.zeros((dimension, size), dtype))
+    rows = jnp.zeros((dimension, size), dtype)
+    if whole:
+        rows = jax.lax.fori_loop(0, whole, put, rows)
     if dimension % _BLOCK:
         rows = rows.at[whole * _BLOCK :].set(_block(key, whole, size, dtype)[: dimension % _BLOCK])
     return rows

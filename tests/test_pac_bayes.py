@@ -85,9 +85,13 @@ def test_columns_of_a_subspace_are_held_once(dimension):
     memory = pac_bayes._columns.lower(key, dimension, size, np.dtype("float32")).compile().memory_analysis()
     assert memory.output_size_in_bytes == 4 * dimension * size
     assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 2  # some blocks
-    subspace = pac_bayes.Subspace(key, {"w": jnp.zeros(size)}, dimension)
+
+
+@pytest.mark.parametrize("dimension", [3, 16, 40])  # part of a block, a block, and two and a half
+def test_columns_of_a_subspace_are_those_that_its_parameters_use(dimension):
+    subspace = pac_bayes.Subspace(jax.random.key(0), {"w": jnp.zeros(300)}, dimension)
     columns = subspace.columns()
-    for row in (0, 17, dimension - 1):
+    for row in (0, dimension // 2, dimension - 1):
         np.testing.assert_allclose(columns[row], subspace.params(jnp.eye(dimension)[row])["w"], atol=1e-6)
 
 
