@@ -44,6 +44,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxbp.ops import depthwise, platform, winograd
+from jaxbp.ops.taps import taps
 
 FORMULATIONS = ("auto", "xla", "vjp", "im2col", "winograd")
 
@@ -341,14 +342,8 @@ def _conv_kernel(spec, x, y):
 
 def _patches(spec, x):
     """The inputs of each output position: (N, \\*spatial', \\*window * C), channels fastest."""
-    pads = ((0, 0, 0), *((lo, hi, 0) for lo, hi in spec.padding), (0, 0, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
-    taps = []
-    for tap in itertools.product(*map(range, spec.window)):
-        start = [t * d for t, d in zip(tap, spec.dilation, strict=True)]
-        stop = [a + (o - 1) * s + 1 for a, o, s in zip(start, spec.out_spatial(), spec.strides, strict=True)]
-        taps.append(lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *spec.strides, 1)))
-    return jnp.concatenate(taps, axis=-1)
+    parts = taps(x, spec.window, strides=spec.strides, padding=spec.padding, dilation=spec.dilation)
+    return jnp.concatenate(list(parts), axis=-1)
 
 
 def _patch_output(spec, x, k):

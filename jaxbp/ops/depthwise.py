@@ -7,13 +7,14 @@ differentiated keeps XLA's convolution, so that what searches a program for line
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from jaxbp.ops.taps import taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,7 @@ def _jvp(geometry: Geometry, primals: tuple, tangents: tuple) -> tuple[jax.Array
 
 def _shifted(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution as a sum over the window, in float32 at least."""
-    dtype = jnp.promote_types(inputs.dtype, jnp.float32)
-    edges = [(low, high, 0) for low, high in ((0, 0), *geometry.padding, (0, 0))]
-    padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), edges).astype(dtype)
-    window, extents = kernel.shape[:-2], padded.shape[1:-1]
-    axes = list(zip(extents, window, geometry.strides, geometry.dilation, strict=True))
-    sizes = [(extent - (taps - 1) * dilation - 1) // stride * stride + 1 for extent, taps, stride, dilation in axes]
-    total = jnp.zeros((), dtype)
-    for place in itertools.product(*(range(taps) for taps in window)):
-        starts = [index * dilation for index, dilation in zip(place, geometry.dilation, strict=True)]
-        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-        part = lax.slice(padded, (0, *starts, 0), (len(padded), *ends, padded.shape[-1]), (1, *geometry.strides, 1))
-        total = total + part * kernel[(*place, 0)].astype(dtype)
-    return total.astype(inputs.dtype)
+    dtype, window = jnp.promote_types(inputs.dtype, jnp.float32), kernel.shape[:-2]
+    weights = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
+    parts = taps(inputs.astype(dtype), window, strides=geometry.strides, padding=geometry.padding, dilation=geometry.dilation)
+    return sum((part * weight for part, weight in zip(parts, weights, strict=True)), jnp.zeros((), dtype)).astype(inputs.dtype)
