@@ -8,7 +8,7 @@ hyperparameter at a time, ``squared_error`` trains as the paper does, with stron
 import functools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -103,12 +103,6 @@ def train_all(
     ]
 
 
-def in_chunks(fn: Callable[[np.ndarray], jax.Array], inputs: np.ndarray, chunk_size: int | None) -> np.ndarray:
-    """What ``fn`` makes of the examples, so many at a time; None takes all at once."""
-    size = chunk_size or len(inputs)
-    return np.concatenate([np.asarray(fn(inputs[start : start + size])) for start in range(0, len(inputs), size)])
-
-
 class Judged:
     """A trained network with its training examples, margins and errors."""
 
@@ -117,7 +111,8 @@ class Judged:
     ):
         self.inputs, self.params, self.num_classes = dataset.train.inputs[rows], params, dataset.num_classes
         logits_fn = functools.partial(jax.jit(net.apply), params)
-        logits, test_logits = (in_chunks(logits_fn, inputs, chunk_size) for inputs in (self.inputs, dataset.test.inputs))
+        splits = self.inputs, dataset.test.inputs
+        logits, test_logits = (training.in_chunks(logits_fn, inputs, chunk_size=chunk_size) for inputs in splits)
         self.margins = bounds.margins(logits, given)
         self.train_error = float(np.mean(~(self.margins > 0)))
         self.gap = float(np.mean(test_logits.argmax(1) != dataset.test.labels)) - self.train_error

@@ -6,7 +6,7 @@ one arm's data are in memory beside the clean ones, whatever the number of arms;
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,16 +150,14 @@ def _features(case: Case, num_classes: int, variables: Variables, inputs: jax.Ar
 
 def accuracy(case: Case, num_classes: int, variables: Variables, inputs: np.ndarray, labels: np.ndarray) -> float:
     """In per cent; NaN of a network that diverged, so that its seed decides nothing."""
-    correct = _in_parts(case, functools.partial(_correct, case, num_classes, variables), inputs, labels)
-    return 100 * float(jnp.mean(correct))
+    correct_fn = functools.partial(_correct, case, num_classes, variables)
+    return 100 * float(np.mean(training.in_chunks(correct_fn, inputs, labels, chunk_size=_chunk_size(case))))
 
 
 def features(case: Case, num_classes: int, variables: Variables, inputs: np.ndarray) -> np.ndarray:
     """Inputs of the linear head (N, F), with stored statistics."""
-    return _in_parts(case, functools.partial(_features, case, num_classes, variables), inputs)
+    return training.in_chunks(functools.partial(_features, case, num_classes, variables), inputs, chunk_size=_chunk_size(case))
 
 
-def _in_parts(case: Case, fn: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
-    size = EVALUATED if case.streamed else len(arrays[0])
-    starts = range(0, len(arrays[0]), size)
-    return np.concatenate([np.asarray(fn(*(jnp.asarray(array[start : start + size]) for array in arrays))) for start in starts])
+def _chunk_size(case: Case) -> int | None:
+    return EVALUATED if case.streamed else None

@@ -251,3 +251,13 @@ def evaluate(logits_fn: Callable[[jax.Array], jax.Array], loss_fn: losses.Loss, 
         measures[f"{name}_loss"] = loss_fn(part, labels).mean()
         measures[f"{name}_accuracy"] = metrics.accuracy(part, labels).mean()
     return measures
+
+
+def in_chunks(fn: Callable[..., jax.Array], *arrays: np.ndarray, chunk_size: int | None) -> np.ndarray:
+    """``fn(*arrays)`` (N, ...), on the host, from at most ``chunk_size`` of the N examples at a time; None takes all at once.
+
+    For data that the device cannot hold together with what the function makes of them. ``fn`` must treat each example alone.
+    """
+    size = chunk_size or len(arrays[0])
+    starts = range(0, len(arrays[0]), size)
+    return np.concatenate([np.asarray(fn(*(array[start : start + size] for array in arrays))) for start in starts])
