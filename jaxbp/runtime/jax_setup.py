@@ -36,6 +36,8 @@ def start_jax(cluster: Cluster | None = None) -> list[str]:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
     if _has_cpus_alone(jax.config.jax_platforms):
         compile_quickly()
+        # XLA's own caches serve GPUs. With them the key of a program holds the path of the cache, and a cache that was moved finds nothing.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
