@@ -141,7 +141,8 @@ class LayerFlows(NamedTuple):
             deltas, jacobians = jax.vmap(pullback)(directions.astype(out.dtype))
             data, deltas, jacobians = jax.tree.map(lambda a: a.astype(dtype), (data, deltas, jacobians))
             operands = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
-            return [*operands, *(j.reshape(len(j), -1) for j in jacobians)]
+            flat = [jacobian.reshape(len(jacobian), -1) for jacobian in jacobians]
+            return [*operands, *([jnp.concatenate(flat, 1)] if flat else [])]
 
         return jax.vmap(flow)(x) if self.chunk_size == num_examples(x) else jax.lax.map(flow, x, batch_size=self.chunk_size)
 

@@ -89,7 +89,7 @@ def empirical_ntk(
       ValueError: arguments that do not fit one another, parameters that are no real floating-point numbers of 32 bits or more, outputs
         that are not one real array (N, C).
     """
-    params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
+    params, state = checks.parameters(params), checks.as_arrays(state)
     x1 = checks.example_tree(x1, "x1", complex_numbers=True)
     x2 = None if x2 is None else checks.example_tree(x2, "x2", complex_numbers=True)
     logits = _logit_index(logits)
@@ -100,7 +100,8 @@ def empirical_ntk(
     if compute_dtype is not None:
         spec = spec._replace(apply_fn=InPrecision(apply_fn, checks.real_dtype(compute_dtype, "compute_dtype")))
     params, *examples, state = _placed(spec, (params, x1, x2, state))
-    sides = tuple(_Side(spec, x, num_outputs) for x in examples if x is not None)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    sides = tuple(_Side(spec, x, num_outputs, dtype) for x in examples if x is not None)
     kernel = _BlockedKernel(spec, params, state, sides).compute(memory)
     return _finish(spec, kernel, sides)
 
@@ -108,10 +109,10 @@ def empirical_ntk(
 class _Side:
     """One set of examples, cut into blocks of examples with all their directions or, if coupled, into blocks of directions."""
 
-    def __init__(self, spec: KernelSpec, x: Any, num_outputs: int):
+    def __init__(self, spec: KernelSpec, x: Any, num_outputs: int, dtype: Any):
         self.x = jax.tree.map(lambda leaf: leaf[None], x) if spec.coupled else x
         self.num_examples = num_examples(x)
-        self.directions = spec.directions(self.num_examples, num_outputs)
+        self.directions = spec.directions(self.num_examples, num_outputs).astype(dtype)
         self.coupled = spec.coupled
 
     @property
@@ -257,7 +258,7 @@ class _BlockedKernel(NamedTuple):
         if _traced(self.params, self.state, self.sides[0].x, self.sides[-1].x):
             return self._in_one_block()
         kernels = [self._assemble(block) for block in self._fitting_blocks(memory)]
-        return jnp.concatenate(kernels, -1) if self.spec.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
+        return _joined(kernels, -1) if self.spec.reduction == "diagonal" else functools.reduce(jnp.add, kernels)
 
     def _in_one_block(self) -> jax.Array:
         """The kernel as a part of an outer compiled function."""
@@ -281,8 +282,8 @@ class _BlockedKernel(NamedTuple):
                 kernel_row.append(compiled(self.params, self.state, rows, columns))
             kernel.append(kernel_row)
         if self.spec.pairs == "same":
-            return self._trimmed(jnp.concatenate([kernel_row[0] for kernel_row in kernel]))
-        return self._trimmed(jnp.concatenate([jnp.concatenate(kernel_row, 1) for kernel_row in kernel]))
+            return self._trimmed(_joined([kernel_row[0] for kernel_row in kernel], 0))
+        return self._trimmed(_joined([_joined(kernel_row, 1) for kernel_row in kernel], 0))
 
     def _fitting_blocks(self, memory: float) -> list[_Block]:
         """The largest equal blocks that fit the memory.
@@ -328,13 +329,18 @@ class _BlockedKernel(NamedTuple):
     def _items(self, side: _Side, start: int, block: _Block) -> tuple[Any, jax.Array]:
         """Examples and directions of one side of a block, on the devices of the examples."""
         x, unit_vectors = side.block(start, block.size, block.logits)
-        directions = jnp.asarray(unit_vectors, jnp.result_type(*jax.tree.leaves(self.params)))
-        return x, directions if _traced(x) else jax.device_put(directions, jax.tree.leaves(x)[0].sharding)
+        return x, jnp.asarray(unit_vectors) if _traced(x) else jax.device_put(unit_vectors, jax.tree.leaves(x)[0].sharding)
 
     def _trimmed(self, kernel: jax.Array) -> jax.Array:
         """The kernel without the padding of the last blocks."""
-        rows = kernel[: self.sides[0].length]
-        return rows if self.spec.pairs == "same" else rows[:, : self.sides[-1].length]
+        sides = self.sides[:1] if self.spec.pairs == "same" else (self.sides[0], self.sides[-1])
+        whole = tuple(side.length for side in sides)
+        return kernel if kernel.shape[: len(whole)] == whole else kernel[tuple(slice(length) for length in whole)]
+
+
+def _joined(parts: list[jax.Array], axis: int) -> jax.Array:
+    """The parts as one array; a single one as it is, since an operation of its own costs as much as a small kernel."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 def _finish(spec: KernelSpec, kernel: jax.Array, sides: tuple[_Side, ...]) -> jax.Array:

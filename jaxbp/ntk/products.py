@@ -58,7 +58,7 @@ def ntk_vector_product(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
+    params, state = checks.parameters(params), checks.as_arrays(state)
     x1 = checks.example_tree(x1, "x1", complex_numbers=True)
     x2 = None if x2 is None else checks.example_tree(x2, "x2", complex_numbers=True)
     out = [output_type(apply_fn, params, x, state) for x in (x1, x2) if x is not None][-1]
@@ -100,7 +100,7 @@ def ntk_extremes(
       options: passed to `landscape.extreme_eigenvalues`: rtol, atol, max_products, confidence.
     """
     matvec = ntk_vector_product(apply_fn, params, x, state=state, chunk_size=chunk_size)
-    out = output_type(apply_fn, params, jax.tree.map(jnp.asarray, x), state)
+    out = output_type(apply_fn, params, checks.as_arrays(x), state)
     checks.refuse_traced("params, x and key", key, *jax.tree.leaves((params, x)))
     start = jax.random.normal(checks.prng_key(key), (out.shape[0] * out.shape[1],), out.dtype)
     return landscape.extreme_eigenvalues(lambda v: matvec(v.reshape(out.shape)).reshape(-1), start, **options)

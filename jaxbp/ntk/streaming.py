@@ -126,7 +126,7 @@ class Stream(NamedTuple):
 def stream_of(apply_fn: ApplyFn, params: Any, state: Any, x: Any, chunk_size: int, devices: Sequence[Any] | None) -> Stream:
     """The stream of some examples, its arguments checked as `streamed_product` says."""
     checks.refuse_traced("params and state", *jax.tree.leaves((params, state)))
-    params, state = checks.parameters(params), jax.tree.map(jnp.asarray, state)
+    params, state = checks.parameters(params), checks.as_arrays(state)
     x = checks.example_tree(x, "examples", on_host=True)
     chunk_size = min(checks.count(chunk_size, "chunk_size"), num_examples(x))
     whole = split = jax.tree.leaves(params)[0].sharding
