@@ -1,9 +1,9 @@
 """Every stage of a preset once, at its full shape, on made images: what would fail after days on an accelerator fails early.
 
 ``python -m experiments.rehearsal`` takes the preset ``paper`` of each study and keeps its networks, widths, batches, kernels and attacks.
-What makes it long is cut: few images in the place of CIFAR and MNIST, of their size; two epochs; one seed; few steps of attacks. Of
-each stage and case the heaviest job runs, with the jobs that it needs. Each study runs in a process of its own, so that one that is
-killed for its memory ends alone, and its peak is its own. It decides nothing, and judges nothing.
+What makes it long is cut: few images in the place of CIFAR and MNIST, of their size; two epochs; one seed; few steps and targets of
+attacks. Of each stage and case the heaviest job runs, with the jobs that it needs. Each study runs in a process of its own, so that one
+that is killed for its memory ends alone, and its peak is its own. It decides nothing, and judges nothing.
 """
 
 import dataclasses
@@ -38,6 +38,8 @@ class Arguments:
     """Run these cases alone: those with this text in their name."""
     max_width: int | None = None
     """Leave out wider networks of a range of widths, for processors that are not up to them."""
+    attack_batch: int | None = None
+    """Attack at most so many images at a time, for processors that are not up to the preset's batches."""
     all_arms: bool = False
     """Of each stage and case also run the arms that words tell apart, such as each perturbation, not the heaviest alone."""
     out: Path | None = None
@@ -62,6 +64,7 @@ def _each_in_a_process(packages: Iterable[Any], arguments: Arguments, folder: Pa
     options = [f"--preset={arguments.preset}", f"--examples={arguments.examples}", f"--out={folder}"]
     options += [f"--cases={arguments.cases}"] if arguments.cases else []
     options += [f"--max-width={arguments.max_width}"] if arguments.max_width else []
+    options += [f"--attack-batch={arguments.attack_batch}"] if arguments.attack_batch else []
     options += ["--all-arms"] if arguments.all_arms else []
     failed = []
     for package in packages:
@@ -81,7 +84,7 @@ def _rehearse(package: Any, arguments: Arguments, folder: Path) -> bool:
     runs = importlib.import_module("experiments.rehearsal_runs")  # after parsing, so that help is instant
     preset = settings_of(package, LabArguments(preset=arguments.preset))
     examples = max(arguments.examples, _EXAMPLES.get(package.ID, 0))
-    settings = runs.shortened(preset, examples, folder / "data", arguments.max_width)
+    settings = runs.shortened(preset, examples, folder / "data", runs.Limits(arguments.max_width, arguments.attack_batch))
     if not (cases := tuple(case for case in settings.cases if arguments.cases in case.name)):
         names = "; ".join(case.name for case in settings.cases)
         raise lab.SettingsError(f"no case of {package.ID} has {arguments.cases!r} in its name: there are {names}")

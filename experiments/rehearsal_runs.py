@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -41,19 +41,35 @@ _CUT = {  # what is long, by the names of the settings' fields
     "rate_drops": (1,),
     "num_settings": 1,
     "attack_steps": 2,
+    "num_targets": 1,
     "num_queries": 4,
     "looks": None,
 }
 _MOST = {"width_train": 250}  # numbers that are large in one study's stage alone: a part of a product with the Hessian
 
 
-def shortened(settings: Any, num_examples: int, folder: Path, max_width: int | None = None) -> Any:
+class Limits(NamedTuple):
+    """What a processor that is not up to a preset may have less of; None leaves it as it is.
+
+    Attributes:
+      max_width: of a range of widths.
+      attack_batch: images that are attacked at a time.
+    """
+
+    max_width: int | None = None
+    attack_batch: int | None = None
+
+
+UNLIMITED = Limits()
+
+
+def shortened(settings: Any, num_examples: int, folder: Path, limits: Limits = UNLIMITED) -> Any:
     """The settings with all that makes a run long cut, and made images in ``folder`` in the place of sets of TFDS."""
-    cases = tuple(_shortened(case, num_examples, folder, max_width) for case in settings.cases)
-    return dataclasses.replace(_shortened(settings, num_examples, folder, max_width), cases=cases)
+    cases = tuple(_shortened(case, num_examples, folder, limits) for case in settings.cases)
+    return dataclasses.replace(_shortened(settings, num_examples, folder, limits), cases=cases)
 
 
-def _shortened(owner: Any, num_examples: int, folder: Path, max_width: int | None) -> Any:
+def _shortened(owner: Any, num_examples: int, folder: Path, limits: Limits) -> Any:
     changes = {}
     for field in dataclasses.fields(owner):
         name, value = field.name, getattr(owner, field.name)
@@ -62,7 +78,9 @@ def _shortened(owner: Any, num_examples: int, folder: Path, max_width: int | Non
         elif name == "dataset" and value.startswith("tfds:"):
             changes[name] = f"file:{_made(value, num_examples, folder)}"
         elif name.endswith("widths"):
-            changes[name] = tuple(width for width in value if max_width is None or width <= max_width)
+            changes[name] = tuple(width for width in value if limits.max_width is None or width <= limits.max_width)
+        elif name == "attack_batch":
+            changes[name] = min(value, limits.attack_batch or value)
         elif name == "curve":
             changes[name] = value[-1:]  # one radius
         elif isinstance(value, int) and name.endswith("epochs"):

@@ -101,7 +101,7 @@ def stream(inputs, labels):
 
 
 def evaluate(inputs, labels):
-    return training.loop.evaluate(network, losses.cross_entropy, test=(inputs, labels))
+    return training.evaluate(network, losses.cross_entropy, test=(inputs, labels))
 
 
 def robust_accuracy(inputs, labels, key):

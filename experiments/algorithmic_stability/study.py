@@ -69,7 +69,8 @@ def train(
     state = training.TrainState(params, optimizer.init(params), model_state)
 
     def measure(state: training.TrainState) -> dict[str, jax.Array]:
-        logits = net.apply(state.params, jnp.concatenate([test_data[0], inputs]), state.model_state)
+        everything = jnp.concatenate([test_data[0], inputs])
+        logits = training.within_memory(lambda x: net.apply(state.params, x, state.model_state), everything)
         losses = {name: fn(logits) for name, fn in stability.CLASS_LOSSES.items() if name != "zero_one"}
         tested, trained = losses["cross_entropy"][: len(test_data[1])], losses["cross_entropy"][len(test_data[1]) :]
         of_labels = {name: stability.expected_loss(values[: len(tested)], test_data[1], 0.0) for name, values in losses.items()}

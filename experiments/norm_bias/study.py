@@ -180,7 +180,8 @@ def noisy_labels(case: Case, settings: Settings, seed: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def accuracy(net: models.Network, params: Any, state: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Accuracy in per cent; non-finite logits count as wrong."""
-    return 100 * metrics.accuracy(net.apply(params, inputs, state), labels).mean()
+    logits = training.within_memory(lambda x: net.apply(params, x, state), inputs)
+    return 100 * metrics.accuracy(logits, labels).mean()
 
 
 def _at_end(results: xr.Dataset) -> xr.Dataset:

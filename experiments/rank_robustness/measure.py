@@ -222,7 +222,7 @@ def _padded(values: jax.Array, length: int) -> np.ndarray:
 
 @jax.jit
 def _logits(network_fn: Any, inputs: jax.Array) -> jax.Array:
-    return network_fn(inputs)
+    return training.within_memory(network_fn, inputs)
 
 
 def under_attack(

@@ -146,6 +146,13 @@ class Program(NamedTuple):
                         names[dtype] = name
         return names
 
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest array that an operation makes, those inside wrappers included."""
+        made = [kind for operation in self.operations for kind in operation.output_types if hasattr(kind, "shape")]
+        inside = [program.largest_bytes for operation in self.operations for program in operation.programs]
+        return max((*(kind.size * kind.dtype.itemsize for kind in made), *inside), default=0)
+
     def evaluate(
         self,
         arguments: Sequence[Any],

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxbp import checks, losses, metrics
+from jaxbp import checks
 from jaxbp.models.network import Network, State
 from jaxbp.ops.dtypes import in_dtype_of
+from jaxbp.training.evaluation import evaluate
 from jaxbp.training.settings import Settings, num_steps
 from jaxbp.training.state import TrainResult, TrainState
 
@@ -233,31 +234,3 @@ def _scan_with_pauses(
     buffer = jax.tree.map(lambda s: jnp.zeros((len(pauses), *s.shape), s.dtype), shapes)
     (state, buffer), _ = jax.lax.scan(body, (state, buffer), ((keys, flags), wanted, rows, trains))
     return state, buffer
-
-
-def evaluate(logits_fn: Callable[[jax.Array], jax.Array], loss_fn: losses.Loss, **splits: Arrays | None) -> dict[str, jax.Array]:
-    """Mean loss and accuracy of each split, as "NAME_loss" and "NAME_accuracy", from one pass over all of them together.
-
-    Raises:
-      ValueError: a split that is no pair of inputs (N, ...) and labels (N,), labels that are no class, or logits that are not (N, C).
-    """
-    given = {name: checks.labelled_examples(split, name) for name, split in splits.items() if split is not None}
-    logits = logits_fn(jnp.concatenate([inputs for inputs, _ in given.values()]))
-    measures, start = {}, 0
-    for name, (_, indices) in given.items():
-        part = logits[start : start + len(indices)]
-        start += len(indices)
-        labels = checks.labels(indices, part.shape[-1], len(part), f"{name}'s labels")
-        measures[f"{name}_loss"] = loss_fn(part, labels).mean()
-        measures[f"{name}_accuracy"] = metrics.accuracy(part, labels).mean()
-    return measures
-
-
-def in_chunks(fn: Callable[..., jax.Array], *arrays: np.ndarray, chunk_size: int | None) -> np.ndarray:
-    """``fn(*arrays)`` (N, ...), on the host, from at most ``chunk_size`` of the N examples at a time; None takes all at once.
-
-    For data that the device cannot hold together with what the function makes of them. ``fn`` must treat each example alone.
-    """
-    size = chunk_size or len(arrays[0])
-    starts = range(0, len(arrays[0]), size)
-    return np.concatenate([np.asarray(fn(*(array[start : start + size] for array in arrays))) for start in starts])

@@ -21,6 +21,7 @@ import optax
 
 from jaxbp.models.network import Network
 from jaxbp.training import loop
+from jaxbp.training.evaluation import evaluate
 from jaxbp.training.settings import Settings
 from jaxbp.training.state import TrainState
 
@@ -80,7 +81,7 @@ def segmented(recipe_fn: RecipeFn, num_epochs: int, *, measure_fn: Callable[[Tra
         train_epoch = loop.epoch_fn(loop.step_fn(net, optimizer, settings), data, settings)
         state = train_epoch(state, jax.random.split(order_key, num_epochs)[index])
         state = loop.project(settings, state, jnp.asarray(settings.projects)[index])
-        measures = loop.evaluate(loop.network_at(net, state), settings.loss_fn, train=data, test=test_data)
+        measures = evaluate(loop.network_at(net, state), settings.loss_fn, train=data, test=test_data)
         return (state, order_key), measures | (measure_fn(state) if measure_fn else {})
 
     return Segmented(init_fn, segment_fn, num_epochs)

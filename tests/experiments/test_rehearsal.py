@@ -77,7 +77,7 @@ def test_made_images_have_the_shape_of_the_set_and_no_affine_classifier_fits_the
 
 
 def test_wider_networks_are_left_out_where_that_is_asked_for(tmp_path):
-    cases = rehearsal_runs.shortened(ntk_width.PRESETS["paper"], 256, tmp_path, max_width=16).cases
+    cases = rehearsal_runs.shortened(ntk_width.PRESETS["paper"], 256, tmp_path, rehearsal_runs.Limits(max_width=16)).cases
     convnet = next(case for case in cases if case.name == "ConvNet")
     assert convnet.widths == (8, 16)
     assert all(max(case.widths + case.exact_widths, default=0) <= 16 for case in cases)
@@ -87,7 +87,14 @@ def test_what_is_long_in_one_stage_alone_is_cut_by_its_name(tmp_path):
     widths = rehearsal_runs.shortened(settings_of(soft_biases, Arguments(preset="paper")), 2600, tmp_path)
     assert (widths.num_train, widths.width_train) == (2000, 250)
     attacked = rehearsal_runs.shortened(settings_of(rank_robustness, Arguments(preset="paper")), 256, tmp_path)
-    assert attacked.curve == (16 / 255,)
+    assert (attacked.curve, attacked.num_targets, attacked.attack_batch) == ((16 / 255,), 1, 500)
+
+
+def test_attacks_of_fewer_images_at_a_time(tmp_path):
+    preset, limits = settings_of(rank_robustness, Arguments(preset="paper")), rehearsal_runs.Limits(attack_batch=64)
+    assert rehearsal_runs.shortened(preset, 256, tmp_path, limits).attack_batch == 64
+    smoke = settings_of(rank_robustness, Arguments(preset="smoke"))
+    assert rehearsal_runs.shortened(smoke, 256, tmp_path, limits).attack_batch == min(64, smoke.attack_batch)
 
 
 def test_series_of_time_averages_are_long_enough(tmp_path):

@@ -519,17 +519,3 @@ def test_parameters_are_projected_at_the_end_of_the_epochs_named(x64):
 def test_projections_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         train(training.sgd(0.1), **options)
-
-
-@pytest.mark.parametrize(("chunk_size", "seen"), [(4, [4, 4, 3]), (11, [11]), (20, [11]), (None, [11])])
-def test_a_function_of_the_examples_in_chunks(chunk_size, seen):
-    (inputs, labels), _ = problem()
-    sizes = []
-
-    def fn(part, indices):
-        sizes.append(len(part))
-        return jnp.asarray(part).sum(1) + indices
-
-    found = training.in_chunks(fn, inputs, labels, chunk_size=chunk_size)
-    assert sizes == seen
-    np.testing.assert_allclose(found, inputs.sum(1) + labels, rtol=1e-6)
