@@ -18,7 +18,7 @@ import xarray as xr
 from experiments.ntk_width import kernels
 from experiments.ntk_width.kernels import BEFORE, END, KERNELS, TARGET, create, kernel_of, load, probe_images, random_key
 from experiments.ntk_width.settings import BATCH, STORED, Case, Settings
-from jaxbp import lab, models, ntk, training
+from jaxbp import lab, models, ntk, sweep, training
 from jaxbp.ntk import measures, regression
 from jaxbp.ntk.infinite_width import KernelFn, PropagatedKernel, infinite_width_kernel
 
@@ -98,7 +98,10 @@ def _stacked(splits: Iterable[Any], most: int | None = None) -> tuple[jax.Array,
 
 @functools.cache
 def _training_program(net: models.Network, settings: Settings, in_turn: bool, quickly: bool) -> Callable[[dict[str, Any]], tuple]:
-    """Trainings as one program, in turn or side by side, with parameters and state at three points; ``quickly``: compile fast."""
+    """Trainings as one program, with parameters and state at three points.
+
+    Either in turn, compiled fast if ``quickly``; or as many side by side as the device's memory allows.
+    """
     epochs = training.Settings(settings.num_epochs, settings.batch_size, measure_epochs=settings.measure_epochs)
 
     def run(values: dict[str, Any]) -> tuple:
@@ -111,8 +114,9 @@ def _training_program(net: models.Network, settings: Settings, in_turn: bool, qu
         reached = 1 + jnp.argmax(result.history["train_loss"][1:] <= settings.target_loss)
         return tuple(jax.tree.map(lambda leaf, at=at: leaf[at], result.measured) for at in (0, reached, -1)), result.history
 
-    together = functools.partial(jax.lax.map, run) if in_turn else jax.vmap(run)
-    return jax.jit(together, compiler_options=ntk.FAST_COMPILE_OPTIONS if quickly else None)
+    if in_turn:
+        return jax.jit(functools.partial(jax.lax.map, run), compiler_options=ntk.FAST_COMPILE_OPTIONS if quickly else None)
+    return lambda runs: sweep.evaluate(run, runs, plan="vmap", devices=[lab.device()])
 
 
 def _of_seed(net: models.Network, case: Case, settings: Settings, seed: int, points: Sequence[tuple]) -> xr.Dataset:

@@ -20,6 +20,7 @@ give the same numbers up to rounding:
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxbp.jaxprs import op_count
 from jaxbp.runtime.program_cache import program_cache
+from jaxbp.sweep import _memory
 
 PLANS = ("auto", "loop", "map", "vmap", "shard-map", "shard-vmap", "pmap")
 SEEDS, BATCH = "seeds", "batch"  # axes of a mesh
@@ -91,7 +93,9 @@ def choose(backend: str, num_devices: int, num_runs: int, cost_per_run: op_count
     return f"shard-{within}" if min(num_devices, num_runs) > 1 else within
 
 
-def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None) -> Any:
+def evaluate(
+    fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices: Sequence[Any] | None = None, memory: float | None = None
+) -> Any:
     """Evaluate ``fn(run, *shared)`` for every ``run`` along the leading axis of ``runs``.
 
     Args:
@@ -100,6 +104,8 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
       shared: pytrees that all runs share, for instance the data.
       plan: one of `PLANS`.
       devices: devices to use; default all local devices of the default backend.
+      memory: bytes of a device that runs which are computed at once may use, as the compiler reports them; as many are computed at once as
+        fit, one at least. Default: 90 % of what an accelerator has free, and no bound on a CPU.
 
     Returns:
       The results of ``fn``, stacked along a leading axis R.
@@ -115,9 +121,29 @@ def evaluate(fn: Callable, runs: Any, *shared: Any, plan: str = "auto", devices:
     within = plan.removeprefix("shard-")
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
-    runs, counts, _ = pad_and_scatter(runs, num_runs, len(devices))
-    outputs = program(fn, within, mesh)(counts, runs, shared)
-    return jax.tree.map(lambda a: a[:num_runs], outputs) if num_runs % len(devices) else outputs
+    share = -(-num_runs // len(devices))
+    if memory is None:
+        memory = math.inf if devices[0].platform == "cpu" else _memory.default_bound(devices[0], 1)
+    capacity = _capacity(fn, mesh, runs, shared, len(devices), share, memory) if within == "vmap" and memory < math.inf else share
+    chunks = []
+    for start in range(0, num_runs, capacity * len(devices)):
+        chunk = runs if capacity == share else jax.tree.map(lambda a, start=start: a[start : start + capacity * len(devices)], runs)
+        chunk, counts, places = pad_and_scatter(chunk, _num_runs(chunk), len(devices), capacity)
+        outputs = program(fn, within, mesh)(counts, chunk, shared)
+        is_full = len(places) == capacity * len(devices)
+        chunks.append(outputs if is_full else jax.tree.map(lambda a, places=places: a[places], outputs))
+    return chunks[0] if len(chunks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
+
+
+def _capacity(fn: Callable, mesh: Mesh | None, runs: Any, shared: tuple, num_devices: int, share: int, memory: float) -> int:
+    """How many of the ``share`` runs of a device are computed at once within ``memory`` bytes, in chunks of even size."""
+
+    def compile_fn(number: int) -> list[jax.stages.Compiled]:
+        places = jax.tree.map(lambda a: jax.ShapeDtypeStruct((number * num_devices, *a.shape[1:]), a.dtype), runs)
+        return [compiled(fn, "vmap", mesh, False, num_devices, places, shared)]
+
+    _, capacity, _ = _memory.fit(compile_fn, share, memory)
+    return -(-share // -(-share // capacity))
 
 
 def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:
@@ -243,14 +269,16 @@ def program(fn: Callable, within: str, mesh: Mesh | None, donate: bool = False) 
     return jax.jit(spread, in_shardings=shardings, out_shardings=by_run, donate_argnums=donated)
 
 
-def compiled(fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, places: Any, shared: tuple) -> jax.stages.Compiled:
+def compiled(
+    fn: Callable, within: str, mesh: Mesh | None, donate: bool, num_devices: int, places: Any, shared: tuple
+) -> jax.stages.Compiled:
     """Compile `program` ahead of time for runs of the shapes of ``places``, which tells its memory; cached for equal calls."""
     return _compiled(fn, within, mesh, donate, num_devices, *_shapes((places, shared)))
 
 
 @program_cache(_CACHED)
 def _compiled(
-    fn: Callable, within: str, mesh: Mesh, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
+    fn: Callable, within: str, mesh: Mesh | None, donate: bool, num_devices: int, shapes: tuple, structure: Any, _: tuple
 ) -> jax.stages.Compiled:
     counts = jax.ShapeDtypeStruct((num_devices,), np.int32)
     return program(fn, within, mesh, donate).lower(counts, *structure.unflatten(shapes)).compile()

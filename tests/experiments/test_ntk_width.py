@@ -28,6 +28,22 @@ def smoke(smoke_folder):
     return folder, run("--preset", "smoke", "--out", folder).stdout
 
 
+def test_trainings_side_by_side_are_those_in_turn():
+    """As accelerators compute them, and as CPUs do."""
+    settings = PRESETS["smoke"]
+    case = settings.cases[0]
+    net, splits = measure.create(case, settings, case.widths[0]), [measure.load(settings, seed) for seed in (0, 1)]
+    values = {
+        "key": jax.random.split(jax.random.key(0)),
+        "train": measure._stacked(split.train for split in splits),
+        "test": measure._stacked(split.test for split in splits),
+        "rates": np.array([[0.1, 0.0], [0.05, 0.001]], np.float32),
+    }
+    in_turn, at_once = (measure._training_program(net, settings, turn, False)(values) for turn in (True, False))
+    for one, other in zip(jax.tree.leaves(in_turn), jax.tree.leaves(at_once), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_run_leaves_what_the_contract_says(smoke):
     folder, said = smoke

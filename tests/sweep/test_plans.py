@@ -11,6 +11,7 @@ import pytest
 from jaxbp import models, sweep, training
 from jaxbp.jaxprs import op_count
 from jaxbp.ops import convolution
+from jaxbp.sweep import plans
 
 REAL_PLANS = [plan for plan in sweep.PLANS if plan != "loop"]
 
@@ -195,3 +196,34 @@ def test_optax_state_travels_through_every_plan(problem):
 
     loop = sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="loop")
     np.testing.assert_allclose(sweep.evaluate(adam, sweep.keys(range(2)), *problem, plan="pmap"), loop, rtol=1e-4, atol=1e-6)
+
+
+def wide(run, matrix):
+    return jnp.tanh(run * matrix) @ matrix  # 64 KiB between the two
+
+
+@pytest.mark.parametrize("plan", ["vmap", "shard-vmap"])
+@pytest.mark.parametrize(("num_runs", "fitting", "at_once"), [(1, 1, 1), (7, 1, 1), (8, 2, 2), (8, 4, 4), (7, 5, 4), (8, 100, 8)])
+def test_as_many_runs_at_once_as_memory_allows(monkeypatch, plan, num_runs, fitting, at_once):
+    matrix, given, computed = jax.random.normal(jax.random.key(0), (128, 128)), jnp.linspace(0.5, 2.0, num_runs), []
+    real = plans.pad_and_scatter
+
+    def pad_and_scatter(chunk, count, num_devices, capacity):
+        computed.append((capacity, count))
+        return real(chunk, count, num_devices, capacity)
+
+    monkeypatch.setattr(plans, "pad_and_scatter", pad_and_scatter)
+    num_devices = 1 if plan == "vmap" else min(len(jax.devices()), num_runs)
+    memory = 2**16 * (1.5 + 2 * fitting)  # the matrix, and of each run two arrays of its size
+    found = sweep.evaluate(wide, given, matrix, plan=plan, memory=memory)
+    np.testing.assert_allclose(found, [wide(run, matrix) for run in given], rtol=1e-5, atol=1e-4)
+    capacities, counts = zip(*computed, strict=True)
+    assert set(capacities) == {min(at_once, -(-num_runs // num_devices))}
+    assert sum(counts) == num_runs
+
+
+def test_results_of_one_bound_are_those_of_another(problem):
+    given = runs(5)
+    whole, parts = (sweep.evaluate(train_fn, given, *problem, plan="vmap", memory=memory) for memory in (None, 1.0))
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
