@@ -298,7 +298,7 @@ def independent_examples(
         )
 
 
-@functools.partial(jax.jit, compiler_options=_COMPILED_FAST)
+@jax.jit  # optimised, since it may look at many examples
 def _two_examples(first: tuple[jax.Array, ...], arrays: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """The first example of ``first`` with the last one of ``arrays`` that differs from it, and whether one does; else with a changed copy.
 
@@ -306,7 +306,7 @@ def _two_examples(first: tuple[jax.Array, ...], arrays: tuple[jax.Array, ...]) -
     """
     example = [array[0] for array in first]
     axes = [tuple(range(1, array.ndim)) for array in arrays]
-    different = [jnp.any(array != start, axis) for array, start, axis in zip(arrays, example, axes, strict=True)]
+    different = [jnp.any(array != start[None], axis) for array, start, axis in zip(arrays, example, axes, strict=True)]
     differ = functools.reduce(jnp.logical_or, different)
     last = len(differ) - 1 - jnp.argmax(differ[::-1])
     others = [jnp.where(differ[last], array[last], _changed(start)) for array, start in zip(arrays, example, strict=True)]

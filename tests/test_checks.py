@@ -165,3 +165,17 @@ def test_rounding_is_no_coupling(dtype, share, is_refused):
             checks.independent_examples(*arguments, "Do this")
     else:
         checks.independent_examples(*arguments, "Do this")
+
+
+def test_two_examples_are_compared_without_promotion_of_ranks():
+    def outputs_fn(fn, context, x):
+        return x - share * x.mean(0, keepdims=True)
+
+    with jax.numpy_rank_promotion("raise"):
+        for share in (0.0, 0.5):
+            arguments = outputs_fn, share, jnp.ones(()), [(jnp.arange(6.0).reshape(3, 2),)], "Do this"
+            if share:
+                with pytest.raises(checks.BatchCouplingError):
+                    checks.independent_examples(*arguments)
+            else:
+                checks.independent_examples(*arguments)

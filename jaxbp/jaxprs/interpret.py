@@ -153,6 +153,10 @@ class Program(NamedTuple):
         inside = [program.largest_bytes for operation in self.operations for program in operation.programs]
         return max((*(kind.size * kind.dtype.itemsize for kind in made), *inside), default=0)
 
+    def run(self, *arguments: Any) -> list[Any]:
+        """The flat outputs for flat arrays, of the shapes of the trace."""
+        return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(self.jaxpr, self.consts))(*arguments)
+
     def evaluate(
         self,
         arguments: Sequence[Any],

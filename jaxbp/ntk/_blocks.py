@@ -22,6 +22,7 @@ from jaxbp.ops import platform
 
 ApplyFn = Callable[..., jax.Array]  # (params, inputs) or (params, inputs, state) -> (N, C)
 
+_FEW = 4096  # parameters of an array such as a bias, whose copy costs less than an operation
 _CACHE_BYTES = 2**22  # of a layer's output gradients that stay in the cache of a CPU
 
 
@@ -142,7 +143,9 @@ class LayerFlows(NamedTuple):
             data, deltas, jacobians = jax.tree.map(lambda a: a.astype(dtype), (data, deltas, jacobians))
             operands = [rule.prepare(a, d) for rule, a, d in zip(self.rules, data, deltas, strict=True)]
             flat = [jacobian.reshape(len(jacobian), -1) for jacobian in jacobians]
-            return [*operands, *([jnp.concatenate(flat, 1)] if flat else [])]
+            small = [jacobian for jacobian in flat if jacobian.shape[1] <= _FEW]  # one Gram matrix for all of them
+            large = [jacobian for jacobian in flat if jacobian.shape[1] > _FEW]
+            return [*operands, *large, *([jnp.concatenate(small, 1)] if small else [])]
 
         return jax.vmap(flow)(x) if self.chunk_size == num_examples(x) else jax.lax.map(flow, x, batch_size=self.chunk_size)
 

@@ -105,7 +105,7 @@ def evaluate(
       plan: one of `PLANS`.
       devices: devices to use; default all local devices of the default backend.
       memory: bytes of a device that runs which are computed at once may use, as the compiler reports them; as many are computed at once as
-        fit, one at least. Default: 90 % of what an accelerator has free, and no bound on a CPU.
+        fit, one at least. Results of earlier runs stay beside them. Default: 90 % of what an accelerator has free, and no bound on a CPU.
 
     Returns:
       The results of ``fn``, stacked along a leading axis R.
@@ -128,8 +128,10 @@ def evaluate(
     chunks = []
     for start in range(0, num_runs, capacity * len(devices)):
         chunk = runs if capacity == share else jax.tree.map(lambda a, start=start: a[start : start + capacity * len(devices)], runs)
-        chunk, counts, places = pad_and_scatter(chunk, _num_runs(chunk), len(devices), capacity)
-        outputs = program(fn, within, mesh)(counts, chunk, shared)
+        placed, counts, places = pad_and_scatter(chunk, _num_runs(chunk), len(devices), capacity)
+        if mesh is not None and placed is not runs:  # what was cut is no longer spread as the program takes it
+            placed = jax.device_put(placed, NamedSharding(mesh, PartitionSpec(SEEDS)))
+        outputs = program(fn, within, mesh)(counts, placed, shared)
         is_full = len(places) == capacity * len(devices)
         chunks.append(outputs if is_full else jax.tree.map(lambda a, places=places: a[places], outputs))
     return chunks[0] if len(chunks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)

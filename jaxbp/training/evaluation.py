@@ -5,12 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbp import checks, losses, metrics
 from jaxbp.jaxprs import interpret
 
 MEMORY = 2**30  # bytes of the largest array at a time; a program holds a few of that size
-_SMALL = 2**23  # bytes of inputs whose arrays fit: a network's features are up to a hundred times as large
 
 
 def evaluate(
@@ -33,18 +33,17 @@ def evaluate(
     return measures
 
 
-def within_memory(fn: Callable[[jax.Array], jax.Array], inputs: jax.Array, memory: int | None = None) -> jax.Array:
+def within_memory(fn: Callable[[jax.Array], jax.Array], inputs: ArrayLike, memory: float | None = None) -> jax.Array:
     """``fn(inputs)`` (N, ...), from parts of the N examples if one of its arrays would exceed ``memory`` bytes, default `MEMORY`.
 
-    ``fn`` must treat each example alone. The function may be traced; under `jax.vmap` the bound is that of each of the functions.
+    ``fn`` must treat each example alone. It may be traced; under `jax.vmap` the bound is that of each of the functions. How inputs are
+    split over devices is not seen.
     """
-    memory = memory or MEMORY
-    if inputs.size * inputs.dtype.itemsize <= min(_SMALL, memory):
-        return fn(inputs)
-    num_examples, largest = len(inputs), interpret.trace(fn, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).largest_bytes
-    if largest <= memory:
-        return fn(inputs)
-    num_parts = -(-num_examples // max(num_examples * memory // largest, 1))
+    inputs, memory = jnp.asarray(inputs), memory or MEMORY
+    num_examples, program = len(inputs), interpret.trace(fn, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+    if program.largest_bytes <= memory:
+        return program.run(inputs)[0]  # as it is traced: a network takes long to trace again
+    num_parts = -(-num_examples // max(int(num_examples * memory / program.largest_bytes), 1))
     size = -(-num_examples // num_parts)
     rows = jnp.minimum(jnp.arange(num_parts * size), num_examples - 1).reshape(num_parts, size)  # copies of the last fill the last part
     parts = jax.lax.map(lambda part: fn(inputs[part]), rows)

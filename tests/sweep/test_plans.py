@@ -227,3 +227,17 @@ def test_results_of_one_bound_are_those_of_another(problem):
     whole, parts = (sweep.evaluate(train_fn, given, *problem, plan="vmap", memory=memory) for memory in (None, 1.0))
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_runs", [6, 7])
+def test_runs_that_are_spread_already_and_keys_are_computed_in_chunks(num_runs):
+    given = sweep.evaluate(
+        lambda run: {"key": run["key"], "x": 2 * run["x"]}, {"key": sweep.keys(range(num_runs)), "x": jnp.arange(num_runs)}
+    )
+
+    def draw(run):
+        return run["x"] + jax.random.normal(run["key"], (100,))
+
+    whole, parts = (sweep.evaluate(draw, given, plan="shard-vmap", memory=memory) for memory in (None, 1.0))
+    np.testing.assert_allclose(whole, [draw(jax.tree.map(lambda a, i=i: a[i], given)) for i in range(num_runs)], rtol=1e-6)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)

@@ -28,13 +28,13 @@ def network(num_inputs=6, width=64):
 
 
 @pytest.mark.parametrize("count", [1, 40, 41, 97])
-def test_parts_of_the_examples_give_the_whole(monkeypatch, count):
-    monkeypatch.setattr(evaluation, "_SMALL", 0)
+def test_parts_of_the_examples_give_the_whole(count):
     fn, inputs = functools.partial(network(), 2.0), jax.random.normal(jax.random.key(2), (count, 6))
     whole = fn(inputs)
     for memory in (10, 64 * 4 * 10, 64 * 4 * 40, 2**30):  # one example at a time (10), ten, forty, all
         for compiled in (False, True):
             run = functools.partial(training.within_memory, fn, memory=memory)
+            assert ("scan" in str(jax.make_jaxpr(run)(inputs))) == (count * 64 * 4 > memory)
             np.testing.assert_allclose((jax.jit(run) if compiled else run)(inputs), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -64,9 +64,19 @@ def test_a_training_evaluates_in_parts(monkeypatch):
         run = jax.jit(lambda key: training.train(net, training.sgd(0.05), data, key, settings, test_data=test_data).history)
         return run(jax.random.key(2))
 
-    whole = history()
-    monkeypatch.setattr(evaluation, "_SMALL", 0)
+    def num_loops():
+        traced = jax.make_jaxpr(lambda key: training.train(net, training.sgd(0.05), data, key, settings).history)(jax.random.key(2))
+        return str(traced).count("scan")
+
+    whole, loops = history(), num_loops()
     monkeypatch.setattr(evaluation, "MEMORY", 4 * 8 * 8 * 4 * 20)  # twenty examples
+    assert num_loops() > loops
     parts = history()
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_on_the_host_are_looked_up_in_parts():
+    table, tokens = jax.random.normal(jax.random.key(0), (20, 300)), np.arange(40).reshape(10, 4) % 20
+    fn = lambda ids: table[ids].mean(1)  # noqa: E731
+    np.testing.assert_allclose(training.within_memory(fn, tokens, memory=3 * 4 * 300 * 4.0), fn(tokens), rtol=1e-6)
