@@ -53,6 +53,9 @@ def main() -> None:
     with lab.guarded(folder):
         if arguments.examples < _LEAST:
             raise lab.SettingsError(f"--examples must be at least {_LEAST}, since batches have up to 128, got {arguments.examples}")
+        for option, limit in (("--max-width", arguments.max_width), ("--attack-batch", arguments.attack_batch)):
+            if limit is not None and limit < 1:
+                raise lab.SettingsError(f"{option} must be at least 1, got {limit}: leave it out for no limit")
         chosen = choose(arguments.only)
         failed = not _rehearse(chosen[0], arguments, folder) if len(chosen) == 1 else _each_in_a_process(chosen, arguments, folder)
     if failed:

@@ -66,7 +66,7 @@ def parameters(params: PyTree, name: str = "params", *, half: bool = False) -> P
 
 
 def as_arrays(tree: PyTree) -> PyTree:
-    """A pytree of JAX arrays; those that are some already cost nothing, where `jnp.asarray` takes 10 microseconds for each."""
+    """A pytree of JAX arrays; those that are some already cost nothing, where `jnp.asarray` takes 7 microseconds for each."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), tree)
 
 

@@ -129,7 +129,7 @@ class LayerFlows(NamedTuple):
         return self._replace(rules=tuple(rules))
 
     def operands(self, params: Any, state: Any, x: Any, directions: jax.Array) -> list:
-        """The operand of each layer, then the plain Jacobians (n, c, F) of the other leaves, for examples x (n, ...)."""
+        """The operand of each layer, then the plain Jacobians (n, c, F) of the other leaves, small ones as one, for examples x (n, ...)."""
         run = linear_layers.run_fn(self.layers)
         leaves = jax.tree.leaves(params)
         dtype = jnp.result_type(*leaves)

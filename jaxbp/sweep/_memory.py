@@ -37,6 +37,11 @@ def _needed(compiled: Any) -> int:
     return sum(parts) - stats.alias_size_in_bytes
 
 
+def evenly(num_runs: int, most: int) -> int:
+    """The size of the fewest chunks of at most ``most`` runs, as even as can be."""
+    return -(-num_runs // -(-num_runs // most))
+
+
 def fit(compile_fn: Callable[[int], Sequence[Any]], most: int, bound: float) -> tuple[Sequence[Any], int, int]:
     """Compile for the largest number of runs, 1 to ``most``, that needs at most ``bound`` bytes; memory is assumed linear in the number.
 

@@ -97,8 +97,7 @@ def fitted(
         return compile_fn(start._replace(capacity=capacity))
 
     _, capacity, _ = _memory.fit(compiled, min(share, most or share), bound)
-    num_chunks = -(-share // capacity)
-    programs = compiled(even := -(-share // num_chunks))
+    programs = compiled(even := _memory.evenly(share, capacity))
     return start._replace(capacity=even, needed=_memory.needed(programs)), programs
 
 

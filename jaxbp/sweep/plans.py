@@ -20,7 +20,6 @@ give the same numbers up to rounding:
 """
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -122,9 +121,9 @@ def evaluate(
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
     share = -(-num_runs // len(devices))
-    if memory is None:
-        memory = math.inf if devices[0].platform == "cpu" else _memory.default_bound(devices[0], 1)
-    capacity = _capacity(fn, mesh, runs, shared, len(devices), share, memory) if within == "vmap" and memory < math.inf else share
+    if memory is None and devices[0].platform != "cpu":
+        memory = _memory.default_bound(devices[0], 1)
+    capacity = share if within == "map" or memory is None else _capacity(fn, mesh, runs, shared, len(devices), share, memory)
     chunks = []
     for start in range(0, num_runs, capacity * len(devices)):
         chunk = runs if capacity == share else jax.tree.map(lambda a, start=start: a[start : start + capacity * len(devices)], runs)
@@ -145,7 +144,7 @@ def _capacity(fn: Callable, mesh: Mesh | None, runs: Any, shared: tuple, num_dev
         return [compiled(fn, "vmap", mesh, False, num_devices, places, shared)]
 
     _, capacity, _ = _memory.fit(compile_fn, share, memory)
-    return -(-share // -(-share // capacity))
+    return _memory.evenly(share, capacity)
 
 
 def _loop(single: Callable, runs: Any, num_runs: int, shared: tuple) -> Any:

@@ -149,6 +149,8 @@ def test_each_study_has_a_process_of_its_own_and_a_kill_ends_it_alone(tmp_path, 
     [
         (["--preset", "smoke", "--only", "S2", "--cases", "VGG"], "error: no case of S2 has 'VGG' in its name: there are ResNet, digits@4"),
         (["--examples", "50"], "error: --examples must be at least 200, since batches have up to 128, got 50"),
+        (["--preset", "smoke", "--only", "S5", "--max-width", "0"], "error: --max-width must be at least 1, got 0"),
+        (["--preset", "smoke", "--only", "S5", "--attack-batch", "-3"], "error: --attack-batch must be at least 1, got -3"),
     ],
 )
 def test_wrong_arguments_are_told(arguments, told, tmp_path):
