@@ -123,7 +123,7 @@ class LayerFlows(NamedTuple):
     def contracted_like(self, other: "LayerFlows") -> "LayerFlows":
         """These layers, contracted by the methods of ``other``; the layers of another coupled batch have other shapes."""
         rules = [
-            rule._replace(method=example.method, from_pixels=example.from_pixels)
+            rule._replace(method=example.method, from_pixels=example.from_pixels, at_once=example.at_once)
             for rule, example in zip(self.rules, other.rules, strict=True)
         ]
         return self._replace(rules=tuple(rules))
@@ -155,7 +155,7 @@ class LayerFlows(NamedTuple):
         second = [None] * num_layers if columns is None else columns[:num_layers]
         shares: list[jax.Array] = []
         for rule, r, c in zip(self.rules, rows[:num_layers], second, strict=True):
-            if shares:  # one layer after another needs less memory
+            if shares and isinstance(r, _contraction.Operand):  # one layer after another needs less memory
                 zero = _ordering_dependency(shares[-1])
                 r = r._replace(data=jax.tree.map(lambda array, zero=zero: array + zero, r.data))
             shares.append(rule.contract(r, c, self.reduction))
@@ -239,7 +239,9 @@ def flow_bytes(spec: KernelSpec, params: Any, state: Any, *sides: tuple | None) 
 def _bytes_per_example(spec: KernelSpec, num_directions: int, tree: Any, avals: tuple) -> int:
     params, example, state = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*aval) for aval in avals])
     layers = linear_layers.find(spec.example_outputs, params, example, state).layers
-    return sum(_num_bytes(layer.data) + num_directions * _num_bytes(layer.output) for layer in layers)
+    weights = jax.tree.leaves(params)
+    flows = [_num_bytes(layer.data) + num_directions * _num_bytes(layer.output) for layer in layers]
+    return sum(min(flow, num_directions * _num_bytes(weights[layer.leaf])) for flow, layer in zip(flows, layers, strict=True))
 
 
 def _num_bytes(arrays: Any) -> int:

@@ -13,6 +13,9 @@ another of m:
 S costs 2 n m P^2 K from patches. A convolution's patches overlap: computed from the products of the U pixels of a padded image with
 c channels, S costs 2 n m U^2 c and one addition for each pair of positions and weight of the window. The orders are
 those of Novak et al., "Fast Finite Width Neural Tangent Kernel" (ICML 2022, arXiv 2206.08720); S from pixels is our addition.
+
+Weight gradients that are no more numbers than the data and output gradients are formed as soon as those are there, so that
+neither is kept, nor copied into another order of axes.
 """
 
 import functools
@@ -27,12 +30,15 @@ from jax import lax
 
 from jaxbp.jaxprs.linear_layers import WeightUse
 from jaxbp.jaxprs.products import Convolution
+from jaxbp.ops import platform
 
 LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
 
 _ADDITION = 8.0  # cost of reading and adding one number, in multiply-adds of a matrix product
 _PART = 10_000_000  # entries of the weight gradients formed at a time; longer matrix products run at half the speed
+_LENGTH = 4608  # of rows whose inner products are formed at a time
+_UNROLLED = 16  # outputs whose weight gradients are products of their own; more take long to compile
 _NUM_BLOCKS = 5  # of a symmetric kernel; odd, see `symmetric_gram`
 
 
@@ -97,7 +103,7 @@ class Operand(NamedTuple):
     Attributes:
       data: (n, ...) as the layer receives them for the method "gradients" (a tuple for a weight with several uses); else images
         (n, \\*space, c) or patches (n, P, K).
-      deltas: output gradients, (n, P, G, C, o) for the method "gradients", else (n, C, P, o).
+      deltas: output gradients, (n, P, G, C, o) for the method "gradients", else (n, C, o, P).
     """
 
     data: jax.Array
@@ -111,31 +117,40 @@ class Contraction(NamedTuple):
       layer: the layer.
       method: one of `METHODS`.
       from_pixels: whether S is computed from pixels, or from patches.
+      at_once: whether weight gradients are formed as soon as the output gradients are there, which then need not be kept.
     """
 
     layer: WeightUse
     method: str
     from_pixels: bool
+    at_once: bool = False
 
-    def contract(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
+    def contract(self, rows: Operand | jax.Array, columns: Operand | jax.Array | None, logits: str) -> jax.Array:
         """The layer's share for all pairs of ``rows`` and ``columns``, or of rows with themselves.
 
         Shapes (n, m, C, D) for "full" logits, (n, m, C) for the "diagonal", (n, m) for the "trace".
         """
+        if self.at_once:
+            return gram(rows, rows if columns is None else columns, logits)
         if self.method == "gradients":
             return self._by_gradients(rows, columns, logits)
         by_rows = functools.partial(self._by_rows, logits=logits)
         return symmetric_gram(by_rows, rows) if columns is None else by_rows(rows, columns)
 
-    def prepare(self, data: jax.Array, deltas: jax.Array) -> Operand:
-        """The operand of one example (no axis n), from its data and output gradients (C, ...) as `linear_layers.run_fn` leaves them."""
+    def prepare(self, data: jax.Array, deltas: jax.Array) -> Operand | jax.Array:
+        """The operand of one example (no axis n), from its data and output gradients (C, ...) as `linear_layers.run_fn` leaves them.
+
+        Weight gradients (C, F) if they are formed at once.
+        """
         geometry = self.layer.geometry
         deltas = jax.vmap(lambda d: geometry.deltas(d, data))(deltas)  # (C, P, g, o)
+        if self.at_once:
+            return _example_gradients(geometry.patches(data), deltas)
         if self.method == "gradients":
             return Operand(data, jnp.moveaxis(deltas, 0, 2))
         if self.from_pixels and isinstance(geometry, Convolution):
-            return Operand(geometry.image(data)[0], deltas[:, :, 0])
-        return Operand(geometry.patches(data)[:, 0], deltas[:, :, 0])
+            return Operand(geometry.image(data)[0], deltas[:, :, 0].swapaxes(1, 2))
+        return Operand(geometry.patches(data)[:, 0], deltas[:, :, 0].swapaxes(1, 2))
 
     def _by_gradients(self, rows: Operand, columns: Operand | None, logits: str) -> jax.Array:
         """Gram matrices of the weight gradients, for a part of the weight's inputs at a time."""
@@ -144,11 +159,11 @@ class Contraction(NamedTuple):
         num_inputs = patches[0].shape[-1]
         most = _PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
         num_parts = next(n for n in range(1, num_inputs + 1) if num_inputs % n == 0 and num_inputs / n <= max(most, 1))
-        parts = [p.reshape(*p.shape[:-1], num_parts, -1).transpose(3, 0, 2, 4, 1) for p in patches]  # (parts, n, g, k, P)
+        parts = [jnp.moveaxis(p.reshape(*p.shape[:-1], num_parts, -1), -2, 0) for p in patches]  # (parts, n, P, g, k)
 
         def share(part: list[jax.Array]) -> jax.Array:
-            gradients = [jnp.einsum("ngkp,npgco->ngkco", p, side.deltas) for p, side in zip(part, sides, strict=True)]
-            return jnp.einsum(_GRAMS[logits], gradients[0], gradients[-1])
+            gradients = [_weight_gradients(side.deltas, p) for p, side in zip(part, sides, strict=True)]
+            return gram(gradients[0], gradients[-1], logits)
 
         if num_parts == 1:
             return share([part[0] for part in parts])
@@ -178,24 +193,43 @@ class Contraction(NamedTuple):
         return total.reshape(positions, m, positions)
 
 
-_GRAMS = {"full": "agkco,bgkdo->abcd", "diagonal": "agkco,bgkco->abc", "trace": "agkco,bgkco->ab"}
+def _example_gradients(patches: jax.Array, deltas: jax.Array) -> jax.Array:
+    """(C, F) gradients of one example from patches (P, G, k) and deltas (C, P, G, o)."""
+    transposed = jnp.moveaxis(patches, 0, -1)
 
-# One example's deltas d (C, P, o) against those of all columns e (m, C, Q, o), given S (P, m, Q).
+    def gradient(delta: jax.Array) -> jax.Array:
+        return (transposed @ delta.swapaxes(0, 1)).reshape(-1)
+
+    if platform.current() == "cpu" and len(deltas) <= _UNROLLED:  # one product of all outputs would need a copy of the deltas
+        return jnp.stack([gradient(delta) for delta in deltas])
+    return jax.vmap(gradient)(deltas)
+
+
+def _weight_gradients(deltas: jax.Array, patches: jax.Array) -> jax.Array:
+    """(n, C, F) gradients from deltas (n, P, G, C, o) and patches (n, P, G, k), by products of matrices, one an example and group."""
+    n, positions, groups, num_outputs, _ = deltas.shape
+    by_group = [side.swapaxes(1, 2).reshape(n * groups, positions, -1) for side in (deltas, patches)]
+    gradients = jnp.einsum("npe,npk->nek", *by_group).reshape(n, groups, num_outputs, -1)
+    return gradients.swapaxes(1, 2).reshape(n, num_outputs, -1)
+
+
+# One example's deltas d (C, o, P) against those of all columns e (m, C, o, Q), given S (P, m, Q). With positions last, neither
+# product needs a copy of the columns.
 
 
 def _moved(similarity: jax.Array, e: jax.Array) -> jax.Array:
-    return jnp.einsum("pjq,jlqo->jlpo", similarity, e)
+    return jnp.einsum("pjq,jloq->jlop", similarity, e)
 
 
 _POSITIONS = {
-    "full": lambda s, d, e: jnp.einsum("kpo,jlpo->jkl", d, _moved(s, e)),
-    "diagonal": lambda s, d, e: jnp.einsum("kpo,jkpo->jk", d, _moved(s, e)),
-    "trace": lambda s, d, e: jnp.einsum("kpo,jkpo->j", d, _moved(s, e)),
+    "full": lambda s, d, e: jnp.einsum("kop,jlop->jkl", d, _moved(s, e)),
+    "diagonal": lambda s, d, e: jnp.einsum("kop,jkop->jk", d, _moved(s, e)),
+    "trace": lambda s, d, e: jnp.einsum("kop,jkop->j", d, _moved(s, e)),
 }
 _PRODUCTS = {
-    "full": lambda s, d, e: jnp.einsum("pjq,kpjlq->jkl", s, jnp.einsum("kpo,jlqo->kpjlq", d, e)),
-    "diagonal": lambda s, d, e: jnp.einsum("pjq,kpjq->jk", s, jnp.einsum("kpo,jkqo->kpjq", d, e)),
-    "trace": lambda s, d, e: jnp.einsum("pjq,pjq->j", s, jnp.einsum("kpo,jkqo->pjq", d, e)),
+    "full": lambda s, d, e: jnp.einsum("pjq,kpjlq->jkl", s, jnp.einsum("kop,jloq->kpjlq", d, e)),
+    "diagonal": lambda s, d, e: jnp.einsum("pjq,kpjq->jk", s, jnp.einsum("kop,jkoq->kpjq", d, e)),
+    "trace": lambda s, d, e: jnp.einsum("pjq,pjq->j", s, jnp.einsum("kop,jkoq->pjq", d, e)),
 }
 
 
@@ -207,12 +241,34 @@ def plan(layer: WeightUse, num_examples: int, num_outputs: int, logits: str, met
     elif method == "auto":
         counts = operations(size, num_examples, num_outputs, logits)
         method = min(counts, key=counts.__getitem__)
-    return Contraction(layer, method, _from_pixels(size) < _from_patches(size))
+    formed = num_outputs * size.inputs * size.outputs * size.groups  # entries an example
+    kept = size.positions * size.groups * (size.inputs + num_outputs * size.outputs)
+    at_once = method == "gradients" and num_examples * formed <= max(_PART, num_examples * kept)
+    return Contraction(layer, method, _from_pixels(size) < _from_patches(size), at_once)
 
 
 def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
     """Inner products of gradients (n, C, F) and (m, D, F)."""
-    return jnp.einsum({"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}[logits], rows, columns)
+    if logits == "diagonal":
+        return jnp.einsum("ikf,jkf->ijk", rows, columns)
+    if logits == "trace":
+        return _inner_products(rows.reshape(len(rows), -1), columns.reshape(len(columns), -1))
+    flat = [side.reshape(-1, side.shape[-1]) for side in (rows, columns)]  # with the axes apart a product takes twice as long
+    return _inner_products(*flat).reshape(*rows.shape[:2], *columns.shape[:2]).swapaxes(1, 2)
+
+
+def _inner_products(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The inner products of rows (n, F) and (m, F); on a CPU those of long rows part by part, which takes up to an eighth of the time."""
+    length = first.shape[1]
+    size = next((size for size in range(_LENGTH, _LENGTH // 4, -1) if length % size == 0), length)
+    if size == length or length <= 2 * _LENGTH or platform.current() != "cpu":
+        return first @ second.T
+
+    def part(start: jax.Array | int) -> jax.Array:
+        f, s = (lax.dynamic_slice_in_dim(side, start, size, axis=1) for side in (first, second))
+        return f @ s.T
+
+    return lax.scan(lambda total, start: (total + part(start), None), part(0), jnp.arange(size, length, size))[0]
 
 
 def symmetric_gram(contract: Callable[[Any, Any], jax.Array], operand: Any) -> jax.Array:

@@ -92,7 +92,7 @@ def choose(
     if math.prod(window) == 1 or sum(size > 1 for size in lhs_shape[1:-1]) <= 1:  # pointwise, or a signal
         return "im2col"
     if max(strides, default=1) > 1:
-        return "vjp" if product == "output" else "im2col"
+        return "im2col" if product == "kernel" else "vjp"  # patches added up would be added up again by each use of the sum
     wide = min(c_in, c_out) >= _MIN_CHANNELS
     if wide and _winograd_applies(window, strides, dilation):
         num_tiles = math.prod(out_shape[:-1]) // 4

@@ -204,6 +204,26 @@ def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
         assert off(ntk.empirical_ntk(fn, params, x, logits=logits, method=method), wanted) < 1e-12
 
 
+@pytest.mark.parametrize("part", [10, 10_000_000])  # entries that may be formed: parts of a weight's gradient; all of it at once
+@pytest.mark.parametrize("num_outputs", [3, 20])  # a product for each output; one for all
+def test_weight_gradients_in_parts_and_at_once(part, num_outputs, monkeypatch):
+    monkeypatch.setattr(_contraction, "_PART", part)
+    grouped = nn.Conv(6, (3, 3), feature_group_count=2, padding="VALID")
+    net = nn.Sequential([grouped, lambda x: jnp.tanh(x).reshape(len(x), -1), nn.Dense(num_outputs)])
+    fn, params, x = ready(net, (3, 4, 4))
+    truth = dense_kernel(fn, params, x)
+    assert off(ntk.empirical_ntk(fn, params, x, method="gradients"), truth) < 1e-12
+    assert off(ntk.empirical_ntk(fn, params, x, method="gradients", logits="trace"), np.einsum("ijkk->ij", truth)) < 1e-12
+
+
+@pytest.mark.parametrize("length", [3 * 4608, 4 * 2309, 2 * 4621])  # parts of the longest size, of a shorter one, none
+def test_inner_products_of_long_rows(length):
+    rows, columns = examples(3, 2, length), examples(4, 2, length)[1:]
+    for logits, product in {"full": "ikf,jlf->ijkl", "diagonal": "ikf,jkf->ijk", "trace": "ikf,jkf->ij"}.items():
+        wanted = np.einsum(product, rows, columns)
+        np.testing.assert_allclose(jax.jit(_contraction.gram, static_argnums=2)(rows, columns, logits), wanted, rtol=1e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize("num_examples", [9, 10, 12, 15])
 def test_each_pair_is_met_once(num_examples):
     met = []
