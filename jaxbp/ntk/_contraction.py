@@ -125,8 +125,8 @@ class Contraction(NamedTuple):
     from_pixels: bool
     at_once: bool = False
 
-    def contract(self, rows: Operand | jax.Array, columns: Operand | jax.Array | None, logits: str) -> jax.Array:
-        """The layer's share for all pairs of ``rows`` and ``columns``, or of rows with themselves.
+    def contract(self, rows: Any, columns: Any, logits: str) -> jax.Array:
+        """The layer's share for all pairs of ``rows`` and ``columns``, or of rows with themselves; operands are those of `prepare`.
 
         Shapes (n, m, C, D) for "full" logits, (n, m, C) for the "diagonal", (n, m) for the "trace".
         """
