@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxbp import attacks, data, landscape, models, ntk, spectra, sweep, training
 from jaxbp.ntk.infinite_width import infinite_width_kernel
 from jaxbp.ops import convolution
+from jaxbp.runtime import device_memory
 from jaxbp.spectra import values
-from jaxbp.sweep import _memory
 from jaxbp.training import parallel
 
 pytestmark = pytest.mark.gpu
@@ -181,7 +181,7 @@ def test_a_sweep_vmaps_within_the_free_memory(accelerator):
     assert together.devices() == {accelerator}
     np.testing.assert_allclose(together, sweep.evaluate(losses, keys, inputs, labels, plan="loop"), rtol=0.05)
     stats = accelerator.memory_stats()
-    assert 0 < _memory.default_bound(accelerator, 1) < stats["bytes_limit"]
+    assert 0 < device_memory.default_bound(accelerator, 1) < stats["bytes_limit"]
 
 
 def test_training_learns_and_short_floats_do_too():

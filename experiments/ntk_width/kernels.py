@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from experiments.ntk_width.settings import BATCH, Case, Settings
 from jaxbp import data, models, ntk
 from jaxbp.ntk import measures
+from jaxbp.runtime import device_memory
 
 SALT = zlib.crc32(b"ntk_width, three widths, kernels after training against limits")  # random numbers that no earlier run has used
 KERNELS = ("all logits", "pairs of images")
@@ -48,10 +49,15 @@ def random_key(seed: int, *purpose: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(repr(purpose).encode()) ^ SALT)
 
 
+def memory_of(settings: Settings) -> float:
+    """Bytes that a kernel's temporaries may take: the bound of the settings, or a device's share of the memory that is there."""
+    return min(settings.memory, device_memory.default_bound(jax.local_devices()[0], jax.local_device_count()))
+
+
 def kernel_of(net: models.Network, settings: Settings, params: Any, state: Any, probes: jax.Array, statistics: str) -> jax.Array:
     """The full kernel (N, N, C, C) of the images ``probes`` with one kind of statistics."""
     fn = models.with_batch_statistics(net) if statistics == BATCH else net.apply
-    options = {"coupled": statistics == BATCH, "memory": settings.memory, "compiler_options": ntk.FAST_COMPILE_OPTIONS}
+    options = {"coupled": statistics == BATCH, "memory": memory_of(settings), "compiler_options": ntk.FAST_COMPILE_OPTIONS}
     return ntk.empirical_ntk(fn, params, probes, state=state, **options)
 
 

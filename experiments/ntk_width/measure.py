@@ -200,7 +200,7 @@ def _chain_kernel(settings: Settings, images: jax.Array, blocks: int, statistics
 def exact_kernel_fn(case: Case, settings: Settings, statistics: str, *purpose: Any) -> KernelFn | PropagatedKernel:
     """The exact kernel of the infinitely wide network with one kind of statistics."""
     net = create(case, settings, 1, parametrisation="ntk")
-    options = {"statistics": statistics if case.batch_norm else None, "memory": settings.memory}
+    options = {"statistics": statistics if case.batch_norm else None, "memory": kernels.memory_of(settings)}
     key = random_key(0, case.name, statistics, *purpose)
     return infinite_width_kernel(net.module, load(settings, 0).train.inputs.shape[1:], channels=settings.channels, key=key, **options)
 
@@ -256,7 +256,7 @@ def regress(case: Case, settings: Settings) -> xr.Dataset:
     width = max(case.widths)
     net = create(case, settings, width, parametrisation="ntk")
     params, _ = kernels.initialised(net, random_key(0, case.name, width), train_images)
-    empirical = ntk.empirical_ntk(net.apply, params, everything, train_images, logits="trace", memory=settings.memory)
+    empirical = ntk.empirical_ntk(net.apply, params, everything, train_images, logits="trace", memory=kernels.memory_of(settings))
     kernel_fn = exact_kernel_fn(case, settings, case.statistics[0])
     by_name = {
         "NNGP, exact": kernel_fn(everything, train_images, get="nngp"),

@@ -30,6 +30,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxbp.jaxprs import op_count
+from jaxbp.runtime import device_memory
 from jaxbp.runtime.program_cache import program_cache
 from jaxbp.sweep import _memory
 
@@ -122,7 +123,7 @@ def evaluate(
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
     share = -(-num_runs // len(devices))
     if memory is None and devices[0].platform != "cpu":
-        memory = _memory.default_bound(devices[0], 1)
+        memory = device_memory.default_bound(devices[0], 1)
     capacity = share if within == "map" or memory is None else _capacity(fn, mesh, runs, shared, len(devices), share, memory)
     chunks = []
     for start in range(0, num_runs, capacity * len(devices)):

@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxbp.ops import dtypes
-from jaxbp.runtime import jax_setup, preemption, processes
+from jaxbp.runtime import device_memory, jax_setup, preemption, processes
 from jaxbp.runtime.fingerprint import explain
 from jaxbp.runtime.progress import Progress, Work
 from jaxbp.runtime.shared_store import open_together
 from jaxbp.runtime.store import Memory, Store, StoreError
-from jaxbp.sweep import _memory, plans, results, scheduler
+from jaxbp.sweep import plans, results, scheduler
 from jaxbp.sweep._engine import Engine, Options
 from jaxbp.sweep._recorder import NOT_FINITE, Recorder
 from jaxbp.sweep._tasks import Task, tasks_of
@@ -185,7 +185,7 @@ def _agreed_memory(memory: int | None, mesh: Mesh) -> int:
     """The smallest number of bytes that a process can spare on a device."""
     hosts = processes.gather([socket.gethostname(), jax.local_device_count()])
     on_this_host = sum(count for host, count in hosts if host == socket.gethostname())
-    own = memory or _memory.default_bound(mesh.local_mesh.devices.flat[0], on_this_host)
+    own = memory or device_memory.default_bound(mesh.local_mesh.devices.flat[0], on_this_host)
     return min(processes.gather(own))
 
 
