@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.ntk_width.settings import BATCH, Case, Settings
-from jaxbp import data, models, ntk
+from jaxbp import data, lab, models, ntk
 from jaxbp.ntk import measures
 from jaxbp.runtime import device_memory
 
@@ -50,8 +50,13 @@ def random_key(seed: int, *purpose: Any) -> jax.Array:
 
 
 def memory_of(settings: Settings) -> float:
-    """Bytes that a kernel's temporaries may take: the bound of the settings, or a device's share of the memory that is there."""
-    return min(settings.memory, device_memory.default_bound(jax.local_devices()[0], jax.local_device_count()))
+    """Bytes that a kernel's temporaries may take: the bound of the settings, or what the job's device has to give, if that is less."""
+    return min(settings.memory, _memory_of(lab.device()))
+
+
+@functools.cache  # what is free changes, and with it would the blocks, and the last digits, of a kernel
+def _memory_of(device: Any) -> int:
+    return device_memory.default_bound(device, jax.local_device_count())
 
 
 def kernel_of(net: models.Network, settings: Settings, params: Any, state: Any, probes: jax.Array, statistics: str) -> jax.Array:

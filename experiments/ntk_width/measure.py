@@ -200,7 +200,7 @@ def _chain_kernel(settings: Settings, images: jax.Array, blocks: int, statistics
 def exact_kernel_fn(case: Case, settings: Settings, statistics: str, *purpose: Any) -> KernelFn | PropagatedKernel:
     """The exact kernel of the infinitely wide network with one kind of statistics."""
     net = create(case, settings, 1, parametrisation="ntk")
-    options = {"statistics": statistics if case.batch_norm else None, "memory": kernels.memory_of(settings)}
+    options = {"statistics": statistics if case.batch_norm else None, "memory": settings.memory}
     key = random_key(0, case.name, statistics, *purpose)
     return infinite_width_kernel(net.module, load(settings, 0).train.inputs.shape[1:], channels=settings.channels, key=key, **options)
 

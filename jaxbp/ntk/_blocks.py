@@ -173,12 +173,27 @@ def plan_flows(spec: KernelSpec, params: Any, state: Any, x: Any, directions: An
     count, num_outputs = num_examples(x), directions.shape[0]
     layers = linear_layers.find(spec.example_outputs, params, _one_example(x), state)
     rules = [_contraction.plan(layer, count, num_outputs, spec.reduction, spec.method) for layer in layers.layers]
+    rules = _formed_at_once(rules, jax.tree.leaves(params), count, num_outputs)
     if spec.coupled:  # batches of different sizes need the same contractions
         rules = [rule._replace(from_pixels=False) for rule in rules]
     largest = max((_num_bytes(layer.output) for layer in layers.layers), default=1)
     fitting = max(_CACHE_BYTES // (largest * num_outputs), 1) if platform.current() == "cpu" else count
     chunk_size = next(n for n in range(min(fitting, count), 0, -1) if count % n == 0)
     return LayerFlows(layers, tuple(rules), spec.reduction, chunk_size)
+
+
+def _formed_at_once(
+    rules: list[_contraction.Contraction], weights: list[Any], count: int, num_outputs: int
+) -> list[_contraction.Contraction]:
+    """The rules, with weight gradients formed at once where those of all layers are at most `_contraction.PART` entries more to keep."""
+    spare, planned = _contraction.PART, []
+    for rule in rules:
+        kept = _num_entries(rule.layer.data) + num_outputs * _num_entries(rule.layer.output)
+        more = count * max(num_outputs * _num_entries(weights[rule.layer.leaf]) - kept, 0)
+        at_once = rule.method == "gradients" and more <= spare
+        spare -= more if at_once else 0
+        planned.append(rule._replace(at_once=at_once))
+    return planned
 
 
 def block_kernel(spec: KernelSpec, params: Any, state: Any, rows: tuple, columns: tuple | None) -> jax.Array:
@@ -227,7 +242,7 @@ def sharded_kernel(spec: KernelSpec, params: Any, state: Any, rows: tuple, colum
 
 
 def flow_bytes(spec: KernelSpec, params: Any, state: Any, *sides: tuple | None) -> int:
-    """Bytes of the data and output gradients of some blocks of (examples, directions): the least that any program needs."""
+    """Bytes of the data and output gradients, or of the weight gradients where they are fewer, of some blocks of (examples, directions)."""
     total = 0
     for x, directions in (side for side in sides if side is not None):
         leaves, tree = jax.tree.flatten((params, _one_example(x), state))
@@ -242,6 +257,10 @@ def _bytes_per_example(spec: KernelSpec, num_directions: int, tree: Any, avals: 
     weights = jax.tree.leaves(params)
     flows = [_num_bytes(layer.data) + num_directions * _num_bytes(layer.output) for layer in layers]
     return sum(min(flow, num_directions * _num_bytes(weights[layer.leaf])) for flow, layer in zip(flows, layers, strict=True))
+
+
+def _num_entries(arrays: Any) -> int:
+    return sum(math.prod(array.shape) for array in jax.tree.leaves(arrays))
 
 
 def _num_bytes(arrays: Any) -> int:

@@ -14,8 +14,8 @@ S costs 2 n m P^2 K from patches. A convolution's patches overlap: computed from
 c channels, S costs 2 n m U^2 c and one addition for each pair of positions and weight of the window. The orders are
 those of Novak et al., "Fast Finite Width Neural Tangent Kernel" (ICML 2022, arXiv 2206.08720); S from pixels is our addition.
 
-Weight gradients that are no more numbers than the data and output gradients are formed as soon as those are there, so that
-neither is kept, nor copied into another order of axes.
+Weight gradients that are few are formed as soon as the data and output gradients are there, so that neither is kept, nor copied into
+another order of axes.
 """
 
 import functools
@@ -36,7 +36,7 @@ LOGITS = ("full", "diagonal", "trace")
 METHODS = ("gradients", "positions", "products")
 
 _ADDITION = 8.0  # cost of reading and adding one number, in multiply-adds of a matrix product
-_PART = 10_000_000  # entries of the weight gradients formed at a time; longer matrix products run at half the speed
+PART = 10_000_000  # entries of the weight gradients formed at a time; longer matrix products run at half the speed
 _LENGTH = 4608  # of rows whose inner products are formed at a time
 _UNROLLED = 16  # outputs whose weight gradients are products of their own; more take long to compile
 _NUM_BLOCKS = 5  # of a symmetric kernel; odd, see `symmetric_gram`
@@ -157,7 +157,7 @@ class Contraction(NamedTuple):
         sides = [side for side in (rows, columns) if side is not None]
         patches = [jax.vmap(self.layer.geometry.patches)(side.data) for side in sides]
         num_inputs = patches[0].shape[-1]
-        most = _PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
+        most = PART / max(math.prod(side.deltas.shape[::2]) * side.deltas.shape[3] for side in sides)
         num_parts = next(n for n in range(1, num_inputs + 1) if num_inputs % n == 0 and num_inputs / n <= max(most, 1))
         parts = [jnp.moveaxis(p.reshape(*p.shape[:-1], num_parts, -1), -2, 0) for p in patches]  # (parts, n, P, g, k)
 
@@ -241,10 +241,7 @@ def plan(layer: WeightUse, num_examples: int, num_outputs: int, logits: str, met
     elif method == "auto":
         counts = operations(size, num_examples, num_outputs, logits)
         method = min(counts, key=counts.__getitem__)
-    formed = num_outputs * size.inputs * size.outputs * size.groups  # entries an example
-    kept = size.positions * size.groups * (size.inputs + num_outputs * size.outputs)
-    at_once = method == "gradients" and num_examples * formed <= max(_PART, num_examples * kept)
-    return Contraction(layer, method, _from_pixels(size) < _from_patches(size), at_once)
+    return Contraction(layer, method, _from_pixels(size) < _from_patches(size))
 
 
 def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
@@ -258,7 +255,7 @@ def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
 
 
 def _inner_products(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The inner products of rows (n, F) and (m, F); on a CPU those of long rows part by part, which takes up to an eighth of the time."""
+    """The inner products of rows (n, F) and (m, F); on a CPU those of long rows part by part, which takes as little as an eighth of the time."""
     length = first.shape[1]
     size = next((size for size in range(_LENGTH, _LENGTH // 4, -1) if length % size == 0), length)
     if size == length or length <= 2 * _LENGTH or platform.current() != "cpu":

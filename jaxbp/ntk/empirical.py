@@ -77,8 +77,8 @@ def empirical_ntk(
       method: "auto", or one of `METHODS` for every layer.
       compute_dtype: precision of the passes through the function, such as bfloat16: real arguments are cast to it. Data and gradients
         of the layers are then contracted in the precision of the parameters. `precision.kernel_error` measures what it costs.
-      devices: split the rows of the kernel over these devices. Each holds its share of the layers' data, and all data of one
-        layer at a time.
+      devices: split the rows of the kernel over these devices. Each holds its share of the layers' data or gradients, and those of all
+        of one layer at a time.
       compiler_options: of XLA. `FAST_COMPILE_OPTIONS` halves compile time; the program runs up to a third slower. Use it for
         kernels computed a few times.
 

@@ -17,9 +17,20 @@ from experiments.ntk_width.settings import BATCH, PAPER_DECAY, PRESETS, STORED, 
 from experiments.ntk_width.study import STUDY, difference_of_limits, has_controls, interaction, kept, plain_slopes, slopes
 from jaxbp import claims, lab
 from jaxbp.ntk import measures
+from jaxbp.runtime import device_memory
 from tests.helpers import run_processes, studies
 
 run = functools.partial(run_processes.study, "ntk_width")
+
+
+@pytest.mark.parametrize(("own", "free", "wanted"), [(64.0, 16, 16), (4.0, 16, 4)])
+def test_a_kernel_keeps_to_the_smaller_bound_on_the_device_of_its_job(own, free, wanted, monkeypatch):
+    asked = jax.local_devices()[-1]
+    kernels._memory_of.cache_clear()
+    monkeypatch.setattr(device_memory, "default_bound", lambda device, num_sharing: free if device == asked else 0)
+    with jax.default_device(asked):
+        assert kernels.memory_of(dataclasses.replace(PRESETS["quick"], memory=own)) == wanted
+    kernels._memory_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

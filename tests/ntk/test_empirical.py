@@ -193,7 +193,7 @@ def test_logits_and_pairs(method, chosen):
 @pytest.mark.first_cases(1)
 @pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m == "gradients" else []) for m in _contraction.METHODS])
 def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
-    monkeypatch.setattr(_contraction, "_PART", 1000)
+    monkeypatch.setattr(_contraction, "PART", 1000)
     fn, params, x = ready(*NETS["stride, padding"], num_examples=13)
     truth = dense_kernel(fn, params, x)
     for logits, wanted in {
@@ -207,13 +207,28 @@ def test_a_symmetric_kernel_is_computed_by_halves(method, monkeypatch):
 @pytest.mark.parametrize("part", [10, 10_000_000])  # entries that may be formed: parts of a weight's gradient; all of it at once
 @pytest.mark.parametrize("num_outputs", [3, 20])  # a product for each output; one for all
 def test_weight_gradients_in_parts_and_at_once(part, num_outputs, monkeypatch):
-    monkeypatch.setattr(_contraction, "_PART", part)
+    monkeypatch.setattr(_contraction, "PART", part)
     grouped = nn.Conv(6, (3, 3), feature_group_count=2, padding="VALID")
     net = nn.Sequential([grouped, lambda x: jnp.tanh(x).reshape(len(x), -1), nn.Dense(num_outputs)])
     fn, params, x = ready(net, (3, 4, 4))
     truth = dense_kernel(fn, params, x)
     assert off(ntk.empirical_ntk(fn, params, x, method="gradients"), truth) < 1e-12
     assert off(ntk.empirical_ntk(fn, params, x, method="gradients", logits="trace"), np.einsum("ijkk->ij", truth)) < 1e-12
+
+
+def test_weight_gradients_that_are_many_are_not_kept(monkeypatch):
+    """Those of the first of three wide layers are within what may be more to keep; those of narrow layers are less to keep."""
+    more = 5 * C * 9 * 32 * 32 - 5 * (1 + C) * 4 * 4 * 32  # of 5 examples: C gradients, over data and C output gradients
+    monkeypatch.setattr(_contraction, "PART", 3 * more // 2)
+
+    def flows(channels, side):
+        net = stack(*[nn.Conv(channels, (3, 3)) for _ in range(3)])
+        fn, params, x = ready(net, (side, side, channels))
+        spec = _blocks.KernelSpec(fn, "full", "all", False, "gradients")
+        return [rule.at_once for rule in _blocks.plan_flows(spec, params, None, x, np.eye(C)).rules[:3]]
+
+    assert flows(2, 16) == [True] * 3
+    assert flows(32, 4) == [True, False, False]
 
 
 @pytest.mark.parametrize("length", [3 * 4608, 4 * 2309, 2 * 4621])  # parts of the longest size, of a shorter one, none

@@ -1,12 +1,7 @@
 """How much memory a program may take."""
 
-import dataclasses
 import types
 
-import pytest
-
-from experiments.ntk_width import kernels
-from experiments.ntk_width.settings import QUICK
 from jaxbp.runtime import device_memory
 
 
@@ -20,9 +15,3 @@ def test_processors_share_half_of_what_the_host_has(monkeypatch):
     host = types.SimpleNamespace(memory_stats=lambda: None)
     assert device_memory.default_bound(host, 1) == 2000
     assert device_memory.default_bound(host, 4) == 500
-
-
-@pytest.mark.parametrize(("own", "free", "wanted"), [(64.0, 16, 16), (4.0, 16, 4)])
-def test_a_kernel_of_a_study_keeps_to_the_smaller_bound(own, free, wanted, monkeypatch):
-    monkeypatch.setattr(device_memory, "default_bound", lambda device, num_sharing: free)
-    assert kernels.memory_of(dataclasses.replace(QUICK, memory=own)) == wanted
