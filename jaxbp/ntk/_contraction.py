@@ -255,7 +255,7 @@ def gram(rows: jax.Array, columns: jax.Array, logits: str) -> jax.Array:
 
 
 def _inner_products(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The inner products of rows (n, F) and (m, F); on a CPU those of long rows part by part, which takes as little as an eighth of the time."""
+    """The inner products of rows (n, F) and (m, F); on a CPU of long rows by parts, in as little as an eighth of the time."""
     length = first.shape[1]
     size = next((size for size in range(_LENGTH, _LENGTH // 4, -1) if length % size == 0), length)
     if size == length or length <= 2 * _LENGTH or platform.current() != "cpu":
