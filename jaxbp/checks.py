@@ -270,7 +270,14 @@ def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_exam
 def independent_examples(
     outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
 ) -> None:
-    """Check that ``outputs_fn(fn, context, *arrays)``, (N, ...), gives an example the same outputs alone and beside another one.
+    """`examples_check`, waited for."""
+    examples_check(outputs_fn, fn, context, sets, advice)()
+
+
+def examples_check(
+    outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
+) -> Callable[[], None]:
+    """Begin to check that ``outputs_fn(fn, context, *arrays)``, (N, ...), gives an example the same outputs alone and beside another one.
 
     The first example is tried with the last one of all sets that differs from it; where all are equal, with a changed copy. Traced values
     pass. Compiled once for each pair of functions, whatever the context.
@@ -281,21 +288,26 @@ def independent_examples(
       sets: tuples of arrays with the examples first, alike but for their length.
       advice: the end of the message.
 
-    Raises:
-      BatchCouplingError: the outputs depend on the companion.
+    Returns:
+      A function that waits for the outcome, and raises BatchCouplingError if the outputs depend on the companion.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((context, list(sets)))):
-        return
+        return lambda: None
     for arrays in sets:
         pair, differ = _two_examples(sets[0], arrays)
         if arrays is sets[-1] or differ:  # of the last set its value is not waited for
             break
-    dependence = float(_dependence(outputs_fn, fn, context, pair))
-    if dependence > _MAX_DEPENDENCE and dependence > _rounding(functools.partial(outputs_fn, fn), context, pair):
-        raise BatchCouplingError(
-            "examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from those "
-            f"alone (relative change {dependence:.2g}). {advice}"
-        )
+    measured = _dependence(outputs_fn, fn, context, pair)
+
+    def wait() -> None:
+        dependence = float(measured)
+        if dependence > _MAX_DEPENDENCE and dependence > _rounding(functools.partial(outputs_fn, fn), context, pair):
+            raise BatchCouplingError(
+                "examples are coupled, for instance by batch statistics: beside another example the outputs of an example differ from "
+                f"those alone (relative change {dependence:.2g}). {advice}"
+            )
+
+    return wait
 
 
 @jax.jit  # optimised, since it may look at many examples
@@ -412,6 +424,7 @@ def _as_array(value: Any, name: str, *, complex_numbers: bool = False) -> jax.Ar
     return array
 
 
+@functools.cache  # JAX's comparisons of dtypes take microseconds, for each array of each call
 def _kind(dtype: Any) -> str:
     """One of "float", "half", "complex", "integer", "bool", "other"."""
     if jnp.issubdtype(dtype, jnp.floating):

@@ -39,6 +39,7 @@ Accuracy = Literal["vectors", "values"]
 _FIRST_CAPACITY = 16
 _INSIDE = "call this outside of jit, vmap and sweeps; inside of them use largest_eigenvalue and trace of jaxbp.landscape.sharpness"
 _CHECK_EVERY = 4  # steps; each check synchronises with the device and solves a small eigenproblem
+_NEAR = 100  # times the tolerances; from there each step is checked
 
 
 class Eigenvalue(NamedTuple):
@@ -46,8 +47,8 @@ class Eigenvalue(NamedTuple):
 
     Attributes:
       value: Ritz value; always inside the true spectrum.
-      residual: ||A v - value v|| for the unit vector ``vector``, from one more product; some eigenvalue of a symmetric A lies within it
-        of ``value``, up to rounding.
+      residual: ||A v - value v|| for the unit vector ``vector``, from one more product, or from Lanczos' recurrence where values alone
+        were asked for; some eigenvalue of a symmetric A lies within it of ``value``, up to rounding.
       converged: whether what was asked for, the residual or the error, is within the tolerance.
       bound: limit of the extreme eigenvalue: with probability ``confidence`` the eigenvalue lies between ``value`` and ``bound``.
       confidence: of the bounds at both ends together.
@@ -164,8 +165,8 @@ def extreme_eigenvalues(
     The iteration stops when both residuals are at most ``rtol`` times their Ritz value plus ``atol`` times the largest absolute Ritz
     value, or after ``max_products`` products. An end that has not converged has ``converged=False`` and its residual. Since the error
     of a value is of the order of the squared residual, ``accuracy="values"`` asks the same of `Eigenvalue.error` and needs fewer
-    products. Where eigenvalues lie close together at an end, that is met by the second of them more often before the first shows: in
-    8 of 800 ends of random spectra, by residuals in none. The bounds hold all the same.
+    products, none of them to measure residuals. Where eigenvalues lie close together at an end, that is met by the second of them
+    more often before the first shows: in 15 of 800 ends of random spectra, by residuals in 1. The bounds hold all the same.
 
     The bounds: an extreme eigenvalue l outside the Ritz values t_i satisfies |c| prod(l - t_i) <= prod(beta_i), with c the component of the
     start vector along the eigenvector, and c is small with small probability only (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J.
@@ -178,7 +179,7 @@ def extreme_eigenvalues(
       atol: tolerance relative to the largest absolute eigenvalue; default 32 epsilon of the dtype, about the rounding error.
       accuracy: what has to be within the tolerances: "vectors", the residuals, for eigenvectors too, or "values", the errors of the two
         eigenvalues alone.
-      max_products: largest number of products in the iteration; two more products measure the residuals.
+      max_products: largest number of products in the iteration; for vectors two more measure the residuals.
       confidence: probability with which ``bound`` holds at both ends together.
 
     Raises:
@@ -196,8 +197,9 @@ def extreme_eigenvalues(
     least_component = (
         0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)
     )  # smaller with the probability that the two bounds may fail
+    near = False
     for step, (basis, entries) in enumerate(_steps(matvec, start), 1):
-        if step % _CHECK_EVERY and step != limit:
+        if not near and step % _CHECK_EVERY and step != limit:
             continue
         diagonal, off = _on_host(entries)
         if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
@@ -207,22 +209,24 @@ def extreme_eigenvalues(
         residuals = np.abs(off[-1] * vectors[-1])
         gaps, scale = _gaps(ritz, residuals), np.abs(ritz).max()
         ends = residuals[[0, -1]]
-        estimates = ends if accuracy == "vectors" else _errors(ends, gaps)
-        done = estimates <= rtol * np.abs(ritz[[0, -1]]) + atol * scale
-        if done.all() or step >= limit or len(diagonal) < step:
+        estimates, tolerances = ends if accuracy == "vectors" else _errors(ends, gaps), rtol * np.abs(ritz[[0, -1]]) + atol * scale
+        near = bool((estimates <= _NEAR * tolerances).all())
+        if (estimates <= tolerances).all() or step >= limit or len(diagonal) < step:
             break
     with np.errstate(divide="ignore"):
         log_betas = float(np.log(off).sum())
     bounds = -_largest(-ritz[::-1], log_betas, least_component), _largest(ritz, log_betas, least_component)
     found = []
     for i, bound, gap in zip((0, -1), bounds, gaps, strict=True):
-        value, residual, vector = _pair(matvec, basis, vectors[:, i])
+        value, residual, vector = float(ritz[i]), float(residuals[i]), _ritz_vector(basis, vectors[:, i])
+        if accuracy == "vectors":
+            value, residual = _measured(matvec, vector)
         error = float(_errors(residual, gap))
         reached = residual if accuracy == "vectors" else error
         converged = bool(reached <= rtol * abs(value) + atol * scale)
         found.append(Eigenvalue(value, residual, converged, float(bound), confidence, vector, error))
     smallest, largest = found
-    return Extremes(smallest, largest, step + 2, ritz, log_betas, dimension)
+    return Extremes(smallest, largest, step + (2 if accuracy == "vectors" else 0), ritz, log_betas, dimension)
 
 
 def spectral_density(
@@ -390,13 +394,16 @@ def _errors(residuals: Any, gaps: Any) -> np.ndarray:
     return residuals * (residuals / np.maximum(np.maximum(gaps, residuals), np.finfo(float).tiny))
 
 
-def _pair(matvec: Matvec, basis: jax.Array, coefficients: np.ndarray) -> tuple[float, float, jax.Array]:
-    """Ritz value, its residual by one more product, and Ritz vector."""
+def _ritz_vector(basis: jax.Array, coefficients: np.ndarray) -> jax.Array:
     padded = np.zeros(basis.shape[0], basis.dtype)  # padding to the capacity keeps the number of compiled shapes small
     padded[: len(coefficients)] = coefficients
-    vector = _combination(padded, basis)
+    return _combination(padded, basis)
+
+
+def _measured(matvec: Matvec, vector: jax.Array) -> tuple[float, float]:
+    """Rayleigh quotient of a unit vector and its residual, by one product."""
     scale, value, residual = map(float, _rayleigh(vector, matvec(vector)))
-    return scale * value, scale * residual, vector
+    return scale * value, scale * residual
 
 
 @jax.jit

@@ -18,14 +18,15 @@ with N C outputs, which is the right kernel for batch statistics.
 """
 
 import functools
+import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -36,6 +37,8 @@ from jaxbp.ntk._blocks import ApplyFn, InPrecision, KernelSpec, compiled_kernel,
 MEMORY = 2 * 2**30
 FAST_COMPILE_OPTIONS = {"xla_backend_optimization_level": 0}
 METHODS = _contraction.METHODS
+
+_KEPT_BYTES = 2**14  # of directions that stay on a device from one kernel to the next
 
 
 class InsufficientMemoryError(ValueError):
@@ -97,12 +100,14 @@ def empirical_ntk(
     options = tuple(sorted((compiler_options or {}).items()))
     spec = KernelSpec(apply_fn, logits, pairs, coupled, method, devices if len(devices) > 1 else (), options)
     num_outputs = _check(spec, params, x1, x2, state)
+    wait_for_check = _coupling_check(spec, params, [x for x in (x1, x2) if x is not None], state)
     if compute_dtype is not None:
         spec = spec._replace(apply_fn=InPrecision(apply_fn, checks.real_dtype(compute_dtype, "compute_dtype")))
     params, *examples, state = _placed(spec, (params, x1, x2, state))
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    dtype = jnp.result_type(*{leaf.dtype for leaf in jax.tree.leaves(params)})
     sides = tuple(_Side(spec, x, num_outputs, dtype) for x in examples if x is not None)
     kernel = _BlockedKernel(spec, params, state, sides).compute(memory)
+    wait_for_check()
     return _finish(spec, kernel, sides)
 
 
@@ -142,9 +147,23 @@ def _check(spec: KernelSpec, params: Any, x1: Any, x2: Any, state: Any) -> int:
     is_name = spec.logits in (*_contraction.LOGITS, "sum")
     if not is_name and not (isinstance(spec.logits, int) and 0 <= spec.logits < num_outputs):
         raise ValueError(f"logits must be full, trace, diagonal, sum or from 0 to {num_outputs - 1}, got {spec.logits!r}")
-    if not spec.coupled:
-        refuse_coupling(spec.apply_fn, params, [x for x in (x1, x2) if x is not None], state)
     return num_outputs
+
+
+def _coupling_check(spec: KernelSpec, params: Any, sets: Sequence[Any], state: Any) -> Callable[[], None]:
+    """Begin to check that examples are independent; for the first kernel of a spec, which has to be compiled, the check is waited for."""
+    if spec.coupled:
+        return lambda: None
+    wait = _begin_check(spec.apply_fn, params, sets, state)
+    if next(_kernels_so_far(spec)) == 0:
+        wait()
+        return lambda: None
+    return wait
+
+
+@functools.lru_cache(maxsize=64)
+def _kernels_so_far(spec: KernelSpec) -> Iterator[int]:
+    return itertools.count()
 
 
 def _check_alike(x1: Any, x2: Any) -> None:
@@ -198,9 +217,14 @@ def _traced(*trees: Any) -> bool:
 
 def refuse_coupling(apply_fn: ApplyFn, params: Any, sets: Sequence[Any], state: Any = None) -> None:
     """Raise `BatchCouplingError` if the outputs of two different examples of the sets differ alone and in a batch; traced values pass."""
+    _begin_check(apply_fn, params, sets, state)()
+
+
+def _begin_check(apply_fn: ApplyFn, params: Any, sets: Sequence[Any], state: Any) -> Callable[[], None]:
+    """`refuse_coupling` in two steps: the function that is returned waits for the outcome."""
     advice = "Use stored statistics, or take the batch as a whole (coupled=True for a kernel, no chunk_size for its products)"
     fn = _OfLeaves(apply_fn, jax.tree.structure(sets[0]))
-    checks.independent_examples(_outputs_of, fn, (params, state), [tuple(jax.tree.leaves(x)) for x in sets], advice)
+    return checks.examples_check(_outputs_of, fn, (params, state), [tuple(jax.tree.leaves(x)) for x in sets], advice)
 
 
 class _OfLeaves(NamedTuple):
@@ -328,14 +352,26 @@ class _BlockedKernel(NamedTuple):
 
     def _items(self, side: _Side, start: int, block: _Block) -> tuple[Any, jax.Array]:
         """Examples and directions of one side of a block, on the devices of the examples."""
-        x, unit_vectors = side.block(start, block.size, block.logits)
-        return x, jnp.asarray(unit_vectors) if _traced(x) else jax.device_put(unit_vectors, jax.tree.leaves(x)[0].sharding)
+        x, directions = side.block(start, block.size, block.logits)
+        return x, jnp.asarray(directions) if _traced(x) else _on_devices(directions, jax.tree.leaves(x)[0].sharding)
 
     def _trimmed(self, kernel: jax.Array) -> jax.Array:
         """The kernel without the padding of the last blocks."""
         sides = self.sides[:1] if self.spec.pairs == "same" else (self.sides[0], self.sides[-1])
         whole = tuple(side.length for side in sides)
         return kernel if kernel.shape[: len(whole)] == whole else kernel[tuple(slice(length) for length in whole)]
+
+
+def _on_devices(directions: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Directions where the examples are; few are put there once, since that takes half a millisecond."""
+    if directions.nbytes > _KEPT_BYTES:
+        return jax.device_put(directions, sharding)
+    return _kept_on_devices(directions.tobytes(), directions.shape, directions.dtype.str, sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_on_devices(content: bytes, shape: tuple[int, ...], dtype: str, sharding: Sharding) -> jax.Array:
+    return jax.device_put(np.frombuffer(content, dtype).reshape(shape), sharding)
 
 
 def _joined(parts: list[jax.Array], axis: int) -> jax.Array:

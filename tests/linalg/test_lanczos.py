@@ -199,6 +199,28 @@ def test_values_need_fewer_products_and_errors_hold(dtype):
             assert max(end.residual / abs(end.value) for end in quick[:2]) > 1e-3  # which is not within the tolerance
 
 
+@pytest.mark.parametrize("accuracy", ["vectors", "values"])
+def test_products_are_counted_and_end_with_the_first_step_that_will_do(x64, accuracy):
+    # Values alone take no product of their own for residuals, which are right nevertheless.
+    rng = np.random.default_rng(6)
+    diagonal = jnp.asarray(np.concatenate([[50, -0.05], rng.uniform(0, 1, 298)]))
+    calls = []
+
+    def matvec(v):
+        calls.append(v)
+        return diagonal * v
+
+    result = landscape.extreme_eigenvalues(matvec, gaussian(300, 4), accuracy=accuracy)
+    assert result.num_products == len(calls)
+    for end in result[:2]:
+        assert end.converged
+        assert end.residual == pytest.approx(float(jnp.linalg.norm(diagonal * end.vector - end.value * end.vector)), abs=1e-12)
+    most = result.num_products - (2 if accuracy == "vectors" else 0)
+    assert most % 4  # so that looking at every fourth step alone would have gone on
+    cut = landscape.extreme_eigenvalues(matvec, gaussian(300, 4), accuracy=accuracy, max_products=most - 1)
+    assert not (cut.smallest.converged and cut.largest.converged)
+
+
 def test_an_unknown_accuracy_is_refused():
     with pytest.raises(ValueError, match="accuracy must be one of vectors, values, got 'value'"):
         landscape.extreme_eigenvalues(lambda v: v, gaussian(3, dtype=np.float32), accuracy="value")

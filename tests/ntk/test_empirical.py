@@ -361,6 +361,18 @@ def test_coupled_examples_are_refused_and_named():
         ntk.empirical_ntk(hidden, variables["params"], x)
 
 
+def test_coupling_is_found_in_later_calls_too():
+    def coupled_by(params, x):
+        return x @ params["w"] + params["mixing"] * x.mean(0) @ params["w"]
+
+    images = jax.random.normal(jax.random.key(0), (4, 3))
+    params = {"w": jnp.ones((3, 2)), "mixing": jnp.zeros(())}
+    for _ in range(2):
+        ntk.empirical_ntk(coupled_by, params, images)
+    with pytest.raises(ntk.BatchCouplingError):
+        ntk.empirical_ntk(coupled_by, params | {"mixing": jnp.ones(())}, images)
+
+
 def test_the_mode_of_a_free_batch_norm_is_steered():
     class Free(nn.Module):
         @nn.compact
