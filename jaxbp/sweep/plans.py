@@ -113,13 +113,17 @@ def evaluate(
     Raises:
       ValueError: an unknown plan, or ``runs`` without a common leading axis.
     """
-    num_runs = _num_runs(runs)
+    num_runs, given = _num_runs(runs), devices
     devices = tuple(devices or jax.local_devices())
     plan = plan_of(fn, runs, *shared, plan=plan, devices=devices)
+    devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
+    if given and len(devices) == 1 and devices[0] != _default_device():
+        with jax.default_device(devices[0]):
+            runs, shared = jax.device_put((runs, shared), devices[0])
+            return evaluate(fn, runs, *shared, plan=plan, devices=devices, memory=memory)
     if plan == "loop":
         return _loop(jitted(fn), runs, num_runs, shared)
     within = plan.removeprefix("shard-")
-    devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
     mesh = make_mesh(devices=devices) if len(devices) > 1 else None
     share = -(-num_runs // len(devices))
     if memory is None and devices[0].platform != "cpu":
@@ -135,6 +139,12 @@ def evaluate(
         is_full = len(places) == capacity * len(devices)
         chunks.append(outputs if is_full else jax.tree.map(lambda a, places=places: a[places], outputs))
     return chunks[0] if len(chunks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
+
+
+def _default_device() -> Any:
+    """The device on which JAX computes what is nowhere in particular."""
+    default = jax.config.jax_default_device
+    return jax.local_devices(backend=default)[0] if default is None or isinstance(default, str) else default
 
 
 def _capacity(fn: Callable, mesh: Mesh | None, runs: Any, shared: tuple, num_devices: int, share: int, memory: float) -> int:

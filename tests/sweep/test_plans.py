@@ -110,6 +110,15 @@ def test_shards_use_all_devices_and_no_more_than_there_are_runs():
     assert len(single.sharding.device_set) == 1
 
 
+@pytest.mark.parametrize("plan", sweep.PLANS)
+def test_a_single_device_computes_what_it_is_given(plan):
+    last = jax.devices()[-1]
+    assert last != jax.devices()[0]
+    sums = sweep.evaluate(lambda run, shared: run + shared, jnp.arange(3.0), jnp.ones(2), plan=plan, devices=[last])
+    assert sums.devices() == {last}
+    np.testing.assert_array_equal(sums, [[1, 1], [2, 2], [3, 3]])
+
+
 @pytest.mark.slow
 def test_a_diverged_seed_leaves_the_others_alone(problem):
     given = {"key": sweep.keys(range(3)), "learning_rate": jnp.array([0.05, 1e30, 0.05])}
