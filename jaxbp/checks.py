@@ -270,7 +270,11 @@ def logits_type(apply_fn: Callable, *args: Any, name: str = "apply_fn", num_exam
 def independent_examples(
     outputs_fn: Callable[..., jax.Array], fn: Any, context: Any, sets: Sequence[tuple[jax.Array, ...]], advice: str
 ) -> None:
-    """`examples_check`, waited for."""
+    """Wait for an `examples_check`.
+
+    Raises:
+      BatchCouplingError: the outputs of an example depend on its companion.
+    """
     examples_check(outputs_fn, fn, context, sets, advice)()
 
 

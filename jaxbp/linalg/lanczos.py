@@ -209,7 +209,8 @@ def extreme_eigenvalues(
         residuals = np.abs(off[-1] * vectors[-1])
         gaps, scale = _gaps(ritz, residuals), np.abs(ritz).max()
         ends = residuals[[0, -1]]
-        estimates, tolerances = ends if accuracy == "vectors" else _errors(ends, gaps), rtol * np.abs(ritz[[0, -1]]) + atol * scale
+        estimates = ends if accuracy == "vectors" else _errors(ends, gaps)
+        tolerances = rtol * np.abs(ritz[[0, -1]]) + atol * scale
         near = bool((estimates <= _NEAR * tolerances).all())
         if (estimates <= tolerances).all() or step >= limit or len(diagonal) < step:
             break

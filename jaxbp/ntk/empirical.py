@@ -18,9 +18,8 @@ with N C outputs, which is the right kernel for batch statistics.
 """
 
 import functools
-import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,19 +150,24 @@ def _check(spec: KernelSpec, params: Any, x1: Any, x2: Any, state: Any) -> int:
 
 
 def _coupling_check(spec: KernelSpec, params: Any, sets: Sequence[Any], state: Any) -> Callable[[], None]:
-    """Begin to check that examples are independent; for the first kernel of a spec, which has to be compiled, the check is waited for."""
+    """Begin to check that examples are independent, which the function that is returned waits for.
+
+    Until a kernel of the spec has passed it is waited for at once, since what is coupled need not be compiled.
+    """
     if spec.coupled:
         return lambda: None
-    wait = _begin_check(spec.apply_fn, params, sets, state)
-    if next(_kernels_so_far(spec)) == 0:
+    wait, passed = _begin_check(spec.apply_fn, params, sets, state), _passed(spec)
+    if not passed:
         wait()
+        passed.append(True)
         return lambda: None
     return wait
 
 
 @functools.lru_cache(maxsize=64)
-def _kernels_so_far(spec: KernelSpec) -> Iterator[int]:
-    return itertools.count()
+def _passed(spec: KernelSpec) -> list[bool]:
+    """What `_coupling_check` notes of a spec: empty until a kernel has passed."""
+    return []
 
 
 def _check_alike(x1: Any, x2: Any) -> None:
