@@ -375,7 +375,8 @@ def _on_devices(directions: np.ndarray, sharding: Sharding) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def _kept_on_devices(content: bytes, shape: tuple[int, ...], dtype: str, sharding: Sharding) -> jax.Array:
-    return jax.device_put(np.frombuffer(content, dtype).reshape(shape), sharding)
+    with jax.ensure_compile_time_eval():  # an array, also where an outer function is being traced
+        return jax.device_put(np.frombuffer(content, dtype).reshape(shape), sharding)
 
 
 def _joined(parts: list[jax.Array], axis: int) -> jax.Array:
