@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from jaxbp import sweep as sweeps
+from jaxbp.ops import platform
 
 _KEPT = 32  # functions whose programs are kept
 
@@ -49,7 +50,7 @@ def along(axes: str | Sequence[str], values: Any) -> NamedArray:
 
 def device() -> Any:
     """The device of the job that is being computed."""
-    return jax.config.jax_default_device or jax.local_devices()[0]
+    return platform.default_device()
 
 
 def sweep(

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxbp.ops import platform
 from jaxbp.runtime import jax_setup, program_cost
 from jaxbp.runtime.program_cost import ProgramCost
 
@@ -66,7 +67,7 @@ def timed(record: JobTime) -> Iterator[None]:
     """Fill in what the body takes, in this thread."""
     timing = _Timing(record)
     _of_thread.timing, began = timing, time.monotonic()
-    record.device = (jax.config.jax_default_device or jax.local_devices()[0]).device_kind
+    record.device = platform.default_device().device_kind
     with _running_lock:
         _running.append(timing)
     try:
@@ -129,7 +130,7 @@ def _note_compilation(event: str, duration_secs: float, **facts: Any) -> None:
 def _cost_of(name: str) -> ProgramCost:
     """The cost of the program ``name`` that was compiled last; none where the client does not list its executables."""
     with contextlib.suppress(AttributeError, LookupError, ValueError, RuntimeError, NotImplementedError):  # never fails a job
-        device = jax.config.jax_default_device or jax.local_devices()[0]
+        device = platform.default_device()
         for executable in device.client.live_executables()[:_RECENT]:
             if _letters(executable.hlo_modules()[0].name) == _letters(name):
                 return program_cost.of_executable(executable)

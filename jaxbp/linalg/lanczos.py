@@ -197,37 +197,21 @@ def extreme_eigenvalues(
     least_component = (
         0.5 * (1 - confidence) / math.sqrt(2 * dimension / math.pi)
     )  # smaller with the probability that the two bounds may fail
-    near = False
-    for step, (basis, entries) in enumerate(_steps(matvec, start), 1):
-        if not near and step % _CHECK_EVERY and step != limit:
-            continue
-        diagonal, off = _on_host(entries)
-        if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
-            return _not_finite(start, step, confidence)
-        diagonal, off = _until_breakdown(diagonal, off, 4 * epsilon)
-        ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
-        residuals = np.abs(off[-1] * vectors[-1])
-        gaps, scale = _gaps(ritz, residuals), np.abs(ritz).max()
-        ends = residuals[[0, -1]]
-        estimates = ends if accuracy == "vectors" else _errors(ends, gaps)
-        tolerances = rtol * np.abs(ritz[[0, -1]]) + atol * scale
-        near = bool((estimates <= _NEAR * tolerances).all())
-        if (estimates <= tolerances).all() or step >= limit or len(diagonal) < step:
-            break
-    with np.errstate(divide="ignore"):
-        log_betas = float(np.log(off).sum())
-    bounds = -_largest(-ritz[::-1], log_betas, least_component), _largest(ritz, log_betas, least_component)
-    found = []
-    for i, bound, gap in zip((0, -1), bounds, gaps, strict=True):
-        value, residual, vector = float(ritz[i]), float(residuals[i]), _ritz_vector(basis, vectors[:, i])
+    wanted = _Wanted(accuracy, rtol, atol)
+    found = _until_found(matvec, start, wanted, limit, 4 * epsilon)
+    if isinstance(found, int):
+        return _not_finite(start, found, confidence)
+    bounds = -_largest(-found.ritz[::-1], found.log_betas, least_component), _largest(found.ritz, found.log_betas, least_component)
+    ends = []
+    for i, bound, gap in zip((0, -1), bounds, found.gaps, strict=True):
+        value, residual, vector = float(found.ritz[i]), float(found.residuals[i]), _ritz_vector(found.basis, found.vectors[:, i])
         if accuracy == "vectors":
             value, residual = _measured(matvec, vector)
-        error = float(_errors(residual, gap))
-        reached = residual if accuracy == "vectors" else error
-        converged = bool(reached <= rtol * abs(value) + atol * scale)
-        found.append(Eigenvalue(value, residual, converged, float(bound), confidence, vector, error))
-    smallest, largest = found
-    return Extremes(smallest, largest, step + (2 if accuracy == "vectors" else 0), ritz, log_betas, dimension)
+        converged = bool(wanted.errors(residual, gap) <= wanted.tolerances(value, found.scale))
+        ends.append(Eigenvalue(value, residual, converged, float(bound), confidence, vector, float(_errors(residual, gap))))
+    num_products = found.num_products + (2 if accuracy == "vectors" else 0)
+    smallest, largest = ends
+    return Extremes(smallest, largest, num_products, found.ritz, found.log_betas, dimension)
 
 
 def spectral_density(
@@ -325,6 +309,58 @@ def _on_host(entries: list[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[np.
     """Diagonal and off-diagonal of Lanczos' matrix in float64."""
     scales, alphas, betas = np.array(jax.device_get(entries), float).T
     return scales * alphas, scales * betas
+
+
+class _Wanted(NamedTuple):
+    """What has to be within the tolerances; see `extreme_eigenvalues`."""
+
+    accuracy: Accuracy
+    rtol: float
+    atol: float
+
+    def errors(self, residuals: Any, gaps: Any) -> Any:
+        return residuals if self.accuracy == "vectors" else _errors(residuals, gaps)
+
+    def tolerances(self, values: Any, scale: float) -> Any:
+        return self.rtol * np.abs(values) + self.atol * scale
+
+
+class _Found(NamedTuple):
+    """Lanczos' iteration where it stopped: k Ritz values, vectors in the basis and residuals, and `_gaps`."""
+
+    num_products: int
+    basis: jax.Array
+    ritz: np.ndarray
+    vectors: np.ndarray
+    residuals: np.ndarray
+    gaps: np.ndarray
+    log_betas: float
+
+    @property
+    def scale(self) -> float:
+        return float(np.abs(self.ritz).max())
+
+
+def _until_found(matvec: Matvec, start: jax.Array, wanted: _Wanted, limit: int, breakdown: float) -> _Found | int:
+    """Iterate until both ends are as wanted, or for ``limit`` products; the number of products where one is not finite."""
+    near = False
+    for step, (basis, entries) in enumerate(_steps(matvec, start), 1):
+        if not near and step % _CHECK_EVERY and step != limit:
+            continue
+        diagonal, off = _on_host(entries)
+        if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
+            return step
+        diagonal, off = _until_breakdown(diagonal, off, breakdown)
+        ritz, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off[:-1])
+        residuals = np.abs(off[-1] * vectors[-1])
+        gaps = _gaps(ritz, residuals)
+        errors, tolerances = wanted.errors(residuals[[0, -1]], gaps), wanted.tolerances(ritz[[0, -1]], np.abs(ritz).max())
+        near = bool((errors <= _NEAR * tolerances).all())
+        if (errors <= tolerances).all() or step >= limit or len(diagonal) < step:
+            break
+    with np.errstate(divide="ignore"):
+        log_betas = float(np.log(off).sum())
+    return _Found(step, basis, ritz, vectors, residuals, gaps, log_betas)
 
 
 @jax.jit

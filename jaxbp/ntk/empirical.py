@@ -156,17 +156,17 @@ def _coupling_check(spec: KernelSpec, params: Any, sets: Sequence[Any], state: A
     """
     if spec.coupled:
         return lambda: None
-    wait, passed = _begin_check(spec.apply_fn, params, sets, state), _passed(spec)
-    if not passed:
-        wait()
-        passed.append(True)
-        return lambda: None
-    return wait
+    wait = _begin_check(spec.apply_fn, params, sets, state)
+    if _traced(params, sets, state) or (passed := _passed(spec)):
+        return wait
+    wait()
+    passed.append(True)
+    return lambda: None
 
 
 @functools.lru_cache(maxsize=64)
 def _passed(spec: KernelSpec) -> list[bool]:
-    """What `_coupling_check` notes of a spec: empty until a kernel has passed."""
+    """What `_coupling_check` notes of a spec: empty until a kernel has passed; traced values, which nobody checks, do not count."""
     return []
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxbp.jaxprs import op_count
+from jaxbp.ops import platform
 from jaxbp.runtime import device_memory
 from jaxbp.runtime.program_cache import program_cache
 from jaxbp.sweep import _memory
@@ -113,11 +114,11 @@ def evaluate(
     Raises:
       ValueError: an unknown plan, or ``runs`` without a common leading axis.
     """
-    num_runs, given = _num_runs(runs), devices
+    num_runs, are_given = _num_runs(runs), bool(devices)
     devices = tuple(devices or jax.local_devices())
     plan = plan_of(fn, runs, *shared, plan=plan, devices=devices)
     devices = devices[: min(num_runs, len(devices)) if plan.startswith("shard") else 1]
-    if given and len(devices) == 1 and devices[0] != _default_device():
+    if are_given and len(devices) == 1 and devices[0] != platform.default_device():
         with jax.default_device(devices[0]):
             runs, shared = jax.device_put((runs, shared), devices[0])
             return evaluate(fn, runs, *shared, plan=plan, devices=devices, memory=memory)
@@ -139,12 +140,6 @@ def evaluate(
         is_full = len(places) == capacity * len(devices)
         chunks.append(outputs if is_full else jax.tree.map(lambda a, places=places: a[places], outputs))
     return chunks[0] if len(chunks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
-
-
-def _default_device() -> Any:
-    """The device on which JAX computes what is nowhere in particular."""
-    default = jax.config.jax_default_device
-    return jax.local_devices(backend=default)[0] if default is None or isinstance(default, str) else default
 
 
 def _capacity(fn: Callable, mesh: Mesh | None, runs: Any, shared: tuple, num_devices: int, share: int, memory: float) -> int:

@@ -422,6 +422,16 @@ def test_blocks_keep_to_the_memory_and_change_nothing(coupled, monkeypatch):
         run(memory=1000)
 
 
+def test_what_stays_on_a_device_is_no_tracer():
+    def fn(params, x):
+        return jnp.tanh(x @ params["w"])
+
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 11))}  # as many outputs as no other test has
+    x = jax.random.normal(jax.random.key(1), (2, 3))
+    inside = jax.jit(lambda p: ntk.empirical_ntk(fn, p, x))(params)
+    np.testing.assert_allclose(inside, ntk.empirical_ntk(fn, params, x), rtol=1e-5, atol=1e-6)
+
+
 def test_inside_other_transformations():
     fn, params, x = ready(*NETS["mlp"])
     truth = dense_kernel(fn, params, x)
