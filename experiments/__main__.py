@@ -112,7 +112,7 @@ def main() -> None:
             if not (folder / name_of(package) / "verdicts.json").exists()
         }
         lab.check_data(unfinished)
-        devices = lab.start_jax(arguments.cluster)
+        devices = lab.start_jax(arguments.cluster, for_hours=lab.takes_hours(arguments.preset))
         execute = importlib.import_module("jaxbp.lab.execute")  # the one door to JAX
         sections: dict[str, Any] = {}
         failures: list[str] = []

@@ -67,7 +67,7 @@ def main() -> None:
         names = ("preset", "seeds", "first_seed", "until_decided", "most_seeds", "data_dir")
         settings = package.Arguments(**{name: getattr(arguments, name) for name in names})
         settings.settings()  # wrong arguments are told before JAX starts
-        devices = lab.start_jax(arguments.cluster)
+        devices = lab.start_jax(arguments.cluster, for_hours=lab.takes_hours(arguments.preset))
         options = lab.MapOptions(
             num_cells=arguments.cells,
             sampling=arguments.sampling,

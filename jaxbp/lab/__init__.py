@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxbp.lab.cli import guarded, load, main, report_failure
-from jaxbp.lab.settings import Arguments, Settings, SettingsError, check_data, looks_of, network_module, with_networks
+from jaxbp.lab.settings import Arguments, Settings, SettingsError, check_data, looks_of, network_module, takes_hours, with_networks
 from jaxbp.runtime.cluster import ONE_PROCESS, Cluster
 from jaxbp.runtime.machines import NOWHERE_ELSE, Elsewhere
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from jaxbp.lab.settings import Arguments
+from jaxbp.lab.settings import Arguments, takes_hours
 from jaxbp.runtime import preemption
 
 
@@ -33,7 +33,8 @@ def main(arguments: type[Arguments], study: Any) -> None:
     folder = options.out or Path("runs") / f"{folder_name(module)}-{options.preset}"
     with guarded(folder):
         settings, machine = options.settings(), options.elsewhere.machine
-        devices = importlib.import_module("jaxbp.runtime.jax_setup").start_jax(options.cluster)  # the one door to JAX
+        jax_setup = importlib.import_module("jaxbp.runtime.jax_setup")  # the one door to JAX
+        devices = jax_setup.start_jax(options.cluster, for_hours=takes_hours(options.preset))
         execute = importlib.import_module("jaxbp.lab.execute")
         if options.plan or machine:
             execute.print_cost(load(study), settings, folder, num_workers=len(devices), elsewhere=options.elsewhere)

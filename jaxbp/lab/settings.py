@@ -197,6 +197,11 @@ def as_json(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value) if isinstance(value, Path) else value
 
 
+def takes_hours(preset: str) -> bool:
+    """Whether two cores compute for hours at this preset: then its programs had better be fast than soon compiled."""
+    return preset in ("standard", "paper")
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """The command line of a study; each study adds its own options, and its ``presets``."""

@@ -24,18 +24,19 @@ from jaxbp.runtime.cluster import Cluster
 _PACKAGES = ("jaxbp", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
-def start_jax(cluster: Cluster | None = None) -> list[str]:
+def start_jax(cluster: Cluster | None = None, *, for_hours: bool = False) -> list[str]:
     """Enable JAX's persistent compilation cache, make each CPU core a device, and join the other processes of ``cluster``.
 
     The cache keeps programs of any compile time, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise.
-    Without an accelerator, XLA compiles with fewer optimisations: see `compile_quickly`.
+    Without an accelerator, XLA compiles with fewer optimisations: see `compile_quickly`. A run ``for_hours`` keeps those that its
+    programs gain by.
 
     Returns:
       The names of the devices of this process.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxbp" / "xla"
     if _has_cpus_alone(jax.config.jax_platforms):
-        compile_quickly()
+        compile_quickly(fuse_loops_anew=for_hours)
         # XLA's own caches serve GPUs. With them the key of a program holds the path of the cache, and a cache that was moved finds nothing.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if jax.config.jax_compilation_cache_dir is None:
@@ -85,16 +86,16 @@ def _has_cpus_alone(platforms: str | None) -> bool:
     return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
-def compile_quickly(level: int = 1) -> None:
+def compile_quickly(level: int = 1, *, fuse_loops_anew: bool = False) -> None:
     """Reduce XLA's compile time on CPUs; flags in XLA_FLAGS take precedence. Call this before JAX lists devices.
 
     LLVM optimises at ``level``. On two cores, level 1 compiles a training program of a small ResNet in 0.4 of the time of level 3, XLA's
     default, and the program runs equally fast within noise: its matrix products are precompiled. At level 0 the program is four times
-    slower. Under jaxlib 0.10 loops are also fused without the newer emitters (later versions reject the flag): compile time falls to 0.55
-    again, training runs equally fast, attacks about a fifth slower.
+    slower. Under jaxlib 0.10 loops are also fused without the newer emitters, unless ``fuse_loops_anew`` (later versions reject the flag):
+    compile time falls to 0.55 to 0.81 again, and programs take 0.9 to 1.3 times as long (see the guide to machines).
     """
     wanted = {"xla_backend_optimization_level": str(level)}
-    if jaxlib.__version__.startswith("0.10."):
+    if jaxlib.__version__.startswith("0.10.") and not fuse_loops_anew:
         wanted["xla_cpu_use_fusion_emitters"] = "false"
     given = os.environ.get("XLA_FLAGS", "")
     added = [f"--{name}={value}" for name, value in wanted.items() if name not in given]

@@ -70,3 +70,17 @@ def test_programs_are_compiled_quickly_where_there_are_cpus_alone(monkeypatch):
         monkeypatch.setenv("XLA_FLAGS", given)
         jax_setup.compile_quickly()
         assert os.environ["XLA_FLAGS"] == expected
+    monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    jax_setup.compile_quickly(fuse_loops_anew=True)
+    assert os.environ["XLA_FLAGS"] == first
+
+
+@pytest.mark.parametrize(("preset", "fuses_anew"), [("quick", False), ("standard", True)])
+def test_programs_of_presets_that_take_hours_keep_the_newer_fusions(preset, fuses_anew):
+    program = f"import os; from jaxbp import lab; lab.start_jax(for_hours=lab.takes_hours('{preset}')); print(os.environ['XLA_FLAGS'])"
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    flags = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
+    expected = not fuses_anew and jaxlib.__version__.startswith("0.10.")
+    assert ("xla_cpu_use_fusion_emitters=false" in flags) == expected
+    assert "xla_backend_optimization_level=1" in flags
